@@ -1,0 +1,67 @@
+"""The mistakes that a user can make, each told in one line.
+
+Everything that clprompt raises for a reason outside its own code is a `ClpromptError`; its `str()` is the line
+that the command line prints. Any other exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class ClpromptError(Exception):
+    """Base class; `str(error)` is the one line that a user sees."""
+
+
+class ConfigError(ClpromptError, ValueError):
+    """An unknown key or name, a wrong type, a value out of range."""
+
+
+class DataError(ClpromptError, ValueError):
+    """Data that is missing, labels that do not fit, images that cannot be read."""
+
+
+class BackboneError(ClpromptError, ValueError):
+    """A vision transformer that is not supported, or a checkpoint that does not fit it."""
+
+
+class CheckpointError(ClpromptError, RuntimeError):
+    """A checkpoint that is missing, unsafe to load, or of another configuration."""
+
+
+class RunFolderError(ClpromptError, RuntimeError):
+    """A folder that is locked, already complete, or not the folder of a run."""
+
+
+class ProtocolError(ClpromptError, RuntimeError):
+    """A model used in the wrong order: a label that was never observed, `begin_experience` left out."""
+
+
+class Interrupted(ClpromptError):
+    """A run that was asked to stop and has written its checkpoint.
+
+    Args:
+        signal: number of the signal that stopped it, 2 (SIGINT) or 15 (SIGTERM).
+        folders: run folders that `clprompt resume` continues.
+    """
+
+    def __init__(self, signal: int, folders: Iterable[Path] = ()) -> None:
+        self.signal = int(signal)
+        self.folders = [Path(folder) for folder in folders]
+        names = " ".join(str(folder) for folder in self.folders)
+        super().__init__(f"interrupted; continue with: clprompt resume {names}" if names else "interrupted")
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, list[Path]]]:
+        return type(self), (self.signal, self.folders)
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """A hint for a mistyped name: '; did you mean "x"?', or '' when nothing is close.
+
+    Case does not matter, and `-` equals `_`.
+    """
+    plain = {str(candidate).lower().replace("-", "_"): str(candidate) for candidate in allowed}
+    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), plain, n=1, cutoff=0.6)
+    return f'; did you mean "{plain[close[0]]}"?' if close else ""
