@@ -1,0 +1,217 @@
+"""The one prompted attention: a frozen timm block that also sees learned keys and values.
+
+A method says what a block gets with :class:`BlockPrompt`; :func:`prompted_block` runs the block. Every way in which
+published methods put prompts into a vision transformer is one of four kinds:
+
+==========  ==========================================================================================================
+kind        how the prompt enters the block's attention
+==========  ==========================================================================================================
+prefix      ``tokens`` and ``values`` are raw keys and values: no norm, no projection (DualPrompt, CODA-Prompt)
+projected   ``tokens`` and ``values`` pass the frozen key and value projections, bias included, but no norm
+            (MVP's prefix form)
+fresh       ``tokens`` stand beside the image tokens in this block only: norm, projections; their outputs never exist
+            (VPT-deep, TCPA, MVP's prompt form)
+carried     ``tokens`` join the sequence here and stay in it (L2P)
+==========  ==========================================================================================================
+
+Prompt columns always come after the stream's own columns; a softmax does not care about the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class BlockPrompt:
+    """What one block gets beside its own tokens. Several may be given to the same block.
+
+    Args:
+        kind: see the table at the top of this module.
+        tokens: keys (prefix, projected) or tokens (fresh, carried), [1 or B, P, D]; None for no columns. D is the
+            width of the residual stream (for ``prefix`` that of the attention, the same in nearly every ViT).
+        values: [1 or B, P, D], for ``prefix`` and ``projected`` only.
+        mask: boolean, [1 or B, 1, R, P], True where a row may look at a prompt column; R = the rows named by
+            ``rows``. The stream's own columns are always visible. None: all visible. For ``carried`` the columns are
+            the last P of the stream, so that a block after the one where the tokens joined may mask them again.
+        rows: the rows of the stream that see these columns; None for all. Rows outside do not pay for them.
+        zero_values: replace the values by zeros: the columns take attention mass and give nothing (the fused form
+            of a mask that is applied after the softmax).
+    """
+
+    kind: Literal["prefix", "projected", "fresh", "carried"]
+    tokens: Tensor | None
+    values: Tensor | None = None
+    mask: Tensor | None = None
+    rows: slice | None = None
+    zero_values: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("prefix", "projected", "fresh", "carried"):
+            raise ValueError(f'BlockPrompt kind must be prefix, projected, fresh or carried, got "{self.kind}"')
+        if (self.values is not None) != (self.kind in ("prefix", "projected")):
+            raise ValueError(f"BlockPrompt values belong to prefix and projected prompts, not to {self.kind}")
+        if self.kind == "carried" and (self.rows is not None or self.zero_values):
+            raise ValueError("carried prompts are part of the stream: use a mask, not rows or zero_values")
+        if self.tokens is not None and self.tokens.ndim != 3:
+            raise ValueError(f"BlockPrompt tokens must be [1 or B, P, D], got {list(self.tokens.shape)}")
+
+
+def split_heads(x: Tensor, attn: Attention) -> Tensor:
+    """[b, P, H*d] -> [b, H, P, d]; heads are contiguous chunks of the last axis."""
+    return x.reshape(x.shape[0], x.shape[1], attn.num_heads, -1).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[b, H, N, d] -> [b, N, H*d]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def project(attn: Attention, x: Tensor, which: Literal["q", "k", "v", "kv"]) -> Tensor | tuple[Tensor, Tensor]:
+    """The block's own query, key or value projection with bias and q/k norm, split into heads.
+
+    Args:
+        attn: the frozen attention.
+        x: what enters the projection (normalised tokens, or a method's own), [b, P, D].
+        which: one of "q", "k", "v"; "kv" for both from one matrix product.
+
+    Returns:
+        [b, H, P, d], or a pair of them for "kv".
+    """
+    width = attn.qkv.out_features // 3
+    start, stop = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "kv": (1, 3)}[which]
+    weight = attn.qkv.weight[start * width : stop * width]
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[start * width : stop * width]
+    out = F.linear(x, weight, bias)
+    if which == "kv":
+        keys, values = out.split(width, dim=-1)
+        return attn.k_norm(split_heads(keys, attn)), split_heads(values, attn)
+    heads = split_heads(out, attn)
+    if which == "q":
+        return attn.q_norm(heads)
+    return attn.k_norm(heads) if which == "k" else heads
+
+
+def finish_attention(attn: Attention, x: Tensor, heads: Tensor) -> Tensor:
+    """What follows the weighted sum: merge, optional norm and gate, output projection.
+
+    Args:
+        x: the normalised tokens of the same rows, [b, R, D] (only a gated attention reads them).
+        heads: [b, H, R, d].
+
+    Returns:
+        [b, R, D].
+    """
+    out = attn.norm(merge_heads(heads)) if hasattr(attn, "norm") else merge_heads(heads)
+    if getattr(attn, "gate", None) is not None:
+        out = out * attn.gate(x).sigmoid()
+    return attn.proj(out)
+
+
+def residual_mlp(block: Block, x: Tensor, attended: Tensor) -> Tensor:
+    """The rest of a pre-norm block: ``x + ls1(attended)``, then the MLP with its own residual. [b, R, D] each."""
+    x = x + block.ls1(attended)
+    return x + block.ls2(block.mlp(block.norm2(x)))
+
+
+def prompted_block(
+    block: Block, x: Tensor, prompts: Sequence[BlockPrompt] = (), rows: slice | None = None
+) -> Tensor:
+    """One frozen block with prompts, over fused scaled-dot-product attention.
+
+    Args:
+        block: a plain timm block; its weights are used and not changed.
+        x: the stream that enters the block, [B, N, D].
+        prompts: what this block gets; may be empty.
+        rows: the rows of the stream (carried prompts that join here included) that the caller will read; only these
+            get queries, projection and MLP. None for all.
+
+    Returns:
+        [B, R, D] for the R rows asked for.
+
+    Source: Wang et al. 2022 (DualPrompt), eq. 4, for prefixes; Jia et al. 2022 (VPT), eq. 4, for fresh tokens.
+    """
+    batch = x.shape[0]
+    joining = [p.tokens for p in prompts if p.kind == "carried" and p.tokens is not None]
+    if joining:
+        x = torch.cat([x, *(tokens.to(x.dtype).expand(batch, -1, -1) for tokens in joining)], dim=1)
+    start, stop, _ = (rows or slice(None)).indices(x.shape[1])
+    h = block.norm1(x)
+    attn = block.attn
+    if (start, stop) == (0, x.shape[1]):
+        qkv = attn.qkv(h).reshape(batch, x.shape[1], 3, attn.num_heads, -1)  # (B, N, 3, H, d)
+        query, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, d) each
+        query, keys = attn.q_norm(query), attn.k_norm(keys)
+    else:
+        query = project(attn, h[:, start:stop], "q")
+        keys, values = project(attn, h, "kv")
+    columns = [_columns(block, prompt, keys, x.shape[1]) for prompt in prompts]
+    columns = [column for column in columns if column is not None]
+    # rows with the same view of the prompts share one fused call; usually that is all of them
+    cuts = sorted({start, stop} | {cut for c in columns for cut in (c.start, c.stop) if start < cut < stop})
+    parts = [
+        _attend(query[:, :, a - start : b - start], keys, values, columns, a, b)
+        for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
+    heads = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return residual_mlp(block, x[:, start:stop], finish_attention(attn, h[:, start:stop], heads))
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """A prompt as attention columns: keys and values [1|B, H, P, d], or a mask over stream columns only."""
+
+    keys: Tensor | None
+    values: Tensor | None
+    mask: Tensor | None  # bool [1|B, 1, stop - start, P]
+    start: int
+    stop: int
+
+
+def _columns(block: Block, prompt: BlockPrompt, like: Tensor, length: int) -> _Columns | None:
+    start, stop, _ = (prompt.rows or slice(None)).indices(length)
+    if prompt.kind == "carried":
+        return None if prompt.mask is None else _Columns(None, None, prompt.mask, start, stop)
+    if prompt.tokens is None or prompt.tokens.shape[1] == 0:
+        return None
+    attn = block.attn
+    if prompt.kind == "prefix":
+        keys, values = split_heads(prompt.tokens, attn), split_heads(prompt.values, attn)
+    elif prompt.kind == "projected":
+        keys, values = project(attn, prompt.tokens, "k"), project(attn, prompt.values, "v")
+    else:
+        keys, values = project(attn, block.norm1(prompt.tokens), "kv")
+    if prompt.zero_values:
+        values = torch.zeros_like(values)
+    return _Columns(keys.to(like.dtype), values.to(like.dtype), prompt.mask, start, stop)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, columns: list[_Columns], a: int, b: int) -> Tensor:
+    """Fused attention of rows a..b-1 over the stream's columns and those prompt columns that these rows see."""
+    visible = [c for c in columns if c.start <= a and b <= c.stop]
+    added = [c for c in visible if c.keys is not None]
+    batch, _, length, _ = keys.shape
+    mask = None
+    if any(c.mask is not None for c in visible):
+        pieces = [torch.ones(1, 1, b - a, length, dtype=torch.bool, device=query.device)]
+        for c in visible:
+            part = None if c.mask is None else c.mask[:, :, a - c.start : b - c.start]
+            if c.keys is None:  # carried: its columns are the last ones of the stream
+                own = pieces[0].expand(part.shape[0], -1, -1, -1)
+                pieces[0] = torch.cat([own[..., : length - part.shape[-1]], part], dim=-1)
+            else:
+                pieces.append(pieces[0].new_ones(1, 1, b - a, c.keys.shape[2]) if part is None else part)
+        size = max(piece.shape[0] for piece in pieces)
+        mask = torch.cat([piece.expand(size, -1, -1, -1) for piece in pieces], dim=-1)
+    if added:
+        keys = torch.cat([keys, *(c.keys.expand(batch, -1, -1, -1) for c in added)], dim=2)
+        values = torch.cat([values, *(c.values.expand(batch, -1, -1, -1) for c in added)], dim=2)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)

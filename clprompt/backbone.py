@@ -1,0 +1,297 @@
+"""FrozenViT: any plain timm vision transformer, frozen, always in eval mode, run block by block with prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import PatchEmbed
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from clprompt.attention import BlockPrompt, project, prompted_block
+from clprompt.errors import BackboneError
+from clprompt.seeding import preserved_rng
+
+#: What a method hands to :meth:`FrozenViT.run`: ``prompts(block, x) -> BlockPrompt | several | None``.
+Prompts = Callable[[int, Tensor], "BlockPrompt | Sequence[BlockPrompt] | None"]
+
+
+class FrozenViT(nn.Module):
+    """A timm vision transformer whose weights never change.
+
+    It calls timm's own pieces (``patch_embed``, ``_pos_embed``, ``norm_pre``, ``blocks``, ``norm``, ``forward_head``)
+    and subclasses nothing, so its features are timm's features. Weights have ``requires_grad=False`` and the module
+    stays in eval mode whatever ``train()`` says.
+
+    Args:
+        source: a timm model name, the name of an embedded backbone (``vit_letters``), or a timm ``VisionTransformer``
+            of your own, which is frozen in place.
+        pretrained: load timm's weights for this name (needs the weights in timm's cache or a network).
+        checkpoint: a local ``.safetensors``, ``.pth`` or ``.bin`` file in timm's layout; a classifier in it is
+            left out, position embeddings are resampled to the image size.
+        **timm_kwargs: passed to ``timm.create_model`` (``img_size=112``, ``depth=4``, ...).
+
+    Attributes:
+        depth, width, num_heads: blocks, width of the residual stream, attention heads.
+        num_prefix_tokens: class, distillation and register tokens in front of the patches.
+        num_tokens: tokens of one image, prefix included, at the model's own image size.
+        image_size: (height, width) in pixels. in_chans: colour channels.
+        mean, std: per-channel normalisation that the weights expect, on pixels in [0, 1].
+        head_rows: the rows that pooling reads after the last block; None for all.
+        share_prefix, trim_last_block: switches of two exact savings (blocks before the first prompt run once for
+            query and prompted pass; the last block computes only the rows that are read).
+
+    Raises:
+        BackboneError: the model is not a plain vision transformer, or the checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        source: str | nn.Module,
+        *,
+        pretrained: bool = False,
+        checkpoint: str | Path | None = None,
+        **timm_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.source = source if isinstance(source, str) else f"{type(source).__name__} given as a module"
+        self.vit, config = _create(source, pretrained, checkpoint, timm_kwargs)
+        _check_supported(self.vit, self.source)
+        self.vit.requires_grad_(False)
+        self.vit.eval()
+        vit: Any = self.vit
+        self.depth = len(vit.blocks)
+        self.width = int(vit.embed_dim)
+        self.num_heads = int(vit.blocks[0].attn.num_heads)
+        self.num_prefix_tokens = int(vit.num_prefix_tokens)
+        self.num_tokens = int(vit.patch_embed.num_patches) + self.num_prefix_tokens
+        self.image_size = tuple(int(side) for side in vit.patch_embed.img_size)
+        self.patch_size = tuple(int(side) for side in vit.patch_embed.patch_size)
+        self.in_chans = int(vit.patch_embed.proj.in_channels)
+        self.mean = tuple(float(x) for x in config["mean"])
+        self.std = tuple(float(x) for x in config["std"])
+        self.interpolation = str(config.get("interpolation", "bicubic"))
+        self.head_rows = slice(0, self.num_prefix_tokens) if vit.global_pool == "token" else None
+        self.share_prefix = True
+        self.trim_last_block = True
+
+    def train(self, mode: bool = True) -> FrozenViT:
+        """Stay in eval mode: a frozen backbone has no dropout and no stochastic depth."""
+        return super().train(False)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The frozen blocks."""
+        return self.vit.blocks  # type: ignore[return-value]
+
+    def patches(self, images: Tensor) -> Tensor:
+        """The patch embedding alone, without positions: [B, 3, H, W] -> [B, n, D] (linear in plain ViTs)."""
+        return self.vit.patch_embed(images)
+
+    def position(self, patches: Tensor) -> Tensor:
+        """Add class token, registers and positions to patches: [B, n, D] -> tokens [B, N, D]."""
+        vit: Any = self.vit
+        return vit.norm_pre(vit._pos_embed(patches))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> the tokens that enter block 0, [B, N, D]."""
+        return self.position(self.patches(images))
+
+    def run(
+        self,
+        tokens: Tensor,
+        prompts: Prompts | None = None,
+        *,
+        blocks: slice | None = None,
+        rows: slice | None = None,
+    ) -> Tensor:
+        """Run blocks one after the other, each with what ``prompts`` gives it.
+
+        Args:
+            tokens: the stream that enters the first of these blocks, [B, N, D].
+            prompts: called as ``prompts(block, x)`` with the stream that enters the block, so that a method may
+                match on it; returns a BlockPrompt, a sequence of them, or None.
+            blocks: which blocks, as a slice of 0..depth-1; all by default.
+            rows: the rows that the caller reads after the last of these blocks; only they are computed there.
+
+        Returns:
+            [B, N (+ carried prompts), D], or only the rows asked for.
+        """
+        indices = range(self.depth)[blocks or slice(None)]
+        for index in indices:
+            given = None if prompts is None else prompts(index, tokens)
+            given = () if given is None else (given,) if isinstance(given, BlockPrompt) else tuple(given)
+            last = index == indices[-1] and rows is not None
+            if last and self.trim_last_block:
+                tokens = prompted_block(self.blocks[index], tokens, given, rows)
+            elif given:
+                tokens = prompted_block(self.blocks[index], tokens, given)
+            else:
+                tokens = self.blocks[index](tokens)
+            if last and not self.trim_last_block:
+                tokens = tokens[:, rows]
+        return tokens
+
+    def norm(self, tokens: Tensor) -> Tensor:
+        """The final norm, token by token: [B, R, D] -> [B, R, D]."""
+        return self.vit.norm(tokens)  # type: ignore[operator]
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Final norm and the model's own pooling: [B, N or head rows, D] -> [B, D]."""
+        return self.vit.forward_head(self.norm(tokens), pre_logits=True)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def features(self, x: Tensor, *, start: int = 0) -> Tensor:
+        """The query: the unprompted model's pooled features, without gradient.
+
+        Args:
+            x: images [B, 3, H, W], or tokens [B, N, D] that enter block ``start``.
+            start: the first block to run when tokens are given.
+
+        Returns:
+            [B, D].
+        """
+        tokens = self.embed(x) if x.ndim == 4 else x
+        return self.pool(self.run(tokens, blocks=slice(start, None), rows=self.head_rows))
+
+    def prompted(self, stem: Tensor, prompts: Prompts, *, start: int = 0) -> Tensor:
+        """Pooled features of a prompted pass, with gradient: tokens entering block ``start`` -> [B, D]."""
+        return self.pool(self.run(stem, prompts, blocks=slice(start, None), rows=self.head_rows))
+
+    @torch.no_grad()
+    def stem(self, images: Tensor, first: int) -> Tensor:
+        """The tokens that enter block ``first``, the first one with prompts; no gradient is needed before it."""
+        return self.run(self.embed(images), blocks=slice(0, first))
+
+    @torch.no_grad()
+    def walk(self, images: Tensor) -> Iterator[tuple[Block, Tensor, Tensor, Tensor, Tensor]]:
+        """The unprompted stream, block by block, for methods that read it.
+
+        Yields:
+            (block, x [B, N, D], normed x [B, N, D], keys [B, H, N, d], values [B, H, N, d]); the last block's own
+            attention and MLP are not computed, as nobody reads what would follow.
+        """
+        x = self.embed(images)
+        for index, block in enumerate(self.blocks):
+            normed = block.norm1(x)
+            keys, values = project(block.attn, normed, "kv")
+            yield block, x, normed, keys, values
+            if index < self.depth - 1:
+                x = block(x)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and bytes of all weights: tells whether two runs used the same backbone."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.vit.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _create(
+    source: str | nn.Module, pretrained: bool, checkpoint: str | Path | None, kwargs: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The timm module and its data configuration (mean, std, interpolation)."""
+    import timm
+    from timm.data import resolve_model_data_config
+
+    if isinstance(source, nn.Module):
+        if pretrained or checkpoint or kwargs:
+            raise BackboneError("a backbone given as a module takes no pretrained, checkpoint or timm arguments")
+        return source, resolve_model_data_config(source)
+    if source in embedded_backbones():
+        return _create_embedded(source, kwargs)
+    if pretrained and checkpoint:
+        raise BackboneError("backbone: give pretrained=true or a checkpoint file, not both")
+    if not timm.is_model(source):
+        from clprompt.errors import nearest
+
+        hint = nearest(source.split(".")[0], [*timm.list_models("*vit*"), *embedded_backbones()])
+        raise BackboneError(f'backbone "{source}" is neither a timm model nor an embedded one{hint}')
+    try:
+        with preserved_rng(0):  # random weights are the same every time, and the caller's random state stays
+            vit = timm.create_model(source, pretrained=pretrained, num_classes=0, **kwargs)
+    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+        raise BackboneError(f'backbone "{source}" could not be built: {_one_line(error)}') from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise BackboneError(
+            f'backbone "{source}": its pretrained weights could not be loaded ({_one_line(error)}); give '
+            "backbone.checkpoint=FILE or backbone.pretrained=false"
+        ) from error
+    if checkpoint:
+        _load_checkpoint(vit, Path(checkpoint))
+    return vit, resolve_model_data_config(vit)
+
+
+def embedded_backbones() -> list[str]:
+    """Names of the backbones that clprompt itself carries."""
+    files = resources.files("clprompt.assets").iterdir()
+    return sorted(item.name[:-5] for item in files if item.name.endswith(".json"))
+
+
+def _create_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    from safetensors.torch import load
+
+    folder = resources.files("clprompt.assets")
+    facts = json.loads((folder / f"{name}.json").read_text())
+    if kwargs:
+        raise BackboneError(f"the embedded backbone {name} has a fixed shape; it takes no {', '.join(kwargs)}")
+    with preserved_rng(0):
+        vit = VisionTransformer(**{**facts["model"], "num_classes": 0})
+    weights = load((folder / f"{name}.safetensors").read_bytes())
+    vit.load_state_dict({key: value.float() for key, value in weights.items()})
+    return vit, {"mean": facts["mean"], "std": facts["std"], "interpolation": "bilinear"}
+
+
+def _load_checkpoint(vit: nn.Module, path: Path) -> None:
+    """Load timm-layout weights: wrappers unpacked, classifier left out, positions resampled."""
+    from timm.models import load_state_dict
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    if not path.is_file():
+        raise BackboneError(f"backbone.checkpoint: no file {path}")
+    try:
+        state = load_state_dict(str(path), device="cpu", weights_only=True)
+        state = checkpoint_filter_fn(state, vit)
+    except Exception as error:  # torch, pickle and safetensors each have their own way to refuse a file
+        raise BackboneError(f"backbone.checkpoint {path} could not be read: {_one_line(error)}") from error
+    state = {k: v.float() for k, v in state.items() if k.split(".")[0] not in ("head", "head_dist")}
+    own = vit.state_dict()
+    problems = [f"{key} is missing" for key in own if key not in state]
+    problems += [f"{key} is not part of the model" for key in state if key not in own]
+    problems += [
+        f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the model"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise BackboneError(f"backbone.checkpoint {path} does not fit: {'; '.join(problems[:3])}{more}")
+    vit.load_state_dict(state)
+
+
+def _check_supported(vit: nn.Module, name: str) -> None:
+    """Refuse by name what is not a pre-norm ViT of plain blocks: prompts would mean something else there."""
+    allowed = "clprompt runs timm VisionTransformers of plain pre-norm blocks"
+    if not isinstance(vit, VisionTransformer) or type(vit).forward_features is not VisionTransformer.forward_features:
+        raise BackboneError(f"backbone {name} ({type(vit).__name__}) is not supported; {allowed}")
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        raise BackboneError(f"backbone {name}: {type(vit.patch_embed).__name__} is not supported; {allowed}")
+    for block in vit.blocks:
+        if type(block) is not Block:
+            raise BackboneError(f"backbone {name}: {type(block).__name__} is not supported; {allowed}")
+        if type(block.attn) is not Attention:
+            raise BackboneError(f"backbone {name}: {type(block.attn).__name__} is not supported; {allowed}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
