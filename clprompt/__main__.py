@@ -1,0 +1,6 @@
+"""`python -m clprompt` is the command `clprompt`."""
+
+from clprompt.cli import entry
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,174 @@
+"""Strategies, scenarios and data sets by name.
+
+A decorator registers a class or a function under a name; nothing else in clprompt knows it by that name:
+
+    from clprompt.registry import strategies
+
+    @strategies.register("dualprompt", paper="Wang et al., ECCV 2022", year=2022)
+    class DualPromptModel(PromptModel): ...
+
+What clprompt brings itself is imported when a name is first asked for, because it imports torch. Outsiders' come
+in by entry points (groups `clprompt.strategies`, `clprompt.scenarios`, `clprompt.datasets`) or by importing their
+module (`clprompt --import my_module`). In names, `-` equals `_`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from clprompt.errors import ConfigError, nearest
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+# `strategies.base` ties models to Avalanche, registers nothing, and would cost every command Avalanche's import.
+_WITHOUT_NAMES = {"clprompt.strategies.base"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered class or function.
+
+    Args:
+        name: as it was registered.
+        target: what is called with the arguments of its configuration section.
+        module: where it was defined.
+        summary: first line of its docstring.
+        info: whatever else was registered with it (`paper`, `year`, ...).
+    """
+
+    name: str
+    target: Callable[..., Any]
+    module: str
+    summary: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class Registry:
+    """Names of one kind.
+
+    Args:
+        kind: what the entries are, in the singular; error messages say it.
+        load: called before the first look-up, to import what registers itself.
+    """
+
+    def __init__(self, kind: str, load: Callable[[], None] | None = None) -> None:
+        self.kind = kind
+        self._load = load
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, name: str | None = None, **info: Any) -> Callable[[T], T]:
+        """A decorator that registers a class or function and returns it unchanged.
+
+        Args:
+            name: defaults to the object's own name.
+            **info: kept in the entry; `paper` and `year` are shown by `clprompt list`.
+
+        Raises:
+            ConfigError: the name is taken by another object. The same object again is ignored, but the same file
+                imported under a second module path (`strategies.l2p` beside `clprompt.strategies.l2p`) is another.
+        """
+
+        def decorate(target: T) -> T:
+            chosen = name or target.__name__
+            taken = self._entries.get(_key(chosen))
+            if taken is not None:
+                if _where(taken.target) == _where(target):
+                    return target
+                raise ConfigError(
+                    f'{self.kind} "{chosen}" is registered twice: by {_where(taken.target)} and by {_where(target)}'
+                )
+            summary = next(iter((target.__doc__ or "").strip().splitlines()), "")
+            self._entries[_key(chosen)] = Entry(chosen, target, target.__module__, summary, dict(info))
+            return target
+
+        return decorate
+
+    def get(self, name: str) -> Entry:
+        """The entry of that name.
+
+        Raises:
+            ConfigError: there is none; the message names the nearest and all that are known.
+        """
+        if self._load is not None:
+            self._load()
+        entry = self._entries.get(_key(str(name)))
+        if entry is None:
+            names = self.names()
+            known = ", ".join(names) or "none"
+            raise ConfigError(f'unknown {self.kind} "{name}"{nearest(name, names)}; known: {known}')
+        return entry
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        if self._load is not None:
+            self._load()
+        return sorted(entry.name for entry in self._entries.values())
+
+
+def _key(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _where(target: Callable[..., Any]) -> str:
+    return f"{target.__module__}.{target.__qualname__}"
+
+
+_loaded = False
+
+
+def load_builtin() -> None:
+    """Import everything that registers itself: clprompt's own modules first, then installed entry points.
+
+    An entry point may name a module, a class or function that registers itself, or one that does not (it is then
+    registered under the entry point's name). One that cannot be loaded is left out with a warning, so that a
+    broken package of somebody else stops nobody's experiments.
+    """
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True  # before the imports: a module may ask for a name while it is being imported
+    try:
+        for package in ("clprompt.strategies", "clprompt.scenarios", "clprompt.data"):
+            _import_all(package)
+        for group, registry in ENTRY_POINTS.items():
+            for point in importlib.metadata.entry_points(group=group):
+                _load_entry_point(point, registry)
+    except BaseException:
+        _loaded = False
+        raise
+
+
+def _import_all(package: str) -> None:
+    module = importlib.import_module(package)
+    for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
+        path = f"{package}.{found.name}"
+        if not found.name.startswith("_") and path not in _WITHOUT_NAMES:
+            importlib.import_module(path)
+
+
+def _load_entry_point(point: importlib.metadata.EntryPoint, registry: Registry) -> None:
+    try:
+        target = point.load()
+        registered = any(entry.target is target for entry in registry._entries.values())
+        if not isinstance(target, types.ModuleType) and not registered:
+            registry.register(point.name)(target)
+    except Exception as error:
+        warnings.warn(f"{point.group} entry point {point.name} ({point.value}) is left out: {error}")
+
+
+strategies = Registry("strategy", load_builtin)
+scenarios = Registry("scenario", load_builtin)
+datasets = Registry("data set", load_builtin)
+
+ENTRY_POINTS = {
+    "clprompt.strategies": strategies,
+    "clprompt.scenarios": scenarios,
+    "clprompt.datasets": datasets,
+}
