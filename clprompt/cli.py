@@ -1,0 +1,296 @@
+"""The command `clprompt`. Nothing here imports torch before a command needs it: help comes at once.
+
+A user's mistake is one line on stderr and exit code 2; `CLPROMPT_DEBUG=1` shows the traceback as well. Any other
+exception is a bug of clprompt's and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clprompt.errors import ClpromptError, ConfigError, Interrupted, RunFolderError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from clprompt.experiment import Result
+    from clprompt.registry import Registry
+
+KINDS = ("strategies", "scenarios", "datasets", "configs")
+SECTIONS = ("data", "scenario", "backbone", "strategy", "compare", "training", "online")
+
+_imported: list[str] = []  # by --import: a resume line has to repeat them
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: its words, without the program's name; None for those of the process.
+
+    Returns:
+        The exit code: 0, 2 for a user's mistake, 130 or 143 for an interrupted run that can be resumed.
+    """
+    _imported.clear()
+    try:
+        group.main(args=None if argv is None else list(argv), prog_name="clprompt", standalone_mode=False)
+    except Interrupted as stop:
+        words = [word for module in _imported for word in ("--import", module)]
+        line = shlex.join(["clprompt", "resume", *words, *map(str, stop.folders)])
+        print(f"interrupted; continue with: {line}" if stop.folders else "interrupted", file=sys.stderr)
+        return 128 + stop.signal
+    except click.Abort:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except click.ClickException as error:
+        return _mistake(error, error.format_message())
+    except ClpromptError as error:
+        return _mistake(error, str(error))
+    except OSError as error:
+        about = f": {error.filename}" if error.filename is not None else ""
+        return _mistake(error, f"{error.strerror or error}{about}")
+    except SystemExit as stop:  # click ends completion and broken pipes this way
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _mistake(error: Exception, text: str) -> int:
+    if os.environ.get("CLPROMPT_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+    print("clprompt: error:", " ".join(text.split()) or type(error).__name__, file=sys.stderr)
+    return 2
+
+
+# ------------------------------------------------------------------------------------------ completion
+
+
+def _complete_config(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from clprompt import config
+
+    found = [CompletionItem(name, help=text) for name, text in config.names() if name.startswith(word)]
+    return found or [CompletionItem(word, type="file")]
+
+
+def _complete_override(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from clprompt import config, schema
+
+    keys = [f"{key}=" for key in ("seed", "precision", "device", "runs_dir", "name", *SECTIONS)]
+    for section, settings in (("training", config.Training), ("online", config.Online)):
+        keys += [f"{section}.{key}=" for key in schema.parameters(settings)[0]]
+    return [CompletionItem(key) for key in keys if key.startswith(word)]
+
+
+# -------------------------------------------------------------------------------------------- commands
+
+
+def _import(context: click.Context, parameter: click.Parameter, modules: tuple[str, ...]) -> None:
+    if context.resilient_parsing:
+        return
+    for module in modules:
+        if module not in _imported:
+            _import_one(module)
+            _imported.append(module)
+
+
+def _import_one(module: str) -> None:
+    from clprompt.registry import load_builtin
+
+    load_builtin()  # ours first, so that a name taken twice is told to whoever took it second
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        if module.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+            assert spec is not None  # the suffix is known
+            assert spec.loader is not None
+            loaded = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = loaded
+            spec.loader.exec_module(loaded)
+        else:
+            importlib.import_module(module)
+    except ClpromptError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--import {module}: {type(error).__name__}: {error}") from error
+
+
+_import_option: Callable[[Any], Any] = click.option(
+    "--import",
+    "modules",
+    metavar="MODULE",
+    multiple=True,
+    expose_value=False,
+    callback=_import,
+    help="Import a module (or a .py file) first, so that what it registers counts. Repeatable.",
+)
+_config_argument = click.argument("config", metavar="CONFIG", shell_complete=_complete_config)
+_overrides_argument = click.argument(
+    "overrides", metavar="[KEY=VALUE]...", nargs=-1, shell_complete=_complete_override
+)
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog='Shell completion: eval "$(_CLPROMPT_COMPLETE=bash_source clprompt)" (or zsh_source, fish_source).',
+)
+@click.version_option(package_name="clprompt", message="%(prog)s %(version)s")
+@_import_option
+@click.pass_context
+def group(context: click.Context) -> None:
+    """Prompt-based, rehearsal-free continual learning over frozen vision transformers."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@group.command()
+@_config_argument
+@_overrides_argument
+@_import_option
+def run(config: str, overrides: tuple[str, ...]) -> None:
+    """Run an experiment.
+
+    CONFIG is the name of a packaged configuration (`clprompt list configs`) or a path to a .yaml file. Overrides
+    change single values (training.lr=0.01, seed=0,1,2), or a whole section by name (strategy=l2p, data=digits).
+    """
+    from clprompt import config as configs
+
+    resolved = configs.load(config, overrides)
+    from clprompt import experiment, progress  # after the cheap mistakes are told
+
+    with progress.create() as bar:
+        results = experiment.run(resolved.to_dict(), progress=bar)
+    _print_results(results)
+
+
+@group.command(short_help="Continue interrupted runs from their checkpoints.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@_import_option
+def resume(runs: tuple[str, ...]) -> None:
+    """Continue interrupted runs from their checkpoints, to the same results.
+
+    RUN is the folder of a run, as `clprompt run` printed it.
+    """
+    folders = list(dict.fromkeys(Path(folder) for folder in runs))
+    for folder in folders:
+        if not (folder / "config.yaml").is_file():
+            what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
+            raise RunFolderError(f"{folder} is not the folder of a run: {what}")
+    from clprompt import experiment, progress
+
+    results = []
+    with progress.create() as bar:
+        for position, folder in enumerate(folders):
+            try:
+                results.append(experiment.resume(folder, progress=bar))
+            except Interrupted as stop:
+                left = [*stop.folders, *folders[position + 1 :]]
+                raise Interrupted(stop.signal, dict.fromkeys(left)) from None
+    _print_results(results)
+
+
+@group.command("list", short_help="List strategies, scenarios, data sets or configurations.")
+@click.argument("kind", required=False, type=click.Choice(KINDS))
+@_import_option
+def list_(kind: str | None) -> None:
+    """List strategies, scenarios, data sets or configurations; all of them without an argument."""
+    from clprompt import config, registry
+
+    registries: dict[str, Registry] = {
+        "strategies": registry.strategies,
+        "scenarios": registry.scenarios,
+        "datasets": registry.datasets,
+    }
+    for position, chosen in enumerate([kind] if kind else KINDS):
+        if kind is None:
+            click.echo(("\n" if position else "") + f"{chosen}:")
+        if chosen == "configs":
+            rows: list[tuple[str, ...]] = list(config.names())
+        else:
+            entries = [registries[chosen].get(name) for name in registries[chosen].names()]
+            rows = [_row(entry, chosen) for entry in entries]
+        if chosen == "strategies":
+            rows.insert(0, ("name", "year", "boundaries", "paper"))
+        for line in _columns(rows):
+            click.echo(line)
+
+
+@group.command("config", short_help="Print a configuration, resolved; nothing is run.")
+@_config_argument
+@_overrides_argument
+@_import_option
+def config_(config: str, overrides: tuple[str, ...]) -> None:
+    """Print a configuration with every default and override written out; nothing is run."""
+    from clprompt import config as configs
+
+    click.echo(configs.to_yaml(configs.load(config, overrides)), nl=False)
+
+
+# --------------------------------------------------------------------------------------------- printing
+
+
+def _row(entry: Any, kind: str) -> tuple[str, ...]:
+    if kind != "strategies":
+        return entry.name, entry.summary
+    boundaries = entry.info.get("boundaries", getattr(entry.target, "boundaries", "-"))
+    if not isinstance(boundaries, str):  # a property: its arguments decide
+        boundaries = "by arguments"
+    return (
+        entry.name,
+        str(entry.info.get("year", "-")),
+        boundaries,
+        str(entry.info.get("paper", entry.summary)),
+    )
+
+
+def _columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _print_results(results: Sequence[Result]) -> None:
+    from clprompt import metrics, tracking
+
+    several = len({result.seed for result in results}) > 1
+    labelled: dict[str, Result] = {}
+    for result in results:
+        label = base = f"{result.name}, seed {result.seed}" if several else result.name
+        count = 1
+        while label in labelled:  # one strategy twice, with other arguments
+            count += 1
+            label = f"{base} ({count})"
+        labelled[label] = result
+    tables = {
+        label: (metrics.accuracy_matrix(result.records), result.summary) for label, result in labelled.items()
+    }
+    click.echo(tracking.text_summary(tables).rstrip("\n"))
+    click.echo()
+    width = max(map(len, labelled))
+    for label, result in labelled.items():
+        click.echo(f"{label.ljust(width)}  {result.folder}")
+    click.echo()
+    for parent in dict.fromkeys(result.folder.parent for result in results):
+        click.echo(shlex.join(["tensorboard", "--logdir", str(parent)]))

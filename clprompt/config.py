@@ -1,0 +1,374 @@
+"""The configuration of an experiment: one YAML, dotted overrides, checked before anything is computed.
+
+The sections `data`, `scenario` and `strategy` hold a registered name and the arguments of what is registered
+under it; their keys are checked against its signature. `training` and `online` are the dataclasses below.
+`backbone` holds a timm name and, beside `pretrained` and `checkpoint`, any keyword that timm takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import math
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from clprompt import overlay, registry, schema
+from clprompt.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a strategy is trained.
+
+    Args:
+        train_mb_size: samples per training step.
+        train_epochs: passes over each experience.
+        lr: learning rate.
+        optimizer: adam, adamw or sgd.
+        weight_decay: of the optimizer.
+        momentum: of sgd.
+        schedule: of the learning rate within an experience.
+        clip_grad: largest norm of the gradient; null for no clipping.
+        eval_mb_size: samples per evaluation batch; it changes speed and memory, no result.
+        workers: processes that load images; 0 loads them in the training process.
+        checkpoint_every: training steps between checkpoints; null for one after each experience.
+        log_every: training steps between two records of the loss.
+    """
+
+    train_mb_size: int = 32
+    train_epochs: int = 1
+    lr: float = 0.005
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip_grad: float | None = None
+    eval_mb_size: int = 128
+    workers: int = 0
+    checkpoint_every: int | None = None
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        _check_types(self, "training")
+        for key in ("train_mb_size", "eval_mb_size", "checkpoint_every", "log_every"):
+            _at_least(1, getattr(self, key), f"training.{key}")
+        for key in ("train_epochs", "weight_decay", "momentum", "workers"):
+            _at_least(0, getattr(self, key), f"training.{key}")
+        for key in ("lr", "clip_grad"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"training.{key} must be a finite number above 0, got {value}")
+
+
+@dataclass(frozen=True)
+class Online:
+    """One pass over a stream without boundaries.
+
+    Args:
+        iterations: optimizer steps on each batch that arrives.
+        eval_every: samples between two anytime evaluations; null for none.
+    """
+
+    iterations: int = 1
+    eval_every: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_types(self, "online")
+        _at_least(1, self.iterations, "online.iterations")
+        _at_least(1, self.eval_every, "online.eval_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole experiment, checked. `to_dict` gives it as plain YAML values, defaults written out.
+
+    Args:
+        name: folder of its runs below `runs_dir`.
+        seed: one, or several that are run one after the other.
+        precision: float32, or bf16 (autocast).
+        device: "auto", or a torch device.
+        runs_dir: where run folders are written.
+        data, scenario, strategy: `name` and the arguments of what is registered under it.
+        backbone: `name`, `pretrained`, `checkpoint`, and what else timm takes.
+        compare: further strategies on the same stream and seeds; a `training` mapping in one of them holds
+            overrides of training settings for that strategy alone.
+        training: see `Training`.
+        online: see `Online`; None trains experience by experience.
+    """
+
+    name: str
+    data: dict[str, Any]
+    scenario: dict[str, Any]
+    backbone: dict[str, Any]
+    strategy: dict[str, Any]
+    seed: int | list[int] = 0
+    precision: Literal["float32", "bf16"] = "float32"
+    device: str = "auto"
+    runs_dir: str = "runs"
+    compare: list[dict[str, Any]] = field(default_factory=list)
+    training: Training = field(default_factory=Training)
+    online: Online | None = None
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds to run, one or more."""
+        return list(self.seed) if isinstance(self.seed, list) else [self.seed]
+
+    def strategies(self) -> list[tuple[dict[str, Any], Training]]:
+        """The strategy and those it is compared with, each as its section (without `training`) and its settings."""
+        found = [(self.strategy, self.training)]
+        for section in self.compare:
+            own = {key: value for key, value in section.items() if key != "training"}
+            found.append((own, dataclasses.replace(self.training, **section.get("training", {}))))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+
+# The order of the keys in a resolved configuration, which is the order of the packaged files.
+_ORDER = (
+    "name",
+    "seed",
+    "precision",
+    "device",
+    "runs_dir",
+    "data",
+    "scenario",
+    "backbone",
+    "strategy",
+    "compare",
+    "training",
+    "online",
+)
+_NAMED = {  # section -> what the caller provides itself
+    "data": (),
+    "scenario": ("targets", "seed"),
+    "strategy": ("backbone", "seed"),
+}
+
+
+def _check_types(settings: Training | Online, path: str) -> None:
+    hints = typing.get_type_hints(type(settings))
+    for key, value in vars(settings).items():
+        object.__setattr__(settings, key, schema.check(value, hints[key], f"{path}.{key}"))
+
+
+def _at_least(least: int, value: float | None, path: str) -> None:
+    if value is not None and not least <= value < math.inf:
+        raise ConfigError(f"{path} must be at least {least}, got {value}")
+
+
+# --------------------------------------------------------------------------------------------- reading
+
+
+def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a packaged configuration or a YAML file, apply overrides, check everything.
+
+    Args:
+        name_or_path: the name of a packaged configuration (`-` equals `_`), or a path to a .yaml file.
+        overrides: `section.key=value`, `key=value`, or `section=name`, which replaces the whole section by that
+            name's defaults. Replacements come first whatever the order, then dotted keys as they stand.
+
+    Raises:
+        ConfigError: whatever a user can get wrong, in one line.
+    """
+    path = _find(str(name_or_path))
+    raw = overlay.read(path)
+    overlay.apply(raw, overrides, sections={*_NAMED, "backbone"})
+    return from_dict(overlay.resolve(raw, path), name=path.stem)
+
+
+def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
+    """A checked configuration from plain nested values, such as `Config.to_dict` gives.
+
+    Args:
+        values: the top level of the YAML form.
+        name: the configuration's name unless `values` holds one.
+
+    Raises:
+        ConfigError: an unknown key or name, a wrong type, a value out of range.
+    """
+    schema.check_keys(values, _ORDER, "")
+    found = {key: values[key] for key in _ORDER if key in values}
+    if found.get("name") is None:
+        found["name"] = name
+    hints = typing.get_type_hints(Config)
+    for key in ("name", "precision", "device", "runs_dir", "seed"):  # what costs no import is checked first
+        if key in found:
+            found[key] = schema.check(found[key], hints[key], key)
+    _check_name(found["name"])
+    _check_seed(found.get("seed", 0))
+    for key in ("device", "runs_dir"):
+        if found.get(key) == "":
+            raise ConfigError(f"{key} must not be empty")
+    training = found["training"] = _settings(Training, found.get("training"), "training")
+    if found.get("online") is not None:
+        found["online"] = _settings(Online, found["online"], "online")
+    compare = _compare(found.get("compare"), training)
+    for key in ("data", "scenario", "backbone", "strategy"):
+        found[key] = _section(found.get(key), key)
+    found["backbone"] = _backbone(found["backbone"])
+    for key in _NAMED:  # from here on the registries are asked, which import torch
+        found[key] = _named(found[key], key)
+    found["compare"] = [_named(section, f"compare.{index}") for index, section in enumerate(compare)]
+    return Config(**found)
+
+
+def _find(name: str) -> Path:
+    packaged = {path.stem.replace("-", "_"): path for path in _packaged()}
+    found = packaged.get(name.replace("-", "_"))
+    if found is not None:
+        return found
+    if name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name:
+        return Path(name)
+    names = [path.stem for path in packaged.values()]
+    hint = nearest(name, names) or (
+        f"; did you mean the file {name}.yaml?" if Path(f"{name}.yaml").exists() else ""
+    )
+    raise ConfigError(
+        f'no configuration is called "{name}"{hint}; known: {", ".join(names) or "none"}, or a path to a .yaml file'
+    )
+
+
+def _packaged() -> list[Path]:
+    folder = Path(str(importlib.resources.files("clprompt.configs")))
+    return sorted(folder.glob("*.yaml"))
+
+
+# -------------------------------------------------------------------------------------------- sections
+
+
+def _check_name(name: str) -> None:
+    if not name.strip() or name in (".", "..") or any(mark in name for mark in "/\\\0\n"):
+        raise ConfigError(f"name must be the plain name of a folder, got {schema.show(name)}")
+
+
+def _check_seed(seed: int | list[int]) -> None:
+    seeds = seed if isinstance(seed, list) else [seed]
+    if not seeds:
+        raise ConfigError("seed must be a number or a list of numbers, got an empty list")
+    for value in seeds:
+        if not 0 <= value < 2**32:
+            raise ConfigError(f"seed must be between 0 and {2**32 - 1}, got {value}")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seed names a seed twice: {schema.show(seeds)}")
+
+
+S = typing.TypeVar("S", Training, Online)
+
+
+def _settings(kind: Callable[..., S], given: Any, path: str) -> S:
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{path} must be a mapping, got {schema.show(given)}")
+    schema.check_keys(given, schema.parameters(kind)[0], path)
+    return kind(**given)
+
+
+def _section(given: Any, path: str) -> dict[str, Any]:
+    """A section with a name; a bare string is short for {name: string}."""
+    if isinstance(given, str):
+        given = {"name": given}
+    if given is None:
+        raise ConfigError(f"{path} is missing; it must be a mapping with a name")
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{path} must be a name or a mapping with a name, got {schema.show(given)}")
+    if given.get("name") is None:
+        raise ConfigError(f"{path}.name is missing")
+    schema.check(given["name"], str, f"{path}.name")
+    for key in given:
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: a key must be a name, got {schema.show(key)}")
+    return dict(given)
+
+
+def _backbone(section: dict[str, Any]) -> dict[str, Any]:
+    checked = {"name": section["name"], "pretrained": False, "checkpoint": None} | section
+    schema.check(checked["pretrained"], bool, "backbone.pretrained")
+    schema.check(checked["checkpoint"], str | None, "backbone.checkpoint")
+    return checked
+
+
+def _compare(given: Any, training: Training) -> list[dict[str, Any]]:
+    if isinstance(given, str):
+        given = [item.strip() for item in given.split(",")]
+    if given is None:
+        return []
+    if not isinstance(given, list | tuple):
+        raise ConfigError(f"compare must be a list of strategies, got {schema.show(given)}")
+    sections = [_section(item, f"compare.{index}") for index, item in enumerate(given)]
+    for index, section in enumerate(sections):
+        own = section.get("training")
+        if own is None:
+            section.pop("training", None)
+            continue
+        try:
+            schema.check(own, dict, "training")
+            schema.check_keys(own, schema.parameters(Training)[0], "training")
+            merged = dataclasses.replace(training, **own)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("training", f"compare.{index}.training", 1)) from None
+        section["training"] = {key: getattr(merged, key) for key in own}
+    return sections
+
+
+def _named(section: dict[str, Any], path: str) -> dict[str, Any]:
+    """A section checked against what is registered under its name, defaults written out."""
+    kind = path.partition(".")[0]
+    known = {"data": registry.datasets, "scenario": registry.scenarios}.get(kind, registry.strategies)
+    try:
+        entry = known.get(section["name"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}.name: {error}") from None
+    apart = ("name", "training") if kind == "compare" else ("name",)
+    given = {key: value for key, value in section.items() if key not in apart}
+    own = {"training": section["training"]} if "training" in section and kind == "compare" else {}
+    checked = schema.arguments(entry.target, given, path, skip=_NAMED.get(kind, _NAMED["strategy"]))
+    return {"name": entry.name} | checked | own
+
+
+# -------------------------------------------------------------------------------------------- showing
+
+
+def names() -> list[tuple[str, str]]:
+    """The packaged configurations and the first comment line of each."""
+    found = []
+    for path in _packaged():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
+        found.append((path.stem, comment))
+    return found
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML text that `load` reads back to an equal one."""
+    from omegaconf import OmegaConf
+
+    values = config.to_dict()
+    return OmegaConf.to_yaml(OmegaConf.create({key: values[key] for key in _ORDER}))
+
+
+def difference(a: Config | Mapping[str, Any], b: Config | Mapping[str, Any]) -> list[str]:
+    """The dotted keys whose values differ, or that only one of the two has; sorted."""
+    first, second = (_flat(side.to_dict() if isinstance(side, Config) else side) for side in (a, b))
+    absent = object()
+    return sorted(key for key in {*first, *second} if first.get(key, absent) != second.get(key, absent))
+
+
+def _flat(values: Any, path: str = "") -> dict[str, Any]:
+    items: Iterable[tuple[Any, Any]] | None = None
+    if isinstance(values, Mapping):
+        items = values.items()
+    elif isinstance(values, list | tuple) and any(isinstance(item, Mapping) for item in values):
+        items = enumerate(values)
+    if items is None or (path and not values):
+        return {path: list(values) if isinstance(values, tuple) else values}
+    return {
+        key: value for name, item in items for key, value in _flat(item, f"{path}.{name}".lstrip(".")).items()
+    }

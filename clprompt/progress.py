@@ -1,0 +1,197 @@
+"""How far a run is: a bar on a terminal, plain lines elsewhere, nothing in a library.
+
+The engine reports to a `Progress` and knows no more about it. Indices start at 0, as in the records.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+
+class Progress:
+    """Reports nothing. The base of those that do, and what library code passes when it wants silence.
+
+    The order of the calls: `start`; per experience `experience`, then per epoch `epoch` and one `step` per training
+    step; `close` at the very end (leaving a `with` block closes). `start` again begins the next run.
+    """
+
+    def start(self, description: str, total_experiences: int) -> None:
+        """A run begins; `description` names it."""
+
+    def experience(self, index: int, total: int) -> None:
+        """Experience `index` of `total` begins, and the one before is over."""
+
+    def epoch(self, epoch: int, epochs: int, steps: int) -> None:
+        """Epoch `epoch` of `epochs` begins; `steps` training steps are left to do in it."""
+
+    def step(self) -> None:
+        """One training step is done. Called for each: it has to be cheap."""
+
+    def message(self, text: str) -> None:
+        """A line worth reading, such as an accuracy."""
+
+    def close(self) -> None:
+        """Everything is over, or was broken off. May be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Lines(Progress):
+    """One line at the end of each epoch and experience, with its seconds: for log files and pipes.
+
+    Args:
+        stream: where the lines go.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._experience: tuple[int, int, float] | None = None  # index, total, when it began
+        self._epoch: tuple[int, int, float] | None = None
+        self._steps = self._done = 0
+
+    def start(self, description: str, total_experiences: int) -> None:
+        self.close()
+        self._print(f"{description}: {_count(total_experiences, 'experience')}")
+
+    def experience(self, index: int, total: int) -> None:
+        self._end_experience()
+        self._experience = (index, total, time.perf_counter())
+
+    def epoch(self, epoch: int, epochs: int, steps: int) -> None:
+        self._end_epoch()
+        self._epoch = (epoch, epochs, time.perf_counter())
+        self._steps, self._done = steps, 0
+
+    def step(self) -> None:
+        self._done += 1
+        if self._done >= self._steps:
+            self._end_epoch()
+
+    def message(self, text: str) -> None:
+        self._print(text)
+
+    def close(self) -> None:
+        self._end_experience()
+
+    def _end_epoch(self) -> None:
+        if self._epoch is None:
+            return
+        epoch, epochs, began = self._epoch
+        self._epoch = None
+        experience = f"experience {_of(*self._experience[:2])}, " if self._experience else ""
+        steps = _count(self._done, "step")
+        self._print(f"{experience}epoch {_of(epoch, epochs)}: {steps}, {time.perf_counter() - began:.1f} s")
+
+    def _end_experience(self) -> None:
+        self._end_epoch()
+        if self._experience is None:
+            return
+        index, total, began = self._experience
+        self._experience = None
+        self._print(f"experience {_of(index, total)}: {time.perf_counter() - began:.1f} s")
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class Bar(Progress):
+    """A bar with experience, epoch and the time that is left for the whole run.
+
+    Args:
+        console: a rich console on a terminal.
+    """
+
+    def __init__(self, console: Any = None) -> None:
+        from rich.console import Console
+
+        self._console = console or Console(stderr=True)
+        self._live: Any = None
+        self._task: Any = None
+        self._total = self._epochs = self._steps = 1
+        self._index = self._epoch = self._done = 0
+        self._drawn = 0.0
+
+    def start(self, description: str, total_experiences: int) -> None:
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self.close()
+        # Drawn by this thread alone: a refreshing thread could hold its lock when a loader forks its workers.
+        self._live = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.fields[where]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            auto_refresh=False,
+        )
+        self._live.start()
+        self._total = max(total_experiences, 1)
+        self._index = self._epoch = self._done = 0
+        self._task = self._live.add_task(description, total=float(self._total), where="")
+        self._draw(force=True)
+
+    def experience(self, index: int, total: int) -> None:
+        self._index, self._total = index, max(total, 1)
+        self._epoch = self._done = 0
+        self._epochs = self._steps = 1
+        self._draw(force=True)
+
+    def epoch(self, epoch: int, epochs: int, steps: int) -> None:
+        self._epoch, self._epochs = epoch, max(epochs, 1)
+        self._steps, self._done = max(steps, 1), 0
+        self._draw(force=True)
+
+    def step(self) -> None:
+        self._done += 1
+        self._draw()
+
+    def message(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        if self._live is None:
+            return
+        live, self._live = self._live, None
+        live.refresh()
+        live.stop()
+
+    def _draw(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._live is None or not (force or now - self._drawn > 0.1):
+            return
+        self._drawn = now
+        within = (self._epoch + min(self._done / self._steps, 1.0)) / self._epochs
+        where = f"experience {_of(self._index, self._total)}  epoch {_of(self._epoch, self._epochs)}"
+        done = min(self._index + within, self._total)
+        self._live.update(self._task, completed=done, total=float(self._total), where=where)
+        self._live.refresh()
+
+
+def create(stream: TextIO | None = None) -> Progress:
+    """A bar where the stream (stderr unless told) is a terminal that can redraw a line, else plain lines."""
+    from rich.console import Console
+
+    stream = stream or sys.stderr
+    console = Console(file=stream)
+    return Bar(console) if console.is_terminal and not console.is_dumb_terminal else Lines(stream)
+
+
+def _of(index: int, total: int) -> str:
+    return f"{index + 1}/{total}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
