@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,6 @@ from clprompt.errors import ClpromptError, ConfigError, Interrupted, RunFolderEr
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-
-    from clprompt.experiment import Result
-    from clprompt.registry import Registry
 
 KINDS = ("strategies", "scenarios", "datasets", "configs")
 SECTIONS = ("data", "scenario", "backbone", "strategy", "compare", "training", "online")
@@ -176,11 +173,11 @@ def run(config: str, overrides: tuple[str, ...]) -> None:
     from clprompt import config as configs
 
     resolved = configs.load(config, overrides)
-    from clprompt import experiment, progress  # after the cheap mistakes are told
+    from clprompt import experiment, progress, terminal  # after the cheap mistakes are told
 
     with progress.create() as bar:
         results = experiment.run(resolved.to_dict(), progress=bar)
-    _print_results(results)
+    click.echo(terminal.results(results))
 
 
 @group.command(short_help="Continue interrupted runs from their checkpoints.")
@@ -196,7 +193,7 @@ def resume(runs: tuple[str, ...]) -> None:
         if not (folder / "config.yaml").is_file():
             what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
             raise RunFolderError(f"{folder} is not the folder of a run: {what}")
-    from clprompt import experiment, progress
+    from clprompt import experiment, progress, terminal
 
     results = []
     with progress.create() as bar:
@@ -206,7 +203,7 @@ def resume(runs: tuple[str, ...]) -> None:
             except Interrupted as stop:
                 left = [*stop.folders, *folders[position + 1 :]]
                 raise Interrupted(stop.signal, dict.fromkeys(left)) from None
-    _print_results(results)
+    click.echo(terminal.results(results))
 
 
 @group.command("list", short_help="List strategies, scenarios, data sets or configurations.")
@@ -214,24 +211,12 @@ def resume(runs: tuple[str, ...]) -> None:
 @_import_option
 def list_(kind: str | None) -> None:
     """List strategies, scenarios, data sets or configurations; all of them without an argument."""
-    from clprompt import config, registry
+    from clprompt import terminal
 
-    registries: dict[str, Registry] = {
-        "strategies": registry.strategies,
-        "scenarios": registry.scenarios,
-        "datasets": registry.datasets,
-    }
     for position, chosen in enumerate([kind] if kind else KINDS):
         if kind is None:
             click.echo(("\n" if position else "") + f"{chosen}:")
-        if chosen == "configs":
-            rows: list[tuple[str, ...]] = list(config.names())
-        else:
-            entries = [registries[chosen].get(name) for name in registries[chosen].names()]
-            rows = [_row(entry, chosen) for entry in entries]
-        if chosen == "strategies":
-            rows.insert(0, ("name", "year", "boundaries", "paper"))
-        for line in _columns(rows):
+        for line in terminal.listing(chosen):
             click.echo(line)
 
 
@@ -244,53 +229,3 @@ def config_(config: str, overrides: tuple[str, ...]) -> None:
     from clprompt import config as configs
 
     click.echo(configs.to_yaml(configs.load(config, overrides)), nl=False)
-
-
-# --------------------------------------------------------------------------------------------- printing
-
-
-def _row(entry: Any, kind: str) -> tuple[str, ...]:
-    if kind != "strategies":
-        return entry.name, entry.summary
-    boundaries = entry.info.get("boundaries", getattr(entry.target, "boundaries", "-"))
-    if not isinstance(boundaries, str):  # a property: its arguments decide
-        boundaries = "by arguments"
-    return (
-        entry.name,
-        str(entry.info.get("year", "-")),
-        boundaries,
-        str(entry.info.get("paper", entry.summary)),
-    )
-
-
-def _columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-def _print_results(results: Sequence[Result]) -> None:
-    from clprompt import metrics, tracking
-
-    several = len({result.seed for result in results}) > 1
-    labelled: dict[str, Result] = {}
-    for result in results:
-        label = base = f"{result.name}, seed {result.seed}" if several else result.name
-        count = 1
-        while label in labelled:  # one strategy twice, with other arguments
-            count += 1
-            label = f"{base} ({count})"
-        labelled[label] = result
-    tables = {
-        label: (metrics.accuracy_matrix(result.records), result.summary) for label, result in labelled.items()
-    }
-    click.echo(tracking.text_summary(tables).rstrip("\n"))
-    click.echo()
-    width = max(map(len, labelled))
-    for label, result in labelled.items():
-        click.echo(f"{label.ljust(width)}  {result.folder}")
-    click.echo()
-    for parent in dict.fromkeys(result.folder.parent for result in results):
-        click.echo(shlex.join(["tensorboard", "--logdir", str(parent)]))
