@@ -1,0 +1,385 @@
+"""The one training loop. The command line, ``clprompt.fit`` and the Avalanche strategy all run these steps.
+
+The order of data, the augmentation and the learning rate are functions of the seed and the position in the stream,
+so a run can be entered again at any batch: :meth:`Engine.state` holds the position, the method's tensors and the
+optimizer's moments, and that is all.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import Subset
+
+from clprompt import optim
+from clprompt.config import Online, Training
+from clprompt.errors import Interrupted, ProtocolError
+from clprompt.evaluation import Evaluation, Evaluator, autocast
+from clprompt.loading import Images, image_stream, training_batches
+from clprompt.model import PromptModel, Step
+
+
+class Listener(Protocol):
+    """What the engine tells while it runs; a run folder's tracker is one."""
+
+    def record(self, record: Mapping[str, Any], /) -> None: ...
+
+    def speed(self, step: int, images_per_second: float, /) -> None: ...
+
+    def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None: ...
+
+
+class ProgressLike(Protocol):
+    """A progress display."""
+
+    def experience(self, index: int, total: int, /) -> None: ...
+
+    def epoch(self, epoch: int, epochs: int, steps: int, /) -> None: ...
+
+    def step(self) -> None: ...
+
+    def message(self, text: str, /) -> None: ...
+
+
+def make_optimizer(model: PromptModel, training: Training) -> Optimizer | None:
+    """The optimizer that a training section describes; None for a model that trains nothing."""
+    return optim.build(
+        model,
+        name=training.optimizer,
+        lr=training.lr,
+        weight_decay=training.weight_decay,
+        momentum=training.momentum,
+    )
+
+
+def receive(model: PromptModel, optimizer: Optimizer | None, targets: Tensor) -> None:
+    """Tell the model which labels have arrived, and let the optimizer follow its growth."""
+    if model.observe(targets) and optimizer is not None:
+        optim.sync(optimizer, model)
+
+
+def train_step(
+    model: PromptModel,
+    optimizer: Optimizer | None,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    clip_grad: float | None = None,
+    precision: str = "float32",
+) -> Step:
+    """One iteration on one batch: loss, backward, optimizer step.
+
+    Raises:
+        ProtocolError: the loss is not finite.
+    """
+    with autocast(images.device, precision):
+        step = model.training_loss(images, targets)
+    if step.loss.requires_grad and optimizer is not None:
+        optimizer.zero_grad(set_to_none=True)
+        step.loss.backward()
+        if clip_grad is not None:
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(params, clip_grad)
+        optimizer.step()
+    return step
+
+
+@dataclass
+class Position:
+    """Where in the stream a run is: everything before has been done.
+
+    Attributes:
+        experience, epoch, batch: the next batch to train on.
+        step: optimizer steps made. samples: training samples received.
+        evaluated: samples at the last periodic evaluation (online only).
+    """
+
+    experience: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    samples: int = 0
+    evaluated: int = 0
+
+
+class Engine:
+    """Trains a model on a stream and evaluates it.
+
+    Args:
+        model: on the device where it shall train.
+        train: training data under the training transform.
+        indices: sample indices into ``train``, one array per experience.
+        classes: the classes of each experience; needed for methods with boundaries.
+        evaluator: evaluates after each experience; None for no evaluation.
+        clean: the training data under the evaluation transform, for methods that look at it before training;
+            ``train`` itself by default.
+        training, online: the sections of the configuration.
+        seed: decides data order and augmentation.
+        precision: "float32" or "bf16".
+        listeners: get every record. progress: a display.
+        checkpoint: called at every point from which the run may be resumed.
+        stop: asked after each batch; a signal number makes the engine write a checkpoint and raise Interrupted.
+
+    Raises:
+        ProtocolError: online training of a method that needs boundaries.
+    """
+
+    def __init__(
+        self,
+        model: PromptModel,
+        train: Images,
+        indices: Sequence[np.ndarray],
+        classes: Sequence[Sequence[int]],
+        *,
+        evaluator: Evaluator | None = None,
+        clean: Images | None = None,
+        training: Training | None = None,
+        online: Online | None = None,
+        seed: int = 0,
+        precision: str = "float32",
+        listeners: Sequence[Listener] = (),
+        progress: ProgressLike | None = None,
+        checkpoint: Callable[[], None] | None = None,
+        stop: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        if online is not None and model.boundaries == "required":
+            raise ProtocolError(
+                f"{type(model).__name__} needs experience boundaries, which an online stream does not show; "
+                "use its boundary-free form (boundary_free=true) where it has one"
+            )
+        self.model = model
+        self.train = train
+        self.clean = train if clean is None else clean
+        self.indices = indices
+        self.classes = classes
+        self.evaluator = evaluator
+        self.training = training or Training()
+        self.online = online
+        self.seed = seed
+        self.precision = precision
+        self.listeners = listeners
+        self.progress = progress
+        self.checkpoint = checkpoint or (lambda: None)
+        self.stop = stop
+        self.position = Position()
+        self.optimizer: Optimizer | None = None
+        self._saved = 0
+        self._clock = time.perf_counter()
+        self._since = 0
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Train from the current position to the end of the stream."""
+        while self.position.experience < len(self.indices):
+            self.run_experience()
+
+    def run_experience(self) -> None:
+        """Train on the current experience from the current position, then evaluate."""
+        at, online = self.position, self.online
+        subset = _subset(self.train, self.indices[at.experience])
+        if self.progress:
+            self.progress.experience(at.experience, len(self.indices))
+        if at.epoch == 0 and at.batch == 0:
+            self._begin(at.experience)
+        epochs = 1 if online else self.training.train_epochs
+        size = self.training.train_mb_size
+        steps = -(-len(subset) // size)
+        self.model.train()
+        for epoch in range(at.epoch, epochs):
+            if self.progress:
+                self.progress.epoch(epoch, epochs, steps)
+            batches = training_batches(
+                subset,
+                seed=self.seed,
+                experience=at.experience,
+                epoch=epoch,
+                batch_size=size,
+                workers=self.training.workers,
+                skip=at.batch,
+            )
+            self._clock, self._since = time.perf_counter(), 0
+            for images, targets in batches:
+                self._train_batch(images, targets, epoch * steps + at.batch, epochs * steps)
+                at.batch += 1
+                self._between_batches()
+            at.epoch, at.batch = epoch + 1, 0
+        if not online:
+            self.model.end_experience()
+        self._evaluate("experience")
+        if not online:
+            for listener in self.listeners:
+                listener.diagnostics(at.experience + 1, self.model.diagnostics())
+        at.experience, at.epoch, at.batch = at.experience + 1, 0, 0
+        self._save()
+
+    def _begin(self, experience: int) -> None:
+        if self.online is None:
+            clean = _subset(self.clean, self.indices[experience])
+            device = self.model.seen.device
+
+            def images() -> Any:
+                for batch in image_stream(clean, self.training.eval_mb_size, self.training.workers):
+                    yield batch.to(device)
+
+            self.model.begin_experience(self.classes[experience], images)
+        if self.optimizer is None or (self.online is None and self.model.optimizer_reset == "experience"):
+            self.optimizer = make_optimizer(self.model, self.training)
+        else:
+            optim.sync(self.optimizer, self.model)
+
+    def _train_batch(self, images: Tensor, targets: Tensor, step: int, steps: int) -> None:
+        at, device = self.position, self.model.seen.device
+        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        receive(self.model, self.optimizer, targets)
+        if self.optimizer is None:  # a boundary-free head has no rows before the first labels arrive
+            self.optimizer = make_optimizer(self.model, self.training)
+        at.samples += len(targets)
+        for _ in range(self.online.iterations if self.online else 1):
+            lr = self.training.lr
+            if self.optimizer is not None:
+                lr = optim.set_learning_rate(self.optimizer, self.training.schedule, step, steps)
+            result = train_step(
+                self.model,
+                self.optimizer,
+                images,
+                targets,
+                clip_grad=self.training.clip_grad,
+                precision=self.precision,
+            )
+            at.step += 1
+            if (at.step - 1) % self.training.log_every == 0:
+                self._log(result, targets, lr)
+        self._since += len(targets)
+        if self.progress:
+            self.progress.step()
+
+    def _between_batches(self) -> None:
+        at, online = self.position, self.online
+        if online and online.eval_every and at.samples > at.evaluated + online.eval_every:
+            at.evaluated += online.eval_every
+            self._evaluate("anytime")
+        every = self.training.checkpoint_every
+        if every and at.step - self._saved >= every:
+            self._save()
+        signal = self.stop()
+        if signal is not None:
+            self._save()
+            raise Interrupted(signal)
+
+    def _save(self) -> None:
+        self._saved = self.position.step
+        self.checkpoint()
+
+    # ------------------------------------------------------------------ what is told
+
+    def _evaluate(self, when: str) -> Evaluation | None:
+        if self.evaluator is None:
+            return None
+        at = self.position
+        evaluation = self.evaluator.run(self.model)
+        record = {
+            "kind": "evaluation",
+            "when": when,
+            "step": at.step,
+            "samples": at.samples,
+            "experience": at.experience,
+            **evaluation.record(),
+        }
+        if when == "anytime":
+            del record["confusion"]
+        for listener in self.listeners:
+            listener.record(record)
+        self._clock, self._since = time.perf_counter(), 0
+        return evaluation
+
+    def _log(self, result: Step, targets: Tensor, lr: float) -> None:
+        at = self.position
+        loss = float(result.loss.detach())
+        if not np.isfinite(loss):
+            raise ProtocolError(
+                f"the loss is {loss} at step {at.step} (experience {at.experience}); lower training.lr or set clip_grad"
+            )
+        accuracy = None
+        if targets.ndim == 1:
+            accuracy = float((result.logits.argmax(1) == targets).float().mean())
+        terms = {"loss": loss, **{name: float(value) for name, value in result.terms.items()}}
+        record = {
+            "kind": "train",
+            "step": at.step,
+            "samples": at.samples,
+            "experience": at.experience,
+            "epoch": at.epoch,
+            "terms": terms,
+            "accuracy": accuracy,
+            "lr": lr,
+        }
+        seconds = time.perf_counter() - self._clock
+        for listener in self.listeners:
+            listener.record(record)
+            if self._since and seconds > 0:
+                listener.speed(at.step, self._since / seconds)
+        self._clock, self._since = time.perf_counter(), 0
+
+    # ------------------------------------------------------------------ state
+
+    def state(self) -> dict[str, Any]:
+        """Everything from which the run continues to the same bits, tensors and plain values only."""
+        return {
+            "position": dict(vars(self.position)),
+            "model": {name: value.detach().cpu() for name, value in self.model.method_state().items()},
+            "optimizer": None
+            if self.optimizer is None
+            else {
+                "state": optim.optimizer_state(self.optimizer, self.model),
+            },
+            "rng": _rng_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.position = Position(**state["position"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer = None
+        if state["optimizer"] is not None:
+            self.optimizer = make_optimizer(self.model, self.training)
+            if self.optimizer is not None:
+                optim.load_optimizer_state(self.optimizer, self.model, state["optimizer"]["state"])
+        _set_rng_state(state["rng"])
+        self._saved = self.position.step
+
+
+def _subset(dataset: Images, indices: np.ndarray) -> Images:
+    subset = Subset(dataset, [int(i) for i in indices])  # type: ignore[arg-type]
+    subset.random_transform = getattr(dataset, "random_transform", True)  # type: ignore[attr-defined]
+    return subset
+
+
+def _rng_state() -> dict[str, Any]:
+    """Global random states: clprompt draws from none of them, an outsider's method may."""
+    kind, keys, *rest = np.random.get_state()
+    version, numbers, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "python": [version, list(numbers), gauss],
+    }
+
+
+def _set_rng_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))

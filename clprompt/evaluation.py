@@ -1,0 +1,129 @@
+"""The evaluator: fixed test sets, walked in fixed batches, with what never changes kept between evaluations."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clprompt.loading import Images, fixed_batches
+from clprompt.model import Cache, PromptModel
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """The autocast context of a precision: "float32" (none) or "bf16"."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy on the test samples of seen classes.
+
+    Attributes:
+        accuracy: over samples; nan when no class was seen.
+        groups: per class group; None where no class of the group was seen.
+        confusion: (target, predicted) -> count.
+    """
+
+    accuracy: float
+    groups: list[float | None]
+    confusion: Counter[tuple[int, int]]
+
+    def record(self) -> dict[str, Any]:
+        """The JSON form, see :mod:`clprompt.tracking`."""
+        cells = sorted([target, predicted, count] for (target, predicted), count in self.confusion.items())
+        return {"accuracy": self.accuracy, "groups": self.groups, "confusion": cells}
+
+
+class Evaluator:
+    """Evaluates a model on class groups of a fixed test set.
+
+    Batches never change, so a cached value is, bit for bit, the one that would be computed again.
+
+    Args:
+        test: (image, label) items under the evaluation transform.
+        targets: the labels of ``test``, [n].
+        groups: test indices per class group.
+        batch_size: samples per forward.
+        workers: loader processes.
+        precision: "float32" or "bf16".
+        cache_bytes: how much a model may keep between evaluations; 0 switches the cache off.
+    """
+
+    def __init__(
+        self,
+        test: Images,
+        targets: np.ndarray,
+        groups: Sequence[np.ndarray],
+        *,
+        batch_size: int = 128,
+        workers: int = 0,
+        precision: str = "float32",
+        cache_bytes: int = 2**30,
+    ) -> None:
+        self.test = test
+        self.targets = np.asarray(targets)
+        self.workers = workers
+        self.precision = precision
+        self.cache_bytes = cache_bytes
+        self.groups = [np.asarray(group) for group in groups]
+        self.chunks = [
+            [group[i : i + batch_size].tolist() for i in range(0, len(group), batch_size)]
+            for group in self.groups
+        ]
+        self._kept: dict[tuple[int, int], Cache] = {}
+        self._kept_bytes = 0
+
+    @torch.no_grad()
+    def run(self, model: PromptModel) -> Evaluation:
+        """Evaluate on the samples of seen classes; the model's mode is restored afterwards."""
+        seen = np.flatnonzero(model.seen.cpu().numpy())
+        active = [g for g, group in enumerate(self.groups) if np.isin(self.targets[group], seen).any()]
+        keys = [(g, c) for g in active for c in range(len(self.chunks[g]))]
+        batches = [self.chunks[g][c] for g, c in keys]
+        device = model.seen.device
+        was_training = model.training
+        model.eval()
+        confusion: Counter[tuple[int, int]] = Counter()
+        hits = np.zeros((len(self.groups), 2), dtype=np.int64)  # right, all
+        try:
+            for key, batch, (images, _) in zip(
+                keys, batches, fixed_batches(self.test, batches, self.workers), strict=True
+            ):
+                predicted = self._predict(model, images.to(device), key).cpu().numpy()
+                target = self.targets[batch]
+                counted = np.isin(target, seen)
+                confusion.update(zip(target[counted].tolist(), predicted[counted].tolist(), strict=True))
+                hits[key[0]] += int((predicted == target)[counted].sum()), int(counted.sum())
+        finally:
+            model.train(was_training)
+        right, total = hits.sum(0)
+        return Evaluation(
+            accuracy=float(right / total) if total else float("nan"),
+            groups=[float(r / n) if n else None for r, n in hits],
+            confusion=confusion,
+        )
+
+    def _predict(self, model: PromptModel, images: Tensor, key: tuple[int, int]) -> Tensor:
+        cache: Cache | None = self._kept.get(key, {}) if self.cache_bytes else None
+        before = _size(cache)
+        with autocast(images.device, self.precision):
+            logits = model(images, cache)
+        if cache is not None:
+            added = _size(cache) - before
+            if key in self._kept or self._kept_bytes + added <= self.cache_bytes:
+                self._kept[key] = cache
+                self._kept_bytes += added
+        return logits.argmax(1)
+
+
+def _size(cache: Cache | None) -> int:
+    return sum(value.numel() * value.element_size() for value in (cache or {}).values())

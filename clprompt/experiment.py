@@ -1,0 +1,359 @@
+"""An experiment: configuration -> stream, strategy and trackers -> run folders."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clprompt import config as configuration
+from clprompt import metrics, registry, runfolder, state
+from clprompt.backbone import FrozenViT
+from clprompt.config import Config
+from clprompt.data import DataBundle, datasets_for
+from clprompt.engine import Engine, ProgressLike
+from clprompt.errors import CheckpointError, ClpromptError, ConfigError, Interrupted, RunFolderError
+from clprompt.evaluation import Evaluator
+from clprompt.files import FolderLock
+from clprompt.model import PromptModel
+from clprompt.tracking import RunTracker
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        folder: its run folder.
+        name: the strategy. seed: its seed.
+        records: every record of metrics.jsonl.
+        summary: the metrics of results.json.
+        groups: the class ids of each class group.
+    """
+
+    folder: Path
+    name: str
+    seed: int
+    records: list[dict[str, Any]]
+    summary: dict[str, Any]
+    groups: list[list[int]]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The accuracy matrix [T, T]."""
+        return metrics.accuracy_matrix(self.records)
+
+
+@dataclass
+class Parts:
+    """What a configuration names, built: the data, the backbone, the stream and the model of one run."""
+
+    bundle: DataBundle
+    backbone: FrozenViT
+    plan: Any
+    model: PromptModel
+    device: torch.device
+    test_groups: list[np.ndarray] = field(default_factory=list)
+
+
+class Builder:
+    """Builds the parts of runs; data and backbone are shared by runs that name the same ones."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def build(self, config: Config) -> Parts:
+        """The parts of one run.
+
+        Raises:
+            ClpromptError: whatever does not fit together.
+        """
+        device = find_device(config.device)
+        bundle = self._once("data", config.data, lambda: _call(registry.datasets, config.data))
+        backbone = self._once("backbone", config.backbone, lambda: _backbone(config.backbone))
+        seed = config.seeds[0]
+        plan = _call(registry.scenarios, config.scenario, bundle.train.targets, seed=seed)
+        model = _call(registry.strategies, config.strategy, backbone, seed=seed)
+        if config.online and model.boundaries == "required":
+            raise ConfigError(
+                f"strategy {config.strategy['name']} needs experience boundaries, which an online stream does not "
+                "show; use its boundary-free form (strategy.boundary_free=true) where it has one"
+            )
+        groups = list(plan.test_groups(bundle.test.targets))
+        return Parts(bundle, backbone, plan, model.to(device), device, groups)
+
+    def _once(self, kind: str, section: dict[str, Any], make: Callable[[], Any]) -> Any:
+        key = f"{kind}:{sorted(section.items(), key=str)!r}"
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def _call(known: registry.Registry, section: dict[str, Any], *positional: Any, **fixed: Any) -> Any:
+    entry = known.get(section["name"])
+    return entry.target(*positional, **fixed, **{k: v for k, v in section.items() if k != "name"})
+
+
+def _backbone(section: dict[str, Any]) -> FrozenViT:
+    arguments = dict(section)
+    return FrozenViT(arguments.pop("name"), **arguments)
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of a name; "auto" takes a GPU where there is one.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f'device "{name}" is not there; use auto, cpu, or a device of this machine'
+        ) from error
+    return device
+
+
+# ---------------------------------------------------------------------------------------------- run and resume
+
+
+def run(config: Config | Mapping[str, Any], *, progress: ProgressLike | None = None) -> list[Result]:
+    """Run every seed and every compared strategy of a configuration, each in a run folder of its own.
+
+    Args:
+        config: a checked configuration, or the same as nested dictionaries.
+        progress: a display.
+
+    Raises:
+        ClpromptError: a mistake of the user, found before any folder is made where that is possible.
+        Interrupted: a signal stopped a run; its checkpoint is written, the folders to resume are named.
+    """
+    if not isinstance(config, Config):
+        config = configuration.from_dict(config)
+    jobs = expand(config)
+    builder = Builder()
+    for _, job in jobs:
+        builder.build(job)  # mistakes show before anything is written
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    parent = Path(config.runs_dir) / config.name
+    folders = [runfolder.create(parent, f"{stamp}-{suffix}", job) for suffix, job in jobs]
+    results = []
+    for number, folder in enumerate(folders):
+        try:
+            results.append(_run_folder(folder, builder, progress))
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signal, folders[number:]) from None
+    return results
+
+
+def resume(folder: str | Path, *, progress: ProgressLike | None = None) -> Result:
+    """Continue an interrupted run to the same bits as if it had never stopped.
+
+    Raises:
+        RunFolderError: not a run folder, complete, or in use.
+        CheckpointError: damaged, or of another configuration.
+    """
+    try:
+        return _run_folder(Path(folder), Builder(), progress)
+    except Interrupted as stopped:
+        raise Interrupted(stopped.signal, [Path(folder)]) from None
+
+
+def expand(config: Config) -> list[tuple[str, Config]]:
+    """One configuration per run: (suffix of the folder name, configuration)."""
+    jobs = []
+    for seed in config.seeds:
+        for number, (section, training) in enumerate(config.strategies()):
+            suffix = f"seed{seed}" + (f"-{section['name']}" if number else "")
+            job = replace(config, seed=seed, strategy=section, training=training, compare=[])
+            jobs.append((suffix, job))
+    return jobs
+
+
+def _run_folder(folder: Path, builder: Builder, progress: ProgressLike | None) -> Result:
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder} is not a run folder: there is no such folder")
+    config = runfolder.read_config(folder)
+    with FolderLock(folder), reproducible(), stop_signal() as stop:
+        runfolder.refuse_finished(folder)
+        checkpoint = state.load_checkpoint(folder)
+        if checkpoint is not None:
+            saved = configuration.from_dict(checkpoint["config"], name=config.name)
+            different = configuration.difference(saved, config)
+            if different:
+                raise CheckpointError(
+                    f"{folder}: the checkpoint is of another configuration; different: {', '.join(different)}"
+                )
+        parts = builder.build(config)
+        return _train(folder, config, parts, checkpoint, progress, stop)
+
+
+def _train(
+    folder: Path,
+    config: Config,
+    parts: Parts,
+    checkpoint: dict[str, Any] | None,
+    progress: ProgressLike | None,
+    stop: Callable[[], int | None],
+) -> Result:
+    model, bundle = parts.model, parts.bundle
+    groups = [list(group) for group in parts.plan.classes]
+    tracker = RunTracker(folder, bundle.class_names, groups, checkpoint and checkpoint["sizes"])
+    spent = checkpoint["seconds"] if checkpoint else 0.0
+    started = time.perf_counter()
+
+    def save() -> None:
+        # the logs first: the checkpoint names how far they count
+        sizes = tracker.flush()
+        seconds = spent + time.perf_counter() - started
+        payload = {"config": config.to_dict(), "sizes": sizes, "seconds": seconds, "engine": engine.state()}
+        state.save_checkpoint(folder, payload)
+
+    train, clean, test = datasets_for(bundle, parts.backbone)
+    engine = Engine(
+        model,
+        train,
+        parts.plan.indices,
+        parts.plan.classes,
+        clean=clean,
+        evaluator=Evaluator(
+            test,
+            bundle.test.targets,
+            parts.test_groups,
+            batch_size=config.training.eval_mb_size,
+            workers=config.training.workers,
+            precision=config.precision,
+        ),
+        training=config.training,
+        online=config.online,
+        seed=config.seeds[0],
+        precision=config.precision,
+        listeners=[tracker],
+        progress=progress,
+        checkpoint=save,
+        stop=stop,
+    )
+    facts = runfolder.environment(model, parts.device)
+    try:
+        if checkpoint is None:
+            runfolder.write_json(folder / "environment.json", facts)
+            runfolder.log(folder, f"start: {config.strategy['name']}, seed {config.seeds[0]}")
+        else:
+            engine.load_state(checkpoint["engine"])
+            runfolder.log(folder, f"resume at {engine.position}")
+        if progress:
+            progress.message(f"{config.strategy['name']}, seed {config.seeds[0]}: {folder}")
+        engine.run()
+        summary = tracker.finish()
+        records = list(tracker.records)
+    except Interrupted as stopped:
+        runfolder.log(folder, f"stopped by signal {stopped.signal} at {engine.position}")
+        raise
+    finally:
+        tracker.close()
+    runfolder.export_model(folder, model, config, bundle)
+    seconds = spent + time.perf_counter() - started
+    trainable = sum(value.numel() for value in model.method_state().values())
+    runfolder.write_json(
+        folder / runfolder.RESULTS,
+        {
+            "strategy": config.strategy["name"],
+            "seed": config.seeds[0],
+            **summary,
+            "per_seed": {key: {str(config.seeds[0]): value} for key, value in summary.items()},
+            "cost": {
+                "seconds": seconds,
+                "steps": engine.position.step,
+                "state_numbers": trainable,
+                "peak_memory_bytes": _peak_memory(parts.device),
+                "device": facts["device"],
+            },
+        },
+    )
+    runfolder.log(folder, "done")
+    return Result(folder, config.strategy["name"], config.seeds[0], records, summary, groups)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes: of the GPU's allocator, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# ------------------------------------------------------------------------------------- signals, reproducibility
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[], int | None]]:
+    """Turn the first SIGINT or SIGTERM into a question that the loop asks; a second one acts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def reproducible() -> Iterator[None]:
+    """Ask torch for deterministic algorithms while a run lasts."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def load(folder: str | Path, *, device: str = "cpu") -> PromptModel:
+    """The trained model of a finished run folder, in eval mode.
+
+    Raises:
+        RunFolderError: the run is not finished.
+        ClpromptError: the backbone cannot be built, or its weights are others than in the run.
+    """
+    import json
+
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not (folder / "model.json").is_file():
+        raise RunFolderError(f"{folder} holds no trained model; finish the run first")
+    facts = json.loads((folder / "model.json").read_text())
+    fingerprint = facts["backbone"].pop("sha256")
+    backbone = _backbone(facts["backbone"])
+    if backbone.fingerprint() != fingerprint:
+        raise ClpromptError(f"{folder}: backbone {backbone.source} has other weights than in the run")
+    model: PromptModel = _call(registry.strategies, facts["strategy"], backbone, seed=facts["seed"])
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.to(find_device(device)).eval()

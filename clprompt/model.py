@@ -1,0 +1,291 @@
+"""PromptModel: the contract that every method fulfils. Plain PyTorch; no Avalanche, no loop, no data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clprompt.backbone import FrozenViT
+from clprompt.errors import ConfigError, ProtocolError
+from clprompt.heads import LinearHead, grow_rows
+from clprompt.losses import classes_in, classification_loss, mask_logits
+
+#: Values per sample that an evaluator keeps for a model between evaluations: the model reads and fills it.
+Cache = dict[str, Tensor]
+#: Which classes compete in the training loss.
+Mask = Literal["experience", "seen", "batch", "none"]
+Boundaries = Literal["required", "optional", "unused"]
+
+
+class Step(NamedTuple):
+    """What one training step produced.
+
+    Attributes:
+        loss: scalar to call ``backward`` on (without a graph where a method trains nothing).
+        logits: [B, C], masked by seen classes only, detached.
+        terms: each part of the loss by name, detached scalars, for the log.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    terms: dict[str, Tensor]
+
+
+class PromptModel(nn.Module, ABC):
+    """A class-incremental learner over a frozen backbone.
+
+    A method implements :meth:`encode` (images to head input and its own loss terms) and, where it grows with the
+    experiences, :meth:`start_experience`. Everything else here is shared: growth with the classes, masks, seen-class
+    bookkeeping, loading of a state of another size.
+
+    The loop calls, in this order: ``begin_experience(classes)``; for each received batch ``observe(targets)``, then
+    ``training_loss(images, targets)`` once per iteration; ``end_experience()``. A boundary-free method needs
+    ``observe`` and ``training_loss`` only.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: where all initial values come from.
+        mask: which classes compete in the training loss: those of the current experience, all seen ones, those in
+            the batch, or every column.
+    """
+
+    #: "experience": a new optimizer for every experience (old moments would go on moving rows without gradient).
+    optimizer_reset: ClassVar[Literal["experience", "never"]] = "experience"
+    #: False for a reference line that keeps or revisits old images, and says so.
+    rehearsal_free: ClassVar[bool] = True
+    #: False where nothing is trained by gradient.
+    trains: ClassVar[bool] = True
+
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0, mask: Mask = "experience") -> None:
+        super().__init__()
+        if mask not in ("experience", "seen", "batch", "none"):
+            raise ConfigError(f'mask must be experience, seen, batch or none, got "{mask}"')
+        self.backbone = backbone
+        self.seed = seed
+        self.mask: Mask = mask
+        self.head: LinearHead | None = LinearHead(backbone.width, seed=seed)
+        self.seen: Tensor
+        self.current: Tensor
+        self.experience: Tensor
+        self.open: Tensor
+        self.register_buffer("seen", torch.zeros(0, dtype=torch.bool))  # classes observed so far
+        self.register_buffer("current", torch.zeros(0, dtype=torch.bool))  # classes of the current experience
+        self.register_buffer("experience", torch.tensor(-1))  # index of the current or last experience
+        self.register_buffer("open", torch.tensor(False))  # between begin_experience and end_experience
+
+    # ------------------------------------------------------------------ what a method says of itself
+
+    @property
+    def boundaries(self) -> Boundaries:
+        """Whether the method must be told where experiences begin and end."""
+        return "required" if self.mask == "experience" else "optional"
+
+    @abstractmethod
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images [B, 3, H, W] -> (head input [B, D], the method's own loss terms, scalars that are added).
+
+        Terms are read in training mode only. ``cached`` may hold what an earlier call for the same images put there.
+        """
+
+    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+        """Add and freeze what a new experience needs; called once per experience, before its first batch."""
+
+    def finish_experience(self) -> None:
+        """Called once when an experience ends."""
+
+    def set_stage(self) -> None:
+        """Set ``requires_grad`` as it follows from the state; called after growth and after loading."""
+
+    def grow_classes(self, num_classes: int) -> None:
+        """Bring the method's own per-class tensors to ``num_classes``; the head is taken care of."""
+
+    def diagnostics(self) -> Mapping[str, Any]:
+        """Figures, histograms or scalars by tag, drawn by the trackers after each experience."""
+        return {}
+
+    # ------------------------------------------------------------------ use
+
+    @property
+    def num_classes(self) -> int:
+        """C: the number of columns; column = class id."""
+        return self.seen.shape[0]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Head input [B, D] -> unmasked logits [B, C]."""
+        assert self.head is not None
+        return self.head(features)
+
+    def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
+        """Logits [B, C], -inf for classes never observed; independent of batch companions in eval mode."""
+        features, _ = self.encode(images, cached)
+        return mask_logits(self.logits(features), self.seen)
+
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        """The loss of one step; counts as one step for a method that counts.
+
+        Args:
+            images: [B, 3, H, W].
+            targets: labels [B] or multi-hot [B, C].
+
+        Raises:
+            ProtocolError: a label that was never observed, or an experience that was never begun.
+        """
+        self.check_targets(targets)
+        features, terms = self.encode(images)
+        logits = self.logits(features)
+        terms = {"cross_entropy": classification_loss(logits, targets, self.training_mask(targets)), **terms}
+        loss = torch.stack(list(terms.values())).sum()
+        return Step(
+            loss, mask_logits(logits, self.seen).detach(), {name: t.detach() for name, t in terms.items()}
+        )
+
+    def training_mask(self, targets: Tensor) -> Tensor | None:
+        """Boolean [C]: the classes that compete in the training loss, by ``mask``."""
+        if self.mask == "none":
+            return None
+        if self.mask == "seen":
+            return self.seen
+        base = self.current if self.mask == "experience" else torch.zeros_like(self.seen)
+        # samples that a replay plugin mixes in keep their own classes finite
+        return base.index_fill(0, targets, True) if targets.ndim == 1 else base
+
+    def check_targets(self, targets: Tensor) -> None:
+        """Refuse an empty batch, a label never observed, and training before ``begin_experience`` where it is needed."""
+        if targets.shape[0] == 0:
+            raise ProtocolError("training_loss got an empty batch")
+        if self.boundaries == "required" and not bool(self.open):
+            raise ProtocolError(f"{type(self).__name__} needs begin_experience(classes) before it is trained")
+        labels = targets if targets.ndim == 1 else (targets > 0).any(0).nonzero().flatten()
+        known = labels.clamp(0, max(self.num_classes - 1, 0))
+        if self.num_classes == 0 or bool((~self.seen[known] | (labels != known)).any()):
+            unknown = [c for c in labels.unique().tolist() if c >= self.num_classes or not bool(self.seen[c])]
+            raise ProtocolError(f"label {int(unknown[0])} was never observed; call observe(targets) first")
+
+    def observe(self, targets: Tensor) -> bool:
+        """Mark the classes of a received batch as seen, and grow for new ones.
+
+        Returns:
+            Whether parameters grew: then call :func:`clprompt.optim.sync`.
+
+        Raises:
+            ProtocolError: labels that are not class ids.
+        """
+        if targets.ndim == 1 and (targets.dtype.is_floating_point or targets.dtype == torch.bool):
+            raise ProtocolError(f"labels must be integers, got {targets.dtype}")
+        classes = classes_in(targets)
+        if classes and classes[0] < 0:
+            raise ProtocolError(f"labels must not be negative, got {classes[0]}")
+        grew = self._grow(classes)
+        self.seen[classes] = True
+        return grew
+
+    def begin_experience(
+        self, classes: Iterable[int], images: Callable[[], Iterable[Tensor]] | None = None
+    ) -> None:
+        """Open an experience. Calling it again for the open experience does nothing.
+
+        Args:
+            classes: the class ids of the experience.
+            images: streams its training images in batches under the evaluation transform, for methods that look at
+                them before training and keep none.
+        """
+        classes = sorted({int(c) for c in classes})
+        if not classes:
+            raise ProtocolError("begin_experience got no classes")
+        if bool(self.open):
+            if classes == self.current.nonzero().flatten().tolist():
+                return
+            self.end_experience()
+        self._grow(classes)
+        self.current.fill_(False)
+        self.current[classes] = True
+        self.experience += 1
+        self.open.fill_(True)
+        device = self.seen.device
+        self.start_experience(int(self.experience), images)
+        self.to(device)  # parameters that were just added
+        self.set_stage()
+
+    def end_experience(self) -> None:
+        """Close the experience; does nothing when none is open."""
+        if bool(self.open):
+            self.finish_experience()
+            self.open.fill_(False)
+
+    def features(
+        self, images: Tensor, cached: Cache | None = None, *, stem: Tensor | None = None, first: int = 0
+    ) -> Tensor:
+        """The unprompted features [B, D], without gradient; kept in ``cached`` under "query".
+
+        Args:
+            images: [B, 3, H, W].
+            cached: read first, filled otherwise.
+            stem: the stream that enters block ``first``, where the caller has it already.
+        """
+        if cached is not None and "query" in cached:
+            return cached["query"]
+        query = self.backbone.features(images) if stem is None else self.backbone.features(stem, start=first)
+        if cached is not None:
+            cached["query"] = query
+        return query
+
+    def query(self, images: Tensor, first: int, cached: Cache | None = None) -> tuple[Tensor, Tensor]:
+        """The stream that enters block ``first`` [B, N, D] and the query features [B, D], both without gradient.
+
+        Blocks before the first prompted one are the same for query and prompted pass: they run once.
+        """
+        stem = self.backbone.stem(images, first)
+        shared = stem if self.backbone.share_prefix else None
+        return stem, self.features(images, cached, stem=shared, first=first)
+
+    # ------------------------------------------------------------------ parameters and state
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups: ``{"name", "params": {name: parameter}}`` and optional overrides such as ``lr``."""
+        return [{"name": "all", "params": self.trainable()}]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name; none of them is the backbone's."""
+        return {
+            name: p
+            for name, p in self.named_parameters()
+            if p.requires_grad and not name.startswith("backbone.")
+        }
+
+    def method_state(self) -> dict[str, Tensor]:
+        """The state dict without the backbone: all that a checkpoint needs."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
+
+    def state_size(self) -> int:
+        """How many numbers the method stores beside the backbone; independent of the number of samples seen."""
+        return sum(value.numel() for value in self.method_state().values())
+
+    def resize_to(self, state: Mapping[str, Tensor]) -> None:
+        """Grow to the shapes of a saved state; a method that adds parameters per experience extends this."""
+        self._grow(range(state["seen"].shape[0]))
+
+    def load_state_dict(  # type: ignore[override]
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a state of any size; the backbone may be left out of it."""
+        self.resize_to(state_dict)
+        own = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
+        result = super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)
+        self.set_stage()
+        return result
+
+    def _grow(self, classes: Iterable[int]) -> bool:
+        needed = max(classes, default=-1) + 1
+        missing = needed - self.num_classes
+        if missing <= 0:
+            return False
+        for buffer in (self.seen, self.current):
+            grow_rows(buffer, torch.zeros(missing, dtype=torch.bool))
+        if self.head is not None:
+            self.head.grow(needed)
+        self.grow_classes(needed)
+        return True

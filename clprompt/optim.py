@@ -1,0 +1,115 @@
+"""Optimizers over what a model declares: groups by name, growth of their state, schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from clprompt.errors import CheckpointError
+from clprompt.model import PromptModel
+
+
+def build(
+    model: PromptModel,
+    *,
+    name: Literal["adam", "adamw", "sgd"] = "adam",
+    lr: float = 0.005,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+) -> Optimizer | None:
+    """An optimizer over the model's trainable parameters; None for a model that trains nothing.
+
+    A group of the model may override ``lr`` and other settings; frozen parameters are in no group.
+    """
+    groups = [
+        {
+            **{k: v for k, v in group.items() if k not in ("params", "name")},
+            "params": list(group["params"].values()),
+            "group": group["name"],
+        }
+        for group in model.param_groups()
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        return None
+    if name == "sgd":
+        optimizer: Optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+        optimizer = kind(groups, lr=lr, weight_decay=weight_decay)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def sync(optimizer: Optimizer, model: PromptModel) -> None:
+    """Bring an optimizer in line with a model that has grown or frozen parameters.
+
+    New parameters join the group of their name, frozen ones leave with their state, and the moments of a parameter
+    that got more rows are padded with zeros, so old rows keep theirs.
+    """
+    wanted = {group["name"]: list(group["params"].values()) for group in model.param_groups()}
+    groups = {group["group"]: group for group in optimizer.param_groups}
+    for name, params in wanted.items():
+        if name in groups:
+            groups[name]["params"] = params
+        else:
+            overrides = next(g for g in model.param_groups() if g["name"] == name)
+            settings = {k: v for k, v in overrides.items() if k not in ("params", "name")}
+            optimizer.add_param_group({**settings, "params": params, "group": name})
+            optimizer.param_groups[-1]["initial_lr"] = optimizer.param_groups[-1]["lr"]
+    for name, group in groups.items():
+        if name not in wanted:
+            group["params"] = []
+    kept = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    for parameter in list(optimizer.state):
+        if id(parameter) not in kept:
+            del optimizer.state[parameter]
+            continue
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                padded = torch.zeros_like(parameter.data, dtype=value.dtype)
+                padded[tuple(slice(0, size) for size in value.shape)] = value
+                optimizer.state[parameter][key] = padded
+
+
+def set_learning_rate(
+    optimizer: Optimizer, schedule: Literal["constant", "cosine"], step: int, steps: int
+) -> float:
+    """Set every group's rate for step ``step`` of ``steps`` of an experience; returns the first group's.
+
+    The rate is a function of the step alone, so any step can be entered again.
+    """
+    factor = 1.0 if schedule == "constant" else (1 + math.cos(math.pi * step / max(steps, 1))) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def optimizer_state(optimizer: Optimizer, model: PromptModel) -> dict[str, dict[str, Any]]:
+    """The moments by parameter name, for a checkpoint."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)]: dict(state) for p, state in optimizer.state.items() if id(p) in names}
+
+
+def load_optimizer_state(
+    optimizer: Optimizer, model: PromptModel, state: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Put saved moments back by parameter name.
+
+    Raises:
+        CheckpointError: moments of a parameter that the model does not have.
+    """
+    parameters = dict(model.named_parameters())
+    for name, values in state.items():
+        if name not in parameters:
+            raise CheckpointError(f"the checkpoint holds optimizer state for {name}, which the model lacks")
+        p = parameters[name]
+        optimizer.state[p] = {
+            k: v.to(p.device) if isinstance(v, Tensor) and v.ndim else v for k, v in values.items()
+        }

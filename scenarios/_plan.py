@@ -1,0 +1,70 @@
+"""Plan: what arrives when, as index lists. Every stream is a seeded pure function that returns one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clprompt.errors import DataError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stream before any image is loaded.
+
+    Attributes:
+        indices: training sample indices, one array per experience.
+        classes: the class ids that are new with each experience; also the class groups of the metrics.
+        num_classes: C; class ids are 0..C-1.
+    """
+
+    indices: tuple[np.ndarray, ...]
+    classes: tuple[tuple[int, ...], ...]
+    num_classes: int
+
+    def __len__(self) -> int:
+        """The number of experiences."""
+        return len(self.indices)
+
+    def describe(self, targets: np.ndarray) -> np.ndarray:
+        """Training samples per experience and class, [T, C]."""
+        rows = [np.bincount(targets[index], minlength=self.num_classes) for index in self.indices]
+        return np.stack(rows)
+
+    def test_groups(self, targets: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Test sample indices of each class group, in data set order."""
+        return tuple(np.flatnonzero(np.isin(targets, group)) for group in self.classes)
+
+
+def class_ids(targets: Any) -> tuple[np.ndarray, int]:
+    """Targets as int64 [n] and the class count C.
+
+    Raises:
+        DataError: no targets, labels that are not integers 0..C-1, or a class id without a sample.
+    """
+    array = np.asarray(targets)
+    if array.ndim != 1 or array.size == 0:
+        raise DataError(f"targets must be a non-empty list of class ids, got shape {list(array.shape)}")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DataError(f"targets must be integers, got {array.dtype}")
+    if array.min() < 0:
+        raise DataError(f"targets must be class ids 0..C-1, got {array.min()}")
+    count = int(array.max()) + 1
+    empty = np.flatnonzero(np.bincount(array, minlength=count) == 0)
+    if empty.size:
+        raise DataError(f"class {empty[0]} has no training sample; map labels to 0..C-1 without gaps")
+    return array.astype(np.int64), count
+
+
+def group_indices(targets: np.ndarray, groups: Sequence[Sequence[int]], num_classes: int) -> list[np.ndarray]:
+    """Indices of the samples of each class group, in data set order; O(samples)."""
+    table = np.full(num_classes, -1)
+    for number, group in enumerate(groups):
+        table[list(group)] = number
+    home = table[targets]
+    order = np.argsort(home, kind="stable")
+    bounds = np.searchsorted(home[order], np.arange(len(groups) + 1))
+    return [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]

@@ -1,0 +1,81 @@
+"""Split: the class-incremental stream. Every class occurs in exactly one experience."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from clprompt.errors import ConfigError
+from clprompt.registry import scenarios
+from clprompt.scenarios._plan import Plan, class_ids, group_indices
+from clprompt.seeding import derive
+
+
+@scenarios.register("split")
+def plan(
+    targets: np.ndarray,
+    *,
+    seed: int = 0,
+    experiences: int = 10,
+    base_classes: int = 0,
+    classes_per_experience: list[int] | None = None,
+    class_order: list[int] | None = None,
+    shuffle: bool = True,
+) -> Plan:
+    """Class-incremental: every class in exactly one experience; a remainder goes to the first ones.
+
+    Args:
+        targets: class ids 0..C-1 of the training samples, [n].
+        seed: decides the class order when ``shuffle`` is on and no ``class_order`` is given.
+        experiences: T, the number of experiences.
+        base_classes: classes of the first experience ("Bk" protocols); 0: the same share as the others.
+        classes_per_experience: explicit class counts instead of ``experiences`` and ``base_classes``.
+        class_order: a permutation of the class ids.
+        shuffle: draw the class order from the seed; False keeps the order of the ids.
+
+    Returns:
+        The plan; indices are in data set order (the engine shuffles while training).
+
+    Raises:
+        ConfigError: counts that do not fit the number of classes, an order that is no permutation.
+    """
+    targets, count = class_ids(targets)
+    sizes = _sizes(count, experiences, base_classes, classes_per_experience)
+    if class_order is not None:
+        if sorted(class_order) != list(range(count)):
+            raise ConfigError(f"scenario.class_order must be a permutation of the class ids 0..{count - 1}")
+        order = list(class_order)
+    elif shuffle:
+        order = np.random.default_rng(derive(seed, "class order")).permutation(count).tolist()
+    else:
+        order = list(range(count))
+    bounds = np.cumsum([0, *sizes])
+    groups = [tuple(int(c) for c in order[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return Plan(tuple(group_indices(targets, groups, count)), tuple(groups), count)
+
+
+def _sizes(count: int, experiences: int, base: int, explicit: Sequence[int] | None) -> list[int]:
+    if explicit is not None:
+        if any(size < 1 for size in explicit) or sum(explicit) != count:
+            raise ConfigError(
+                f"scenario.classes_per_experience must be positive counts that add up to the {count} classes "
+                f"of the data, got {list(explicit)}"
+            )
+        return list(explicit)
+    if not 1 <= experiences <= count:
+        raise ConfigError(
+            f"scenario.experiences must be 1..{count}, as the data has {count} classes, got {experiences}"
+        )
+    if base < 0 or (base and base + experiences - 1 > count):
+        raise ConfigError(
+            f"scenario.base_classes must leave a class for each of the other {experiences - 1} experiences "
+            f"of {count} classes, got {base}"
+        )
+    rest, parts = (count - base, experiences - 1) if base else (count, experiences)
+    share = [rest // parts + (i < rest % parts) for i in range(parts)] if parts else []
+    if base and not parts and base != count:
+        raise ConfigError(
+            f"scenario.base_classes is {base}, but a single experience holds all {count} classes"
+        )
+    return [base, *share] if base else share

@@ -1,0 +1,182 @@
+"""DualPrompt: one general prefix for all experiences, one expert prefix and key per experience."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from clprompt.attention import BlockPrompt
+from clprompt.backbone import FrozenViT
+from clprompt.errors import ConfigError, ProtocolError
+from clprompt.model import Boundaries, Cache, Mask, PromptModel
+from clprompt.prompts import chosen_similarity, cosine, match, uniform
+from clprompt.registry import strategies
+
+
+@strategies.register("dualprompt", paper="Wang et al., ECCV 2022, arXiv 2204.04799", year=2022)
+class DualPromptModel(PromptModel):
+    """DualPrompt (Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning").
+
+    Learned keys and values stand in front of a block's own (prefix form). The general prompt serves every image; of
+    the expert prompts, training uses the one of the experience, and at test each image takes the one whose key is
+    nearest to its query. Loss: cross-entropy over the classes of the experience minus ``pull`` times the cosine
+    of query and key.
+
+    Where published descriptions and codes differ:
+
+    * Selection is per sample. The majority vote over the batch of the released code (``batchwise_prompt``) makes a
+      prediction depend on its batch companions and leaks the task; it is refused.
+    * The reshape of the PyTorch port that mixes batch and key/value axes is not reproduced.
+    * Expert slots appear one per experience, so keys of experiences still to come never compete at test (the
+      released code matches all of a fixed pool).
+    * A block in both lists gets both prefixes (the port drops the expert one).
+    * ``freeze_general_after``: nothing in the method protects the general prompt from later experiences; with n,
+      it is trained in the first n experiences only.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: where all initial values come from.
+        g_layers, g_length: blocks and length of the general prompt (keys and values each).
+        e_layers, e_length: blocks and length of the expert prompts.
+        pull: weight of the key's pull towards its queries.
+        freeze_general_after: experiences that train the general prompt; None for all.
+        pool_size: fixed number of expert slots; None for one per experience (10 when boundary-free).
+        boundary_free: no experiences: the slot is chosen by key in training too, all slots compete, nothing is
+            copied or frozen.
+        mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
+        form: "prefix" (raw keys and values), "projected" (through the frozen projections), or "fresh" (tokens with
+            the class token's position, as in an online variant of the method).
+        top_k: must be 1; the method uses one expert prompt.
+        batchwise_prompt: must be False; see above.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenViT,
+        *,
+        seed: int = 0,
+        g_layers: tuple[int, ...] = (0, 1),
+        g_length: int = 5,
+        e_layers: tuple[int, ...] = (2, 3, 4),
+        e_length: int = 20,
+        pull: float = 1.0,
+        freeze_general_after: int | None = None,
+        pool_size: int | None = None,
+        boundary_free: bool = False,
+        mask: Mask | None = None,
+        form: Literal["prefix", "projected", "fresh"] = "prefix",
+        top_k: int = 1,
+        batchwise_prompt: bool = False,
+    ) -> None:
+        super().__init__(backbone, seed=seed, mask=mask or ("seen" if boundary_free else "experience"))
+        if batchwise_prompt:
+            raise ConfigError(
+                "batchwise_prompt=true is refused: a vote over the batch makes a prediction depend on its companions"
+            )
+        if top_k != 1:
+            raise ConfigError(f"top_k must be 1, got {top_k}: DualPrompt uses one expert prompt per image")
+        if pool_size is not None and pool_size < 1:
+            raise ConfigError(f"pool_size must be at least 1, got {pool_size}")
+        if freeze_general_after is not None and freeze_general_after < 0:
+            raise ConfigError(f"freeze_general_after must not be negative, got {freeze_general_after}")
+        self.g_layers = backbone.check_layers("g_layers", g_layers)
+        self.e_layers = backbone.check_layers("e_layers", e_layers)
+        for name, length in (("g_length", g_length), ("e_length", e_length)):
+            if length < 1:
+                raise ConfigError(f"{name} must be at least 1, got {length}")
+        self.pull = pull
+        self.freeze_general_after = freeze_general_after
+        self.pool_size = pool_size
+        self.boundary_free = boundary_free
+        self.form = form
+        self.e_length = e_length
+        self.first_block = min(self.g_layers + self.e_layers, default=backbone.depth)
+        parts = 1 if form == "fresh" else 2  # keys and values, or tokens
+        self.g_prompt = uniform(
+            len(self.g_layers), parts, g_length, backbone.width, seed=seed, name="general"
+        )
+        self.e_prompts = nn.ParameterList()  # one [layers, key/value, length, D] per slot
+        self.keys = nn.ParameterList()  # one [D] per slot, shared by its layers
+        if boundary_free:
+            self._add_slots(pool_size or 10)
+
+    @property
+    def boundaries(self) -> Boundaries:
+        return "unused" if self.boundary_free else "required"
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        stem, query = self.query(images, self.first_block, cached)
+        if not len(self.keys):  # before any experience: only the general prompt exists
+            return self.backbone.prompted(stem, self._prompts(None), start=self.first_block), {}
+        similarity = cosine(query, torch.stack(list(self.keys)))  # (B, S)
+        if self.training and not self.boundary_free:
+            slot = len(self.keys) - 1
+            chosen = torch.full((len(images), 1), slot, device=images.device)
+            expert = self.e_prompts[slot][
+                :, :, None
+            ]  # (layers, 2, 1, length, D): one row for the whole batch
+        else:
+            chosen = match(similarity, 1)  # (B, 1)
+            expert = torch.stack(list(self.e_prompts), dim=2)[:, :, chosen[:, 0]]  # (layers, 2, B, length, D)
+        feature = self.backbone.prompted(stem, self._prompts(expert), start=self.first_block)
+        return feature, {"key_pull": -self.pull * chosen_similarity(similarity, chosen)}
+
+    def _prompts(self, expert: Tensor | None) -> Callable[[int, Tensor], list[BlockPrompt]]:
+        def prompts(block: int, x: Tensor) -> list[BlockPrompt]:
+            given = []
+            if block in self.g_layers:
+                given.append(self._block_prompt(self.g_prompt[self.g_layers.index(block)][:, None]))
+            if block in self.e_layers and expert is not None:
+                given.append(self._block_prompt(expert[self.e_layers.index(block)]))
+            return given
+
+        return prompts
+
+    def _block_prompt(self, parts: Tensor) -> BlockPrompt:
+        """[key/value, 1 or B, length, D] -> what the block gets; the two leading axes are never merged."""
+        if self.form == "fresh":
+            return BlockPrompt("fresh", parts[0] + self.backbone.class_position())
+        return BlockPrompt(self.form, parts[0], parts[1])
+
+    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+        """A new slot: its prompt starts from the previous one, its key afresh."""
+        if self.boundary_free:
+            return
+        if self.pool_size is not None and index >= self.pool_size:
+            raise ProtocolError(
+                f"experience {index} needs a slot of its own, but pool_size is {self.pool_size}; leave it at null"
+            )
+        self._add_slots(index + 1 - len(self.keys))
+        if index > 0:
+            self.e_prompts[index].data.copy_(self.e_prompts[index - 1].data)
+
+    def _add_slots(self, count: int) -> None:
+        parts, width = self.g_prompt.shape[1], self.backbone.width
+        for slot in range(len(self.keys), len(self.keys) + count):
+            shape = (len(self.e_layers), parts, self.e_length, width)
+            self.e_prompts.append(uniform(*shape, seed=self.seed, name="expert", index=slot))
+            self.keys.append(uniform(width, seed=self.seed, name="key", index=slot))
+
+    def set_stage(self) -> None:
+        """Old slots are frozen; so is the general prompt after ``freeze_general_after`` experiences."""
+        if self.boundary_free:
+            return
+        experience = int(self.experience)
+        for slot, (prompt, key) in enumerate(zip(self.e_prompts, self.keys, strict=True)):
+            prompt.requires_grad_(slot == experience)
+            key.requires_grad_(slot == experience)
+        limit = self.freeze_general_after
+        self.g_prompt.requires_grad_(limit is None or experience < limit)
+
+    def resize_to(self, state: dict[str, Tensor]) -> None:  # type: ignore[override]
+        super().resize_to(state)
+        self._add_slots(sum(name.startswith("keys.") for name in state) - len(self.keys))
+        self.to(self.g_prompt.device)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """How alike the keys are: [S, S] cosines."""
+        keys = torch.stack(list(self.keys)) if len(self.keys) else self.g_prompt.new_zeros(1, 1)
+        return {"keys/cosine": cosine(keys, keys).detach()}

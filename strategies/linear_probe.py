@@ -1,0 +1,38 @@
+"""Linear probe: a linear head on frozen features, trained one experience after the other."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from clprompt.backbone import FrozenViT
+from clprompt.model import Cache, Mask, PromptModel
+from clprompt.registry import strategies
+
+
+@strategies.register("linear_probe", paper="sequential linear classifier", year=None)
+class LinearProbeModel(PromptModel):
+    """Sequential linear probe: only the head learns.
+
+    With ``mask="experience"`` each experience trains its own rows and old rows stay as they were; with
+    ``mask="seen"`` the head collapses towards the classes it saw last.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: where the initial rows come from.
+        mask: which classes compete in training; "seen" and "batch" are the boundary-free forms.
+        boundary_free: use without experience boundaries: shorthand for ``mask="seen"``.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenViT,
+        *,
+        seed: int = 0,
+        mask: Mask = "experience",
+        boundary_free: bool = False,
+    ) -> None:
+        super().__init__(backbone, seed=seed, mask="seen" if boundary_free and mask == "experience" else mask)
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The unprompted features; no gradient runs through any block."""
+        return self.features(images, cached), {}

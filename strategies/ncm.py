@@ -1,0 +1,98 @@
+"""NCM: nearest class mean on frozen features; nothing is trained by gradient."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clprompt.backbone import FrozenViT
+from clprompt.heads import grow_rows
+from clprompt.losses import mask_logits
+from clprompt.model import Boundaries, Cache, PromptModel, Step
+from clprompt.registry import strategies
+
+
+@strategies.register(
+    "ncm", paper="Mensink et al., TPAMI 2013; Janson et al. 2022, arXiv 2210.04428", year=2013
+)
+class NCMModel(PromptModel):
+    """Nearest class mean: class sums of frozen features, and the nearest of their means predicts.
+
+    Sums and counts are kept in float64 and int64, so the means do not depend on order or batch split. A received
+    batch counts once, however many iterations are made over it.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: unused; there for the common constructor.
+        metric: "cosine", logits = cos(q, mean), or "euclidean", logits = -|q - mean|^2.
+        normalise_first: sum q / |q| instead of q.
+    """
+
+    trains: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: FrozenViT,
+        *,
+        seed: int = 0,
+        metric: Literal["cosine", "euclidean"] = "cosine",
+        normalise_first: bool = False,
+    ) -> None:
+        super().__init__(backbone, seed=seed, mask="none")
+        self.metric = metric
+        self.normalise_first = normalise_first
+        self.head = None
+        self.sums: Tensor
+        self.counts: Tensor
+        self.register_buffer("sums", torch.zeros(0, backbone.width, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
+        self._fresh = False  # the batch at hand was received and not yet counted
+
+    @property
+    def boundaries(self) -> Boundaries:
+        return "unused"
+
+    def grow_classes(self, num_classes: int) -> None:
+        missing = num_classes - self.counts.shape[0]
+        grow_rows(self.sums, torch.zeros(missing, self.sums.shape[1]))
+        grow_rows(self.counts, torch.zeros(missing))
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.features(images, cached), {}
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Similarity to the class means, [B, D] -> [B, C]; in float64."""
+        query = features.double()
+        if self.normalise_first:
+            query = F.normalize(query, dim=-1)
+        means = self.sums / self.counts.clamp(min=1)[:, None]
+        if self.metric == "cosine":
+            return F.normalize(query, dim=-1) @ F.normalize(means, dim=-1).T
+        # |q - m|^2 without forming [B, C, D]
+        return 2 * query @ means.T - (means**2).sum(1) - (query**2).sum(1, keepdim=True)
+
+    def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
+        """Logits [B, C]; -inf for classes without a sample."""
+        features, _ = self.encode(images, cached)
+        return mask_logits(self.logits(features), self.counts > 0).to(features.dtype)
+
+    def observe(self, targets: Tensor) -> bool:
+        self._fresh = True
+        return super().observe(targets)
+
+    @torch.no_grad()
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        """Add the batch to the class sums, once; the loss is a zero without a graph."""
+        self.check_targets(targets)
+        features, _ = self.encode(images)
+        if self._fresh:
+            rows = features.double()
+            rows = F.normalize(rows, dim=-1) if self.normalise_first else rows
+            self.sums.index_add_(0, targets, rows)
+            self.counts += torch.bincount(targets, minlength=self.num_classes)
+            self._fresh = False
+        logits = mask_logits(self.logits(features), self.counts > 0).to(features.dtype)
+        return Step(features.new_zeros(()), logits, {})
