@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -40,11 +41,13 @@ class BlockPrompt:
             width of the residual stream (for ``prefix`` that of the attention, the same in nearly every ViT).
         values: [1 or B, P, D], for ``prefix`` and ``projected`` only.
         mask: boolean, [1 or B, 1, R, P], True where a row may look at a prompt column; R = the rows named by
-            ``rows``. The stream's own columns are always visible. None: all visible. For ``carried`` the columns are
-            the last P of the stream, so that a block after the one where the tokens joined may mask them again.
+            ``rows``. The stream's own columns are always visible. None: all visible. For ``carried`` the rows are
+            those of the whole stream and the columns its last P, all carried tokens together, so that a block after
+            the one where they joined may mask them again (with ``tokens=None``).
         rows: the rows of the stream that see these columns; None for all. Rows outside do not pay for them.
         zero_values: replace the values by zeros: the columns take attention mass and give nothing (the fused form
-            of a mask that is applied after the softmax).
+            of a mask that is applied after the softmax: the same prompt once with its mask, once with the complement
+            and zero values).
     """
 
     kind: Literal["prefix", "projected", "fresh", "carried"]
@@ -56,13 +59,21 @@ class BlockPrompt:
 
     def __post_init__(self) -> None:
         if self.kind not in ("prefix", "projected", "fresh", "carried"):
-            raise ValueError(f'BlockPrompt kind must be prefix, projected, fresh or carried, got "{self.kind}"')
+            raise ValueError(
+                f'BlockPrompt kind must be prefix, projected, fresh or carried, got "{self.kind}"'
+            )
         if (self.values is not None) != (self.kind in ("prefix", "projected")):
             raise ValueError(f"BlockPrompt values belong to prefix and projected prompts, not to {self.kind}")
         if self.kind == "carried" and (self.rows is not None or self.zero_values):
             raise ValueError("carried prompts are part of the stream: use a mask, not rows or zero_values")
         if self.tokens is not None and self.tokens.ndim != 3:
             raise ValueError(f"BlockPrompt tokens must be [1 or B, P, D], got {list(self.tokens.shape)}")
+        if self.mask is not None and (self.mask.dtype != torch.bool or self.mask.ndim != 4):
+            # a float mask would be added to the scores, ones and all
+            raise ValueError(
+                "BlockPrompt mask must be boolean [1 or B, 1, R, P], "
+                f"got {self.mask.dtype} {list(self.mask.shape)}"
+            )
 
 
 def split_heads(x: Tensor, attn: Attention) -> Tensor:
@@ -75,7 +86,9 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def project(attn: Attention, x: Tensor, which: Literal["q", "k", "v", "kv"]) -> Tensor | tuple[Tensor, Tensor]:
+def project(
+    attn: Attention, x: Tensor, which: Literal["q", "k", "v", "kv"]
+) -> Tensor | tuple[Tensor, Tensor]:
     """The block's own query, key or value projection with bias and q/k norm, split into heads.
 
     Args:
@@ -98,6 +111,13 @@ def project(attn: Attention, x: Tensor, which: Literal["q", "k", "v", "kv"]) -> 
     if which == "q":
         return attn.q_norm(heads)
     return attn.k_norm(heads) if which == "k" else heads
+
+
+def project_stream(attn: Attention, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of all rows from one matrix product: [B, N, D] -> three of [B, H, N, d]."""
+    qkv = attn.qkv(h).reshape(h.shape[0], h.shape[1], 3, attn.num_heads, -1)  # (B, N, 3, H, d)
+    query, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, d) each
+    return attn.q_norm(query), attn.k_norm(keys), values
 
 
 def finish_attention(attn: Attention, x: Tensor, heads: Tensor) -> Tensor:
@@ -147,19 +167,20 @@ def prompted_block(
     h = block.norm1(x)
     attn = block.attn
     if (start, stop) == (0, x.shape[1]):
-        qkv = attn.qkv(h).reshape(batch, x.shape[1], 3, attn.num_heads, -1)  # (B, N, 3, H, d)
-        query, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, d) each
-        query, keys = attn.q_norm(query), attn.k_norm(keys)
+        query, keys, values = project_stream(attn, h)
     else:
         query = project(attn, h[:, start:stop], "q")
         keys, values = project(attn, h, "kv")
-    columns = [_columns(block, prompt, keys, x.shape[1]) for prompt in prompts]
+    if sum(p.kind == "carried" and p.mask is not None for p in prompts) > 1:
+        raise ValueError(
+            "give one mask over all carried tokens: each would be read as that of the last columns"
+        )
+    columns = [_columns(block, prompt, keys.dtype, x.shape[1]) for prompt in prompts]
     columns = [column for column in columns if column is not None]
     # rows with the same view of the prompts share one fused call; usually that is all of them
     cuts = sorted({start, stop} | {cut for c in columns for cut in (c.start, c.stop) if start < cut < stop})
     parts = [
-        _attend(query[:, :, a - start : b - start], keys, values, columns, a, b)
-        for a, b in zip(cuts, cuts[1:], strict=False)
+        _attend(query[:, :, a - start : b - start], keys, values, columns, a, b) for a, b in pairwise(cuts)
     ]
     heads = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return residual_mlp(block, x[:, start:stop], finish_attention(attn, h[:, start:stop], heads))
@@ -176,8 +197,12 @@ class _Columns:
     stop: int
 
 
-def _columns(block: Block, prompt: BlockPrompt, like: Tensor, length: int) -> _Columns | None:
+def _columns(block: Block, prompt: BlockPrompt, dtype: torch.dtype, length: int) -> _Columns | None:
     start, stop, _ = (prompt.rows or slice(None)).indices(length)
+    if prompt.mask is not None and prompt.mask.shape[2] != stop - start:
+        raise ValueError(
+            f"BlockPrompt mask has {prompt.mask.shape[2]} rows for {stop - start} rows of the stream"
+        )
     if prompt.kind == "carried":
         return None if prompt.mask is None else _Columns(None, None, prompt.mask, start, stop)
     if prompt.tokens is None or prompt.tokens.shape[1] == 0:
@@ -187,11 +212,13 @@ def _columns(block: Block, prompt: BlockPrompt, like: Tensor, length: int) -> _C
         keys, values = split_heads(prompt.tokens, attn), split_heads(prompt.values, attn)
     elif prompt.kind == "projected":
         keys, values = project(attn, prompt.tokens, "k"), project(attn, prompt.values, "v")
+    elif prompt.zero_values:
+        keys = values = project(attn, block.norm1(prompt.tokens), "k")
     else:
         keys, values = project(attn, block.norm1(prompt.tokens), "kv")
     if prompt.zero_values:
-        values = torch.zeros_like(values)
-    return _Columns(keys.to(like.dtype), values.to(like.dtype), prompt.mask, start, stop)
+        values = torch.zeros_like(keys)
+    return _Columns(keys.to(dtype), values.to(dtype), prompt.mask, start, stop)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, columns: list[_Columns], a: int, b: int) -> Tensor:

@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from clprompt.attention import BlockPrompt, project, prompted_block
-from clprompt.errors import BackboneError
+from clprompt.attention import (
+    BlockPrompt,
+    finish_attention,
+    project,
+    project_stream,
+    prompted_block,
+    residual_mlp,
+)
+from clprompt.errors import BackboneError, ConfigError
 from clprompt.seeding import preserved_rng
 
 #: What a method hands to :meth:`FrozenViT.run`: ``prompts(block, x) -> BlockPrompt | several | None``.
@@ -75,8 +83,8 @@ class FrozenViT(nn.Module):
         self.image_size = tuple(int(side) for side in vit.patch_embed.img_size)
         self.patch_size = tuple(int(side) for side in vit.patch_embed.patch_size)
         self.in_chans = int(vit.patch_embed.proj.in_channels)
-        self.mean = tuple(float(x) for x in config["mean"])
-        self.std = tuple(float(x) for x in config["std"])
+        self.mean = _per_channel(config["mean"], self.in_chans)
+        self.std = _per_channel(config["std"], self.in_chans)
         self.interpolation = str(config.get("interpolation", "bicubic"))
         self.head_rows = slice(0, self.num_prefix_tokens) if vit.global_pool == "token" else None
         self.share_prefix = True
@@ -92,8 +100,16 @@ class FrozenViT(nn.Module):
         return self.vit.blocks  # type: ignore[return-value]
 
     def patches(self, images: Tensor) -> Tensor:
-        """The patch embedding alone, without positions: [B, 3, H, W] -> [B, n, D] (linear in plain ViTs)."""
+        """The patch embedding alone, without positions: [B, 3, H, W] -> [B, n, D]; see ``linear_patches``.
+
+        With ``dynamic_img_size`` the patches keep their grid, [B, h, w, D]; :meth:`position` takes both.
+        """
         return self.vit.patch_embed(images)
+
+    @property
+    def linear_patches(self) -> bool:
+        """Whether ``patches`` is linear up to a bias: patches(x + y) = patches(x) + patches(y) - patches(0)."""
+        return isinstance(self.vit.patch_embed.norm, nn.Identity)  # type: ignore[union-attr]
 
     def position(self, patches: Tensor) -> Tensor:
         """Add class token, registers and positions to patches: [B, n, D] -> tokens [B, N, D]."""
@@ -125,19 +141,17 @@ class FrozenViT(nn.Module):
             [B, N (+ carried prompts), D], or only the rows asked for.
         """
         indices = range(self.depth)[blocks or slice(None)]
+        trimmed = indices[-1] if indices and rows is not None and self.trim_last_block else None
         for index in indices:
             given = None if prompts is None else prompts(index, tokens)
             given = () if given is None else (given,) if isinstance(given, BlockPrompt) else tuple(given)
-            last = index == indices[-1] and rows is not None
-            if last and self.trim_last_block:
+            if index == trimmed:
                 tokens = prompted_block(self.blocks[index], tokens, given, rows)
             elif given:
                 tokens = prompted_block(self.blocks[index], tokens, given)
             else:
                 tokens = self.blocks[index](tokens)
-            if last and not self.trim_last_block:
-                tokens = tokens[:, rows]
-        return tokens
+        return tokens if rows is None or trimmed is not None else tokens[:, rows]
 
     def norm(self, tokens: Tensor) -> Tensor:
         """The final norm, token by token: [B, R, D] -> [B, R, D]."""
@@ -161,9 +175,34 @@ class FrozenViT(nn.Module):
         tokens = self.embed(x) if x.ndim == 4 else x
         return self.pool(self.run(tokens, blocks=slice(start, None), rows=self.head_rows))
 
-    def prompted(self, stem: Tensor, prompts: Prompts, *, start: int = 0) -> Tensor:
-        """Pooled features of a prompted pass, with gradient: tokens entering block ``start`` -> [B, D]."""
-        return self.pool(self.run(stem, prompts, blocks=slice(start, None), rows=self.head_rows))
+    def prompted(self, stem: Tensor, prompts: Prompts | None = None, *, start: int = 0) -> Tensor:
+        """Pooled features of a prompted pass, with gradient: tokens entering block ``start`` -> [B, D].
+
+        Pooling reads the stream's own tokens; carried prompts that joined on the way are left out. Without prompts:
+        features with gradient, for methods that prompt the pixels.
+        """
+        rows = self.head_rows or slice(0, stem.shape[1])
+        return self.pool(self.run(stem, prompts, blocks=slice(start, None), rows=rows))
+
+    def class_position(self) -> Tensor:
+        """The position embedding of the class token, [D]; zeros where the backbone has none."""
+        vit: Any = self.vit
+        if not vit.has_class_token or vit.no_embed_class or vit.pos_embed is None:
+            return torch.zeros_like(vit.blocks[0].norm2.weight)
+        return vit.pos_embed[0, 0]
+
+    def check_layers(self, name: str, layers: Sequence[int]) -> tuple[int, ...]:
+        """Block indices as a tuple; refuses repeated ones and ones that this backbone does not have.
+
+        Raises:
+            ConfigError: naming the argument ``name``.
+        """
+        wrong = [layer for layer in layers if not 0 <= layer < self.depth]
+        if wrong:
+            raise ConfigError(f"{name}: block {wrong[0]} is not among 0..{self.depth - 1} of this backbone")
+        if len(set(layers)) != len(tuple(layers)):
+            raise ConfigError(f"{name} names a block twice: {list(layers)}")
+        return tuple(int(layer) for layer in layers)
 
     @torch.no_grad()
     def stem(self, images: Tensor, first: int) -> Tensor:
@@ -181,17 +220,20 @@ class FrozenViT(nn.Module):
         x = self.embed(images)
         for index, block in enumerate(self.blocks):
             normed = block.norm1(x)
-            keys, values = project(block.attn, normed, "kv")
+            if index == self.depth - 1:
+                yield block, x, normed, *project(block.attn, normed, "kv")
+                return
+            query, keys, values = project_stream(block.attn, normed)
             yield block, x, normed, keys, values
-            if index < self.depth - 1:
-                x = block(x)
+            heads = F.scaled_dot_product_attention(query, keys, values)
+            x = residual_mlp(block, x, finish_attention(block.attn, normed, heads))
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and bytes of all weights: tells whether two runs used the same backbone."""
         digest = hashlib.sha256()
         for name, value in sorted(self.vit.state_dict().items()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -204,7 +246,9 @@ def _create(
 
     if isinstance(source, nn.Module):
         if pretrained or checkpoint or kwargs:
-            raise BackboneError("a backbone given as a module takes no pretrained, checkpoint or timm arguments")
+            raise BackboneError(
+                "a backbone given as a module takes no pretrained, checkpoint or timm arguments"
+            )
         return source, resolve_model_data_config(source)
     if source in embedded_backbones():
         return _create_embedded(source, kwargs)
@@ -244,7 +288,9 @@ def _create_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, dict
     folder = resources.files("clprompt.assets")
     facts = json.loads((folder / f"{name}.json").read_text())
     if kwargs:
-        raise BackboneError(f"the embedded backbone {name} has a fixed shape; it takes no {', '.join(kwargs)}")
+        raise BackboneError(
+            f"the embedded backbone {name} has a fixed shape; it takes no {', '.join(kwargs)}"
+        )
     with preserved_rng(0):
         vit = VisionTransformer(**{**facts["model"], "num_classes": 0})
     weights = load((folder / f"{name}.safetensors").read_bytes())
@@ -263,8 +309,14 @@ def _load_checkpoint(vit: nn.Module, path: Path) -> None:
         state = load_state_dict(str(path), device="cpu", weights_only=True)
         state = checkpoint_filter_fn(state, vit)
     except Exception as error:  # torch, pickle and safetensors each have their own way to refuse a file
-        raise BackboneError(f"backbone.checkpoint {path} could not be read: {_one_line(error)}") from error
-    state = {k: v.float() for k, v in state.items() if k.split(".")[0] not in ("head", "head_dist")}
+        pickled = "weights_only" in str(error)
+        reason = "it holds pickled objects, only tensors are ever loaded" if pickled else _one_line(error)
+        raise BackboneError(f"backbone.checkpoint {path} could not be read: {reason}") from error
+    state = {
+        key: value.float()
+        for key, value in state.items()
+        if isinstance(value, Tensor) and key.split(".")[0] not in ("head", "head_dist")
+    }
     own = vit.state_dict()
     problems = [f"{key} is missing" for key in own if key not in state]
     problems += [f"{key} is not part of the model" for key in state if key not in own]
@@ -282,8 +334,13 @@ def _load_checkpoint(vit: nn.Module, path: Path) -> None:
 def _check_supported(vit: nn.Module, name: str) -> None:
     """Refuse by name what is not a pre-norm ViT of plain blocks: prompts would mean something else there."""
     allowed = "clprompt runs timm VisionTransformers of plain pre-norm blocks"
-    if not isinstance(vit, VisionTransformer) or type(vit).forward_features is not VisionTransformer.forward_features:
+    if (
+        not isinstance(vit, VisionTransformer)
+        or type(vit).forward_features is not VisionTransformer.forward_features
+    ):
         raise BackboneError(f"backbone {name} ({type(vit).__name__}) is not supported; {allowed}")
+    if vit.global_pool == "":
+        raise BackboneError(f"backbone {name} has no pooling (global_pool=''), so no features to classify")
     if not isinstance(vit.patch_embed, PatchEmbed):
         raise BackboneError(f"backbone {name}: {type(vit.patch_embed).__name__} is not supported; {allowed}")
     for block in vit.blocks:
@@ -291,6 +348,13 @@ def _check_supported(vit: nn.Module, name: str) -> None:
             raise BackboneError(f"backbone {name}: {type(block).__name__} is not supported; {allowed}")
         if type(block.attn) is not Attention:
             raise BackboneError(f"backbone {name}: {type(block.attn).__name__} is not supported; {allowed}")
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Normalisation constants for another number of channels than they were made for: their mean, repeated."""
+    if len(values) != channels:
+        values = [sum(values) / len(values)] * channels
+    return tuple(float(value) for value in values)
 
 
 def _one_line(error: BaseException) -> str:
