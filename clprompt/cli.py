@@ -176,7 +176,7 @@ def run(config: str, overrides: tuple[str, ...]) -> None:
     from clprompt import experiment, progress, terminal  # after the cheap mistakes are told
 
     with progress.create() as bar:
-        results = experiment.run(resolved.to_dict(), progress=bar)
+        results = experiment.run(resolved, progress=bar)
     click.echo(terminal.results(results))
 
 

@@ -111,8 +111,11 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, sections: Containe
         if depth == len(keys) - 1:
             inner[at] = value
             return
+        into_list = keys[depth + 1].isdigit()
         if isinstance(inner, dict) and inner.get(at) is None:
-            inner[at] = {}
+            inner[at] = [] if into_list else {}
+        elif into_list and isinstance(inner[at], str):
+            inner[at] = [item.strip() for item in inner[at].split(",")]  # a list without brackets
         elif isinstance(inner[at], str) and (at in sections or isinstance(inner, list)):
             inner[at] = {"name": inner[at]}  # the short form of a section, about to get arguments
         inner = inner[at]

@@ -25,7 +25,7 @@ class Progress:
         """Experience `index` of `total` begins, and the one before is over."""
 
     def epoch(self, epoch: int, epochs: int, steps: int) -> None:
-        """Epoch `epoch` of `epochs` begins; `steps` training steps are left to do in it."""
+        """Epoch `epoch` of `epochs` begins; it has `steps` training steps (a resumed one reports fewer)."""
 
     def step(self) -> None:
         """One training step is done. Called for each: it has to be cheap."""
@@ -118,6 +118,7 @@ class Bar(Progress):
         self._task: Any = None
         self._total = self._epochs = self._steps = 1
         self._index = self._epoch = self._done = 0
+        self._begun = False  # whether this run's first experience has
         self._drawn = 0.0
 
     def start(self, description: str, total_experiences: int) -> None:
@@ -140,10 +141,14 @@ class Bar(Progress):
         self._live.start()
         self._total = max(total_experiences, 1)
         self._index = self._epoch = self._done = 0
+        self._begun = False
         self._task = self._live.add_task(description, total=float(self._total), where="")
         self._draw(force=True)
 
     def experience(self, index: int, total: int) -> None:
+        if self._live is None or (self._begun and index <= self._index):  # another run, not announced
+            self.start("", total)
+        self._begun = True
         self._index, self._total = index, max(total, 1)
         self._epoch = self._done = 0
         self._epochs = self._steps = 1
@@ -164,8 +169,8 @@ class Bar(Progress):
     def close(self) -> None:
         if self._live is None:
             return
+        self._draw(force=True)
         live, self._live = self._live, None
-        live.refresh()
         live.stop()
 
     def _draw(self, force: bool = False) -> None:

@@ -94,20 +94,19 @@ def arguments(
         ConfigError: an unknown key, a wrong type, or a required argument that is missing.
     """
     known, is_open = parameters(target, skip)
-    if not is_open:
-        check_keys(given, known, path)
-    checked = {
-        key: check(value, known[key].hint, f"{path}.{key}") for key, value in given.items() if key in known
-    }
+    check_keys([key for key in given if not is_open or key in skip], known, path)
+    checked: dict[str, Any] = {}
     for key, parameter in known.items():
-        if parameter.required and key not in given:
+        if key in given:
+            checked[key] = check(given[key], parameter.hint, f"{path}.{key}")
+        elif parameter.required:
             raise ConfigError(f"{path}.{key} is missing; it must be {describe(parameter.hint)}")
-        if key not in given and _is_plain(parameter.default):
+        elif _is_plain(parameter.default):
             checked[key] = _listed(parameter.default)
     return checked | {key: value for key, value in given.items() if key not in known}
 
 
-def check_keys(given: Mapping[str, Any], allowed: Iterable[str], path: str) -> None:
+def check_keys(given: Iterable[str], allowed: Iterable[str], path: str) -> None:
     """Raises `ConfigError` at the first key that is not allowed; `path` is "" at the top level."""
     allowed = sorted(allowed)
     for key in given:
