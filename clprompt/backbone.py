@@ -52,6 +52,7 @@ class FrozenViT(nn.Module):
         num_tokens: tokens of one image, prefix included, at the model's own image size.
         image_size: (height, width) in pixels. in_chans: colour channels.
         mean, std: per-channel normalisation that the weights expect, on pixels in [0, 1].
+        interpolation, antialias: how images are resized for these weights.
         head_rows: the rows that pooling reads after the last block; None for all.
         share_prefix, trim_last_block: switches of two exact savings (blocks before the first prompt run once for
             query and prompted pass; the last block computes only the rows that are read).
@@ -86,6 +87,7 @@ class FrozenViT(nn.Module):
         self.mean = _per_channel(config["mean"], self.in_chans)
         self.std = _per_channel(config["std"], self.in_chans)
         self.interpolation = str(config.get("interpolation", "bicubic"))
+        self.antialias = bool(config.get("antialias", True))
         self.head_rows = slice(0, self.num_prefix_tokens) if vit.global_pool == "token" else None
         self.share_prefix = True
         self.trim_last_block = True
@@ -295,7 +297,7 @@ def _create_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, dict
         vit = VisionTransformer(**{**facts["model"], "num_classes": 0})
     weights = load((folder / f"{name}.safetensors").read_bytes())
     vit.load_state_dict({key: value.float() for key, value in weights.items()})
-    return vit, {"mean": facts["mean"], "std": facts["std"], "interpolation": "bilinear"}
+    return vit, facts
 
 
 def _load_checkpoint(vit: nn.Module, path: Path) -> None:

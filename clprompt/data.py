@@ -76,8 +76,7 @@ def make_transform(backbone: FrozenViT, augment: Augment = "none") -> v2.Compose
     """
     size = list(backbone.image_size)
     interpolation = InterpolationMode(backbone.interpolation)
-    # 8x8 digits are enlarged: antialiasing only matters when an image is reduced
-    antialias = backbone.interpolation != "bilinear" or min(size) > 32
+    antialias = backbone.antialias
     if augment == "standard":
         resize: list[Any] = [
             v2.RandomResizedCrop(size, (0.08, 1.0), interpolation=interpolation, antialias=antialias),

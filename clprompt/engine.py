@@ -7,14 +7,12 @@ optimizer's moments, and that is all.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import Subset
@@ -22,9 +20,11 @@ from torch.utils.data import Subset
 from clprompt import optim
 from clprompt.config import Online, Training
 from clprompt.errors import Interrupted, ProtocolError
-from clprompt.evaluation import Evaluation, Evaluator, autocast
+from clprompt.evaluation import Evaluation, Evaluator
 from clprompt.loading import Images, image_stream, training_batches
 from clprompt.model import PromptModel, Step
+from clprompt.seeding import rng_state, set_rng_state
+from clprompt.steps import make_optimizer, receive, train_step
 
 
 class Listener(Protocol):
@@ -47,49 +47,6 @@ class ProgressLike(Protocol):
     def step(self) -> None: ...
 
     def message(self, text: str, /) -> None: ...
-
-
-def make_optimizer(model: PromptModel, training: Training) -> Optimizer | None:
-    """The optimizer that a training section describes; None for a model that trains nothing."""
-    return optim.build(
-        model,
-        name=training.optimizer,
-        lr=training.lr,
-        weight_decay=training.weight_decay,
-        momentum=training.momentum,
-    )
-
-
-def receive(model: PromptModel, optimizer: Optimizer | None, targets: Tensor) -> None:
-    """Tell the model which labels have arrived, and let the optimizer follow its growth."""
-    if model.observe(targets) and optimizer is not None:
-        optim.sync(optimizer, model)
-
-
-def train_step(
-    model: PromptModel,
-    optimizer: Optimizer | None,
-    images: Tensor,
-    targets: Tensor,
-    *,
-    clip_grad: float | None = None,
-    precision: str = "float32",
-) -> Step:
-    """One iteration on one batch: loss, backward, optimizer step.
-
-    Raises:
-        ProtocolError: the loss is not finite.
-    """
-    with autocast(images.device, precision):
-        step = model.training_loss(images, targets)
-    if step.loss.requires_grad and optimizer is not None:
-        optimizer.zero_grad(set_to_none=True)
-        step.loss.backward()
-        if clip_grad is not None:
-            params = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(params, clip_grad)
-        optimizer.step()
-    return step
 
 
 @dataclass
@@ -207,13 +164,12 @@ class Engine:
                 skip=at.batch,
             )
             self._clock, self._since = time.perf_counter(), 0
-            for images, targets in batches:
+            for images, targets, *_ in batches:
                 self._train_batch(images, targets, epoch * steps + at.batch, epochs * steps)
                 at.batch += 1
                 self._between_batches()
             at.epoch, at.batch = epoch + 1, 0
-        if not online:
-            self.model.end_experience()
+        self.model.end_experience()
         self._evaluate("experience")
         if not online:
             for listener in self.listeners:
@@ -222,7 +178,8 @@ class Engine:
         self._save()
 
     def _begin(self, experience: int) -> None:
-        if self.online is None:
+        begun = self.online is None and self.model.boundaries != "unused"
+        if begun:
             clean = _subset(self.clean, self.indices[experience])
             device = self.model.seen.device
 
@@ -231,7 +188,7 @@ class Engine:
                     yield batch.to(device)
 
             self.model.begin_experience(self.classes[experience], images)
-        if self.optimizer is None or (self.online is None and self.model.optimizer_reset == "experience"):
+        if self.optimizer is None or (begun and self.model.optimizer_reset == "experience"):
             self.optimizer = make_optimizer(self.model, self.training)
         else:
             optim.sync(self.optimizer, self.model)
@@ -240,8 +197,6 @@ class Engine:
         at, device = self.position, self.model.seen.device
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         receive(self.model, self.optimizer, targets)
-        if self.optimizer is None:  # a boundary-free head has no rows before the first labels arrive
-            self.optimizer = make_optimizer(self.model, self.training)
         at.samples += len(targets)
         for _ in range(self.online.iterations if self.online else 1):
             lr = self.training.lr
@@ -341,7 +296,7 @@ class Engine:
             else {
                 "state": optim.optimizer_state(self.optimizer, self.model),
             },
-            "rng": _rng_state(),
+            "rng": rng_state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -353,7 +308,7 @@ class Engine:
             self.optimizer = make_optimizer(self.model, self.training)
             if self.optimizer is not None:
                 optim.load_optimizer_state(self.optimizer, self.model, state["optimizer"]["state"])
-        _set_rng_state(state["rng"])
+        set_rng_state(state["rng"])
         self._saved = self.position.step
 
 
@@ -363,23 +318,67 @@ def _subset(dataset: Images, indices: np.ndarray) -> Images:
     return subset
 
 
-def _rng_state() -> dict[str, Any]:
-    """Global random states: clprompt draws from none of them, an outsider's method may."""
-    kind, keys, *rest = np.random.get_state()
-    version, numbers, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "python": [version, list(numbers), gauss],
-    }
+class _Collector:
+    """Keeps the evaluation records of a fit."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def record(self, record: Mapping[str, Any], /) -> None:
+        if record["kind"] == "evaluation":
+            self.records.append(dict(record))
+
+    def speed(self, step: int, images_per_second: float, /) -> None: ...
+
+    def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None: ...
 
 
-def _set_rng_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
+def fit(
+    model: PromptModel,
+    plan: Any,
+    train: Images,
+    test: Any = None,
+    *,
+    clean: Images | None = None,
+    training: Training | None = None,
+    online: Online | None = None,
+    seed: int = 0,
+    precision: str = "float32",
+    listeners: Sequence[Listener] = (),
+    progress: ProgressLike | None = None,
+) -> list[dict[str, Any]]:
+    """Train a model on a whole stream in one call; no run folder, no Avalanche.
+
+    Args:
+        model: any PromptModel, on its device.
+        plan: a stream, e.g. ``clprompt.scenarios.split.plan(train.targets, experiences=5)``.
+        train: (image [3, H, W], label) items under the training transform.
+        test: items under the evaluation transform, with ``targets``; None for no evaluation.
+        clean, training, online, seed, precision, listeners, progress: see :class:`Engine`.
+
+    Returns:
+        The evaluation records, one after each experience; :func:`clprompt.metrics.summarise` reads them.
+    """
+    training = training or Training()
+    evaluator = None
+    if test is not None:
+        groups = plan.test_groups(np.asarray(test.targets))
+        evaluator = Evaluator(
+            test, test.targets, groups, batch_size=training.eval_mb_size, precision=precision
+        )
+    collector = _Collector()
+    Engine(
+        model,
+        train,
+        plan.indices,
+        plan.classes,
+        clean=clean,
+        evaluator=evaluator,
+        training=training,
+        online=online,
+        seed=seed,
+        precision=precision,
+        listeners=[collector, *listeners],
+        progress=progress,
+    ).run()
+    return collector.records

@@ -95,7 +95,7 @@ class Evaluator:
         confusion: Counter[tuple[int, int]] = Counter()
         hits = np.zeros((len(self.groups), 2), dtype=np.int64)  # right, all
         try:
-            for key, batch, (images, _) in zip(
+            for key, batch, (images, *_) in zip(
                 keys, batches, fixed_batches(self.test, batches, self.workers), strict=True
             ):
                 predicted = self._predict(model, images.to(device), key).cpu().numpy()

@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from clprompt.seeding import generator
 
 
-def grow_rows(parameter: nn.Parameter | Tensor, rows: Tensor) -> None:
-    """Append rows to a parameter or buffer in place, so that optimizers and other holders keep the same object.
+def grow_rows(tensor: Tensor, rows: Tensor) -> None:
+    """Append rows to a buffer in place."""
+    tensor.data = torch.cat([tensor.data, rows.to(tensor)], dim=0)
 
-    An optimizer's moments for it are padded by :func:`clprompt.optim.sync`.
+
+def grown(parameter: nn.Parameter, rows: Tensor) -> nn.Parameter:
+    """A new parameter with rows appended; :func:`clprompt.optim.sync` carries an optimizer's moments over by name.
+
+    Not in place: autograd remembers a parameter's shape for as long as any graph that used it is alive.
     """
-    parameter.data = torch.cat([parameter.data, rows.to(parameter)], dim=0)
-    if isinstance(parameter, nn.Parameter):
-        parameter.grad = None
+    longer = torch.cat([parameter.detach(), rows.to(parameter)], dim=0)
+    return nn.Parameter(longer, requires_grad=parameter.requires_grad)
 
 
 class LinearHead(nn.Module):
@@ -56,8 +60,8 @@ class LinearHead(nn.Module):
         if self.init == "trunc_normal":
             for row, class_id in zip(rows, missing, strict=True):
                 nn.init.trunc_normal_(row, std=0.02, generator=generator(self.seed, "head", class_id))
-        grow_rows(self.weight, rows)
-        grow_rows(self.bias, torch.zeros(len(missing)))
+        self.weight = grown(self.weight, rows)
+        self.bias = grown(self.bias, torch.zeros(len(missing)))
         return True
 
     def forward(self, features: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from clprompt.seeding import derive, generator, preserved_rng
 
@@ -30,18 +30,13 @@ class _Seeded(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, position: int) -> tuple[Any, Any]:
+    def __getitem__(self, position: int) -> tuple[Any, ...]:
         if not getattr(self.dataset, "random_transform", True):
-            return tuple(self.dataset[position][:2])  # type: ignore[return-value]
+            return tuple(self.dataset[position])
         seed, experience, epoch = self.keys
         # torchvision's transforms draw from the global state
         with preserved_rng(derive(seed, "augmentation", experience, epoch, position)):
-            return tuple(self.dataset[position][:2])  # type: ignore[return-value]
-
-
-def _collate(samples: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-    images, targets = default_collate(samples)
-    return images, targets
+            return tuple(self.dataset[position])
 
 
 def _loader(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, seed: int) -> DataLoader:
@@ -49,7 +44,6 @@ def _loader(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, se
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=_collate,
         # without a generator of its own a DataLoader draws from the global random state
         generator=generator(seed, "loader"),
     )
@@ -75,7 +69,7 @@ def training_batches(
         skip: leave out so many batches at the start (entering an epoch in the middle).
 
     Yields:
-        (images [B, 3, H, W], targets [B] or [B, C]).
+        (images [B, 3, H, W], targets [B] or [B, C], and whatever else the data set's items hold).
     """
     order = torch.randperm(len(dataset), generator=generator(seed, "order", experience, epoch)).tolist()
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -91,5 +85,5 @@ def image_stream(dataset: Images, batch_size: int, workers: int = 0) -> Iterator
     """All images once, in data set order, in batches [B, 3, H, W]."""
     indices = list(range(len(dataset)))
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-    for images, _ in fixed_batches(dataset, batches, workers):
+    for images, *_ in fixed_batches(dataset, batches, workers):
         yield images

@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
     Attributes:
         loss: scalar to call ``backward`` on (without a graph where a method trains nothing).
-        logits: [B, C], masked by seen classes only, detached.
+        logits: [B, C], masked by seen classes only, with their graph (Avalanche's LwF distils on them).
         terms: each part of the loss by name, detached scalars, for the log.
     """
 
@@ -139,9 +139,7 @@ class PromptModel(nn.Module, ABC):
         logits = self.logits(features)
         terms = {"cross_entropy": classification_loss(logits, targets, self.training_mask(targets)), **terms}
         loss = torch.stack(list(terms.values())).sum()
-        return Step(
-            loss, mask_logits(logits, self.seen).detach(), {name: t.detach() for name, t in terms.items()}
-        )
+        return Step(loss, mask_logits(logits, self.seen), {name: t.detach() for name, t in terms.items()})
 
     def training_mask(self, targets: Tensor) -> Tensor | None:
         """Boolean [C]: the classes that compete in the training loss, by ``mask``."""
@@ -160,10 +158,18 @@ class PromptModel(nn.Module, ABC):
         if self.boundaries == "required" and not bool(self.open):
             raise ProtocolError(f"{type(self).__name__} needs begin_experience(classes) before it is trained")
         labels = targets if targets.ndim == 1 else (targets > 0).any(0).nonzero().flatten()
-        known = labels.clamp(0, max(self.num_classes - 1, 0))
-        if self.num_classes == 0 or bool((~self.seen[known] | (labels != known)).any()):
-            unknown = [c for c in labels.unique().tolist() if c >= self.num_classes or not bool(self.seen[c])]
-            raise ProtocolError(f"label {int(unknown[0])} was never observed; call observe(targets) first")
+        known = self.knows(labels)
+        if not bool(known.all()):
+            raise ProtocolError(
+                f"label {int(labels[~known][0])} was never observed; call observe(targets) first"
+            )
+
+    def knows(self, labels: Tensor) -> Tensor:
+        """Boolean [n]: whether each label's class was observed; labels beyond the columns are unknown."""
+        if self.num_classes == 0:
+            return torch.zeros_like(labels, dtype=torch.bool)
+        inside = labels.clamp(0, self.num_classes - 1)
+        return self.seen[inside] & (inside == labels)
 
     def observe(self, targets: Tensor) -> bool:
         """Mark the classes of a received batch as seen, and grow for new ones.

@@ -30,6 +30,7 @@ def build(
         {
             **{k: v for k, v in group.items() if k not in ("params", "name")},
             "params": list(group["params"].values()),
+            "names": list(group["params"]),
             "group": group["name"],
         }
         for group in model.param_groups()
@@ -50,32 +51,39 @@ def build(
 def sync(optimizer: Optimizer, model: PromptModel) -> None:
     """Bring an optimizer in line with a model that has grown or frozen parameters.
 
-    New parameters join the group of their name, frozen ones leave with their state, and the moments of a parameter
-    that got more rows are padded with zeros, so old rows keep theirs.
+    New parameters join the group of their name, frozen ones leave with their state. A parameter that grew is another
+    object under the same name: its moments are padded with zeros, so old rows keep theirs.
     """
-    wanted = {group["name"]: list(group["params"].values()) for group in model.param_groups()}
+    moments = {
+        name: optimizer.state.pop(parameter)
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        if parameter in optimizer.state
+    }
     groups = {group["group"]: group for group in optimizer.param_groups}
-    for name, params in wanted.items():
+    for group in groups.values():
+        group["params"], group["names"] = [], []
+    for wanted in model.param_groups():
+        settings = dict(wanted)
+        name, params = settings.pop("name"), settings.pop("params")
         if name in groups:
-            groups[name]["params"] = params
-        else:
-            overrides = next(g for g in model.param_groups() if g["name"] == name)
-            settings = {k: v for k, v in overrides.items() if k not in ("params", "name")}
-            optimizer.add_param_group({**settings, "params": params, "group": name})
+            groups[name]["params"], groups[name]["names"] = list(params.values()), list(params)
+        elif params:
+            members = {"params": list(params.values()), "names": list(params), "group": name}
+            optimizer.add_param_group({**settings, **members})
             optimizer.param_groups[-1]["initial_lr"] = optimizer.param_groups[-1]["lr"]
-    for name, group in groups.items():
-        if name not in wanted:
-            group["params"] = []
-    kept = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-    for parameter in list(optimizer.state):
-        if id(parameter) not in kept:
-            del optimizer.state[parameter]
-            continue
-        for key, value in optimizer.state[parameter].items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                padded = torch.zeros_like(parameter.data, dtype=value.dtype)
-                padded[tuple(slice(0, size) for size in value.shape)] = value
-                optimizer.state[parameter][key] = padded
+        for key, parameter in params.items():
+            if key in moments:
+                optimizer.state[parameter] = {k: _padded(v, parameter) for k, v in moments[key].items()}
+
+
+def _padded(value: Any, like: Tensor) -> Any:
+    """A moment brought to a parameter's shape; counters stay as they are."""
+    if not isinstance(value, Tensor) or not value.ndim or value.shape == like.shape:
+        return value
+    out = torch.zeros_like(like.data, dtype=value.dtype)
+    out[tuple(slice(0, size) for size in value.shape)] = value
+    return out
 
 
 def set_learning_rate(
@@ -89,6 +97,13 @@ def set_learning_rate(
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])
+
+
+def clip(optimizer: Optimizer, largest: float | None) -> None:
+    """Scale the gradient down to a norm of at most ``largest`` over all parameters; None for no clipping."""
+    if largest is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, largest)
 
 
 def optimizer_state(optimizer: Optimizer, model: PromptModel) -> dict[str, dict[str, Any]]:

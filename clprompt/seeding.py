@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,23 +28,47 @@ def generator(seed: int, *keys: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, *keys))
 
 
+def rng_state() -> dict[str, Any]:
+    """The global random states as tensors and plain values; clprompt draws from none, an outsider's method may."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    version, numbers, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "python": [version, list(numbers), gauss],
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Put back what :func:`rng_state` gave."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+
+
 @contextlib.contextmanager
 def preserved_rng(seed: int | None = None) -> Iterator[None]:
     """Restore the global random states of torch, numpy and ``random`` on leaving; seed them on entering if asked.
 
     For the few callees that draw from global state: timm's initialisers, torchvision's transforms.
     """
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    # raw states: this runs once per augmented image, and converting them as rng_state does takes ten times as long
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         if seed is not None:
             torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
             random.seed(seed)
         yield
     finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        random.setstate(before[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,4 +68,4 @@ def group_indices(targets: np.ndarray, groups: Sequence[Sequence[int]], num_clas
     home = table[targets]
     order = np.argsort(home, kind="stable")
     bounds = np.searchsorted(home[order], np.arange(len(groups) + 1))
-    return [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [order[a:b] for a, b in itertools.pairwise(bounds)]

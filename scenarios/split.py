@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,7 +52,7 @@ def plan(
     else:
         order = list(range(count))
     bounds = np.cumsum([0, *sizes])
-    groups = [tuple(int(c) for c in order[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    groups = [tuple(int(c) for c in order[a:b]) for a, b in itertools.pairwise(bounds)]
     return Plan(tuple(group_indices(targets, groups, count)), tuple(groups), count)
 
 

@@ -1,0 +1,29 @@
+"""Strategies: one method per file. Registered models as Avalanche strategies, made on first use.
+
+``from clprompt.strategies import DualPrompt`` gives the Avalanche strategy;
+``from clprompt.strategies.dualprompt import DualPromptModel`` the plain PyTorch module, without Avalanche.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    from clprompt.registry import strategies
+
+    models = {
+        entry.target.__name__.removesuffix("Model"): entry.target
+        for entry in (strategies.get(known) for known in strategies.names())
+    }
+    if name == "PromptStrategy":
+        from clprompt.strategies.base import PromptStrategy
+
+        return PromptStrategy
+    if name not in models:
+        raise AttributeError(f"clprompt.strategies has no {name}; there are: {', '.join(sorted(models))}")
+    from clprompt.strategies.base import make_strategy
+
+    return make_strategy(models[name])
