@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 
 import pytest
 import torch
 from timm.layers import LayerNorm
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
@@ -138,8 +140,9 @@ def test_several_prompts_of_different_kinds_share_one_softmax(style):
     block, x = make_block(style), randn(B, N, D, seed=3)
     prompts = [
         make_prompt("prefix", 1, size=2, seed=10),
-        make_prompt("fresh", B, size=3, seed=20, mask=mask_of(B, 1, N + 2, 3, seed=0)),
+        make_prompt("fresh", B, size=3, seed=20, mask=mask_of(B, 1, N + 3, 3, seed=0)),
         make_prompt("carried", B, size=2, seed=30),
+        make_prompt("carried", 1, size=1, seed=50),
         make_prompt("projected", B, size=1, seed=40),
     ]
     exact(prompted_block(block, x, prompts), oracle(block, x, prompts))
@@ -256,6 +259,17 @@ def test_no_prompts_give_the_bare_block_bit_for_bit(style):
         assert torch.equal(prompted_block(block, x, [make_prompt(kind, size=0)]), bare)
         if kind in ("fresh", "carried"):
             assert torch.equal(prompted_block(block, x, [BlockPrompt(kind, None)]), bare)
+
+
+@pytest.mark.skipif("gated" not in signature(Attention).parameters, reason="this timm has no gated attention")
+def test_a_gated_attention_keeps_its_gate():
+    block, x = make_block(), randn(B, N, D, seed=3)
+    block.attn = Attention(D, num_heads=2, qkv_bias=True, gated=True).double().eval()
+    bare = block(x)
+    exact(prompted_block(block, x), bare)
+    exact(prompted_block(block, x, rows=slice(1, 3)), bare[:, 1:3])
+    block.attn.gate.bias.data.fill_(-1e3)  # shut: no prompt gets through
+    exact(prompted_block(block, x, [make_prompt("fresh")]), block(x))
 
 
 @pytest.mark.parametrize("kind", KINDS)

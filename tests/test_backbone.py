@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -304,7 +305,7 @@ def test_checkpoints_load_without_classifier_and_with_resized_positions(tmp_path
         **TINY | {"img_size": img_size},
         num_classes=0,
         pretrained=True,
-        pretrained_cfg_overlay={"file": str(path)},
+        pretrained_cfg_overlay={"file": str(path), "custom_load": False},
     ).eval()
     if form == "half":
         path = save_pth({key: value.half() for key, value in state.items()}, tmp_path / "w.bin", None)
@@ -392,7 +393,6 @@ def test_pretrained_and_checkpoint_exclude_each_other(tmp_path):
         ("vit_small_r26_s32_224", {"embed_dim": 32, "depth": 1, "num_heads": 2}, "HybridEmbed"),
         ("vit_base_patch16_rpn_224", {"embed_dim": 32, "depth": 1, "num_heads": 2}, "ResPostBlock"),
         ("vit_base_patch16_xp_224", {"embed_dim": 32, "depth": 1, "num_heads": 2}, "ParallelScalingBlock"),
-        ("vit_tiny_patch16_224", TINY | {"attn_layer": "diff"}, "DiffAttention"),
         ("vit_tiny_patch16_224", TINY | {"global_pool": ""}, "no pooling"),
         ("eva02_tiny_patch14_224", {"depth": 1}, "Eva"),
         ("swin_tiny_patch4_window7_224", {"embed_dim": 12, "depths": (1, 1, 1, 1)}, "SwinTransformer"),
@@ -422,6 +422,14 @@ def test_modules_that_are_no_plain_vits_are_refused():
 
     with pytest.raises(BackboneError, match="Custom"):
         FrozenViT(Custom(num_classes=0, **TINY))
+
+    class OtherAttention(Attention):
+        pass
+
+    vit = VisionTransformer(num_classes=0, **TINY)
+    vit.blocks[2].attn = OtherAttention(32, num_heads=2)
+    with pytest.raises(BackboneError, match="OtherAttention"):
+        FrozenViT(vit)
 
 
 def test_every_embedded_backbone_loads_with_its_recorded_shape_and_weights():
