@@ -1,0 +1,78 @@
+"""What is printed: aligned columns, means over seeds, one label per run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from clprompt import terminal
+
+Summary = dict[str, Any]
+
+
+def result(name: str, seed: int, accuracy: float, folder: str) -> Any:
+    """What an experiment returns for a run of two experiences."""
+    records = [
+        {"kind": "evaluation", "when": "experience", "experience": 0, "accuracy": 1.0, "groups": [1.0, None]},
+        {"kind": "evaluation", "when": "experience", "experience": 1, "accuracy": 0.5, "groups": [0.5, 0.5]},
+    ]
+    summary: Summary = {
+        "average_accuracy": accuracy,
+        "average_incremental_accuracy": 0.75,
+        "forgetting": 0.5,
+        "backward_transfer": -0.5,
+        "last_accuracy": 0.5,
+    }
+    return SimpleNamespace(name=name, seed=seed, folder=Path(folder), records=records, summary=summary)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.5], "50.0"),
+        ([0.5, 0.7], "60.0 +- 10.0"),
+        ([0.1, 0.2, 0.3], "20.0 +- 5.8"),
+        ([0.5, None, float("nan")], "50.0"),
+        ([], "-"),
+        ([None], "-"),
+    ],
+)
+def test_a_mean_comes_with_its_standard_error_in_percent(values: list[float | None], text: str) -> None:
+    assert terminal.mean_and_error(values) == text
+
+
+def test_columns_are_aligned_without_trailing_blanks() -> None:
+    assert terminal.columns([("a", "b"), ("long", "c")]) == ["a     b", "long  c"]
+    assert terminal.columns([]) == []
+
+
+def test_one_seed_needs_no_seed_in_its_label_and_no_mean() -> None:
+    text = terminal.results([result("alpha", 0, 0.5, "runs/x/a"), result("beta", 0, 0.6, "runs/x/b")])
+    assert "seed" not in text
+    assert "+-" not in text
+    assert text.splitlines()[-4:] == ["alpha  runs/x/a", "beta   runs/x/b", "", "tensorboard --logdir runs/x"]
+
+
+def test_several_seeds_are_summed_up_by_strategy() -> None:
+    runs = [result(name, seed, 0.5 + 0.2 * seed, f"runs/x/{name}{seed}") for seed in (0, 1) for name in "ab"]
+    lines = terminal.results(runs).splitlines()
+    (mean,) = [line.split() for line in lines if line.startswith("a ") and "+-" in line]
+    assert mean == ["a", "2", "60.0", "+-", "10.0", "75.0", "+-", "0.0", "50.0", "+-", "0.0"]
+    assert "b, seed 1  runs/x/b1" in lines
+
+
+def test_a_strategy_that_is_compared_with_itself_has_two_labels() -> None:
+    runs = [result("alpha", seed, 0.5, f"runs/x/{seed}{which}") for seed in (0, 1) for which in "pq"]
+    lines = terminal.results(runs).splitlines()
+    assert "alpha (2), seed 1  runs/x/1q" in lines
+    assert sum("+-" in line and line.startswith("alpha") for line in lines) == 2
+
+
+def test_runs_in_several_folders_have_a_tensorboard_line_each() -> None:
+    lines = terminal.results(
+        [result("a", 0, 0.5, "runs/x/1"), result("b", 0, 0.5, "runs/y z/1")]
+    ).splitlines()
+    assert lines[-2:] == ["tensorboard --logdir runs/x", "tensorboard --logdir 'runs/y z'"]
