@@ -394,38 +394,3 @@ def test_bf16_autocast_stays_finite_and_close(style, kind):
     out.float().square().sum().backward()
     assert prompt.tokens.grad.isfinite().all()
     assert prompt.tokens.grad.dtype == torch.float32
-
-
-# ---------------------------------------------------------------------- mistakes
-
-
-def test_contradictory_prompts_are_refused():
-    tokens = torch.zeros(1, P, D)
-    with pytest.raises(ValueError, match="kind must be"):
-        BlockPrompt("shallow", tokens)
-    with pytest.raises(ValueError, match="values belong to"):
-        BlockPrompt("prefix", tokens)
-    with pytest.raises(ValueError, match="values belong to"):
-        BlockPrompt("fresh", tokens, tokens)
-    with pytest.raises(ValueError, match="use a mask"):
-        BlockPrompt("carried", tokens, rows=slice(0, 1))
-    with pytest.raises(ValueError, match="use a mask"):
-        BlockPrompt("carried", tokens, zero_values=True)
-    with pytest.raises(ValueError, match=r"\[1 or B, P, D\]"):
-        BlockPrompt("fresh", tokens[0])
-
-
-def test_masks_that_would_be_misread_are_refused():
-    block, x, tokens = make_block(), randn(B, N, D, seed=3), randn(1, P, D, seed=1)
-    with pytest.raises(ValueError, match="must be boolean"):
-        BlockPrompt("fresh", tokens, mask=torch.ones(1, 1, N, P))
-    with pytest.raises(ValueError, match="must be boolean"):
-        BlockPrompt("fresh", tokens, mask=torch.ones(1, N, P, dtype=torch.bool))
-    with pytest.raises(ValueError, match="6 rows for 5 rows"):
-        prompted_block(block, x, [BlockPrompt("fresh", tokens, mask=mask_of(1, 1, N + 1, P, seed=0))])
-    prompt = BlockPrompt("fresh", tokens, mask=mask_of(1, 1, N, P, seed=0), rows=slice(1, None))
-    with pytest.raises(ValueError, match="5 rows for 4 rows"):
-        prompted_block(block, x, [prompt])
-    two = [BlockPrompt("carried", tokens, mask=mask_of(1, 1, N + 2 * P, P, seed=i)) for i in range(2)]
-    with pytest.raises(ValueError, match="one mask over all carried"):
-        prompted_block(block, x, two)
