@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clprompt.backbone import FrozenViT
-    from clprompt.engine import evaluate, fit
+    from clprompt.engine import fit
+    from clprompt.evaluation import evaluate
     from clprompt.experiment import load
     from clprompt.model import PromptModel, Step
 
@@ -22,7 +23,7 @@ _HOME = {
     "FrozenViT": "clprompt.backbone",
     "PromptModel": "clprompt.model",
     "Step": "clprompt.model",
-    "evaluate": "clprompt.engine",
+    "evaluate": "clprompt.evaluation",
     "fit": "clprompt.engine",
     "load": "clprompt.experiment",
 }

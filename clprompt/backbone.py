@@ -253,6 +253,10 @@ def _create(
             )
         return source, resolve_model_data_config(source)
     if source in embedded_backbones():
+        if checkpoint:
+            raise BackboneError(
+                f"the embedded backbone {source} brings its own weights; it takes no checkpoint"
+            )
         return _create_embedded(source, kwargs)
     if pretrained and checkpoint:
         raise BackboneError("backbone: give pretrained=true or a checkpoint file, not both")
@@ -273,9 +277,25 @@ def _create(
             f'backbone "{source}": its pretrained weights could not be loaded ({_one_line(error)}); give '
             "backbone.checkpoint=FILE or backbone.pretrained=false"
         ) from error
+    if "img_size" in kwargs:
+        _check_image_size(vit, source)
     if checkpoint:
         _load_checkpoint(vit, Path(checkpoint))
     return vit, resolve_model_data_config(vit)
+
+
+def _check_image_size(vit: Any, name: str) -> None:
+    """timm leaves out the pixels that do not fill a patch; who asks for a size means all of it."""
+    embed = getattr(vit, "patch_embed", None)
+    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
+        return
+    for size, patch in zip(embed.img_size, embed.patch_size, strict=True):
+        if size % patch:
+            fits = max(size // patch, 1) * patch
+            raise BackboneError(
+                f"backbone {name}: img_size {size} is not a multiple of the patch size {patch}; "
+                f"{fits} or {fits + patch} would be"
+            )
 
 
 def embedded_backbones() -> list[str]:

@@ -118,11 +118,29 @@ class Evaluator:
         with autocast(images.device, self.precision):
             logits = model(images, cache)
         if cache is not None:
-            added = _size(cache) - before
-            if key in self._kept or self._kept_bytes + added <= self.cache_bytes:
+            if self._kept.pop(key, None) is not None:  # a model may add to what it kept
+                self._kept_bytes -= before
+            if self._kept_bytes + _size(cache) <= self.cache_bytes:
                 self._kept[key] = cache
-                self._kept_bytes += added
+                self._kept_bytes += _size(cache)
         return logits.argmax(1)
+
+
+def evaluate(
+    model: PromptModel, test: Images, *, batch_size: int = 128, precision: str = "float32"
+) -> Evaluation:
+    """Accuracy of a model on the seen classes of a test set.
+
+    Args:
+        model: on the device where it shall be evaluated.
+        test: (image, label) items under the evaluation transform, with ``targets``.
+        batch_size, precision: see :class:`Evaluator`.
+    """
+    targets = np.asarray(test.targets)  # type: ignore[attr-defined]
+    everything = [np.arange(len(targets))]
+    return Evaluator(
+        test, targets, everything, batch_size=batch_size, precision=precision, cache_bytes=0
+    ).run(model)
 
 
 def _size(cache: Cache | None) -> int:

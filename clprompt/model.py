@@ -66,6 +66,8 @@ class PromptModel(nn.Module, ABC):
             raise ConfigError(f'mask must be experience, seen, batch or none, got "{mask}"')
         self.backbone = backbone
         self.seed = seed
+        #: the first prompted block: blocks before it run once, without gradient (depth: no block is prompted)
+        self.first_block = 0
         self.mask: Mask = mask
         self.head: LinearHead | None = LinearHead(backbone.width, seed=seed)
         self.seen: Tensor

@@ -32,6 +32,7 @@ class LinearProbeModel(PromptModel):
         boundary_free: bool = False,
     ) -> None:
         super().__init__(backbone, seed=seed, mask="seen" if boundary_free and mask == "experience" else mask)
+        self.first_block = backbone.depth
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The unprompted features; no gradient runs through any block."""

@@ -45,6 +45,7 @@ class NCMModel(PromptModel):
         self.metric = metric
         self.normalise_first = normalise_first
         self.head = None
+        self.first_block = backbone.depth
         self.sums: Tensor
         self.counts: Tensor
         self.register_buffer("sums", torch.zeros(0, backbone.width, dtype=torch.float64))
