@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -105,8 +105,8 @@ def project(
     bias = None if attn.qkv.bias is None else attn.qkv.bias[start * width : stop * width]
     out = F.linear(x, weight, bias)
     if which == "kv":
-        keys, values = out.split(width, dim=-1)
-        return attn.k_norm(split_heads(keys, attn)), split_heads(values, attn)
+        key_part, value_part = out.split(width, dim=-1)
+        return attn.k_norm(split_heads(key_part, attn)), split_heads(value_part, attn)
     heads = split_heads(out, attn)
     if which == "q":
         return attn.q_norm(heads)
@@ -130,9 +130,10 @@ def finish_attention(attn: Attention, x: Tensor, heads: Tensor) -> Tensor:
     Returns:
         [b, R, D].
     """
-    out = attn.norm(merge_heads(heads)) if hasattr(attn, "norm") else merge_heads(heads)
-    if getattr(attn, "gate", None) is not None:
-        out = out * attn.gate(x).sigmoid()
+    norm, gate = getattr(attn, "norm", None), getattr(attn, "gate", None)  # older timm has neither
+    out = merge_heads(heads) if norm is None else norm(merge_heads(heads))
+    if gate is not None:
+        out = out * gate(x).sigmoid()
     return attn.proj(out)
 
 
@@ -165,7 +166,8 @@ def prompted_block(
         x = torch.cat([x, *(tokens.to(x.dtype).expand(batch, -1, -1) for tokens in joining)], dim=1)
     start, stop, _ = (rows or slice(None)).indices(x.shape[1])
     h = block.norm1(x)
-    attn = block.attn
+    attn: Any = block.attn
+    query: Tensor
     if (start, stop) == (0, x.shape[1]):
         query, keys, values = project_stream(attn, h)
     else:
@@ -175,8 +177,8 @@ def prompted_block(
         raise ValueError(
             "give one mask over all carried tokens: each would be read as that of the last columns"
         )
-    columns = [_columns(block, prompt, keys.dtype, x.shape[1]) for prompt in prompts]
-    columns = [column for column in columns if column is not None]
+    found = [_columns(block, prompt, keys.dtype, x.shape[1]) for prompt in prompts]
+    columns = [column for column in found if column is not None]
     # rows with the same view of the prompts share one fused call; usually that is all of them
     cuts = sorted({start, stop} | {cut for c in columns for cut in (c.start, c.stop) if start < cut < stop})
     parts = [
@@ -188,10 +190,10 @@ def prompted_block(
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """A prompt as attention columns: keys and values [1|B, H, P, d], or a mask over stream columns only."""
+    """A prompt as attention columns: keys and values [1|B, H, P, d]; None for a mask over stream columns only."""
 
-    keys: Tensor | None
-    values: Tensor | None
+    keys: Any
+    values: Any
     mask: Tensor | None  # bool [1|B, 1, stop - start, P]
     start: int
     stop: int
@@ -207,10 +209,14 @@ def _columns(block: Block, prompt: BlockPrompt, dtype: torch.dtype, length: int)
         return None if prompt.mask is None else _Columns(None, None, prompt.mask, start, stop)
     if prompt.tokens is None or prompt.tokens.shape[1] == 0:
         return None
-    attn = block.attn
+    attn: Any = block.attn
+    keys: Tensor
+    values: Tensor
     if prompt.kind == "prefix":
+        assert prompt.values is not None
         keys, values = split_heads(prompt.tokens, attn), split_heads(prompt.values, attn)
     elif prompt.kind == "projected":
+        assert prompt.values is not None
         keys, values = project(attn, prompt.tokens, "k"), project(attn, prompt.values, "v")
     elif prompt.zero_values:
         keys = values = project(attn, block.norm1(prompt.tokens), "k")
@@ -231,7 +237,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, columns: list[_Columns]
         pieces = [torch.ones(1, 1, b - a, length, dtype=torch.bool, device=query.device)]
         for c in visible:
             part = None if c.mask is None else c.mask[:, :, a - c.start : b - c.start]
-            if c.keys is None:  # carried: its columns are the last ones of the stream
+            if c.keys is None and part is not None:  # carried: its columns are the last ones of the stream
                 own = pieces[0].expand(part.shape[0], -1, -1, -1)
                 pieces[0] = torch.cat([own[..., : length - part.shape[-1]], part], dim=-1)
             else:

@@ -106,7 +106,7 @@ class FrozenViT(nn.Module):
 
         With ``dynamic_img_size`` the patches keep their grid, [B, h, w, D]; :meth:`position` takes both.
         """
-        return self.vit.patch_embed(images)
+        return self.vit.patch_embed(images)  # type: ignore[operator]
 
     @property
     def linear_patches(self) -> bool:
@@ -221,14 +221,15 @@ class FrozenViT(nn.Module):
         """
         x = self.embed(images)
         for index, block in enumerate(self.blocks):
+            attn: Any = block.attn
             normed = block.norm1(x)
             if index == self.depth - 1:
-                yield block, x, normed, *project(block.attn, normed, "kv")
+                yield block, x, normed, *project(attn, normed, "kv")
                 return
-            query, keys, values = project_stream(block.attn, normed)
+            query, keys, values = project_stream(attn, normed)
             yield block, x, normed, keys, values
             heads = F.scaled_dot_product_attention(query, keys, values)
-            x = residual_mlp(block, x, finish_attention(block.attn, normed, heads))
+            x = residual_mlp(block, x, finish_attention(attn, normed, heads))
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and bytes of all weights: tells whether two runs used the same backbone."""
@@ -320,7 +321,7 @@ def _create_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, dict
     return vit, facts
 
 
-def _load_checkpoint(vit: nn.Module, path: Path) -> None:
+def _load_checkpoint(vit: Any, path: Path) -> None:
     """Load timm-layout weights: wrappers unpacked, classifier left out, positions resampled."""
     from timm.models import load_state_dict
     from timm.models.vision_transformer import checkpoint_filter_fn
