@@ -86,6 +86,10 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+@overload
+def project(attn: Attention, x: Tensor, which: Literal["q", "k", "v"]) -> Tensor: ...
+@overload
+def project(attn: Attention, x: Tensor, which: Literal["kv"]) -> tuple[Tensor, Tensor]: ...
 def project(
     attn: Attention, x: Tensor, which: Literal["q", "k", "v", "kv"]
 ) -> Tensor | tuple[Tensor, Tensor]:
