@@ -1,0 +1,290 @@
+"""MVP: masks and visual prompts chosen by key, learned online without task boundaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clprompt.attention import BlockPrompt
+from clprompt.backbone import FrozenViT
+from clprompt.errors import ConfigError, ProtocolError
+from clprompt.losses import classification_loss, mask_logits
+from clprompt.model import Boundaries, Cache, PromptModel, Step
+from clprompt.prompts import cosine
+from clprompt.registry import strategies
+from clprompt.seeding import generator
+
+
+@strategies.register("mvp", paper="Moon et al., ICCV 2023, arXiv 2308.09303", year=2023)
+class MVPModel(PromptModel):
+    """MVP (Moon et al., "Online Class Incremental Learning on Stochastic Blurry Task Boundary via Mask and Visual
+    Prompt Tuning").
+
+    A query picks one of K slots by key; a slot is an expert prompt and a row of factors, 2 sigmoid(mask), on the
+    logits. Slots chosen often look farther away, so all of them come into use. Training scales each feature by how
+    well it agrees with its class's weights, weighs samples whose gradient disagrees with their class's, and pulls
+    chosen keys towards the queries and away from the other keys. Nothing reads where an experience begins or ends.
+
+    The paper's equations were not at hand: the source is the released code, and where it does what nobody would
+    write on purpose, a switch has its behaviour:
+
+    * ``focal_weighting``: the released code averages the cross-entropy first and multiplies by the mean weight, so
+      no sample is weighed ("batch"); a focal loss weighs each ("per_sample").
+    * ``count_pairing``: a broadcast divides every sample's distance by every sample's count ("cross"); each belongs
+      to its own ("own").
+    * ``query``: the released script reads the class token before the last block, without norm ("penultimate"), its
+      class default after it ("last"); "features" is what the backbone itself pools.
+    * The focal weight's gradients are computed in closed form instead of one backward pass per sample.
+    * The mean of several chosen slots is half finished there: ``top_k`` must be 1.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: where all initial values come from.
+        variant: "prompt" (tokens beside the image's own, in their block only) or "prefix" (keys and values through
+            the frozen projections).
+        pool_size: K, the number of slots.
+        g_layers, g_length: blocks and length of the general prompt.
+        e_layers, e_length: blocks and length of the expert prompts.
+        query: see above.
+        mask: the factors on the logits.
+        contrastive: the contrastive term and the count-weighted choice; without it only the keys' pull.
+        feature_scaling: scale training features by their agreement with the class's weights.
+        focal: the weights by gradient similarity.
+        focal_weighting, count_pairing: see above.
+        weighted_inference: weigh by counts at test too, as the released code does.
+        alpha, gamma: focal weight = (1 - alpha) + alpha * (1 - cos)^gamma.
+        margin: added to the cosine distance by which features are divided.
+        contrastive_weight: coefficient of the keys' term.
+        top_k: must be 1.
+
+    Raises:
+        ConfigError: a value out of range, or blocks that the backbone does not have.
+    """
+
+    optimizer_reset: ClassVar[Literal["experience", "never"]] = "never"
+
+    def __init__(
+        self,
+        backbone: FrozenViT,
+        *,
+        seed: int = 0,
+        variant: Literal["prompt", "prefix"] = "prompt",
+        pool_size: int = 10,
+        g_layers: tuple[int, ...] = (0, 1),
+        g_length: int = 5,
+        e_layers: tuple[int, ...] = (2, 3, 4),
+        e_length: int = 20,
+        query: Literal["penultimate", "last", "features"] = "penultimate",
+        mask: bool = True,
+        contrastive: bool = True,
+        feature_scaling: bool = True,
+        focal: bool = True,
+        focal_weighting: Literal["per_sample", "batch"] = "per_sample",
+        count_pairing: Literal["own", "cross"] = "own",
+        weighted_inference: bool = True,
+        alpha: float = 0.5,
+        gamma: float = 2.0,
+        margin: float = 0.5,
+        contrastive_weight: float = 1.0,
+        top_k: int = 1,
+    ) -> None:
+        super().__init__(backbone, seed=seed, mask="seen")
+        if top_k != 1:
+            raise ConfigError(f"top_k must be 1, the method uses one slot per image; got {top_k}")
+        for name, value in (("pool_size", pool_size), ("g_length", g_length), ("e_length", e_length)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if margin <= 0:
+            raise ConfigError(f"margin must be above 0, features are divided by it; got {margin}")
+        if not 0 <= alpha <= 1 or gamma < 0:
+            raise ConfigError(f"alpha must be 0..1 and gamma at least 0, got {alpha} and {gamma}")
+        for name, value, allowed in (
+            ("variant", variant, ("prompt", "prefix")),
+            ("query", query, ("penultimate", "last", "features")),
+            ("focal_weighting", focal_weighting, ("per_sample", "batch")),
+            ("count_pairing", count_pairing, ("own", "cross")),
+        ):
+            if value not in allowed:
+                raise ConfigError(f'{name} must be one of {", ".join(allowed)}, got "{value}"')
+        if query != "features" and not backbone.vit.has_class_token:
+            raise ConfigError(
+                f'query "{query}" reads the class token, which this backbone lacks; use query="features"'
+            )
+        self.g_layers = backbone.check_layers("g_layers", g_layers)
+        self.e_layers = backbone.check_layers("e_layers", e_layers)
+        self.variant, self.query_from = variant, query
+        self.use_mask, self.contrastive = mask, contrastive
+        self.feature_scaling, self.focal = feature_scaling, focal
+        self.focal_weighting, self.count_pairing = focal_weighting, count_pairing
+        self.weighted_inference = weighted_inference
+        self.alpha, self.gamma, self.margin = alpha, gamma, margin
+        self.contrastive_weight = contrastive_weight
+        self.first_block = min(self.g_layers + self.e_layers, default=backbone.depth - 1)
+        parts, width = (1 if variant == "prompt" else 2), backbone.width  # tokens, or keys and values
+
+        def normal(name: str, *shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*shape, generator=generator(seed, name)))
+
+        self.keys = normal("keys", pool_size, width)  # [K, D]
+        self.g_prompt = normal("general", len(self.g_layers), parts, g_length, width)
+        self.e_prompts = normal("expert", pool_size, len(self.e_layers), parts, e_length, width)
+        self.masks = nn.Parameter(torch.empty(pool_size, 0))  # [K, C], before the sigmoid
+        self.counts: Tensor
+        self.register_buffer("counts", torch.zeros(pool_size, dtype=torch.int64))  # how often chosen, [K]
+
+    @property
+    def boundaries(self) -> Boundaries:
+        return "unused"
+
+    def grow_classes(self, num_classes: int) -> None:
+        """Columns of -1 for new classes: all start at the same temperature, 2 sigmoid(-1) = 0.54."""
+        columns = self.masks.new_full((len(self.masks), num_classes - self.masks.shape[1]), -1.0)
+        self.masks = nn.Parameter(torch.cat([self.masks.detach(), columns], dim=1))
+
+    # ------------------------------------------------------------------ forward
+
+    def select(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, D] -> cosine distances to the keys [B, K], chosen slots [B], masses of all slots [K].
+
+        A slot's mass is how often it was chosen so far, plus one; distances are weighed by it before the choice.
+        """
+        distance = 1 - cosine(query, self.keys)
+        mass = self.counts + 1 if self.contrastive else torch.ones_like(self.counts)
+        weighted = self.training or self.weighted_inference
+        scores = distance.detach() * mass if weighted else distance.detach()
+        return distance, scores.argmin(1), mass
+
+    def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
+        feature, chosen, _, _ = self._pass(images, cached)
+        return mask_logits(self.logits(feature) * self._factors(chosen), self.seen)
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prompted features [B, D]; the terms need labels and are made in ``training_loss``."""
+        return self._pass(images, cached)[0], {}
+
+    def _pass(self, images: Tensor, cached: Cache | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features [B, D], chosen slots [B], distances [B, K], masses [K]."""
+        stem, query = self._query(images, cached)
+        distance, chosen, mass = self.select(query)
+        feature = self.backbone.prompted(stem, self._prompts(self.e_prompts[chosen]), start=self.first_block)
+        return feature, chosen, distance, mass
+
+    @torch.no_grad()
+    def _query(self, images: Tensor, cached: Cache | None) -> tuple[Tensor, Tensor]:
+        """The stream that enters the first prompted block [B, N, D], and the query [B, D]."""
+        if self.query_from == "features":
+            return self.query(images, self.first_block, cached)
+        backbone, depth = self.backbone, self.backbone.depth
+        stem = backbone.stem(images, self.first_block)
+        if cached is not None and "query" in cached:
+            return stem, cached["query"]
+        tokens, first = (stem, self.first_block) if backbone.share_prefix else (backbone.embed(images), 0)
+        stop = depth - 1 if self.query_from == "penultimate" else depth
+        query = backbone.run(tokens, blocks=slice(first, stop), rows=slice(0, 1))[:, 0]
+        if cached is not None:
+            cached["query"] = query
+        return stem, query
+
+    def _prompts(self, expert: Tensor) -> Callable[[int, Tensor], list[BlockPrompt]]:
+        """What each block gets; ``expert`` [B, layers, key/value, length, D]."""
+        kind: Literal["fresh", "projected"] = "fresh" if self.variant == "prompt" else "projected"
+
+        def prompts(block: int, x: Tensor) -> list[BlockPrompt]:
+            given = []
+            if block in self.g_layers:
+                given.append(BlockPrompt(kind, *self.g_prompt[self.g_layers.index(block)][:, None]))
+            if block in self.e_layers:
+                given.append(BlockPrompt(kind, *expert[:, self.e_layers.index(block)].unbind(1)))
+            return given
+
+        return prompts
+
+    def _factors(self, chosen: Tensor) -> Tensor:
+        """Factors in (0, 2) on the logits, [B, C]; never on -inf: unseen classes are masked afterwards."""
+        return 2 * torch.sigmoid(self.masks[chosen]) if self.use_mask else self.masks.new_ones(())
+
+    # ------------------------------------------------------------------ training
+
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        if targets.ndim != 1:
+            raise ProtocolError("this method needs one label per image, got multi-hot targets")
+        self.check_targets(targets)
+        assert self.head is not None
+        feature, chosen, distance, mass = self._pass(images, None)
+        with torch.autocast(feature.device.type, enabled=False):  # 16 bits are too few for cosines and counts
+            feature = feature.to(self.masks.dtype)
+            factors, bias = self._factors(chosen), self.head.bias
+            product = F.linear(feature, self.head.weight)  # (B, C), shared by scaled and unscaled logits
+            logits = mask_logits((product + bias) * factors, self.seen)
+            scaled = product
+            if self.feature_scaling:
+                scale = self.compensation(feature.detach(), targets)
+                scaled = product / scale[:, None]
+            losses = classification_loss((scaled + bias) * factors, targets, self.seen, reduction="none")
+            if not self.focal:
+                cross_entropy = losses.mean()
+            else:
+                weights = self.focal_weights(feature.detach(), logits.detach(), factors.detach(), targets)
+                together = self.focal_weighting == "batch"
+                cross_entropy = losses.mean() * weights.mean() if together else (losses * weights).mean()
+            terms = {
+                "cross_entropy": cross_entropy,
+                "keys": self.contrastive_weight * self.key_loss(distance, chosen, mass),
+            }
+        self.counts += torch.bincount(chosen, minlength=len(self.counts))
+        loss = terms["cross_entropy"] + terms["keys"]
+        return Step(loss, logits, {name: value.detach() for name, value in terms.items()})
+
+    @torch.no_grad()
+    def compensation(self, feature: Tensor, targets: Tensor) -> Tensor:
+        """By what features are divided: cosine distance to the class's weights plus the margin, [B]."""
+        assert self.head is not None
+        return 1 - F.cosine_similarity(self.head.weight[targets], feature) + self.margin
+
+    @torch.no_grad()
+    def focal_weights(self, feature: Tensor, logits: Tensor, factors: Tensor, targets: Tensor) -> Tensor:
+        """Weights [B] by how a sample's gradient on its class's weights agrees with that of the whole batch.
+
+        Closed form: with R = (softmax - one-hot) * factors, sample i's gradient on row y_i is R[i, y_i] f_i, along
+        -f_i whatever its size, and the batch's is the y_i-th row of R^T F / B. Only columns of classes in the batch
+        are formed.
+        """
+        batch = self.batch_gradient(feature, logits, factors, targets)
+        ignored = 1 + F.cosine_similarity(feature, batch)  # 1 - cos of the two gradients
+        return (1 - self.alpha) + self.alpha * ignored**self.gamma
+
+    @torch.no_grad()
+    def batch_gradient(self, feature: Tensor, logits: Tensor, factors: Tensor, targets: Tensor) -> Tensor:
+        """Row y_i of the mean cross-entropy's gradient on the head's weights, for each sample i: [B, D]."""
+        residual = logits.softmax(1)[:, targets] - (targets[:, None] == targets).to(logits)  # (B, B)
+        if factors.ndim:
+            residual = residual * factors[:, targets]
+        return residual.T @ feature / len(targets)
+
+    def key_loss(self, distance: Tensor, chosen: Tensor, mass: Tensor) -> Tensor:
+        """What trains the keys: pull chosen keys to their queries, push them from all keys; fades with the counts.
+
+        Args:
+            distance: queries to keys, [B, K]. chosen: [B]. mass: [K].
+        """
+        nearest = distance.gather(1, chosen[:, None])  # (B, 1)
+        if not self.contrastive:
+            return nearest.mean()
+        between = (1 - cosine(self.keys, self.keys))[chosen]  # (B, K)
+        own = mass[chosen].to(distance)  # (B,)
+        if self.count_pairing == "own":
+            pull, push = (nearest / own[:, None]).exp().mean(), (between / own[:, None]).exp().mean()
+        else:  # all pairs of sample and count, by the counts' frequencies instead of [B, B, K]
+            share = torch.bincount(chosen, minlength=len(mass)).to(distance) / len(chosen)  # (K,)
+            pull, push = ((x[..., None] / mass).exp() @ share for x in (nearest, between))
+            pull, push = pull.mean(), push.mean()
+        return -torch.log(push / (pull + push) + 1e-6)
+
+    def diagnostics(self) -> Mapping[str, Any]:
+        """How often each slot was chosen, and how alike the keys are."""
+        keys = self.keys.detach()
+        return {"slots/counts": self.counts, "slots/key_cosine": cosine(keys, keys)}
