@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clprompt.errors import ClpromptError, ConfigError, Interrupted, RunFolderError
+from clprompt.errors import ClpromptError, ConfigError, Interrupted, RunFolderError, RunsFailed
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         group.main(args=None if argv is None else list(argv), prog_name="clprompt", standalone_mode=False)
     except Interrupted as stop:
+        _show(stop.finished)
         words = [word for module in _imported for word in ("--import", module)]
         line = shlex.join(["clprompt", "resume", *words, *map(str, stop.folders)])
         print(f"interrupted; continue with: {line}" if stop.folders else "interrupted", file=sys.stderr)
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _mistake(error, error.format_message())
     except ClpromptError as error:
+        _show(getattr(error, "finished", []))
         return _mistake(error, str(error))
     except OSError as error:
         about = f": {error.filename}" if error.filename is not None else ""
@@ -64,6 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # click ends completion and broken pipes this way
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _show(results: list[Any]) -> None:
+    """Print the block of what is finished, if anything is."""
+    if results:
+        from clprompt import terminal
+
+        click.echo(terminal.results(results))
 
 
 def _mistake(error: Exception, text: str) -> int:
@@ -173,11 +183,11 @@ def run(config: str, overrides: tuple[str, ...]) -> None:
     from clprompt import config as configs
 
     resolved = configs.load(config, overrides)
-    from clprompt import experiment, progress, terminal  # after the cheap mistakes are told
+    from clprompt import experiment, progress  # after the cheap mistakes are told
 
     with progress.create() as bar:
         results = experiment.run(resolved, progress=bar)
-    click.echo(terminal.results(results))
+    _show(results)
 
 
 @group.command(short_help="Continue interrupted runs from their checkpoints.")
@@ -193,17 +203,24 @@ def resume(runs: tuple[str, ...]) -> None:
         if not (folder / "config.yaml").is_file():
             what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
             raise RunFolderError(f"{folder} is not the folder of a run: {what}")
-    from clprompt import experiment, progress, terminal
+    from clprompt import experiment, progress
 
-    results = []
+    results: list[Any] = []
+    failures: dict[Path, ClpromptError] = {}
     with progress.create() as bar:
         for position, folder in enumerate(folders):
             try:
                 results.append(experiment.resume(folder, progress=bar))
             except Interrupted as stop:
-                left = [*stop.folders, *folders[position + 1 :]]
-                raise Interrupted(stop.signal, dict.fromkeys(left)) from None
-    click.echo(terminal.results(results))
+                left = [*failures, *stop.folders, *folders[position + 1 :]]
+                raise Interrupted(stop.signal, dict.fromkeys(left), results) from None
+            except ClpromptError as error:
+                if len(folders) == 1:
+                    raise
+                failures[folder] = error
+    if failures:
+        raise RunsFailed(failures, results)
+    _show(results)
 
 
 @group.command("list", short_help="List strategies, scenarios, data sets or configurations.")

@@ -7,8 +7,9 @@ that the command line prints. Any other exception is a bug of ours and keeps its
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 class ClpromptError(Exception):
@@ -45,16 +46,37 @@ class Interrupted(ClpromptError):
     Args:
         signal: number of the signal that stopped it, 2 (SIGINT) or 15 (SIGTERM).
         folders: run folders that `clprompt resume` continues.
+        finished: results of the runs that were done before, where several were asked for.
     """
 
-    def __init__(self, signal: int, folders: Iterable[Path] = ()) -> None:
+    def __init__(self, signal: int, folders: Iterable[Path] = (), finished: Iterable[Any] = ()) -> None:
         self.signal = int(signal)
         self.folders = [Path(folder) for folder in folders]
+        self.finished = list(finished)
         names = " ".join(str(folder) for folder in self.folders)
         super().__init__(f"interrupted; continue with: clprompt resume {names}" if names else "interrupted")
 
-    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, list[Path]]]:
-        return type(self), (self.signal, self.folders)
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, list[Path], list[Any]]]:
+        return type(self), (self.signal, self.folders, self.finished)
+
+
+class RunsFailed(ClpromptError):
+    """Some of several runs failed; the others went on and are complete.
+
+    Args:
+        failures: what was wrong, by run folder.
+        finished: results of the others.
+    """
+
+    def __init__(self, failures: Mapping[Path, ClpromptError], finished: Iterable[Any] = ()) -> None:
+        self.failures = dict(failures)
+        self.finished = list(finished)
+        told = [f"{folder}: {str(error).removeprefix(f'{folder}: ')}" for folder, error in failures.items()]
+        total = len(told) + len(self.finished)
+        super().__init__(f"{len(told)} of {total} runs failed; " + "; ".join(told))
+
+    def __reduce__(self) -> tuple[type[RunsFailed], tuple[dict[Path, ClpromptError], list[Any]]]:
+        return type(self), (self.failures, self.finished)
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -21,10 +21,19 @@ from clprompt.backbone import FrozenViT
 from clprompt.config import Config
 from clprompt.data import DataBundle, datasets_for
 from clprompt.engine import Engine, ProgressLike
-from clprompt.errors import CheckpointError, ClpromptError, ConfigError, Interrupted, RunFolderError
+from clprompt.errors import (
+    CheckpointError,
+    ClpromptError,
+    ConfigError,
+    Interrupted,
+    RunFolderError,
+    RunsFailed,
+)
 from clprompt.evaluation import Evaluator
 from clprompt.files import FolderLock
 from clprompt.model import PromptModel
+from clprompt.progress import Stopwatch
+from clprompt.seeding import derive, preserved_rng
 from clprompt.tracking import RunTracker
 
 
@@ -100,7 +109,10 @@ class Builder:
 
 def _call(known: registry.Registry, section: dict[str, Any], *positional: Any, **fixed: Any) -> Any:
     entry = known.get(section["name"])
-    return entry.target(*positional, **fixed, **{k: v for k, v in section.items() if k != "name"})
+    with preserved_rng(
+        derive(fixed.get("seed", 0), "build", entry.name)
+    ):  # an outsider's may draw from there
+        return entry.target(*positional, **fixed, **{k: v for k, v in section.items() if k != "name"})
 
 
 def _backbone(section: dict[str, Any]) -> FrozenViT:
@@ -138,6 +150,7 @@ def run(config: Config | Mapping[str, Any], *, progress: ProgressLike | None = N
 
     Raises:
         ClpromptError: a mistake of the user, found before any folder is made where that is possible.
+        RunsFailed: some of several runs failed; the others are complete.
         Interrupted: a signal stopped a run; its checkpoint is written, the folders to resume are named.
     """
     if not isinstance(config, Config):
@@ -149,12 +162,23 @@ def run(config: Config | Mapping[str, Any], *, progress: ProgressLike | None = N
     stamp = time.strftime("%Y%m%d-%H%M%S")
     parent = Path(config.runs_dir) / config.name
     folders = [runfolder.create(parent, f"{stamp}-{suffix}", job) for suffix, job in jobs]
-    results = []
-    for number, folder in enumerate(folders):
-        try:
-            results.append(_run_folder(folder, builder, progress))
-        except Interrupted as stopped:
-            raise Interrupted(stopped.signal, folders[number:]) from None
+    results: list[Result] = []
+    failures: dict[Path, ClpromptError] = {}
+    with stop_signal() as stop:  # around all runs: a signal between two of them counts
+        for number, folder in enumerate(folders):
+            asked = stop()
+            if asked is not None:
+                raise Interrupted(asked, [*failures, *folders[number:]], results)
+            try:
+                results.append(_run_folder(folder, builder, progress, stop))
+            except Interrupted as stopped:
+                raise Interrupted(stopped.signal, [*failures, *folders[number:]], results) from None
+            except ClpromptError as error:  # the other runs are worth having all the same
+                if len(folders) == 1:
+                    raise
+                failures[folder] = error
+    if failures:
+        raise RunsFailed(failures, results) from next(iter(failures.values()))
     return results
 
 
@@ -166,7 +190,8 @@ def resume(folder: str | Path, *, progress: ProgressLike | None = None) -> Resul
         CheckpointError: damaged, or of another configuration.
     """
     try:
-        return _run_folder(Path(folder), Builder(), progress)
+        with stop_signal() as stop:
+            return _run_folder(Path(folder), Builder(), progress, stop)
     except Interrupted as stopped:
         raise Interrupted(stopped.signal, [Path(folder)]) from None
 
@@ -182,11 +207,14 @@ def expand(config: Config) -> list[tuple[str, Config]]:
     return jobs
 
 
-def _run_folder(folder: Path, builder: Builder, progress: ProgressLike | None) -> Result:
+def _run_folder(
+    folder: Path, builder: Builder, progress: ProgressLike | None, stop: Callable[[], int | None]
+) -> Result:
     if not folder.is_dir():
         raise RunFolderError(f"{folder} is not a run folder: there is no such folder")
     config = runfolder.read_config(folder)
-    with FolderLock(folder), reproducible(), stop_signal() as stop:
+    # The same global random state whatever ran before in this process, for methods that draw from it.
+    with FolderLock(folder), reproducible(), preserved_rng(derive(config.seeds[0], "run")):
         runfolder.refuse_finished(folder)
         checkpoint = state.load_checkpoint(folder)
         if checkpoint is not None:
@@ -213,12 +241,21 @@ def _train(
     tracker = RunTracker(folder, bundle.class_names, groups, checkpoint and checkpoint["sizes"])
     spent = checkpoint["seconds"] if checkpoint else 0.0
     started = time.perf_counter()
+    watch = Stopwatch(checkpoint["experience_seconds"] if checkpoint else ())
 
     def save() -> None:
         # the logs first: the checkpoint names how far they count
         sizes = tracker.flush()
         seconds = spent + time.perf_counter() - started
-        payload = {"config": config.to_dict(), "sizes": sizes, "seconds": seconds, "engine": engine.state()}
+        at = engine.position
+        payload = {
+            "config": config.to_dict(),
+            "sizes": sizes,
+            "seconds": seconds,
+            # at the very beginning of an experience, the time was the one before's
+            "experience_seconds": watch.lap(at.experience - (at.epoch == at.batch == 0)),
+            "engine": engine.state(),
+        }
         state.save_checkpoint(folder, payload)
 
     train, clean, test = datasets_for(bundle, parts.backbone)
@@ -265,7 +302,7 @@ def _train(
         tracker.close()
     runfolder.export_model(folder, model, config, bundle)
     seconds = spent + time.perf_counter() - started
-    trainable = sum(value.numel() for value in model.method_state().values())
+    own = (value for name, value in model.named_parameters() if not name.startswith("backbone."))
     runfolder.write_json(
         folder / runfolder.RESULTS,
         {
@@ -275,8 +312,10 @@ def _train(
             "per_seed": {key: {str(config.seeds[0]): value} for key, value in summary.items()},
             "cost": {
                 "seconds": seconds,
+                "experience_seconds": watch.seconds,
                 "steps": engine.position.step,
-                "state_numbers": trainable,
+                "method_parameters": sum(value.numel() for value in own),
+                "state_numbers": model.state_size(),
                 "peak_memory_bytes": _peak_memory(parts.device),
                 "device": facts["device"],
             },

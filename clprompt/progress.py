@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -183,6 +184,26 @@ class Bar(Progress):
         done = min(self._index + within, self._total)
         self._live.update(self._task, completed=done, total=float(self._total), where=where)
         self._live.refresh()
+
+
+class Stopwatch:
+    """Seconds spent on each experience, over all the sessions of a run.
+
+    Args:
+        seconds: of the earlier sessions, as a checkpoint kept them.
+    """
+
+    def __init__(self, seconds: Iterable[float] = ()) -> None:
+        self.seconds = list(seconds)
+        self._last = time.perf_counter()
+
+    def lap(self, experience: int) -> list[float]:
+        """Add the time since the last lap to an experience; the seconds of all of them so far."""
+        now = time.perf_counter()
+        self.seconds += [0.0] * (experience + 1 - len(self.seconds))
+        self.seconds[experience] += now - self._last
+        self._last = now
+        return list(self.seconds)
 
 
 def create(stream: TextIO | None = None) -> Progress:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from clprompt import progress
 from clprompt.cli import main
@@ -218,6 +219,75 @@ def test_all_runs_that_a_signal_left_undone_are_in_the_resume_line(
     assert all((Path(folder) / "results.json").exists() for folder in folders)
 
 
+def test_runs_that_are_done_are_shown_when_a_later_one_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tiny(f"runs_dir={tmp_path}", "strategy=ncm", "compare=[linear_probe]", "data.test_fraction=0.9")
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "create", lambda: StopsAt(9, signal.SIGINT))  # the first run has 6 steps
+        assert main(words) == 130
+    out, err = capsys.readouterr()
+    done, left = sorted((tmp_path / "quickstart").iterdir())
+    assert out.startswith("ncm\n===\n")
+    assert str(done) in out
+    assert err == f"interrupted; continue with: clprompt resume {left}\n"
+
+
+@pytest.mark.usefixtures("outsider")
+def test_a_run_that_fails_stops_no_other_and_is_told_in_one_line_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_method.py").write_text(
+        "from clprompt.errors import DataError\n"
+        "from clprompt.registry import strategies\n"
+        "from clprompt.strategies.ncm import NCMModel\n\n\n"
+        "@strategies.register('my-method')\n"
+        "class Mine(NCMModel):\n"
+        "    def observe(self, targets):\n"
+        "        raise DataError('images/7.png cannot be read')\n"
+    )
+    from clprompt import registry
+
+    words = tiny("runs_dir=runs", "strategy=my-method", "compare=[ncm]", "seed=0,1")
+    try:
+        assert main(["--import", "my_method", *words]) == 2
+        out, err = capsys.readouterr()
+        failed = sorted(Path("runs/quickstart").glob("*-seed?"))
+        whole = sorted(Path("runs/quickstart").glob("*-ncm"))
+        assert err.splitlines()[-1] == (
+            "clprompt: error: 2 of 4 runs failed; "
+            + "; ".join(f"{folder}: images/7.png cannot be read" for folder in failed)
+        )
+        assert all(str(folder) in out for folder in whole)
+        assert all((folder / "results.json").exists() for folder in whole)
+
+        (whole[0] / "results.json").unlink()
+        assert main(["resume", *map(str, [failed[0], whole[0], whole[1]])]) == 2
+        out, err = capsys.readouterr()
+        assert f"2 of 3 runs failed; {failed[0]}: images/7.png" in err.splitlines()[-1]
+        assert f"{whole[1]} is complete" in err.splitlines()[-1]
+        assert str(whole[0]) in out
+    finally:
+        registry.strategies._entries.pop("my_method")
+        sys.modules.pop("my_method", None)
+
+
+def test_the_cost_of_a_resumed_run_counts_every_experience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "create", lambda: StopsAt(3, signal.SIGINT))
+        assert main(tiny(f"runs_dir={tmp_path}")) == 130
+    (folder,) = (tmp_path / "quickstart").iterdir()
+    before = torch.load(folder / "checkpoint" / "state.pt", weights_only=True)["experience_seconds"]
+    assert main(["resume", str(folder)]) == 0
+    cost = json.loads((folder / "results.json").read_text())["cost"]
+    assert len(cost["experience_seconds"]) == 2
+    assert cost["experience_seconds"][0] > before[0] > 0
+    assert sum(cost["experience_seconds"]) <= cost["seconds"]
+    assert cost["method_parameters"] == 10 * 16 + 10  # the head
+
+
 def test_the_checkpoint_of_another_configuration_names_the_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,13 +297,13 @@ def test_the_checkpoint_of_another_configuration_names_the_keys(
     (folder,) = (tmp_path / "quickstart").iterdir()
     file = folder / "config.yaml"
     file.write_text(
-        file.read_text().replace("lr: 0.03", "lr: 0.04").replace("mask: experience", "mask: seen")
+        file.read_text().replace("lr: 0.03", "lr: 0.04").replace("fraction: 0.8", "fraction: 0.7")
     )
     capsys.readouterr()
     assert main(["resume", str(folder)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "different: strategy.mask, training.lr" in err
+    assert "different: data.test_fraction, training.lr" in err
 
 
 def test_a_complete_or_locked_run_is_refused(

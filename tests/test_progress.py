@@ -66,3 +66,13 @@ def test_library_code_may_pass_a_display_that_shows_nothing(capsys: pytest.Captu
         silent.step()
         silent.message("text")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_stopwatch_goes_on_from_the_seconds_of_earlier_sessions() -> None:
+    watch = progress.Stopwatch([10.0, 5.0])
+    assert watch.lap(1)[0] == 10.0
+    laps = watch.lap(3)  # nothing was done in experience 2
+    assert laps[2] == 0.0
+    assert 5.0 < laps[1] < 6.0
+    assert 0.0 < laps[3] < 1.0
+    assert watch.seconds == laps
