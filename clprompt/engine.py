@@ -176,6 +176,9 @@ class Engine:
                 listener.diagnostics(at.experience + 1, self.model.diagnostics())
         at.experience, at.epoch, at.batch = at.experience + 1, 0, 0
         self._save()
+        signal = self.stop()  # it may have come during the evaluation
+        if signal is not None:
+            raise Interrupted(signal)
 
     def _begin(self, experience: int) -> None:
         begun = self.online is None and self.model.boundaries != "unused"
@@ -293,9 +296,7 @@ class Engine:
             "model": {name: value.detach().cpu() for name, value in self.model.method_state().items()},
             "optimizer": None
             if self.optimizer is None
-            else {
-                "state": optim.optimizer_state(self.optimizer, self.model),
-            },
+            else optim.optimizer_state(self.optimizer, self.model),
             "rng": rng_state(),
         }
 
@@ -307,7 +308,7 @@ class Engine:
         if state["optimizer"] is not None:
             self.optimizer = make_optimizer(self.model, self.training)
             if self.optimizer is not None:
-                optim.load_optimizer_state(self.optimizer, self.model, state["optimizer"]["state"])
+                optim.load_optimizer_state(self.optimizer, self.model, state["optimizer"])
         set_rng_state(state["rng"])
         self._saved = self.position.step
 

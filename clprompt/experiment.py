@@ -109,9 +109,8 @@ class Builder:
 
 def _call(known: registry.Registry, section: dict[str, Any], *positional: Any, **fixed: Any) -> Any:
     entry = known.get(section["name"])
-    with preserved_rng(
-        derive(fixed.get("seed", 0), "build", entry.name)
-    ):  # an outsider's may draw from there
+    # A constructor may draw its initial values from there.
+    with preserved_rng(derive(fixed.get("seed", 0), "build", entry.name)):
         return entry.target(*positional, **fixed, **{k: v for k, v in section.items() if k != "name"})
 
 

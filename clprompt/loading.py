@@ -35,7 +35,7 @@ class _Seeded(Dataset):
             return tuple(self.dataset[position])
         seed, experience, epoch = self.keys
         # torchvision's transforms draw from the global state
-        with preserved_rng(derive(seed, "augmentation", experience, epoch, position)):
+        with preserved_rng(derive(seed, "augmentation", experience, epoch, position), devices=False):
             return tuple(self.dataset[position])
 
 

@@ -106,24 +106,33 @@ def clip(optimizer: Optimizer, largest: float | None) -> None:
         torch.nn.utils.clip_grad_norm_(parameters, largest)
 
 
-def optimizer_state(optimizer: Optimizer, model: PromptModel) -> dict[str, dict[str, Any]]:
-    """The moments by parameter name, for a checkpoint."""
+def optimizer_state(optimizer: Optimizer, model: PromptModel) -> dict[str, Any]:
+    """The groups with their settings, and the moments, by parameter name, for a checkpoint.
+
+    The groups are saved too: they came into being one after the other, and their order and their rates need not be
+    those of an optimizer that is built anew.
+    """
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(p)]: dict(state) for p, state in optimizer.state.items() if id(p) in names}
+    return {
+        "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+        "moments": {names[id(p)]: dict(state) for p, state in optimizer.state.items() if id(p) in names},
+    }
 
 
-def load_optimizer_state(
-    optimizer: Optimizer, model: PromptModel, state: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Put saved moments back by parameter name.
+def load_optimizer_state(optimizer: Optimizer, model: PromptModel, state: Mapping[str, Any]) -> None:
+    """Put saved groups and moments back by parameter name.
 
     Raises:
-        CheckpointError: moments of a parameter that the model does not have.
+        CheckpointError: state of a parameter that the model does not have.
     """
     parameters = dict(model.named_parameters())
-    for name, values in state.items():
+    for name in [*state["moments"], *(name for group in state["groups"] for name in group["names"])]:
         if name not in parameters:
             raise CheckpointError(f"the checkpoint holds optimizer state for {name}, which the model lacks")
+    optimizer.param_groups[:] = [
+        {"params": [parameters[name] for name in group["names"]], **group} for group in state["groups"]
+    ]
+    for name, values in state["moments"].items():
         p = parameters[name]
         optimizer.state[p] = {
             k: v.to(p.device) if isinstance(v, Tensor) and v.ndim else v for k, v in values.items()
