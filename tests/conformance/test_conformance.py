@@ -1,0 +1,80 @@
+"""Every registered strategy keeps every promise of the contract, with boundaries and, where it can, without."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+
+from clprompt import registry, testing
+from clprompt.errors import ClpromptError
+from clprompt.testbed import KINDS, Workbench
+
+#: Further forms that only some methods have.
+FORMS: dict[str, list[dict[str, Any]]] = {
+    "dualprompt": [
+        {"form": "projected", "freeze_general_after": 1},
+        {"form": "fresh", "boundary_free": True, "pool_size": 3},
+    ],
+    "linear_probe": [{"mask": "seen"}],
+    "joint": [{"base": "linear_probe", "when": "each"}],
+    "mvp": [{"query": "features"}],
+    "ncm": [{"metric": "euclidean", "normalise_first": True}],
+}
+
+
+def forms() -> list[tuple[str, tuple[tuple[str, Any], ...]]]:
+    """(name, arguments) of every strategy: its defaults, without boundaries, and what the table adds."""
+    found: list[tuple[str, tuple[tuple[str, Any], ...]]] = []
+    for name in registry.strategies.names():
+        given: list[dict[str, Any]] = [{}]
+        if "boundary_free" in inspect.signature(registry.strategies.get(name).target).parameters:
+            given.append({"boundary_free": True})
+        found += [(name, tuple(arguments.items())) for arguments in [*given, *FORMS.get(name, [])]]
+    return found
+
+
+def title(form: tuple[str, tuple[tuple[str, Any], ...]]) -> str:
+    return form[0] + "".join(f",{key}={value}" for key, value in form[1])
+
+
+@cache
+def bench(form: tuple[str, tuple[tuple[str, Any], ...]]) -> Workbench:
+    """One workbench for all checks of a form: its stream is trained on once."""
+    return Workbench(registry.strategies.get(form[0]).target, **dict(form[1]))
+
+
+@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("form", forms(), ids=title)
+def test_strategy_keeps_its_promise(
+    form: tuple[str, tuple[tuple[str, Any], ...]], check: Callable[[Workbench], None]
+) -> None:
+    check(bench(form))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", registry.strategies.names())
+def test_every_kind_of_backbone_serves_some_form_of_every_strategy(name: str, kind: str) -> None:
+    refusals = []
+    for form in forms():
+        if form[0] == name:
+            try:
+                bench(form).make(kind)
+            except ClpromptError as error:
+                refusals.append(str(error))
+            else:
+                return
+    pytest.fail(f"{name} refuses a backbone with {kind}: {refusals}")
+
+
+def test_the_table_names_registered_strategies() -> None:
+    assert set(FORMS) <= set(registry.strategies.names())
+
+
+def test_a_strategy_can_do_without_boundaries_where_it_says_so() -> None:
+    for form in forms():
+        if dict(form[1]).get("boundary_free"):
+            assert bench(form).make().boundaries == "unused", title(form)
