@@ -36,7 +36,7 @@ def plan(
         shuffle: draw the class order from the seed; False keeps the order of the ids.
 
     Returns:
-        The plan; indices are in data set order (the engine shuffles while training).
+        The plan; an experience's indices come class by class, in data set order within one (the engine shuffles).
 
     Raises:
         ConfigError: counts that do not fit the number of classes, an order that is no permutation.
