@@ -71,10 +71,12 @@ class Online:
     Args:
         iterations: optimizer steps on each batch that arrives.
         eval_every: samples between two anytime evaluations; null for none.
+        cut_at_sessions: whether a session's last batch is a short one; false lets batches run on over session ends.
     """
 
     iterations: int = 1
     eval_every: int | None = None
+    cut_at_sessions: bool = True
 
     def __post_init__(self) -> None:
         _check_types(self, "online")
@@ -214,9 +216,10 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
     for key in ("data", "scenario", "backbone", "strategy"):
         found[key] = _section(found.get(key), key)
     found["backbone"] = _backbone(found["backbone"])
+    online = found.get("online") is not None
     for key in _NAMED:  # from here on the registries are asked, which import torch
-        found[key] = _named(found[key], key)
-    found["compare"] = [_named(section, f"compare.{index}") for index, section in enumerate(compare)]
+        found[key] = _named(found[key], key, online)
+    found["compare"] = [_named(section, f"compare.{index}", online) for index, section in enumerate(compare)]
     return Config(**found)
 
 
@@ -318,8 +321,11 @@ def _compare(given: Any, training: Training) -> list[dict[str, Any]]:
     return sections
 
 
-def _named(section: dict[str, Any], path: str) -> dict[str, Any]:
-    """A section checked against what is registered under its name, defaults written out."""
+def _named(section: dict[str, Any], path: str, online: bool) -> dict[str, Any]:
+    """A section checked against what is registered under its name, defaults written out.
+
+    Under the online protocol a strategy with a boundary-free form takes that one unless it is told otherwise.
+    """
     kind = path.partition(".")[0]
     known = {"data": registry.datasets, "scenario": registry.scenarios}.get(kind, registry.strategies)
     try:
@@ -329,7 +335,10 @@ def _named(section: dict[str, Any], path: str) -> dict[str, Any]:
     apart = ("name", "training") if kind == "compare" else ("name",)
     given = {key: value for key, value in section.items() if key not in apart}
     own = {"training": section["training"]} if "training" in section and kind == "compare" else {}
-    checked = schema.arguments(entry.target, given, path, skip=_NAMED.get(kind, _NAMED["strategy"]))
+    skip = _NAMED.get(kind, _NAMED["strategy"])
+    if online and known is registry.strategies and "boundary_free" in schema.parameters(entry.target)[0]:
+        given.setdefault("boundary_free", True)  # the only form that can run there
+    checked = schema.arguments(entry.target, given, path, skip=skip)
     return {"name": entry.name} | checked | own
 
 
@@ -356,12 +365,13 @@ def to_yaml(config: Config) -> str:
 
 def difference(a: Config | Mapping[str, Any], b: Config | Mapping[str, Any]) -> list[str]:
     """The dotted keys whose values differ, or that only one of the two has; sorted."""
-    first, second = (_flat(side.to_dict() if isinstance(side, Config) else side) for side in (a, b))
+    first, second = (flat(side.to_dict() if isinstance(side, Config) else side) for side in (a, b))
     absent = object()
     return sorted(key for key in {*first, *second} if first.get(key, absent) != second.get(key, absent))
 
 
-def _flat(values: Any, path: str = "") -> dict[str, Any]:
+def flat(values: Any, path: str = "") -> dict[str, Any]:
+    """Nested plain values by dotted keys; a list of mappings by position, any other list as a whole."""
     items: Iterable[tuple[Any, Any]] | None = None
     if isinstance(values, Mapping):
         items = values.items()
@@ -370,5 +380,5 @@ def _flat(values: Any, path: str = "") -> dict[str, Any]:
     if items is None or (path and not values):
         return {path: list(values) if isinstance(values, tuple) else values}
     return {
-        key: value for name, item in items for key, value in _flat(item, f"{path}.{name}".lstrip(".")).items()
+        key: value for name, item in items for key, value in flat(item, f"{path}.{name}".lstrip(".")).items()
     }

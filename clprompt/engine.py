@@ -15,14 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.data import Subset
 
 from clprompt import optim
 from clprompt.config import Online, Training
 from clprompt.errors import Interrupted, ProtocolError
 from clprompt.evaluation import Evaluation, Evaluator
-from clprompt.loading import Images, image_stream, training_batches
+from clprompt.loading import Images, image_stream, subset, training_batches
 from clprompt.model import PromptModel, Step
+from clprompt.online import marks, stretch
 from clprompt.seeding import rng_state, set_rng_state
 from clprompt.steps import make_optimizer, receive, train_step
 
@@ -142,26 +142,31 @@ class Engine:
     def run_experience(self) -> None:
         """Train on the current experience from the current position, then evaluate."""
         at, online = self.position, self.online
-        subset = _subset(self.train, self.indices[at.experience])
+        if self.model.revisits == "last" and at.experience + 1 < len(self.indices):
+            at.experience += 1
+            return
+        size, cut = self.training.train_mb_size, online is None or online.cut_at_sessions
+        part = self._arrived(self.indices) if cut else stretch(self.indices, at.experience, size, self.seed)
         if self.progress:
             self.progress.experience(at.experience, len(self.indices))
         if at.epoch == 0 and at.batch == 0:
-            self._begin(at.experience)
+            self._begin()
         epochs = 1 if online else self.training.train_epochs
-        size = self.training.train_mb_size
-        steps = -(-len(subset) // size)
+        steps = -(-len(part) // size)
         self.model.train()
         for epoch in range(at.epoch, epochs):
+            self.model.begin_epoch(epoch)
             if self.progress:
                 self.progress.epoch(epoch, epochs, steps)
             batches = training_batches(
-                subset,
+                subset(self.train, part),
                 seed=self.seed,
                 experience=at.experience,
                 epoch=epoch,
                 batch_size=size,
                 workers=self.training.workers,
                 skip=at.batch,
+                shuffle=cut,
             )
             self._clock, self._since = time.perf_counter(), 0
             for images, targets, *_ in batches:
@@ -171,26 +176,31 @@ class Engine:
             at.epoch, at.batch = epoch + 1, 0
         self.model.end_experience()
         self._evaluate("experience")
-        if not online:
-            for listener in self.listeners:
-                listener.diagnostics(at.experience + 1, self.model.diagnostics())
+        for listener in self.listeners:
+            listener.diagnostics(at.experience + 1, self.model.diagnostics())
         at.experience, at.epoch, at.batch = at.experience + 1, 0, 0
         self._save()
         signal = self.stop()  # it may have come during the evaluation
         if signal is not None:
             raise Interrupted(signal)
 
-    def _begin(self, experience: int) -> None:
+    def _arrived(self, parts: Sequence[Any]) -> np.ndarray:
+        """What training may use now: the current experience's part, or all so far for a model that revisits them."""
+        now = self.position.experience
+        first = now if self.model.revisits == "never" else 0
+        return np.concatenate([np.asarray(part) for part in parts[first : now + 1]])
+
+    def _begin(self) -> None:
         begun = self.online is None and self.model.boundaries != "unused"
         if begun:
-            clean = _subset(self.clean, self.indices[experience])
+            clean = subset(self.clean, self._arrived(self.indices))
             device = self.model.seen.device
 
             def images() -> Any:
                 for batch in image_stream(clean, self.training.eval_mb_size, self.training.workers):
                     yield batch.to(device)
 
-            self.model.begin_experience(self.classes[experience], images)
+            self.model.begin_experience(self._arrived(self.classes), images)
         if self.optimizer is None or (begun and self.model.optimizer_reset == "experience"):
             self.optimizer = make_optimizer(self.model, self.training)
         else:
@@ -251,6 +261,7 @@ class Engine:
             "samples": at.samples,
             "experience": at.experience,
             **evaluation.record(),
+            **(marks(when, at.evaluated) if self.online else {}),
         }
         if when == "anytime":
             del record["confusion"]
@@ -293,10 +304,11 @@ class Engine:
         """Everything from which the run continues to the same bits, tensors and plain values only."""
         return {
             "position": dict(vars(self.position)),
-            "model": {name: value.detach().cpu() for name, value in self.model.method_state().items()},
+            "model": {name: value.detach().cpu().clone() for name, value in self.model.method_state().items()},
             "optimizer": None
             if self.optimizer is None
             else optim.optimizer_state(self.optimizer, self.model),
+            "exposed": list(self.evaluator.exposed) if self.evaluator else [],
             "rng": rng_state(),
         }
 
@@ -309,14 +321,10 @@ class Engine:
             self.optimizer = make_optimizer(self.model, self.training)
             if self.optimizer is not None:
                 optim.load_optimizer_state(self.optimizer, self.model, state["optimizer"])
+        if self.evaluator:
+            self.evaluator.restore(state["exposed"])
         set_rng_state(state["rng"])
         self._saved = self.position.step
-
-
-def _subset(dataset: Images, indices: np.ndarray) -> Images:
-    subset = Subset(dataset, [int(i) for i in indices])  # type: ignore[arg-type]
-    subset.random_transform = getattr(dataset, "random_transform", True)  # type: ignore[attr-defined]
-    return subset
 
 
 class _Collector:

@@ -44,9 +44,10 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates a model on class groups of a fixed test set.
+    """Evaluates a model on class groups of a fixed test set, on the samples of seen classes only.
 
-    Batches never change, so a cached value is, bit for bit, the one that would be computed again.
+    The samples of classes that have newly been seen form batches of their own behind those that are there. Batches
+    never change, so a cached value is, bit for bit, the one that would be computed again.
 
     Args:
         test: (image, label) items under the evaluation transform.
@@ -75,34 +76,55 @@ class Evaluator:
         self.precision = precision
         self.cache_bytes = cache_bytes
         self.groups = [np.asarray(group) for group in groups]
-        self.chunks = [
-            [group[i : i + batch_size].tolist() for i in range(0, len(group), batch_size)]
-            for group in self.groups
-        ]
-        self._kept: dict[tuple[int, int], Cache] = {}
+        self.batch_size = batch_size
+        #: The classes by the evaluation that met them first, in order: what a checkpoint has to keep.
+        self.exposed: list[list[int]] = []
+        self.restore([])
+
+    def restore(self, exposed: Sequence[Sequence[int]]) -> None:
+        """Form the batches of classes that were seen in this order; forgets everything else."""
+        self.exposed = []
+        self._chunks: list[tuple[int, list[int]]] = []  # class group, sample indices
+        self._kept: dict[int, Cache] = {}
         self._kept_bytes = 0
+        for classes in exposed:
+            self._expose(list(classes))
+
+    def _expose(self, classes: list[int]) -> None:
+        self.exposed.append(classes)
+        for number, group in enumerate(self.groups):
+            new = group[np.isin(self.targets[group], classes)]
+            pieces = (new[i : i + self.batch_size].tolist() for i in range(0, len(new), self.batch_size))
+            self._chunks += ((number, piece) for piece in pieces)
+
+    def _follow(self, seen: np.ndarray) -> None:
+        """Bring the batches in line with the seen classes."""
+        known = np.array([c for classes in self.exposed for c in classes], dtype=np.int64)
+        if not np.isin(known, seen).all():  # another model, which has seen less
+            self.restore([])
+            known = known[:0]
+        new = np.setdiff1d(seen, known)
+        if new.size:
+            self._expose(new.tolist())
 
     @torch.no_grad()
     def run(self, model: PromptModel) -> Evaluation:
         """Evaluate on the samples of seen classes; the model's mode is restored afterwards."""
         seen = np.flatnonzero(model.seen.cpu().numpy())
-        active = [g for g, group in enumerate(self.groups) if np.isin(self.targets[group], seen).any()]
-        keys = [(g, c) for g in active for c in range(len(self.chunks[g]))]
-        batches = [self.chunks[g][c] for g, c in keys]
+        self._follow(seen)
+        batches = [batch for _, batch in self._chunks]
         device = model.seen.device
         was_training = model.training
         model.eval()
         confusion: Counter[tuple[int, int]] = Counter()
         hits = np.zeros((len(self.groups), 2), dtype=np.int64)  # right, all
         try:
-            for key, batch, (images, *_) in zip(
-                keys, batches, fixed_batches(self.test, batches, self.workers), strict=True
-            ):
+            loader = fixed_batches(self.test, batches, self.workers)
+            for key, ((group, batch), (images, *_)) in enumerate(zip(self._chunks, loader, strict=True)):
                 predicted = self._predict(model, images.to(device), key).cpu().numpy()
                 target = self.targets[batch]
-                counted = np.isin(target, seen)
-                confusion.update(zip(target[counted].tolist(), predicted[counted].tolist(), strict=True))
-                hits[key[0]] += int((predicted == target)[counted].sum()), int(counted.sum())
+                confusion.update(zip(target.tolist(), predicted.tolist(), strict=True))
+                hits[group] += int((predicted == target).sum()), len(batch)
         finally:
             model.train(was_training)
         right, total = hits.sum(0)
@@ -112,7 +134,7 @@ class Evaluator:
             confusion=confusion,
         )
 
-    def _predict(self, model: PromptModel, images: Tensor, key: tuple[int, int]) -> Tensor:
+    def _predict(self, model: PromptModel, images: Tensor, key: int) -> Tensor:
         cache: Cache | None = self._kept.get(key, {}) if self.cache_bytes else None
         before = _size(cache)
         with autocast(images.device, self.precision):

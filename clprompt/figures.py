@@ -1,4 +1,4 @@
-"""The drawings of a run: accuracy matrix, accuracy curves, forgetting, confusion matrix.
+"""The drawings of a run (accuracy matrix, accuracy curves, forgetting, confusion matrix) and of several together.
 
 Each function returns a `matplotlib.figure.Figure` that belongs to nobody: no pyplot, no global state, nothing
 to close. The colours are cividis and viridis, which read the same for colour-blind eyes and in grey print.
@@ -8,8 +8,10 @@ Class groups and experiences are counted from 1, as on the axes of the TensorBoa
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,6 +28,10 @@ _ANNOTATED = 20  # cells a side up to which every cell of a heat map carries its
 _NAMED = 40  # classes up to which every one is named on the axes
 _UNSEEN = "#e8e8e8"  # cells that have no value
 _NAME_LENGTH = 18  # characters of a class name that are drawn
+# Okabe and Ito's colours, which stay apart for colour-blind eyes; markers and dashes tell the rest.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_LINES = ("-", "--", ":", "-.")
 
 
 def png(figure: Figure, dpi: int = 120) -> bytes:
@@ -97,6 +103,49 @@ def accuracy_curves(matrix: ArrayLike) -> Figure:
     return figure
 
 
+def anytime_accuracy(records: Iterable[Mapping[str, Any]]) -> Figure:
+    """Accuracy on the seen classes over the samples received, of an online run; sessions are shaded in turn.
+
+    Args:
+        records: of the run; the periodic evaluations are the line, those at session ends the squares.
+    """
+    found = [r for r in records if r.get("kind") == "evaluation" and r["accuracy"] is not None]
+    periodic = [r for r in found if r["when"] == "anytime"]
+    ends = [r for r in found if r["when"] == "experience"]
+    figure = Figure(figsize=(8.0, 4.2))
+    axes = figure.add_subplot()
+    bounds = [0, *(r["samples"] for r in ends)]
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        axes.axvspan(start, stop, color="#e6eef5" if number % 2 == 0 else "#fbf3e4", linewidth=0, zorder=0)
+        if len(ends) <= _ANNOTATED and stop - start > 0.03 * bounds[-1]:
+            name = str(ends[number]["experience"] + 1)
+            axes.text((start + stop) / 2, 101, name, ha="center", va="bottom", fontsize=8, color="#555555")
+    axes.plot(
+        [r["samples"] for r in periodic],
+        [100 * r["accuracy"] for r in periodic],
+        color="#0072b2",
+        marker="o" if len(periodic) <= 60 else None,
+        markersize=3,
+        label="periodic",
+    )
+    axes.plot(
+        [r["samples"] for r in ends],
+        [100 * r["accuracy"] for r in ends],
+        color="#d55e00",
+        linestyle="none",
+        marker="s",
+        markersize=5,
+        label="at a session's end",
+    )
+    axes.set(xlabel="samples received", ylabel="accuracy on seen classes (%)", ylim=(0, 101))
+    axes.set_xlim(0, max([1, *(r["samples"] for r in found)]))
+    axes.set_title("Anytime accuracy (shaded: sessions)", pad=16)
+    axes.grid(axis="y", color="#ffffff", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right")
+    return figure
+
+
 def forgetting(matrix: ArrayLike) -> Figure:
     """Average forgetting over the experiences, and what each class group lost by the last one."""
     percent = 100 * np.asarray(matrix, dtype=np.float64)
@@ -122,6 +171,45 @@ def forgetting(matrix: ArrayLike) -> Figure:
         if not np.isfinite(lost).any():
             note = "defined from the second\nexperience on"
             axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center")
+    return figure
+
+
+def overlay(curves: Mapping[str, ArrayLike], title: str, label: str) -> Figure:
+    """Several strategies over the experiences: their means over seeds, with a band of the standard error.
+
+    Args:
+        curves: by strategy, fractions [S, T] of S seeds; nan where a value is not defined.
+        title: above the drawing. label: of the vertical axis.
+    """
+    figure = Figure(figsize=(8.0, 4.8))
+    axes = figure.add_subplot()
+    size = max((np.shape(values)[1] for values in curves.values()), default=0)
+    experiences = np.arange(1, size + 1)
+    for number, (name, values) in enumerate(curves.items()):
+        percent = 100 * np.asarray(values, dtype=np.float64)
+        known = ~np.isnan(percent)
+        seeds = known.sum(axis=0)
+        mean = np.divide(np.nansum(percent, axis=0), seeds, out=np.full(size, np.nan), where=seeds > 0)
+        squares = np.nansum(np.where(known, percent - mean, np.nan) ** 2, axis=0)
+        # the standard error of one seed is unknown and drawn as no band
+        variance = np.divide(squares, seeds - 1, out=np.zeros(size), where=seeds > 1)
+        error = np.sqrt(variance / np.maximum(seeds, 1))
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.plot(
+            experiences,
+            mean,
+            color=colour,
+            linestyle=_LINES[number // len(_COLOURS) % len(_LINES)],
+            marker=_MARKERS[number % len(_MARKERS)] if size <= _ANNOTATED else None,
+            markersize=5,
+            linewidth=1.6,
+            label=name.replace("$", r"\$"),  # a name is text, not a formula
+        )
+        axes.fill_between(experiences, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+    _experience_axis(axes, size, title)
+    axes.set(ylabel=label)
+    if curves:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     return figure
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from clprompt.seeding import derive, generator, preserved_rng
 
@@ -49,6 +50,18 @@ def _loader(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, se
     )
 
 
+def subset(dataset: Images, indices: Sequence[int] | np.ndarray) -> Subset:
+    """The samples at these indices; says, as the data set does, whether its transform is random."""
+    chosen = Subset(dataset, [int(i) for i in indices])  # type: ignore[arg-type]
+    chosen.random_transform = getattr(dataset, "random_transform", True)  # type: ignore[attr-defined]
+    return chosen
+
+
+def epoch_order(count: int, seed: int, experience: int, epoch: int) -> Tensor:
+    """The order in which one epoch visits the samples of one experience, [count]."""
+    return torch.randperm(count, generator=generator(seed, "order", experience, epoch))
+
+
 def training_batches(
     dataset: Images,
     *,
@@ -58,6 +71,7 @@ def training_batches(
     batch_size: int,
     workers: int = 0,
     skip: int = 0,
+    shuffle: bool = True,
 ) -> DataLoader:
     """The shuffled batches of one epoch of one experience.
 
@@ -67,11 +81,13 @@ def training_batches(
         batch_size: the last batch may be smaller.
         workers: loader processes; the result does not depend on them.
         skip: leave out so many batches at the start (entering an epoch in the middle).
+        shuffle: False for data that comes in its final order.
 
     Yields:
         (images [B, 3, H, W], targets [B] or [B, C], and whatever else the data set's items hold).
     """
-    order = torch.randperm(len(dataset), generator=generator(seed, "order", experience, epoch)).tolist()
+    count = len(dataset)
+    order = epoch_order(count, seed, experience, epoch).tolist() if shuffle else list(range(count))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return _loader(_Seeded(dataset, (seed, experience, epoch)), batches[skip:], workers, seed)
 

@@ -100,6 +100,71 @@ def backward_transfer(matrix: ArrayLike) -> float:
     return _mean((matrix[-1] - np.diagonal(matrix))[:-1]) if len(matrix) else float("nan")
 
 
+def last_forgetting(matrix: ArrayLike) -> float:
+    """F_last of a blurry stream: what the classes that were ever known lost by the end of the last session.
+
+    Args:
+        matrix: [T, C], accuracy of each class after each session, 0 while the class was not seen.
+
+    Returns:
+        mean of max_{k<T-1} acc[k, j] - acc[T-1, j] over the classes j whose maximum is above 0; may be negative. nan
+        for T=1, and where no class was ever right before the last session.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    if len(matrix) < 2:
+        return float("nan")
+    best = matrix[:-1].max(axis=0, initial=0)
+    return _mean((best - matrix[-1])[best > 0])
+
+
+def class_accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
+    """Accuracy of each class after each session, [T, C], 0 while a class was not seen; from the confusion counts."""
+    confusions = [record["confusion"] for record in _session_ends(records)]
+    classes = 1 + max((max(cell[:2]) for cells in confusions for cell in cells), default=-1)
+    return np.array([np.nan_to_num(per_class_accuracy(cells, classes)) for cells in confusions])
+
+
+def online_figures(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The figures of an online run, on the classes of which a sample had been received by then.
+
+    A_auc: mean of the periodic accuracies, the area under their curve over the samples. A_avg: mean of the accuracies
+    at the session ends. A_last: accuracy at the last session's end. F_last: see :func:`last_forgetting`.
+
+    Source: Moon et al. 2023 (MVP) and its released code, with exact counts in place of count + 1e-5.
+    """
+    records = list(records)
+    ends = [_number(record["accuracy"]) for record in _session_ends(records)]
+    return {
+        "A_auc": _mean(np.array([_number(record["accuracy"]) for record in _anytime(records)])),
+        "A_avg": _mean(np.array(ends)),
+        "A_last": ends[-1] if ends else float("nan"),
+        "F_last": last_forgetting(class_accuracy_matrix(records)),
+    }
+
+
+def is_online(records: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the records are those of an online run: their evaluations say when they were due."""
+    return any("nominal" in record for record in records if record.get("kind") == "evaluation")
+
+
+def _session_ends(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The evaluations at the ends of sessions, in order; the last one of a session if there are several."""
+    found = {
+        int(record["experience"]): record
+        for record in records
+        if record.get("kind") == "evaluation" and record["when"] == "experience"
+    }
+    return [found[experience] for experience in sorted(found)]
+
+
+def _anytime(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [r for r in records if r.get("kind") == "evaluation" and r["when"] == "anytime"]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
 def confusion_matrix(triplets: Iterable[Sequence[int]], num_classes: int) -> NDArray[np.int64]:
     """Counts [C, C] by true class (rows) and predicted class (columns).
 
@@ -130,7 +195,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
     Of a run that is not over, the figures are those after its last evaluated experience. `last_accuracy` is
     over all test samples of the classes seen by the last evaluation, of either kind; the others weigh class
-    groups equally.
+    groups equally. The records of an online run give its own figures as well, see :func:`online_figures`.
     """
     records = list(records)
     evaluations = [record for record in records if record.get("kind") == "evaluation"]
@@ -138,7 +203,9 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     done = 1 + max((int(r["experience"]) for r in evaluations if r["when"] == "experience"), default=-1)
     matrix = matrix[:done, :done]
     last = evaluations[-1]["accuracy"] if evaluations else None
+    own = online_figures(records) if is_online(records) else {}
     return {
+        **own,
         "average_accuracy": average_accuracy(matrix),
         "average_incremental_accuracy": average_incremental_accuracy(matrix),
         "forgetting": forgetting(matrix),

@@ -15,12 +15,6 @@ from clprompt.errors import ClpromptError
 if TYPE_CHECKING:
     from clprompt.experiment import Result
 
-_AVERAGED = {
-    "average_accuracy": "average",
-    "average_incremental_accuracy": "incremental",
-    "forgetting": "forgetting",
-}
-
 
 def columns(rows: Iterable[Sequence[str]]) -> list[str]:
     """Rows of equal length as aligned lines."""
@@ -84,7 +78,7 @@ def results(found: Sequence[Result]) -> str:
     Args:
         found: what was run, of one or several strategies and seeds.
     """
-    from clprompt import metrics, tracking
+    from clprompt import metrics, summary
 
     groups: dict[str, dict[int, Result]] = {}  # strategy -> seed -> result
     for result in found:
@@ -102,7 +96,7 @@ def results(found: Sequence[Result]) -> str:
     tables = {
         label: (metrics.accuracy_matrix(result.records), result.summary) for label, result in labelled.items()
     }
-    parts = [tracking.text_summary(tables).rstrip("\n")]
+    parts = [summary.text_summary(tables).rstrip("\n")]
     if several:
         parts.append("\n".join(_over_seeds(groups)))
     parts.append("\n".join(columns([(label, str(result.folder)) for label, result in labelled.items()])))
@@ -112,10 +106,14 @@ def results(found: Sequence[Result]) -> str:
 
 
 def _over_seeds(groups: dict[str, dict[int, Result]]) -> list[str]:
-    rows: list[Sequence[str]] = [("percent, mean +- standard error", "seeds", *_AVERAGED.values())]
+    from clprompt.summary import columns_of
+
+    shown = columns_of(result.summary for of_seeds in groups.values() for result in of_seeds.values())
+    averaged = {key: shown[key] for key in shown if key not in ("backward_transfer", "last_accuracy")}
+    rows: list[Sequence[str]] = [("percent, mean +- standard error", "seeds", *averaged.values())]
     for group, of_seeds in groups.items():
         cells = [
-            mean_and_error([result.summary.get(key) for result in of_seeds.values()]) for key in _AVERAGED
+            mean_and_error([result.summary.get(key) for result in of_seeds.values()]) for key in averaged
         ]
         rows.append((group, str(len(of_seeds)), *cells))
     return columns(rows)

@@ -14,6 +14,7 @@ experiences stands at k; the forgetting starts at 2):
 | `anytime/accuracy` | scalar | training samples |
 | `final/<figure of results.json>` | scalar | experiences, one point |
 | `accuracy_matrix`, `accuracy_curves`, `confusion_matrix` | image | experiences |
+| `anytime_accuracy` (online runs) | image | experiences |
 | whatever a strategy's `diagnostics` are called | scalar, histogram or image | optimizer steps |
 
 The custom-scalars tab shows the accuracies of all class groups in one chart, which is the forgetting, the
@@ -34,7 +35,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from clprompt import metrics
 from clprompt.errors import CheckpointError
@@ -223,6 +224,8 @@ class RunTracker:
             "accuracy_matrix": figures.accuracy_matrix(matrix),
             "accuracy_curves": figures.accuracy_curves(matrix),
         }
+        if metrics.is_online(self.records):
+            drawn["anytime_accuracy"] = figures.anytime_accuracy(self.records)
         if record.get("confusion") is not None:
             counts = metrics.confusion_matrix(record["confusion"], len(self.class_names))
             drawn["confusion_matrix"] = figures.confusion_matrix(counts, self.class_names)
@@ -241,68 +244,6 @@ class RunTracker:
             accuracy = correct / samples if samples else math.nan
             rows.append([c, name, group_of.get(c, ""), samples, correct, _cell(accuracy)])
         return rows
-
-
-# Figures of the summary by their short title in the table that compares strategies.
-_COLUMNS = {
-    "average_accuracy": "average",
-    "average_incremental_accuracy": "incremental",
-    "forgetting": "forgetting",
-    "backward_transfer": "transfer",
-    "last_accuracy": "last",
-}
-_WIDTH = 100  # columns of the printed text
-_SHOWN = 15  # class groups that fit into them
-
-
-def text_summary(results: Mapping[str, tuple[ArrayLike, Mapping[str, float | None]]]) -> str:
-    """The block that is printed at the end of a run, plain text of at most 100 columns.
-
-    Args:
-        results: by strategy, the accuracy matrix R [T, T] and `clprompt.metrics.summarise` of it; with more
-            than one strategy a table compares them.
-    """
-    blocks = []
-    for name, (matrix, summary) in results.items():
-        title = _shortened(name, _WIDTH)
-        average, lost = (_percent(summary.get(key)) for key in ("average_accuracy", "forgetting"))
-        figures = f"average accuracy {average} %, forgetting {lost}{' points' if lost != '-' else ''}"
-        lines = _matrix_lines(np.asarray(matrix, dtype=np.float64))
-        blocks.append("\n".join([title, "=" * len(title), *lines, figures]))
-    if len(results) > 1:
-        width = min(max(map(len, [*results, "in percent"])), 40)
-        lines = [
-            f"{'in percent':{width}}" + "".join(f"{title:>{len(title) + 2}}" for title in _COLUMNS.values())
-        ]
-        lines.append("-" * len(lines[0]))
-        for name, (_, summary) in results.items():
-            cells = (f"{_percent(summary.get(key)):>{len(title) + 2}}" for key, title in _COLUMNS.items())
-            lines.append(f"{_shortened(name, width):{width}}" + "".join(cells))
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
-
-
-def _matrix_lines(matrix: NDArray[np.float64]) -> list[str]:
-    """The accuracy matrix in percent; of many groups every n-th, the first and the last always among them."""
-    size = len(matrix)
-    if size == 0:
-        return ["no evaluation at the end of an experience"]
-    shown = np.unique(np.linspace(0, size - 1, min(size, _SHOWN)).round().astype(int))
-    lines = ["accuracy (%) on each class group, after each experience"]
-    lines.append("group   " + "".join(f"{j + 1:6d}" for j in shown))
-    for i in shown:
-        lines.append(f"after{i + 1:3d}" + "".join(f"{_percent(matrix[i, j]):>6}" for j in shown))
-    if len(shown) < size:
-        lines.append(f"({len(shown)} of {size} experiences and groups; all of them: accuracy_matrix.csv)")
-    return lines
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _append_only_files(folder: Path) -> set[str]:

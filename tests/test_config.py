@@ -374,6 +374,7 @@ def test_difference_names_the_dotted_keys_that_differ(load: Load) -> None:
     ]
     assert config.difference(first, load("compare=[short]", "online={}")) == [
         "online",
+        "online.cut_at_sessions",
         "online.eval_every",
         "online.iterations",
     ]

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from clprompt import metrics
-from clprompt.tracking import RunTracker, text_summary
+from clprompt.summary import text_summary
+from clprompt.tracking import RunTracker
 
 NAN = float("nan")
 NAMES = ["zero", "one", "two", 'th"ree,\n']
