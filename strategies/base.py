@@ -26,6 +26,7 @@ from clprompt.steps import make_optimizer, receive, train_step_loss
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*QP solver.*")
+    from avalanche.benchmarks.utils import concat_datasets
     from avalanche.training.plugins.evaluation import default_evaluator
     from avalanche.training.templates import SupervisedTemplate
 
@@ -83,6 +84,7 @@ class PromptStrategy(SupervisedTemplate):
         self.seed = seed
         self.precision = precision
         self._step: Step | None = None
+        self._arrived: list[Any] = []  # the data sets so far, for a model that revisits them
         model = model.to(device)
         super().__init__(
             model=model,
@@ -99,15 +101,35 @@ class PromptStrategy(SupervisedTemplate):
 
     # ------------------------------------------------------------------ before an experience
 
+    def train_dataset_adaptation(self, **kwargs: Any) -> None:
+        """The experience's data; all data so far for a model that revisits them."""
+        super().train_dataset_adaptation(**kwargs)
+        if self.model.revisits != "never":
+            self._arrived.append(self.experience.dataset)
+            self.adapted_dataset = concat_datasets(self._arrived).train()
+
+    def _skipped(self) -> bool:
+        """Whether the model trains only after the last experience, and this is an earlier one."""
+        if self.model.revisits != "last":
+            return False
+        return self.experience.current_experience + 1 < len(self.experience.origin_stream)
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        if not self._skipped():
+            super()._train_exp(experience, eval_streams, **kwargs)
+
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """The engine's own order; Avalanche's loader shuffles differently for benchmarks with task labels."""
         self.dataloader = _EpochLoader(self)
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Begin the experience, with a fresh optimizer where the method asks for one."""
+        if self._skipped():
+            return
         begun = self.model.boundaries != "unused"
         if begun:
-            classes = getattr(self.experience, "classes_in_this_experience", None)
+            which = "in_this_experience" if self.model.revisits == "never" else "seen_so_far"
+            classes = getattr(self.experience, f"classes_{which}", None)
             if classes is None and self.model.boundaries == "required":
                 raise ProtocolError(
                     f"{type(self.model).__name__} needs to know the classes of an experience, which "
@@ -129,6 +151,10 @@ class PromptStrategy(SupervisedTemplate):
     def model_adaptation(self, model: Any = None) -> Any:
         """Nothing to adapt: a model grows when it observes labels, never in evaluation."""
         return (self.model if model is None else model).to(self.device)
+
+    def _before_training_epoch(self, **kwargs: Any) -> None:
+        self.model.begin_epoch(self.clock.train_exp_epochs)
+        super()._before_training_epoch(**kwargs)
 
     # ------------------------------------------------------------------ an iteration
 

@@ -71,7 +71,7 @@ class DualPromptModel(PromptModel):
         top_k: int = 1,
         batchwise_prompt: bool = False,
     ) -> None:
-        super().__init__(backbone, seed=seed, mask=mask or ("seen" if boundary_free else "experience"))
+        super().__init__(backbone, seed=seed, mask=mask, boundary_free=boundary_free)
         if batchwise_prompt:
             raise ConfigError(
                 "batchwise_prompt=true is refused: a vote over the batch makes a prediction depend on its companions"
@@ -80,6 +80,8 @@ class DualPromptModel(PromptModel):
             raise ConfigError(f"top_k must be 1, got {top_k}: DualPrompt uses one expert prompt per image")
         if pool_size is not None and pool_size < 1:
             raise ConfigError(f"pool_size must be at least 1, got {pool_size}")
+        if form not in ("prefix", "projected", "fresh"):
+            raise ConfigError(f'form must be prefix, projected or fresh, got "{form}"')
         if freeze_general_after is not None and freeze_general_after < 0:
             raise ConfigError(f"freeze_general_after must not be negative, got {freeze_general_after}")
         self.g_layers = backbone.check_layers("g_layers", g_layers)
@@ -90,7 +92,6 @@ class DualPromptModel(PromptModel):
         self.pull = pull
         self.freeze_general_after = freeze_general_after
         self.pool_size = pool_size
-        self.boundary_free = boundary_free
         self.form = form
         self.e_length = e_length
         self.first_block = min(self.g_layers + self.e_layers, default=backbone.depth)

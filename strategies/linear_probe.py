@@ -19,8 +19,8 @@ class LinearProbeModel(PromptModel):
     Args:
         backbone: the frozen vision transformer.
         seed: where the initial rows come from.
-        mask: which classes compete in training; "seen" and "batch" are the boundary-free forms.
-        boundary_free: use without experience boundaries: shorthand for ``mask="seen"``.
+        boundary_free: no experiences: nothing but the training mask changes.
+        mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
     """
 
     def __init__(
@@ -28,10 +28,10 @@ class LinearProbeModel(PromptModel):
         backbone: FrozenViT,
         *,
         seed: int = 0,
-        mask: Mask = "experience",
         boundary_free: bool = False,
+        mask: Mask | None = None,
     ) -> None:
-        super().__init__(backbone, seed=seed, mask="seen" if boundary_free and mask == "experience" else mask)
+        super().__init__(backbone, seed=seed, mask=mask, boundary_free=boundary_free)
         self.first_block = backbone.depth
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:

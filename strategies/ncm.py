@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clprompt.backbone import FrozenViT
+from clprompt.errors import ConfigError
 from clprompt.heads import grow_rows
 from clprompt.losses import mask_logits
 from clprompt.model import Boundaries, Cache, PromptModel, Step
@@ -42,6 +43,8 @@ class NCMModel(PromptModel):
         normalise_first: bool = False,
     ) -> None:
         super().__init__(backbone, seed=seed, mask="none")
+        if metric not in ("cosine", "euclidean"):
+            raise ConfigError(f'metric must be cosine or euclidean, got "{metric}"')
         self.metric = metric
         self.normalise_first = normalise_first
         self.head = None
