@@ -115,7 +115,7 @@ def optimizer_state(optimizer: Optimizer, model: PromptModel) -> dict[str, Any]:
     names = {id(p): name for name, p in model.named_parameters()}
     return {
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
-        "moments": {names[id(p)]: dict(state) for p, state in optimizer.state.items() if id(p) in names},
+        "moments": {names[id(p)]: _copied(state) for p, state in optimizer.state.items() if id(p) in names},
     }
 
 
@@ -133,7 +133,12 @@ def load_optimizer_state(optimizer: Optimizer, model: PromptModel, state: Mappin
         {"params": [parameters[name] for name in group["names"]], **group} for group in state["groups"]
     ]
     for name, values in state["moments"].items():
-        p = parameters[name]
-        optimizer.state[p] = {
-            k: v.to(p.device) if isinstance(v, Tensor) and v.ndim else v for k, v in values.items()
-        }
+        optimizer.state[parameters[name]] = _copied(values, parameters[name].device)
+
+
+def _copied(moments: Mapping[str, Any], device: torch.device | None = None) -> dict[str, Any]:
+    """A copy on a device; counters stay where they are."""
+    return {
+        k: v.to(device if v.ndim else None, copy=True) if isinstance(v, Tensor) else v
+        for k, v in moments.items()
+    }
