@@ -50,41 +50,25 @@ class PromptModel(nn.Module, ABC):
         backbone: the frozen vision transformer.
         seed: where all initial values come from.
         mask: which classes compete in the training loss: those of the current experience, all seen ones, those in
-            the batch, or every column. None: "experience", or "seen" when boundary-free.
-        boundary_free: the method is used without experiences and is never told of one.
-
-    Raises:
-        ConfigError: a mask that there is not, or the mask of the experience where there are no experiences.
+            the batch, or every column.
     """
 
     #: "experience": a new optimizer for every experience (old moments would go on moving rows without gradient).
     optimizer_reset: ClassVar[Literal["experience", "never"]] = "experience"
     #: False for a reference line that keeps or revisits old images, and says so.
     rehearsal_free: ClassVar[bool] = True
-    #: Whether training goes over the data of earlier experiences again: in "each" experience, or once, in the "last",
-    #: with none of the others trained on.
-    revisits: Literal["never", "each", "last"] = "never"
     #: False where nothing is trained by gradient.
     trains: ClassVar[bool] = True
 
-    def __init__(
-        self, backbone: FrozenViT, *, seed: int = 0, mask: Mask | None = None, boundary_free: bool = False
-    ) -> None:
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0, mask: Mask = "experience") -> None:
         super().__init__()
-        if mask is None:
-            mask = "seen" if boundary_free else "experience"
         if mask not in ("experience", "seen", "batch", "none"):
             raise ConfigError(f'mask must be experience, seen, batch or none, got "{mask}"')
-        if boundary_free and mask == "experience":
-            raise ConfigError(
-                "mask=experience needs experiences; with boundary_free=true use seen, batch or none"
-            )
         self.backbone = backbone
         self.seed = seed
         #: the first prompted block: blocks before it run once, without gradient (depth: no block is prompted)
         self.first_block = 0
         self.mask: Mask = mask
-        self.boundary_free = boundary_free
         self.head: LinearHead | None = LinearHead(backbone.width, seed=seed)
         self.seen: Tensor
         self.current: Tensor
@@ -100,8 +84,6 @@ class PromptModel(nn.Module, ABC):
     @property
     def boundaries(self) -> Boundaries:
         """Whether the method must be told where experiences begin and end."""
-        if self.boundary_free:
-            return "unused"
         return "required" if self.mask == "experience" else "optional"
 
     @abstractmethod
@@ -113,9 +95,6 @@ class PromptModel(nn.Module, ABC):
 
     def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
         """Add and freeze what a new experience needs; called once per experience, before its first batch."""
-
-    def begin_epoch(self, epoch: int) -> None:
-        """The loop may tell at which epoch of the experience it is, counted from 0; most methods do not care."""
 
     def finish_experience(self) -> None:
         """Called once when an experience ends."""
@@ -160,9 +139,14 @@ class PromptModel(nn.Module, ABC):
         self.check_targets(targets)
         features, terms = self.encode(images)
         logits = self.logits(features)
-        terms = {"cross_entropy": classification_loss(logits, targets, self.training_mask(targets)), **terms}
+        name = "cross_entropy" if targets.ndim == 1 else "binary_cross_entropy"
+        terms = {name: self.base_loss(logits, targets), **terms}
         loss = torch.stack(list(terms.values())).sum()
         return Step(loss, mask_logits(logits, self.seen), {name: t.detach() for name, t in terms.items()})
+
+    def base_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The classification loss over the classes that compete; unmasked logits [B, C] -> scalar."""
+        return classification_loss(logits, targets, self.training_mask(targets))
 
     def training_mask(self, targets: Tensor) -> Tensor | None:
         """Boolean [C]: the classes that compete in the training loss, by ``mask``."""
@@ -171,8 +155,10 @@ class PromptModel(nn.Module, ABC):
         if self.mask == "seen":
             return self.seen
         base = self.current if self.mask == "experience" else torch.zeros_like(self.seen)
+        if targets.ndim == 2:  # hidden labels stay hidden: nothing is added to the classes of an experience
+            return base if self.mask == "experience" else base.index_fill(0, _present(targets), True)
         # samples that a replay plugin mixes in keep their own classes finite
-        return base.index_fill(0, targets, True) if targets.ndim == 1 else base
+        return base.index_fill(0, targets, True)
 
     def check_targets(self, targets: Tensor) -> None:
         """Refuse an empty batch, a label never observed, and training before ``begin_experience`` where it is needed."""
@@ -180,7 +166,7 @@ class PromptModel(nn.Module, ABC):
             raise ProtocolError("training_loss got an empty batch")
         if self.boundaries == "required" and not bool(self.open):
             raise ProtocolError(f"{type(self).__name__} needs begin_experience(classes) before it is trained")
-        labels = targets if targets.ndim == 1 else (targets > 0).any(0).nonzero().flatten()
+        labels = targets if targets.ndim == 1 else _present(targets)
         known = self.knows(labels)
         if not bool(known.all()):
             raise ProtocolError(
@@ -318,3 +304,8 @@ class PromptModel(nn.Module, ABC):
             self.head.grow(needed)
         self.grow_classes(needed)
         return True
+
+
+def _present(targets: Tensor) -> Tensor:
+    """The classes that occur in multi-hot targets [B, C]."""
+    return (targets > 0).any(0).nonzero().flatten()
