@@ -223,6 +223,28 @@ def resume(runs: tuple[str, ...]) -> None:
     _show(results)
 
 
+@group.command(short_help="Compare finished runs: tables, drawings, one HTML file.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--out", metavar="DIR", type=click.Path(), help="Where to write; also out=DIR.  [default: report]"
+)
+def report(runs: tuple[str, ...], out: str | None) -> None:
+    """Compare finished runs: means and standard errors over seeds, drawings, one self-contained HTML file.
+
+    RUN is a run folder, or a folder with run folders somewhere below it. Unfinished runs are named and left out.
+    """
+    words = [run for run in runs if not run.startswith("out=")]
+    named = [run.removeprefix("out=") for run in runs if run.startswith("out=")]
+    if not words:
+        raise click.UsageError("Missing argument 'RUN...'.")
+    from clprompt import report as reports
+
+    found = reports.collect(words)
+    written = found.write(out or (named[-1] if named else "") or "report")
+    click.echo(found.text())
+    click.echo("\n" + "\n".join(map(str, written)))
+
+
 @group.command("list", short_help="List strategies, scenarios, data sets or configurations.")
 @click.argument("kind", required=False, type=click.Choice(KINDS))
 @_import_option

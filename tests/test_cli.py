@@ -24,7 +24,7 @@ TINY = [
     "data.test_fraction=0.8",
     "training.train_epochs=1",
 ]
-COMMANDS = ["run", "resume", "list", "config"]
+COMMANDS = ["run", "resume", "report", "list", "config"]
 
 
 def tiny(*overrides: str) -> list[str]:

@@ -1,0 +1,63 @@
+"""Tables and drawings as Markdown and as an HTML page that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; the first row is the header, columns but the first are numbers."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    aligned = ["---" if number == 0 else "---:" for number in range(len(rows[0]))]
+    return [lines[0], "| " + " | ".join(aligned) + " |", *lines[1:]]
+
+
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is the header."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        inner = "".join(f"<{tag}>{html.escape(cell).replace('+-', '&plusmn;')}</{tag}>" for cell in cells)
+        return f"<tr>{inner}</tr>"
+
+    body = "\n".join(line(row, "td") for row in rows[1:])
+    return f"<table>\n<thead>{line(rows[0], 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def html_image(data: bytes, description: str) -> str:
+    """A PNG file inside the page itself."""
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return f'<img alt="{html.escape(description)}" src="{source}">'
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """A page that loads nothing; `parts` are HTML."""
+    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.6rem; }}
+h2 {{ font-size: 1.15rem; margin-top: 2.5rem; }}
+table {{ border-collapse: collapse; margin: 0.8rem 0; display: block; overflow-x: auto; }}
+th, td {{ padding: 0.3rem 0.8rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }}
+th {{ border-bottom: 2px solid #888; font-weight: 600; }}
+img {{ max-width: 100%; display: block; margin: 1rem 0; }}
+details {{ margin: 0.8rem 0; color: #444; }}
+p {{ color: #555; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""

@@ -1,0 +1,241 @@
+"""The report: means over seeds by strategy, one table per stream, and a page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from clprompt import figures, report
+from clprompt.cli import main
+from clprompt.errors import RunFolderError
+
+
+def a_run(
+    folder: Path,
+    *,
+    strategy: str = "alpha",
+    seed: int = 0,
+    accuracy: float = 0.5,
+    experiences: int = 2,
+    arguments: dict[str, Any] | None = None,
+    figures_of_merit: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
+    """The folder of a finished run, as far as the report reads it."""
+    folder.mkdir(parents=True)
+    config = {
+        "name": "one",
+        "seed": seed,
+        "data": {"name": "digits", "test_fraction": 0.2},
+        "scenario": {"name": "split", "experiences": experiences},
+        "backbone": {"name": "vit"},
+        "strategy": {"name": strategy, **(arguments or {})},
+        "compare": [],
+        "training": {"lr": 0.1, "eval_mb_size": 8 + seed},
+        "online": None,
+    } | settings
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = [
+        [accuracy + 0.1 * (i - j) if j <= i else None for j in range(experiences)] for i in range(experiences)
+    ]
+    records = [{"kind": "train", "terms": {"loss": 1.0}}] + [
+        {"kind": "evaluation", "when": "experience", "experience": i, "accuracy": accuracy, "groups": row}
+        for i, row in enumerate(rows)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    results = {
+        "strategy": strategy,
+        "seed": seed,
+        "average_accuracy": accuracy,
+        "average_incremental_accuracy": accuracy,
+        "forgetting": None if experiences == 1 else 0.25,
+        "cost": {"seconds": 10.0 + seed, "method_parameters": 1234},
+        **(figures_of_merit or {}),
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def cells(text: str, name: str) -> list[str]:
+    """The cells of the first line of a printed table that begins with a name."""
+    line = next(line for line in text.splitlines() if line.startswith(name))
+    return re.split(r"\s{2,}", line)
+
+
+class Page(HTMLParser):
+    """What a page shows and what it loads."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.texts: list[str] = []
+        self.tags: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row_with_mean_and_standard_error(
+    tmp_path: Path,
+) -> None:
+    for seed, accuracy in enumerate((0.5, 0.7)):
+        a_run(tmp_path / f"a{seed}", seed=seed, accuracy=accuracy)
+        a_run(tmp_path / f"b{seed}", seed=seed, accuracy=0.9, strategy="beta")
+    text = report.collect([tmp_path]).text()
+    assert text.startswith("split on digits, 2 class groups\n")
+    assert cells(text, "strategy") == [
+        *("strategy", "seeds", "average accuracy", "incremental", "forgetting", "parameters", "seconds"),
+    ]
+    assert cells(text, "alpha") == [
+        *("alpha", "2", "60.0 +- 10.0", "60.0 +- 10.0", "25.0 +- 0.0", "1,234", "10.5"),
+    ]
+    assert text.index("\nbeta") < text.index("\nalpha")  # the best first
+
+
+def test_other_arguments_are_another_row_that_names_what_differs(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", arguments={"length": 4})
+    a_run(tmp_path / "b", arguments={"length": 8})
+    a_run(tmp_path / "c", arguments={"length": 8}, seed=1, training={"lr": 0.2})
+    (section,) = report.collect([tmp_path]).sections
+    assert {row.label for row in section.rows} == {
+        "alpha (length=4, training.lr=0.1)",
+        "alpha (length=8, training.lr=0.1)",
+        "alpha (length=8, training.lr=0.2)",
+    }
+
+
+def test_configurations_are_told_apart_by_their_names_where_that_is_enough(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", name="short", arguments={"length": 4})
+    a_run(tmp_path / "b", name="long", arguments={"length": 8})
+    (section,) = report.collect([tmp_path]).sections
+    assert sorted(row.label for row in section.rows) == ["alpha (long)", "alpha (short)"]
+
+
+def test_another_stream_is_another_table(tmp_path: Path) -> None:
+    a_run(tmp_path / "a")
+    a_run(tmp_path / "b", experiences=3)
+    a_run(tmp_path / "c", data={"name": "letters"})
+    a_run(tmp_path / "d", online={"iterations": 1})
+    a_run(tmp_path / "e", data={"name": "digits", "test_fraction": 0.2, "path": "elsewhere"}, strategy="beta")
+    found = report.collect([tmp_path])
+    assert [section.title for section in found.sections] == [
+        "split on digits, 2 class groups",
+        "split on digits, 3 class groups",
+        "split on letters, 2 class groups",
+        "split on digits, online, 2 class groups",
+    ]
+    assert [len(section.rows) for section in found.sections] == [2, 1, 1, 1]
+    written = {path.name for path in found.write(tmp_path / "out")}
+    assert "forgetting-digits-split-online-2.png" in written
+    assert len(written) == 2 + 2 * 4
+
+
+def test_only_figures_that_some_run_has_are_columns(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", experiences=1, figures_of_merit={"A_auc": 0.3, "mAP_last": None})
+    header = cells(report.collect([tmp_path]).text(), "strategy")
+    assert "A_auc" in header
+    assert "forgetting" not in header
+    assert "mAP last" not in header
+
+
+def test_the_same_run_made_twice_counts_once(tmp_path: Path) -> None:
+    a_run(tmp_path / "20260101-seed0", accuracy=0.1)
+    a_run(tmp_path / "20260102-seed0", accuracy=0.5)
+    found = report.collect([tmp_path])
+    assert cells(found.text(), "alpha")[1:3] == ["1", "50.0"]
+    assert "20260101-seed0: " in found.text()
+
+
+# ------------------------------------------------------------------------------------------------ the folders
+
+
+def test_runs_are_found_at_any_depth_and_unfinished_or_damaged_ones_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(tmp_path / "runs" / "one" / "a")
+    unfinished = a_run(tmp_path / "runs" / "one" / "b", seed=1)
+    (unfinished / "results.json").unlink()
+    damaged = a_run(tmp_path / "runs" / "c", seed=2)
+    (damaged / "results.json").write_text("{")
+    (tmp_path / "runs" / "README.md").write_text("not a run")
+    (tmp_path / "runs" / "empty").mkdir()
+    words = [*map(str, sorted((tmp_path / "runs").iterdir())), f"out={tmp_path / 'out'}"]
+    assert main(["report", *words]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"  {unfinished}: not finished\n" in out
+    assert f"  {damaged}: it cannot be read: " in out
+    assert cells(out, "alpha")[1] == "1"
+    for name in ("report.md", "report.html", "average_accuracy.png", "forgetting.png"):
+        assert str(tmp_path / "out" / name) in out
+        assert (tmp_path / "out" / name).stat().st_size > 0
+
+
+def test_nothing_finished_is_a_mistake_that_names_what_is_there(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "a")
+    (folder / "results.json").unlink()
+    with pytest.raises(RunFolderError, match=r"no finished run to report; left out: .*a \(not finished\)"):
+        report.collect([tmp_path])
+
+
+# ------------------------------------------------------------------------------------------------ the files
+
+
+def test_the_page_holds_tables_and_drawings_and_loads_nothing(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", strategy="<b>bold</b>|$x_1$")
+    a_run(tmp_path / "b", experiences=3)
+    report.collect([tmp_path]).write(tmp_path / "out")
+    page = Page(tmp_path / "out" / "report.html")
+    assert len(page.sources) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "<b>bold</b>|$x_1$" in page.texts
+    assert not {"script", "link", "b"} & set(page.tags)
+    assert "url(" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_markdown_file_shows_the_drawings_beside_it(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", strategy="a|b")
+    report.collect([tmp_path]).write(tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "\n| a\\|b | 1 | 50.0 |" in text
+    names = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert names == ["average_accuracy.png", "forgetting.png"]
+    for name in names:
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.format == "PNG"
+
+
+def test_runs_without_accuracy_per_experience_have_a_table_and_no_drawing(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "a", figures_of_merit={"mAP_last": 0.6, "average_accuracy": None})
+    (folder / "metrics.jsonl").write_text('{"kind": "evaluation", "when": "experience", "mAP": 0.6}\n')
+    found = report.collect([folder])
+    assert [path.name for path in found.write(tmp_path / "out")] == ["report.md", "report.html"]
+    assert cells(found.text(), "strategy")[4] == "mAP last"
+
+
+def test_the_overlay_draws_the_mean_with_a_band_of_the_standard_error() -> None:
+    nan = float("nan")
+    curves = {"a": np.array([[nan, 0.5, 0.4], [nan, 0.7, nan]]), "b": np.array([[1.0, 1.0, 1.0]])}
+    (axes,) = figures.overlay(curves, "Accuracy", "accuracy (%)").axes
+    mean = np.asarray(axes.lines[0].get_ydata(), dtype=float)
+    np.testing.assert_allclose(mean, [nan, 60.0, 40.0])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((40.0, 70.0))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    figures.png(figures.overlay({}, "nothing", "at all"))
