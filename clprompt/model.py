@@ -50,25 +50,41 @@ class PromptModel(nn.Module, ABC):
         backbone: the frozen vision transformer.
         seed: where all initial values come from.
         mask: which classes compete in the training loss: those of the current experience, all seen ones, those in
-            the batch, or every column.
+            the batch, or every column. None: "experience", or "seen" when boundary-free.
+        boundary_free: the method is used without experiences and is never told of one.
+
+    Raises:
+        ConfigError: a mask that there is not, or the mask of the experience where there are no experiences.
     """
 
     #: "experience": a new optimizer for every experience (old moments would go on moving rows without gradient).
     optimizer_reset: ClassVar[Literal["experience", "never"]] = "experience"
     #: False for a reference line that keeps or revisits old images, and says so.
     rehearsal_free: ClassVar[bool] = True
+    #: Whether training goes over the data of earlier experiences again: in "each" experience, or once, in the "last",
+    #: with none of the others trained on.
+    revisits: Literal["never", "each", "last"] = "never"
     #: False where nothing is trained by gradient.
     trains: ClassVar[bool] = True
 
-    def __init__(self, backbone: FrozenViT, *, seed: int = 0, mask: Mask = "experience") -> None:
+    def __init__(
+        self, backbone: FrozenViT, *, seed: int = 0, mask: Mask | None = None, boundary_free: bool = False
+    ) -> None:
         super().__init__()
+        if mask is None:
+            mask = "seen" if boundary_free else "experience"
         if mask not in ("experience", "seen", "batch", "none"):
             raise ConfigError(f'mask must be experience, seen, batch or none, got "{mask}"')
+        if boundary_free and mask == "experience":
+            raise ConfigError(
+                "mask=experience needs experiences; with boundary_free=true use seen, batch or none"
+            )
         self.backbone = backbone
         self.seed = seed
         #: the first prompted block: blocks before it run once, without gradient (depth: no block is prompted)
         self.first_block = 0
         self.mask: Mask = mask
+        self.boundary_free = boundary_free
         self.head: LinearHead | None = LinearHead(backbone.width, seed=seed)
         self.seen: Tensor
         self.current: Tensor
@@ -84,6 +100,8 @@ class PromptModel(nn.Module, ABC):
     @property
     def boundaries(self) -> Boundaries:
         """Whether the method must be told where experiences begin and end."""
+        if self.boundary_free:
+            return "unused"
         return "required" if self.mask == "experience" else "optional"
 
     @abstractmethod
@@ -95,6 +113,9 @@ class PromptModel(nn.Module, ABC):
 
     def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
         """Add and freeze what a new experience needs; called once per experience, before its first batch."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """The loop may tell at which epoch of the experience it is, counted from 0; most methods do not care."""
 
     def finish_experience(self) -> None:
         """Called once when an experience ends."""
