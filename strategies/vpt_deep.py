@@ -1,0 +1,71 @@
+"""VPT-deep: prompt tokens that are new in every block, shared by all experiences."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from clprompt.attention import BlockPrompt
+from clprompt.backbone import FrozenViT
+from clprompt.errors import ConfigError
+from clprompt.model import Cache, Mask, PromptModel
+from clprompt.prompts import uniform
+from clprompt.registry import strategies
+
+
+@strategies.register("vpt_deep", paper="Jia et al., ECCV 2022, arXiv 2203.12119", year=2022)
+class VPTDeepModel(PromptModel):
+    """VPT-deep (Jia et al., "Visual Prompt Tuning"), trained one experience after the other.
+
+    Every block gets learned tokens of its own beside the image's; their outputs are dropped. One set of prompts
+    serves the whole stream: nothing is copied or frozen, so the prompts forget, while the mask keeps old rows of
+    the head as they were.
+
+    Where published descriptions and codes differ:
+
+    * No prompt dropout (0.1 in the released code).
+    * The released code trains the prompts on one task; that they are shared by all experiences, and the
+      training mask, are ours.
+
+    A method that wraps these prompts reads :meth:`block_prompt`, which is what :meth:`FrozenViT.run` asks for.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: where all initial values come from.
+        length: P, tokens per block.
+        layers: the prompted blocks; None for all.
+        boundary_free: no experiences: nothing but the training mask changes.
+        mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenViT,
+        *,
+        seed: int = 0,
+        length: int = 10,
+        layers: tuple[int, ...] | None = None,
+        boundary_free: bool = False,
+        mask: Mask | None = None,
+    ) -> None:
+        super().__init__(backbone, seed=seed, mask=mask, boundary_free=boundary_free)
+        if length < 1:
+            raise ConfigError(f"length must be at least 1, got {length}")
+        self.layers = backbone.check_layers("layers", range(backbone.depth) if layers is None else layers)
+        self.first_block = min(self.layers, default=backbone.depth)
+        fan = backbone.in_chans * math.prod(backbone.patch_size) + backbone.width  # of the patch projection
+        shape = (len(self.layers), length, backbone.width)
+        self.prompts = uniform(*shape, seed=seed, name="prompts", bound=math.sqrt(6 / fan))
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        if not self.layers:  # nothing but the head learns
+            return self.features(images, cached), {}
+        stem = self.backbone.stem(images, self.first_block)
+        return self.backbone.prompted(stem, self.block_prompt, start=self.first_block), {}
+
+    def block_prompt(self, block: int, x: Tensor) -> BlockPrompt | None:
+        """The tokens of one block, [1, P, D]; None for a block without."""
+        if block not in self.layers:
+            return None
+        return BlockPrompt("fresh", self.prompts[self.layers.index(block)][None])
