@@ -1,0 +1,60 @@
+"""Joint: an upper line, trained on all data at once; it goes back to old data, so it is not a continual learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from clprompt.backbone import FrozenViT
+from clprompt.errors import ConfigError
+from clprompt.registry import strategies
+from clprompt.strategies.vpt_deep import VPTDeepModel
+
+
+@strategies.register("joint", paper="joint training, an upper line", year=None)
+class JointModel(VPTDeepModel):
+    """Joint training, for scale: a base model trained from its initial state on all data of the experiences so far.
+
+    It is not rehearsal-free: the loop hands it the data of earlier experiences again. All classes so far compete in
+    training. Upper bounds in the literature fine-tune the whole backbone and are not comparable.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: where all initial values come from.
+        base: what is trained: "vpt_deep" (prompts in every block, and the head) or "linear_probe" (the head alone).
+        length: tokens per block of "vpt_deep".
+        when: "last" trains once, after the last experience; no other is trained on or evaluated, so that metrics
+            which need them are undefined. "each" starts anew and trains after every experience.
+    """
+
+    rehearsal_free: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: FrozenViT,
+        *,
+        seed: int = 0,
+        base: Literal["vpt_deep", "linear_probe"] = "vpt_deep",
+        length: int = 10,
+        when: Literal["last", "each"] = "last",
+    ) -> None:
+        if base not in ("vpt_deep", "linear_probe"):
+            raise ConfigError(f'base must be vpt_deep or linear_probe, got "{base}"')
+        if when not in ("last", "each"):
+            raise ConfigError(f'when must be last or each, got "{when}"')
+        # to this model an experience is all data so far, so its mask lets all classes so far compete
+        super().__init__(backbone, seed=seed, length=length, layers=() if base == "linear_probe" else None)
+        self.revisits = when
+        self._arguments = {"seed": seed, "base": base, "length": length, "when": when}
+
+    @torch.no_grad()
+    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+        """Back to the initial state; the backbone is shared."""
+        fresh = JointModel(self.backbone, **self._arguments)  # type: ignore[arg-type]
+        fresh._grow(range(self.num_classes))
+        values = dict(fresh.named_parameters())
+        for name, parameter in self.trainable().items():
+            parameter.copy_(values[name])
