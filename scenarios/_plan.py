@@ -61,13 +61,14 @@ def class_ids(targets: Any) -> tuple[np.ndarray, int]:
 
 
 def group_indices(targets: np.ndarray, groups: Sequence[Sequence[int]], num_classes: int) -> list[np.ndarray]:
-    """Indices of the samples of each class group, class by class as the group names them; O(samples).
+    """Indices of the samples of each class group, by class id and in data set order within a class; O(samples).
 
-    The order is that of Avalanche's ``nc_benchmark``: training visits the same samples in the same order on both.
+    By class id: then the same classes are the same stream, whoever made it (see ``PromptStrategy``).
     """
-    rank = np.full(num_classes, -1)
-    rank[[c for group in groups for c in group]] = np.arange(sum(map(len, groups)))
-    place = rank[targets]
-    order = np.argsort(place, kind="stable")
-    bounds = np.searchsorted(place[order], np.cumsum([0, *map(len, groups)]))
+    table = np.full(num_classes, -1)
+    for number, group in enumerate(groups):
+        table[list(group)] = number
+    home = table[targets]
+    order = np.lexsort((targets, home))
+    bounds = np.searchsorted(home[order], np.arange(len(groups) + 1))
     return [order[a:b] for a, b in itertools.pairwise(bounds)]

@@ -36,7 +36,7 @@ def plan(
         shuffle: draw the class order from the seed; False keeps the order of the ids.
 
     Returns:
-        The plan; an experience's indices come class by class, in data set order within one (the engine shuffles).
+        The plan; an experience's indices are sorted by class id (the engine shuffles while training).
 
     Raises:
         ConfigError: counts that do not fit the number of classes, an order that is no permutation.

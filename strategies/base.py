@@ -26,6 +26,7 @@ from clprompt.steps import make_optimizer, receive, train_step_loss
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*QP solver.*")
+    from avalanche.benchmarks.scenarios import NCExperience
     from avalanche.benchmarks.utils import concat_datasets
     from avalanche.training.plugins.evaluation import default_evaluator
     from avalanche.training.templates import SupervisedTemplate
@@ -104,9 +105,20 @@ class PromptStrategy(SupervisedTemplate):
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         """The experience's data; all data so far for a model that revisits them."""
         super().train_dataset_adaptation(**kwargs)
+        self.adapted_dataset = self._own_data().train()
         if self.model.revisits != "never":
-            self._arrived.append(self.experience.dataset)
+            self._arrived.append(self._own_data())
             self.adapted_dataset = concat_datasets(self._arrived).train()
+
+    def _own_data(self) -> Any:
+        """The experience's data; that of Avalanche's ``nc_benchmark`` sorted by class, as our split stream has it.
+
+        It comes class by class in the order of a Python set; the bits of a run should not hang on that.
+        """
+        dataset = self.experience.dataset
+        if not isinstance(self.experience, NCExperience):
+            return dataset
+        return dataset.subset(torch.as_tensor(list(dataset.targets)).argsort(stable=True).tolist())
 
     def _skipped(self) -> bool:
         """Whether the model trains only after the last experience, and this is an earlier one."""
@@ -144,7 +156,7 @@ class PromptStrategy(SupervisedTemplate):
             optim.sync(self.optimizer, self.model)
 
     def _clean_images(self) -> Iterator[Tensor]:
-        dataset = self.experience.dataset.eval()
+        dataset = self._own_data().eval()
         for images in image_stream(dataset, self.eval_mb_size, self.training_settings.workers):
             yield images.to(self.device)
 

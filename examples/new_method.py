@@ -1,0 +1,40 @@
+"""A new method, whole: prompts that learn in the first experience, a linear head that goes on learning.
+
+python examples/new_method.py                                                        # does it keep every promise?
+clprompt run quickstart --import examples/new_method.py strategy=first_session       # train it, with all the tracking
+"""
+
+from torch import Tensor
+
+from clprompt import FrozenViT, PromptModel
+from clprompt.attention import BlockPrompt
+from clprompt.prompts import uniform
+from clprompt.registry import strategies
+
+
+@strategies.register("first_session", paper="an example", year=2026)
+class FirstSessionModel(PromptModel):
+    """First-session prompts: tokens in every block adapt to the first experience and stay as they are.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: where all initial values come from.
+        length: prompt tokens per block.
+    """
+
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0, length: int = 8) -> None:
+        super().__init__(backbone, seed=seed, mask="experience")
+        self.prompt = uniform(backbone.depth, 1, length, backbone.width, seed=seed, name="prompt", bound=0.1)
+
+    def encode(self, images: Tensor, cached=None) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens = self.backbone.embed(images)
+        return self.backbone.prompted(tokens, lambda block, x: BlockPrompt("fresh", self.prompt[block])), {}
+
+    def set_stage(self) -> None:
+        self.prompt.requires_grad_(int(self.experience) <= 0)
+
+
+if __name__ == "__main__":
+    from clprompt.testing import check_strategy
+
+    check_strategy(FirstSessionModel)
