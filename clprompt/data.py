@@ -25,7 +25,7 @@ class ImageSource:
 
     Attributes:
         load: index -> PIL image, or tensor [channels, H, W] (uint8, or float in [0, 1]).
-        targets: class ids 0..C-1, int64 [n].
+        targets: class ids 0..C-1, int64 [n]; or multi-hot 0/1, [n, C].
     """
 
     load: Callable[[int], Any]
@@ -50,7 +50,7 @@ class ImageDataset(Dataset):
     """A source under a transform: items are (image [3, H, W], label).
 
     Attributes:
-        targets: int64 [n].
+        targets: int64 [n], or multi-hot [n, C].
         random_transform: whether the transform draws random numbers.
     """
 
@@ -63,8 +63,9 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.source.load(index)), int(self.targets[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        target = self.targets[index]
+        return self.transform(self.source.load(index)), torch.tensor(target) if target.ndim else int(target)
 
 
 def make_transform(backbone: FrozenViT, augment: Augment = "none") -> v2.Compose:

@@ -20,8 +20,9 @@ from clprompt import optim
 from clprompt.config import Online, Training
 from clprompt.errors import Interrupted, ProtocolError
 from clprompt.evaluation import Evaluation, Evaluator
-from clprompt.loading import Images, image_stream, subset, training_batches
+from clprompt.loading import Images, image_stream, subset, training_batches, visible
 from clprompt.model import PromptModel, Step
+from clprompt.multilabel_evaluation import evaluator_for
 from clprompt.online import marks, stretch
 from clprompt.seeding import rng_state, set_rng_state
 from clprompt.steps import make_optimizer, receive, train_step
@@ -209,6 +210,7 @@ class Engine:
     def _train_batch(self, images: Tensor, targets: Tensor, step: int, steps: int) -> None:
         at, device = self.position, self.model.seen.device
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        targets = visible(targets, self._arrived(self.classes))
         receive(self.model, self.optimizer, targets)
         at.samples += len(targets)
         for _ in range(self.online.iterations if self.online else 1):
@@ -264,7 +266,7 @@ class Engine:
             **(marks(when, at.evaluated) if self.online else {}),
         }
         if when == "anytime":
-            del record["confusion"]
+            record.pop("confusion", None)
         for listener in self.listeners:
             listener.record(record)
         self._clock, self._since = time.perf_counter(), 0
@@ -304,7 +306,9 @@ class Engine:
         """Everything from which the run continues to the same bits, tensors and plain values only."""
         return {
             "position": dict(vars(self.position)),
-            "model": {name: value.detach().cpu().clone() for name, value in self.model.method_state().items()},
+            "model": {
+                name: value.detach().cpu().clone() for name, value in self.model.method_state().items()
+            },
             "optimizer": None
             if self.optimizer is None
             else optim.optimizer_state(self.optimizer, self.model),
@@ -371,10 +375,8 @@ def fit(
     training = training or Training()
     evaluator = None
     if test is not None:
-        groups = plan.test_groups(np.asarray(test.targets))
-        evaluator = Evaluator(
-            test, test.targets, groups, batch_size=training.eval_mb_size, precision=precision
-        )
+        size = training.eval_mb_size
+        evaluator = evaluator_for(plan, test, test.targets, batch_size=size, precision=precision)
     collector = _Collector()
     Engine(
         model,

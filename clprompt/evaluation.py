@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clprompt.errors import DataError
 from clprompt.loading import Images, fixed_batches
 from clprompt.model import Cache, PromptModel
 
@@ -57,6 +58,9 @@ class Evaluator:
         workers: loader processes.
         precision: "float32" or "bf16".
         cache_bytes: how much a model may keep between evaluations; 0 switches the cache off.
+
+    Raises:
+        DataError: multi-hot targets, for which see :mod:`clprompt.multilabel_evaluation`.
     """
 
     def __init__(
@@ -72,6 +76,10 @@ class Evaluator:
     ) -> None:
         self.test = test
         self.targets = np.asarray(targets)
+        if self.targets.ndim != 1:
+            raise DataError(
+                "accuracy is not defined on multi-hot targets; evaluate them by a MultiLabelEvaluator"
+            )
         self.workers = workers
         self.precision = precision
         self.cache_bytes = cache_bytes
@@ -121,7 +129,7 @@ class Evaluator:
         try:
             loader = fixed_batches(self.test, batches, self.workers)
             for key, ((group, batch), (images, *_)) in enumerate(zip(self._chunks, loader, strict=True)):
-                predicted = self._predict(model, images.to(device), key).cpu().numpy()
+                predicted = self._logits(model, images.to(device), key).argmax(1).cpu().numpy()
                 target = self.targets[batch]
                 confusion.update(zip(target.tolist(), predicted.tolist(), strict=True))
                 hits[group] += int((predicted == target).sum()), len(batch)
@@ -134,7 +142,7 @@ class Evaluator:
             confusion=confusion,
         )
 
-    def _predict(self, model: PromptModel, images: Tensor, key: int) -> Tensor:
+    def _logits(self, model: PromptModel, images: Tensor, key: int) -> Tensor:
         cache: Cache | None = self._kept.get(key, {}) if self.cache_bytes else None
         before = _size(cache)
         with autocast(images.device, self.precision):
@@ -145,7 +153,7 @@ class Evaluator:
             if self._kept_bytes + _size(cache) <= self.cache_bytes:
                 self._kept[key] = cache
                 self._kept_bytes += _size(cache)
-        return logits.argmax(1)
+        return logits
 
 
 def evaluate(

@@ -57,6 +57,15 @@ def subset(dataset: Images, indices: Sequence[int] | np.ndarray) -> Subset:
     return chosen
 
 
+def visible(targets: Tensor, classes: Sequence[int] | np.ndarray) -> Tensor:
+    """Multi-hot targets [B, C] with the labels of all other classes hidden; labels [B] as they are."""
+    if targets.ndim == 1:
+        return targets
+    shown = torch.zeros_like(targets)
+    shown[:, list(classes)] = targets[:, list(classes)]
+    return shown
+
+
 def epoch_order(count: int, seed: int, experience: int, epoch: int) -> Tensor:
     """The order in which one epoch visits the samples of one experience, [count]."""
     return torch.randperm(count, generator=generator(seed, "order", experience, epoch))

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clprompt.errors import DataError
+
 FloatArray = NDArray[np.float64]
 
 
@@ -32,8 +34,14 @@ def accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
         without any such evaluation.
 
     Raises:
+        DataError: records of a run on multi-hot targets.
         ValueError: records that differ in the number of groups or whose experience has no group.
     """
+    records = list(records)
+    if any("mAP" in record for record in records if record.get("kind") == "evaluation"):
+        raise DataError(
+            "accuracy is not defined for a run on multi-hot targets; see clprompt.multilabel_metrics"
+        )
     rows = {
         int(record["experience"]): record["groups"]
         for record in records

@@ -59,6 +59,9 @@ class PromptModel(nn.Module, ABC):
 
     #: "experience": a new optimizer for every experience (old moments would go on moving rows without gradient).
     optimizer_reset: ClassVar[Literal["experience", "never"]] = "experience"
+    #: names by class id, and image -> tensor [C, H, W]; a model that was loaded from a run folder has both
+    class_names: list[str]
+    transform: Callable[[Any], Tensor]
     #: False for a reference line that keeps or revisits old images, and says so.
     rehearsal_free: ClassVar[bool] = True
     #: Whether training goes over the data of earlier experiences again: in "each" experience, or once, in the "last",
@@ -210,6 +213,8 @@ class PromptModel(nn.Module, ABC):
         Raises:
             ProtocolError: labels that are not class ids.
         """
+        if targets.ndim == 2 and not bool(((targets == 0) | (targets == 1)).all()):
+            raise ProtocolError("multi-hot targets must be 0 or 1")
         if targets.ndim == 1 and (targets.dtype.is_floating_point or targets.dtype == torch.bool):
             raise ProtocolError(f"labels must be integers, got {targets.dtype}")
         classes = classes_in(targets)

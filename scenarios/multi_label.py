@@ -1,0 +1,130 @@
+"""Multi-label class-incremental stream: an image comes with every experience one of whose classes it shows."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clprompt.errors import ConfigError, DataError
+from clprompt.registry import scenarios
+from clprompt.scenarios._plan import Plan
+from clprompt.seeding import derive
+
+
+@dataclass(frozen=True)
+class MultiLabelPlan(Plan):
+    """A multi-label stream; an image may be in several experiences, each of which shows its own labels only.
+
+    Attributes:
+        threshold: probability above which a label counts as predicted in CF1 and OF1.
+    """
+
+    threshold: float = 0.8
+
+    def describe(self, targets: np.ndarray) -> np.ndarray:
+        """Visible labels per experience and class, [T, C]."""
+        table = np.zeros((len(self), self.num_classes), dtype=np.int64)
+        for row, (index, group) in enumerate(zip(self.indices, self.classes, strict=True)):
+            table[row, list(group)] = np.asarray(targets)[index][:, list(group)].sum(0)
+        return table
+
+    def visible(self, targets: np.ndarray, experience: int) -> np.ndarray:
+        """The targets of an experience's images with the labels of all other classes hidden, [n_t, C]."""
+        shown = np.zeros(self.num_classes, dtype=np.asarray(targets).dtype)
+        shown[list(self.classes[experience])] = 1
+        return np.asarray(targets)[self.indices[experience]] * shown
+
+    def test_groups(self, targets: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Test images with a label that is new in each experience; an image may be in several groups."""
+        return tuple(np.flatnonzero(np.asarray(targets)[:, list(g)].any(1)) for g in self.classes)
+
+    def seen_test(self, targets: np.ndarray, experience: int) -> np.ndarray:
+        """Test images with a label seen by the end of an experience: the one set that is evaluated then."""
+        seen = [c for group in self.classes[: experience + 1] for c in group]
+        return np.flatnonzero(np.asarray(targets)[:, seen].any(1))
+
+    def notes(self, train: np.ndarray, test: np.ndarray) -> list[str]:
+        """What does not take part, in a sentence each."""
+        found = []
+        for name, targets in (("training", train), ("test", test)):
+            empty = int((np.asarray(targets).sum(1) == 0).sum())
+            if empty:
+                found.append(f"{empty} of {len(targets)} {name} images have no label and take no part")
+        return found
+
+
+@scenarios.register("multi_label", paper="Dong et al., CVPR 2023 (KRT), for the protocol", year=2023)
+def plan(
+    targets: np.ndarray,
+    *,
+    seed: int = 0,
+    classes_per_experience: int = 10,
+    base_classes: int = 0,
+    class_order: list[int] | None = None,
+    shuffle: bool = False,
+    threshold: float = 0.8,
+) -> MultiLabelPlan:
+    """Bx-Cy: x base classes first, then y new classes an experience; a remainder is a last, smaller experience.
+
+    The training images of an experience are those with at least one of its labels; labels of past and future classes
+    are hidden. An image comes again with every experience that has one of its labels; one without labels never comes.
+
+    Args:
+        targets: multi-hot 0/1 targets of the training images, [n, C].
+        seed: decides the class order when ``shuffle`` is on.
+        classes_per_experience: y.
+        base_classes: x; 0: the first experience is like the others.
+        class_order: a permutation of the class ids.
+        shuffle: draw the class order from the seed; False keeps the order of the ids (alphabetical in the
+            published protocols).
+        threshold: probability above which a label counts as predicted in CF1 and OF1; the ranking behind mAP
+            does not need it.
+
+    Raises:
+        ConfigError: counts that do not fit, an order that is no permutation, a threshold outside (0, 1).
+        DataError: targets that are not multi-hot, or an experience without a training image.
+    """
+    hot = check_multi_hot(targets)
+    count = hot.shape[1]
+    if not 1 <= classes_per_experience <= count:
+        raise ConfigError(f"scenario.classes_per_experience must be 1..{count}, got {classes_per_experience}")
+    if not 0 <= base_classes <= count:
+        raise ConfigError(f"scenario.base_classes must be 0..{count}, got {base_classes}")
+    if not 0 < threshold < 1:
+        raise ConfigError(f"scenario.threshold must be between 0 and 1, got {threshold}")
+    order = list(range(count))
+    if class_order is not None:
+        if sorted(class_order) != order:
+            raise ConfigError(f"scenario.class_order must be a permutation of the class ids 0..{count - 1}")
+        order = list(class_order)
+    elif shuffle:
+        order = np.random.default_rng(derive(seed, "class order")).permutation(count).tolist()
+    bounds = [0, *range(base_classes or classes_per_experience, count, classes_per_experience), count]
+    groups = [tuple(int(c) for c in order[a:b]) for a, b in itertools.pairwise(bounds)]
+    indices = tuple(np.flatnonzero(hot[:, list(group)].any(1)) for group in groups)
+    for number, (group, index) in enumerate(zip(groups, indices, strict=True)):
+        missing = [c for c in group if not hot[index, c].any()]
+        if missing:
+            what = "has no training image" if not len(index) else f"has none for class {missing[0]}"
+            raise DataError(f"experience {number + 1} (classes {', '.join(map(str, group))}) {what}")
+    return MultiLabelPlan(indices, tuple(groups), count, threshold)
+
+
+def check_multi_hot(targets: Any) -> np.ndarray:
+    """Targets as an array [n, C].
+
+    Raises:
+        DataError: not two axes, no sample or class, or values other than 0 and 1.
+    """
+    array = np.asarray(targets)
+    if array.ndim != 2 or not array.size:
+        raise DataError(
+            "the multi_label scenario needs multi-hot targets, [samples, classes]; "
+            f"got the shape {list(array.shape)}"
+        )
+    if not np.isin(array, (0, 1)).all():
+        raise DataError(f"multi-hot targets must be 0 or 1, got {array[~np.isin(array, (0, 1))][0]}")
+    return array
