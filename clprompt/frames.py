@@ -1,0 +1,112 @@
+"""Pixel prompts: a frame around the image, kept as one vector, added to pixels or, exactly, to embedded patches."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from clprompt.backbone import FrozenViT
+from clprompt.errors import ConfigError, DataError
+
+
+def frame_size(channels: int, side: int, pad: int) -> int:
+    """Numbers in a frame of thickness ``pad`` around a square image: 4 * channels * pad * (side - pad)."""
+    return 4 * channels * pad * (side - pad)
+
+
+def check_frame(backbone: FrozenViT, pad: int) -> int:
+    """The image side, for a frame that fits.
+
+    Raises:
+        ConfigError: non-square images, or a thickness that leaves them.
+    """
+    height, width = backbone.image_size
+    if height != width:
+        raise ConfigError(f"pixel prompts need square images, the backbone takes {height}x{width}")
+    if not 0 < pad <= height // 2:
+        raise ConfigError(f"pad must be 1..{height // 2} pixels for images of {height}, got {pad}")
+    return height
+
+
+def frame_places(channels: int, side: int, pad: int) -> Tensor:
+    """Where each entry of a frame vector lies in a flattened [channels, side, side] image, int64 [F].
+
+    Order: up and down (full width, they own the corners), left and right, each flattened.
+    """
+    places = torch.arange(channels * side * side).view(channels, side, side)
+    inner = slice(pad, side - pad)
+    parts = (places[:, :pad], places[:, side - pad :], places[:, inner, :pad], places[:, inner, side - pad :])
+    return torch.cat([part.flatten() for part in parts])
+
+
+def as_images(frames: Tensor, places: Tensor, channels: int, side: int) -> Tensor:
+    """Frame vectors [K, F] -> images [K, channels, side, side], zero inside; the gradient is a gather."""
+    flat = frames.new_zeros(len(frames), channels * side * side)
+    return flat.index_copy(1, places, frames).view(-1, channels, side, side)
+
+
+def patch_offsets(backbone: FrozenViT, framed: Tensor) -> Tensor:
+    """What frames add to embedded patches, [K, n, D]; exactly 0 where a frame does not reach.
+
+    Only for backbones with ``linear_patches``. The backward pass then runs the embedding's transpose for K frames
+    instead of B images.
+    """
+    return backbone.patches(framed) - backbone.patches(torch.zeros_like(framed[:1]))
+
+
+def load_frame(path: str | Path, backbone: FrozenViT, pad: int) -> tuple[Tensor, Mapping[str, Any]]:
+    """A meta-learnt frame [F] and its metadata; another backbone or normalisation is a warning.
+
+    Raises:
+        DataError: no such file, or not a frame.
+        ConfigError: a frame of another image size or thickness.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"meta_file: no file {path}")
+    try:
+        with safe_open(str(path), "pt") as file:
+            frame, facts = file.get_tensor("frame"), json.loads((file.metadata() or {}).get("clprompt", "{}"))
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise DataError(f"meta_file {path} holds no frame: {' '.join(str(error).split())}") from error
+    side = backbone.image_size[0]
+    theirs = (facts.get("side"), facts.get("pad"))
+    if theirs != (side, pad) or frame.shape != (frame_size(backbone.in_chans, side, pad),):
+        raise ConfigError(
+            f"meta_file {path} is a frame of {theirs[1]} pixels around images of {theirs[0]}, not {pad} around {side}"
+        )
+    for name, own in (
+        ("backbone", backbone.source),
+        ("mean", list(backbone.mean)),
+        ("std", list(backbone.std)),
+    ):
+        if facts.get(name) != own:
+            warnings.warn(f"meta_file {path} was made with {name} {facts.get(name)}, not {own}", stacklevel=3)
+    return frame, facts
+
+
+def save_frame(
+    path: str | Path, frame: Tensor, backbone: FrozenViT, pad: int, facts: Mapping[str, Any]
+) -> None:
+    """Write a frame [F] and what it was made with, atomically."""
+    from safetensors.torch import save
+
+    from clprompt.files import atomic_write
+
+    whole = {
+        "side": backbone.image_size[0],
+        "pad": pad,
+        "backbone": backbone.source,
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+        **facts,
+    }
+    data = save({"frame": frame.detach().cpu().contiguous()}, {"clprompt": json.dumps(whole)})
+    atomic_write(path, data)

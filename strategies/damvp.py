@@ -1,0 +1,337 @@
+"""DAM-VP: one pixel prompt per cluster of images, chosen by the nearest prototype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from clprompt.attention import BlockPrompt
+from clprompt.backbone import FrozenViT
+from clprompt.clustering import cluster, mean_distance
+from clprompt.errors import ConfigError, DataError, ProtocolError
+from clprompt.frames import as_images, check_frame, frame_places, frame_size, load_frame, patch_offsets
+from clprompt.heads import grow_rows
+from clprompt.losses import classes_in
+from clprompt.model import Boundaries, Cache, PromptModel
+from clprompt.registry import strategies
+from clprompt.seeding import generator
+
+
+@strategies.register("damvp", paper="Huang et al., CVPR 2023, arXiv 2303.08138", year=2023)
+class DAMVPModel(PromptModel):
+    """DAM-VP (Huang et al., "Diversity-Aware Meta Visual Prompting"), made class-incremental.
+
+    At the start of an experience its images are clustered by their frozen features (average linkage; a more diverse
+    set gives more clusters); every cluster keeps its mean as a prototype and gets a prompt, a frame added around the
+    normalised image. An image takes the prompt of its nearest prototype, in training as at test. Nothing of an image
+    is kept. The published method adapts to a single task; experiences, growth and freezing are ours.
+
+    Where the released code differs, and the switch that brings it back:
+
+    * An absolute distance threshold per backbone (``threshold``); here relative to the mean pairwise distance of the
+      first experience (``threshold_ratio``), with a cap and a smallest cluster size, as the count of clusters is a
+      knife-edge function of the threshold (``max_clusters=null``, ``min_cluster_size=1``).
+    * Frames start from N(0, 1) (``init="random"``) or a meta-prompt; here from zero, the bare model.
+    * Momentum misspelt and ignored, the head's rate overwritten by the frames': two rates here.
+    * A square root of a possibly negative number in the assignment; here no root.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: where all initial values come from.
+        prompt: "pixel" (frames) or "token" (prompt tokens by the same clusters; not in the released code).
+        pad: thickness of the frame in pixels.
+        length, deep, layers: of token prompts: tokens per block; new ones in each of ``layers``, or carried from
+            block 0 to the end.
+        cluster_samples: images of an experience that are clustered, a seeded random subset.
+        threshold, threshold_ratio: absolute, or relative to the first experience's mean distance (default 1.0).
+        max_clusters, min_cluster_size: per experience.
+        cluster: False for one prompt per experience.
+        init, init_std, meta_file: how frames start; "nearest" copies the frame of the nearest older prototype.
+        share, share_ratio: let a cluster close to an older one (in its radii) use that one's frame.
+        max_prompts: beyond so many frames, clusters share the nearest one.
+        freeze_old: older frames are frozen.
+        train_assign: training matches "all" prototypes, as at test, or those of the "current" experience.
+        head: "linear", or "active": feature coordinates in order of their activity on noise, nothing learned.
+        active_order: coordinates by "arrival" of the classes (stable under growth) or "sorted" (the released code).
+        prompt_lr, head_lr: learning rates, in place of the training section's.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenViT,
+        *,
+        seed: int = 0,
+        prompt: Literal["pixel", "token"] = "pixel",
+        pad: int = 30,
+        length: int = 10,
+        deep: bool = True,
+        layers: tuple[int, ...] | None = None,
+        cluster_samples: int = 1000,
+        threshold: float | None = None,
+        threshold_ratio: float | None = None,
+        max_clusters: int | None = 8,
+        min_cluster_size: int = 5,
+        cluster: bool = True,
+        init: Literal["meta", "zero", "random", "nearest"] | None = None,
+        init_std: float = 1.0,
+        meta_file: str | None = None,
+        share: bool = False,
+        share_ratio: float = 0.25,
+        max_prompts: int | None = None,
+        freeze_old: bool = True,
+        train_assign: Literal["all", "current"] = "all",
+        head: Literal["linear", "active"] = "linear",
+        active_order: Literal["arrival", "sorted"] = "arrival",
+        prompt_lr: float = 0.05,
+        head_lr: float = 1e-3,
+    ) -> None:
+        super().__init__(backbone, seed=seed)
+        if threshold is not None and threshold_ratio is not None:
+            raise ConfigError("give threshold or threshold_ratio, not both")
+        for name, value in (("threshold", threshold), ("threshold_ratio", threshold_ratio)):
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be above 0, got {value}")
+        for name, number in (
+            ("cluster_samples", cluster_samples),
+            ("max_clusters", max_clusters),
+            ("min_cluster_size", min_cluster_size),
+            ("max_prompts", max_prompts),
+            ("length", length),
+        ):
+            least = 2 if name == "cluster_samples" and cluster else 1
+            if number is not None and number < least:
+                raise ConfigError(f"{name} must be at least {least}, got {number}")
+        init = init or ("meta" if meta_file else "zero")
+        if (init == "meta") != (meta_file is not None):
+            raise ConfigError("init=meta and meta_file belong together")
+        if init == "meta" and prompt == "token":
+            raise ConfigError("a meta-prompt is a pixel frame; it cannot start token prompts")
+        self.prompt, self.pad, self.deep = prompt, pad, deep
+        self.cluster_samples, self.threshold, self.ratio = cluster_samples, threshold, threshold_ratio or 1.0
+        self.max_clusters, self.min_cluster_size, self.cluster = max_clusters, min_cluster_size, cluster
+        self.init, self.init_std, self.meta_file = init, init_std, meta_file
+        self.share, self.share_ratio, self.max_prompts = share, share_ratio, max_prompts
+        self.freeze_old, self.train_assign = freeze_old, train_assign
+        self.active_order, self.prompt_lr, self.head_lr = active_order, prompt_lr, head_lr
+        width, channels = backbone.width, backbone.in_chans
+        if prompt == "pixel":
+            side = check_frame(backbone, pad)
+            self.shape: tuple[int, ...] = (frame_size(channels, side, pad),)
+            self.register_buffer("places", frame_places(channels, side, pad), persistent=False)
+            frame = torch.zeros(self.shape) if meta_file is None else load_frame(meta_file, backbone, pad)[0]
+            self.register_buffer("meta_frame", frame, persistent=False)
+        else:
+            chosen = range(backbone.depth) if layers is None else layers
+            self.layers = backbone.check_layers("layers", chosen if deep else (0,))
+            self.first_block = min(self.layers, default=0)
+            self.shape = (len(self.layers), length, width)
+        self.frames = nn.ParameterList()  # one vector [F], or [blocks, length, D], per prompt
+        self.register_buffer("prototypes", torch.zeros(0, width))
+        self.register_buffer("radius", torch.zeros(0))  # root mean squared distance of the members
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("experience_of", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("frame_of", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("tau", torch.tensor(float("nan")))
+        self.active = head == "active"
+        if self.active:
+            self.head = None
+            self.register_buffer("rank", activity_rank(self._noise_features()))
+            self.register_buffer("arrival", torch.full((0,), -1))
+
+    @property
+    def boundaries(self) -> Boundaries:
+        return "required"
+
+    # ------------------------------------------------------------------ forward
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        pixel = self.prompt == "pixel"
+        patches = self.backbone.patches(images) if pixel and self.backbone.linear_patches else None
+        if patches is not None:
+            stem = self.backbone.position(patches)
+            query = self.features(images, cached, stem=stem)
+        else:
+            stem, query = self.query(images, self.first_block, cached)
+        if not len(self.prototypes):  # before any experience: the bare model
+            return query, {}
+        frame = self.frame_of[self.assign(query)]
+        used, inverse = frame.unique(
+            return_inverse=True
+        )  # idle frames stay out of the graph, and stand still
+        prompts = torch.stack([self.frames[int(k)] for k in used])
+        if not pixel:
+            return self.backbone.prompted(stem, self._tokens(prompts[inverse]), start=self.first_block), {}
+        framed = as_images(prompts, self.places, self.backbone.in_chans, self.backbone.image_size[0])
+        if patches is not None:
+            tokens = self.backbone.position(patches + patch_offsets(self.backbone, framed)[inverse])
+        else:
+            tokens = self.backbone.embed(images + framed[inverse])
+        return self.backbone.prompted(tokens), {}
+
+    def _tokens(self, prompts: Tensor) -> Callable[[int, Tensor], BlockPrompt | None]:
+        """[B, blocks, length, D] -> what each block gets."""
+
+        def given(block: int, x: Tensor) -> BlockPrompt | None:
+            if block not in self.layers:
+                return None
+            return BlockPrompt("fresh" if self.deep else "carried", prompts[:, self.layers.index(block)])
+
+        return given
+
+    def assign(self, query: Tensor) -> Tensor:
+        """The nearest prototype of each query, [B, D] -> int64 [B]; no root, float32 at least."""
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            prototypes = self.prototypes.to(dtype)
+            distance = prototypes.square().sum(1) - 2 * query.to(dtype) @ prototypes.T
+        if self.training and self.train_assign == "current":
+            distance = distance.masked_fill(self.experience_of != self.experience, float("inf"))
+        return distance.argmin(1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        if not self.active:
+            return super().logits(features)
+        if self.num_classes > self.backbone.width:
+            raise ConfigError(
+                f"head=active has {self.backbone.width} coordinates for {self.num_classes} classes"
+            )
+        columns = self.rank[: self.num_classes]
+        if self.active_order == "sorted":
+            return features[:, columns.sort().values]
+        return features[:, columns[self.arrival.clamp(min=0)]]
+
+    # ------------------------------------------------------------------ experiences
+
+    def check_targets(self, targets: Tensor) -> None:
+        super().check_targets(targets)
+        if not bool((self.experience_of == self.experience).any()):
+            raise ProtocolError(
+                "this experience has no prompts: pass images to begin_experience, or call fit_clusters(features)"
+            )
+
+    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+        """Cluster the experience's images by their features; the features are dropped afterwards."""
+        if images is not None:
+            features = torch.cat([self.backbone.features(batch).float().cpu() for batch in images()])
+            order = torch.randperm(len(features), generator=generator(self.seed, "cluster samples", index))
+            self.fit_clusters(features[order[: self.cluster_samples]])
+
+    @torch.no_grad()
+    def fit_clusters(self, features: Tensor) -> int:
+        """Append a prototype and a prompt per cluster of the features [n, D]; returns the number of clusters.
+
+        Raises:
+            DataError: no features, or nan among them.
+        """
+        if self.threshold is not None:
+            self.tau.fill_(self.threshold)
+        elif bool(self.tau.isnan()) and self.cluster:
+            self.tau.fill_(max(self.ratio * mean_distance(features), 1e-12))
+        if not self.cluster:
+            if not len(features):
+                raise DataError("there are no images to cluster")
+            labels = torch.zeros(len(features), dtype=torch.int64)
+        else:
+            found = cluster(
+                features, float(self.tau), max_clusters=self.max_clusters, min_size=self.min_cluster_size
+            )
+            labels = torch.from_numpy(found)
+        old = len(self.prototypes)
+        for label in range(int(labels.max()) + 1):
+            members = features[labels == label].to(self.prototypes)
+            prototype = members.mean(0)
+            radius = (members - prototype).square().sum(1).mean().sqrt()
+            frame = self._frame_for(prototype, old)
+            grow_rows(self.prototypes, prototype[None])
+            grow_rows(self.radius, radius[None])
+            grow_rows(self.counts, torch.tensor([len(members)]))
+            grow_rows(self.experience_of, self.experience[None])
+            grow_rows(self.frame_of, torch.tensor([frame]))
+        self.to(self.seen.device)
+        self.set_stage()
+        return int(labels.max()) + 1
+
+    def _frame_for(self, prototype: Tensor, old: int) -> int:
+        """The frame of a new cluster: a new one, or one that it shares."""
+        distance = (self.prototypes[:old] - prototype).square().sum(1).sqrt()
+        if self.share and old:
+            near = distance <= self.share_ratio * self.radius[:old]
+            if bool(near.any()):
+                return int(self.frame_of[distance.masked_fill(~near, float("inf")).argmin()])
+        if self.max_prompts is not None and len(self.frames) >= self.max_prompts:
+            every = (self.prototypes - prototype).square().sum(1)
+            return int(self.frame_of[every.argmin()])
+        nearest = self.frames[int(self.frame_of[distance.argmin()])] if old else None
+        self.frames.append(nn.Parameter(self._initial(len(self.frames), nearest).to(self.prototypes)))
+        return len(self.frames) - 1
+
+    def _initial(self, index: int, nearest: Tensor | None) -> Tensor:
+        if self.init == "nearest" and nearest is not None:
+            return nearest.detach().clone()
+        if self.prompt == "token":  # zero tokens would all be one direction for the norm
+            return 0.02 * torch.randn(*self.shape, generator=generator(self.seed, "prompt", index))
+        if self.init == "random":
+            return self.init_std * torch.randn(*self.shape, generator=generator(self.seed, "prompt", index))
+        return self.meta_frame.clone()  # zeros where there is no file
+
+    def set_stage(self) -> None:
+        """Only frames made in the current experience are trained, unless ``freeze_old`` is off."""
+        first = [int(e) for e in self.experience_of.tolist()]
+        made: dict[int, int] = {}
+        for frame, experience in zip(self.frame_of.tolist(), first, strict=True):
+            made.setdefault(frame, experience)
+        for index, frame in enumerate(self.frames):
+            frame.requires_grad_(not self.freeze_old or made.get(index, 0) == int(self.experience))
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Frames and head, each with its own learning rate."""
+        found = self.trainable()
+        frames = {name: p for name, p in found.items() if name.startswith("frames.")}
+        rest = {name: p for name, p in found.items() if name not in frames}
+        return [
+            {"name": "prompts", "params": frames, "lr": self.prompt_lr},
+            {"name": "head", "params": rest, "lr": self.head_lr},
+        ]
+
+    # ------------------------------------------------------------------ classes and state
+
+    def observe(self, targets: Tensor) -> bool:
+        grew = super().observe(targets)
+        if self.active:  # classes read coordinates in the order of their arrival
+            for label in classes_in(targets):
+                if int(self.arrival[label]) < 0:
+                    self.arrival[label] = int(self.arrival.max()) + 1
+        return grew
+
+    def grow_classes(self, num_classes: int) -> None:
+        if self.active:
+            grow_rows(self.arrival, torch.full((num_classes - len(self.arrival),), -1))
+
+    def resize_to(self, state: dict[str, Tensor]) -> None:  # type: ignore[override]
+        super().resize_to(state)
+        missing = state["prototypes"].shape[0] - len(self.prototypes)
+        for name in ("prototypes", "radius", "counts", "experience_of", "frame_of"):
+            buffer = getattr(self, name)
+            if missing > 0:
+                grow_rows(buffer, torch.zeros(missing, *buffer.shape[1:]))
+            else:
+                buffer.data = buffer.data[: len(buffer) + missing]
+        count = sum(name.startswith("frames.") for name in state)
+        self.frames = nn.ParameterList([nn.Parameter(torch.zeros(*self.shape)) for _ in range(count)])
+        self.to(self.seen.device)
+
+    def _noise_features(self) -> Tensor:
+        """Features of 512 images of pure noise, for ``head="active"``."""
+        noise = torch.randn(
+            512, self.backbone.in_chans, *self.backbone.image_size, generator=generator(self.seed, "noise")
+        )
+        weights = next(self.backbone.parameters())
+        return torch.cat([self.backbone.features(part.to(weights)) for part in noise.split(64)])
+
+
+def activity_rank(features: Tensor) -> Tensor:
+    """Feature coordinates by falling (population) standard deviation: [n, D] -> int64 [D]."""
+    return features.double().std(0, unbiased=False).argsort(descending=True)
