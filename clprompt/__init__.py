@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from clprompt.backbone import FrozenViT
     from clprompt.engine import fit
     from clprompt.evaluation import evaluate
-    from clprompt.experiment import load
+    from clprompt.inference import load
     from clprompt.model import PromptModel, Step
 
     __version__: str
@@ -25,7 +25,7 @@ _HOME = {
     "Step": "clprompt.model",
     "evaluate": "clprompt.evaluation",
     "fit": "clprompt.engine",
-    "load": "clprompt.experiment",
+    "load": "clprompt.inference",
 }
 
 

@@ -100,7 +100,7 @@ def _complete_override(context: click.Context, parameter: click.Parameter, word:
 
     from clprompt import config, schema
 
-    keys = [f"{key}=" for key in ("seed", "precision", "device", "runs_dir", "name", *SECTIONS)]
+    keys = [f"{key}=" for key in ("seed", "precision", "device", "runs_dir", "export", "name", *SECTIONS)]
     for section, settings in (("training", config.Training), ("online", config.Online)):
         keys += [f"{section}.{key}=" for key in schema.parameters(settings)[0]]
     return [CompletionItem(key) for key in keys if key.startswith(word)]
@@ -243,6 +243,65 @@ def report(runs: tuple[str, ...], out: str | None) -> None:
     written = found.write(out or (named[-1] if named else "") or "report")
     click.echo(found.text())
     click.echo("\n" + "\n".join(map(str, written)))
+
+
+_run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+_images_argument = click.argument("images", metavar="IMAGES...", nargs=-1, required=True, type=click.Path())
+_device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ...")
+
+
+@group.command(short_help="Classify images with a trained model; CSV.")
+@_run_argument
+@_images_argument
+@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time."
+)
+@click.option(
+    "--out", metavar="FILE", type=click.Path(), help="Where to write the CSV; standard output else."
+)
+@_device_option
+@_import_option
+def predict(
+    run: Path, images: tuple[str, ...], top_k: int, batch_size: int, out: str | None, device: str
+) -> None:
+    """Classify images with the model of a finished run, as CSV: path, rank, class, probability.
+
+    RUN is the folder of the run; IMAGES are files, folders and patterns ("photos/**/*.jpg").
+    """
+    from clprompt import inference
+
+    facts, paths = inference.read_facts(run), inference.find_images(images)
+    model = inference.load(run, device=device)
+    multi_label = bool(facts.get("multi_label"))
+    found = inference.predict(model, paths, top_k=top_k, batch_size=batch_size, multi_label=multi_label)
+    text = inference.to_csv(found)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        from clprompt.files import atomic_write
+
+        atomic_write(out, text)
+
+
+@group.command(short_help="Draw how a trained model sees images, where its method can.")
+@_run_argument
+@_images_argument
+@click.option(
+    "--out", metavar="DIR", type=click.Path(), default="explain", show_default=True, help="Where to draw."
+)
+@_device_option
+@_import_option
+def explain(run: Path, images: tuple[str, ...], out: str, device: str) -> None:
+    """Draw how the model of a finished run sees images, where its method can; one PNG per drawing.
+
+    RUN is the folder of the run; IMAGES are files, folders and patterns.
+    """
+    from clprompt import inference
+
+    figures = inference.explain(run, inference.find_images(images), device=device)
+    for path in inference.draw(figures, Path(out)):
+        click.echo(path)
 
 
 @group.command("list", short_help="List strategies, scenarios, data sets or configurations.")

@@ -94,6 +94,8 @@ class Config:
         precision: float32, or bf16 (autocast).
         device: "auto", or a torch device.
         runs_dir: where run folders are written.
+        export: what model.safetensors holds at the end: the method's tensors alone, which need the backbone's
+            source to be loaded, or "full" with those of the backbone.
         data, scenario, strategy: `name` and the arguments of what is registered under it.
         backbone: `name`, `pretrained`, `checkpoint`, and what else timm takes.
         compare: further strategies on the same stream and seeds; a `training` mapping in one of them holds
@@ -111,6 +113,7 @@ class Config:
     precision: Literal["float32", "bf16"] = "float32"
     device: str = "auto"
     runs_dir: str = "runs"
+    export: Literal["method", "full"] = "method"
     compare: list[dict[str, Any]] = field(default_factory=list)
     training: Training = field(default_factory=Training)
     online: Online | None = None
@@ -140,6 +143,7 @@ _ORDER = (
     "precision",
     "device",
     "runs_dir",
+    "export",
     "data",
     "scenario",
     "backbone",
@@ -201,7 +205,14 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
     if found.get("name") is None:
         found["name"] = name
     hints = typing.get_type_hints(Config)
-    for key in ("name", "precision", "device", "runs_dir", "seed"):  # what costs no import is checked first
+    for key in (
+        "name",
+        "seed",
+        "precision",
+        "device",
+        "runs_dir",
+        "export",
+    ):  # what costs no import goes first
         if key in found:
             found[key] = schema.check(found[key], hints[key], key)
     _check_name(found["name"])

@@ -87,11 +87,11 @@ class Builder:
             ClpromptError: whatever does not fit together.
         """
         device = find_device(config.device)
-        bundle = self._once("data", config.data, lambda: _call(registry.datasets, config.data))
-        backbone = self._once("backbone", config.backbone, lambda: _backbone(config.backbone))
+        bundle = self._once("data", config.data, lambda: make_registered(registry.datasets, config.data))
+        backbone = self._once("backbone", config.backbone, lambda: make_backbone(config.backbone))
         seed = config.seeds[0]
-        plan = _call(registry.scenarios, config.scenario, bundle.train.targets, seed=seed)
-        model = _call(registry.strategies, config.strategy, backbone, seed=seed)
+        plan = make_registered(registry.scenarios, config.scenario, bundle.train.targets, seed=seed)
+        model = make_registered(registry.strategies, config.strategy, backbone, seed=seed)
         if config.online and model.boundaries == "required":
             raise ConfigError(
                 f"strategy {config.strategy['name']} needs experience boundaries, which an online stream does not "
@@ -107,14 +107,16 @@ class Builder:
         return self._made[key]
 
 
-def _call(known: registry.Registry, section: dict[str, Any], *positional: Any, **fixed: Any) -> Any:
+def make_registered(known: registry.Registry, section: dict[str, Any], *positional: Any, **fixed: Any) -> Any:
+    """Call what is registered under a section's name with the section's arguments."""
     entry = known.get(section["name"])
     # A constructor may draw its initial values from there.
     with preserved_rng(derive(fixed.get("seed", 0), "build", entry.name)):
         return entry.target(*positional, **fixed, **{k: v for k, v in section.items() if k != "name"})
 
 
-def _backbone(section: dict[str, Any]) -> FrozenViT:
+def make_backbone(section: dict[str, Any]) -> FrozenViT:
+    """The frozen backbone of a `backbone` section."""
     arguments = dict(section)
     return FrozenViT(arguments.pop("name"), **arguments)
 
@@ -371,27 +373,3 @@ def reproducible() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = benchmark
-
-
-def load(folder: str | Path, *, device: str = "cpu") -> PromptModel:
-    """The trained model of a finished run folder, in eval mode.
-
-    Raises:
-        RunFolderError: the run is not finished.
-        ClpromptError: the backbone cannot be built, or its weights are others than in the run.
-    """
-    import json
-
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    if not (folder / "model.json").is_file():
-        raise RunFolderError(f"{folder} holds no trained model; finish the run first")
-    facts = json.loads((folder / "model.json").read_text())
-    fingerprint = facts["backbone"].pop("sha256")
-    backbone = _backbone(facts["backbone"])
-    if backbone.fingerprint() != fingerprint:
-        raise ClpromptError(f"{folder}: backbone {backbone.source} has other weights than in the run")
-    model: PromptModel = _call(registry.strategies, facts["strategy"], backbone, seed=facts["seed"])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.to(find_device(device)).eval()

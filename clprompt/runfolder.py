@@ -8,7 +8,8 @@ metrics.jsonl        every record (append-only, no times: equal for equal runs)
 tensorboard/         event files (append-only)
 checkpoint/          from which ``clprompt resume`` continues to the same bits
 figures/, *.csv      drawings and tables of the metrics
-model.safetensors    the method's tensors; model.json says which method, backbone, classes and transforms
+model.safetensors    the method's tensors (and the backbone's, as `export` says); model.json says which method,
+                     backbone, classes and transforms
 results.json         written last: its presence means that the run is done
 ==================== ==================================================================================
 """
@@ -112,8 +113,9 @@ def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
 
 
 def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataBundle) -> None:
-    """Write the method's tensors and what is needed to build the model again."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.method_state().items()}
+    """Write the method's tensors, with `export: full` the backbone's too, and what else it takes to build the model."""
+    state = model.state_dict() if config.export == "full" else model.method_state()
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     atomic_write(folder / "model.safetensors", save(tensors))
     backbone = model.backbone
     write_json(
@@ -123,10 +125,12 @@ def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataB
             "seed": config.seeds[0],
             "backbone": {**config.backbone, "sha256": backbone.fingerprint()},
             "class_names": bundle.class_names,
+            "multi_label": bundle.train.targets.ndim > 1,
             "transform": {
                 "image_size": list(backbone.image_size),
                 "channels": backbone.in_chans,
                 "interpolation": backbone.interpolation,
+                "antialias": backbone.antialias,
                 "mean": list(backbone.mean),
                 "std": list(backbone.std),
             },
