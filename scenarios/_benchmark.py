@@ -23,12 +23,18 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
         train, test: data sets of (image, label) with ``targets``.
 
     Returns:
-        A CLScenario whose experiences know their classes (``classes_in_this_experience``).
+        A CLScenario whose experiences know their classes (``classes_in_this_experience``); the task label is 0
+        throughout.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*QP solver.*")
-        from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
-        from avalanche.benchmarks.utils import as_classification_dataset
+        from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+        from avalanche.benchmarks.utils import (
+            ConstantSequence,
+            as_classification_dataset,
+            as_taskaware_classification_dataset,
+        )
+        from avalanche.benchmarks.utils.data_attribute import TaskLabels
 
     def parts(dataset: Any, groups: Any) -> list[Any]:
         found = []
@@ -36,13 +42,16 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
             chosen = [int(i) for i in indices]
             subset = Subset(dataset, chosen)
             subset.targets = [int(dataset.targets[i]) for i in chosen]  # type: ignore[attr-defined]
-            found.append(as_classification_dataset(subset))
+            # One task label for all samples: plugins such as LwF ask for it.
+            labels = TaskLabels(ConstantSequence(0, len(chosen)))
+            labelled = as_classification_dataset(subset).update_data_attribute("targets_task_labels", labels)
+            found.append(as_taskaware_classification_dataset(labelled))
         return found
 
     benchmark = benchmark_from_datasets(
         train=parts(train, plan.indices), test=parts(test, plan.test_groups(test.targets))
     )
-    return with_classes_timeline(benchmark)
+    return with_task_labels(with_classes_timeline(benchmark))
 
 
 def benchmark(name: str, train: Images, test: Images, *, seed: int = 0, **arguments: Any) -> CLScenario:
