@@ -23,7 +23,7 @@ from clprompt.errors import ClpromptError, ConfigError, Interrupted, RunFolderEr
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-KINDS = ("strategies", "scenarios", "datasets", "configs")
+KINDS = ("strategies", "scenarios", "datasets", "configs", "backbones")
 SECTIONS = ("data", "scenario", "backbone", "strategy", "compare", "training", "online")
 
 _imported: list[str] = []  # by --import: a resume line has to repeat them
@@ -304,17 +304,35 @@ def explain(run: Path, images: tuple[str, ...], out: str, device: str) -> None:
         click.echo(path)
 
 
-@group.command("list", short_help="List strategies, scenarios, data sets or configurations.")
+@group.command(short_help="Draw what arrives when in a stream: a table and a PNG.")
+@click.argument("stream", metavar="CONFIG|SCENARIO", shell_complete=_complete_config)
+@_overrides_argument
+@_import_option
+def stream(stream: str, overrides: tuple[str, ...]) -> None:
+    """Draw what arrives when in a stream; no model is loaded.
+
+    The stream is that of a configuration, or a scenario by name (`clprompt list scenarios`) with data=NAME or
+    labels=FILE.npy (class ids). Overrides are those of a run (scenario.n=30, seed=3); out=FILE.png says where to draw.
+    """
+    from clprompt import figures, files, stream_map
+
+    drawn, out = stream_map.read(stream, overrides)
+    click.echo(drawn.table())
+    files.atomic_write(out, figures.png(drawn.figure()))
+    click.echo(f"\ndrawn: {out}")
+
+
+@group.command("list", short_help="List strategies, scenarios, data sets, configurations or backbones.")
 @click.argument("kind", required=False, type=click.Choice(KINDS))
 @_import_option
 def list_(kind: str | None) -> None:
-    """List strategies, scenarios, data sets or configurations; all of them without an argument."""
+    """List strategies, scenarios, data sets, configurations or backbones; all of them without an argument."""
     from clprompt import terminal
 
     for position, chosen in enumerate([kind] if kind else KINDS):
         if kind is None:
             click.echo(("\n" if position else "") + f"{chosen}:")
-        for line in terminal.listing(chosen):
+        for line in terminal.listing(chosen, short=kind is None):
             click.echo(line)
 
 

@@ -137,7 +137,7 @@ class Config:
 
 
 # The order of the keys in a resolved configuration, which is the order of the packaged files.
-_ORDER = (
+KEYS = (
     "name",
     "seed",
     "precision",
@@ -184,7 +184,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: whatever a user can get wrong, in one line.
     """
-    path = _find(str(name_or_path))
+    path = find(str(name_or_path))
     raw = overlay.read(path)
     overlay.apply(raw, overrides, sections={*_NAMED, "backbone"})
     return from_dict(overlay.resolve(raw, path), name=path.stem)
@@ -200,20 +200,13 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
     Raises:
         ConfigError: an unknown key or name, a wrong type, a value out of range.
     """
-    schema.check_keys(values, _ORDER, "")
-    found = {key: values[key] for key in _ORDER if key in values}
+    schema.check_keys(values, KEYS, "")
+    found = {key: values[key] for key in KEYS if key in values}
     if found.get("name") is None:
         found["name"] = name
     hints = typing.get_type_hints(Config)
-    for key in (
-        "name",
-        "seed",
-        "precision",
-        "device",
-        "runs_dir",
-        "export",
-    ):  # what costs no import goes first
-        if key in found:
+    for key in ("name", "seed", "precision", "device", "runs_dir", "export"):
+        if key in found:  # what costs no import is checked first
             found[key] = schema.check(found[key], hints[key], key)
     _check_name(found["name"])
     _check_seed(found.get("seed", 0))
@@ -229,12 +222,13 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
     found["backbone"] = _backbone(found["backbone"])
     online = found.get("online") is not None
     for key in _NAMED:  # from here on the registries are asked, which import torch
-        found[key] = _named(found[key], key, online)
-    found["compare"] = [_named(section, f"compare.{index}", online) for index, section in enumerate(compare)]
+        found[key] = named(found[key], key, online)
+    found["compare"] = [named(section, f"compare.{index}", online) for index, section in enumerate(compare)]
     return Config(**found)
 
 
-def _find(name: str) -> Path:
+def find(name: str) -> Path:
+    """The file of a packaged configuration (`-` equals `_`), or the path that `name` is."""
     packaged = {path.stem.replace("-", "_"): path for path in _packaged()}
     found = packaged.get(name.replace("-", "_"))
     if found is not None:
@@ -332,11 +326,12 @@ def _compare(given: Any, training: Training) -> list[dict[str, Any]]:
     return sections
 
 
-def _named(section: dict[str, Any], path: str, online: bool) -> dict[str, Any]:
-    """A section checked against what is registered under its name, defaults written out.
+def named(given: Any, path: str, online: bool = False) -> dict[str, Any]:
+    """A section (or its bare name) checked against what is registered under its name, defaults written out.
 
     Under the online protocol a strategy with a boundary-free form takes that one unless it is told otherwise.
     """
+    section = _section(given, path)
     kind = path.partition(".")[0]
     known = {"data": registry.datasets, "scenario": registry.scenarios}.get(kind, registry.strategies)
     try:
@@ -371,7 +366,7 @@ def to_yaml(config: Config) -> str:
     from omegaconf import OmegaConf
 
     values = config.to_dict()
-    return OmegaConf.to_yaml(OmegaConf.create({key: values[key] for key in _ORDER}))
+    return OmegaConf.to_yaml(OmegaConf.create({key: values[key] for key in KEYS}))
 
 
 def difference(a: Config | Mapping[str, Any], b: Config | Mapping[str, Any]) -> list[str]:

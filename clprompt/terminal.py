@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.resources
+import json
 import math
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,10 @@ from clprompt.errors import ClpromptError
 
 if TYPE_CHECKING:
     from clprompt.experiment import Result
+
+
+# timm's names of vision transformers whose blocks are parallel, post-norm or differential: no place for a prompt.
+_OTHER_BLOCKS = re.compile(r"_(18x2|rpn|xp)_|^vit_(d|p|dp)(wee|little)_")
 
 
 def columns(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -28,10 +35,16 @@ def columns(rows: Iterable[Sequence[str]]) -> list[str]:
 # ----------------------------------------------------------------------------------------------- lists
 
 
-def listing(kind: str) -> list[str]:
-    """The lines of `clprompt list KIND`; kind is strategies, scenarios, datasets or configs."""
+def listing(kind: str, short: bool = False) -> list[str]:
+    """The lines of `clprompt list KIND`; kind is strategies, scenarios, datasets, configs or backbones.
+
+    Args:
+        kind: what to list. short: of long lists only how much there is.
+    """
     if kind == "configs":
         return columns(config.names())
+    if kind == "backbones":
+        return _backbones(short)
     known = {
         "strategies": registry.strategies,
         "scenarios": registry.scenarios,
@@ -47,6 +60,33 @@ def listing(kind: str) -> list[str]:
         year = entry.info.get("year") or "-"
         rows.append((entry.name, str(year), _boundaries(entry.target, backbone), str(paper)))
     return columns(rows)
+
+
+def timm_backbones() -> list[str]:
+    """Names of timm's pretrained vision transformers that `FrozenViT` runs; told by their names, none is built."""
+    import timm
+
+    names = [
+        name
+        for module in ("vision_transformer", "deit")
+        for name in timm.list_models(module=module, pretrained=True)
+    ]
+    return [name for name in names if not _OTHER_BLOCKS.search(name)]
+
+
+def _backbones(short: bool) -> list[str]:
+    from clprompt.backbone import embedded_backbones
+
+    assets = importlib.resources.files("clprompt.assets")
+    rows = []
+    for name in embedded_backbones():
+        facts = json.loads((assets / f"{name}.json").read_text())
+        size = "x".join([str(facts["model"]["img_size"])] * 2)
+        parameters = f"{facts['parameters']:,} parameters, " if "parameters" in facts else ""
+        rows.append((name, f"embedded; {parameters}{size} images"))
+    names = timm_backbones()
+    more = f"and {len(names)} of timm with pretrained weights (or random ones: pretrained=false)"
+    return [*columns(rows), *([f"{more}: clprompt list backbones"] if short else [f"{more}:", *names])]
 
 
 def _small_backbone() -> Any:
@@ -78,7 +118,7 @@ def results(found: Sequence[Result]) -> str:
     Args:
         found: what was run, of one or several strategies and seeds.
     """
-    from clprompt import metrics, summary
+    from clprompt import summary
 
     groups: dict[str, dict[int, Result]] = {}  # strategy -> seed -> result
     for result in found:
@@ -93,9 +133,7 @@ def results(found: Sequence[Result]) -> str:
         for group, of_seeds in groups.items()
         for seed, result in of_seeds.items()
     }
-    tables = {
-        label: (metrics.accuracy_matrix(result.records), result.summary) for label, result in labelled.items()
-    }
+    tables = {label: (result.matrix, result.summary) for label, result in labelled.items()}
     parts = [summary.text_summary(tables).rstrip("\n")]
     if several:
         parts.append("\n".join(_over_seeds(groups)))

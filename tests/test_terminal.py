@@ -76,3 +76,36 @@ def test_runs_in_several_folders_have_a_tensorboard_line_each() -> None:
         [result("a", 0, 0.5, "runs/x/1"), result("b", 0, 0.5, "runs/y z/1")]
     ).splitlines()
     assert lines[-2:] == ["tensorboard --logdir runs/x", "tensorboard --logdir 'runs/y z'"]
+
+
+# ------------------------------------------------------------------------------------------------ backbones
+
+
+def test_the_list_of_backbones_begins_with_the_embedded_ones_and_says_how_many_there_are() -> None:
+    first, count, *names = terminal.listing("backbones")
+    assert first.startswith("vit_letters  embedded; ")
+    assert count.startswith(f"and {len(names)} of timm with pretrained weights")
+    assert {"vit_base_patch16_224.augreg_in21k", "deit_small_patch16_224.fb_in1k"} <= {*names}
+    assert terminal.listing("backbones", short=True)[-1].endswith(": clprompt list backbones")
+
+
+def test_timm_models_that_are_not_listed_are_those_that_a_frozen_vit_refuses() -> None:
+    import timm
+    import torch
+
+    from clprompt.backbone import FrozenViT
+    from clprompt.errors import BackboneError
+
+    listed = {name.split(".")[0] for name in terminal.timm_backbones()}
+    small = dict(pretrained=False, num_classes=0, depth=1)
+    for module in ("vision_transformer", "deit"):
+        names = {name.split(".")[0] for name in timm.list_models(module=module, pretrained=True)}
+        # one of each size and family is enough, and all that are left out
+        for name in {*sorted(names)[::8], *(names - listed)}:
+            with torch.device("meta"):
+                vit = timm.create_model(name, **small)
+            if name in listed:
+                FrozenViT(vit)
+            else:
+                with pytest.raises(BackboneError):
+                    FrozenViT(vit)
