@@ -21,7 +21,7 @@ def frame_size(channels: int, side: int, pad: int) -> int:
     return 4 * channels * pad * (side - pad)
 
 
-def check_frame(backbone: FrozenViT, pad: int) -> int:
+def check_frame(backbone: FrozenViT, pad: int | None) -> int:
     """The image side, for a frame that fits.
 
     Raises:
@@ -30,7 +30,7 @@ def check_frame(backbone: FrozenViT, pad: int) -> int:
     height, width = backbone.image_size
     if height != width:
         raise ConfigError(f"pixel prompts need square images, the backbone takes {height}x{width}")
-    if not 0 < pad <= height // 2:
+    if pad is not None and not 0 < pad <= height // 2:
         raise ConfigError(f"pad must be 1..{height // 2} pixels for images of {height}, got {pad}")
     return height
 

@@ -305,6 +305,13 @@ class PromptModel(nn.Module, ABC):
         """How many numbers the method stores beside the backbone; independent of the number of samples seen."""
         return sum(value.numel() for value in self.method_state().values())
 
+    def max_state_size(self, experiences: int) -> int | None:
+        """The most that :meth:`state_size` can be after so many experiences, with the classes there are now.
+
+        None for a method whose state does not depend on the data at all.
+        """
+        return None
+
     def resize_to(self, state: Mapping[str, Tensor]) -> None:
         """Grow to the shapes of a saved state; a method that adds parameters per experience extends this."""
         self._grow(range(state["seen"].shape[0]))

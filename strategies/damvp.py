@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -42,7 +43,7 @@ class DAMVPModel(PromptModel):
         backbone: the frozen vision transformer.
         seed: where all initial values come from.
         prompt: "pixel" (frames) or "token" (prompt tokens by the same clusters; not in the released code).
-        pad: thickness of the frame in pixels.
+        pad: thickness of the frame in pixels; None for 30 of 224, in proportion.
         length, deep, layers: of token prompts: tokens per block; new ones in each of ``layers``, or carried from
             block 0 to the end.
         cluster_samples: images of an experience that are clustered, a seeded random subset.
@@ -65,7 +66,7 @@ class DAMVPModel(PromptModel):
         *,
         seed: int = 0,
         prompt: Literal["pixel", "token"] = "pixel",
-        pad: int = 30,
+        pad: int | None = None,
         length: int = 10,
         deep: bool = True,
         layers: tuple[int, ...] | None = None,
@@ -109,7 +110,7 @@ class DAMVPModel(PromptModel):
             raise ConfigError("init=meta and meta_file belong together")
         if init == "meta" and prompt == "token":
             raise ConfigError("a meta-prompt is a pixel frame; it cannot start token prompts")
-        self.prompt, self.pad, self.deep = prompt, pad, deep
+        self.prompt, self.deep = prompt, deep
         self.cluster_samples, self.threshold, self.ratio = cluster_samples, threshold, threshold_ratio or 1.0
         self.max_clusters, self.min_cluster_size, self.cluster = max_clusters, min_cluster_size, cluster
         self.init, self.init_std, self.meta_file = init, init_std, meta_file
@@ -119,6 +120,8 @@ class DAMVPModel(PromptModel):
         width, channels = backbone.width, backbone.in_chans
         if prompt == "pixel":
             side = check_frame(backbone, pad)
+            pad = max(1, round(side * 30 / 224)) if pad is None else pad
+            self.pad = pad
             self.shape: tuple[int, ...] = (frame_size(channels, side, pad),)
             self.register_buffer("places", frame_places(channels, side, pad), persistent=False)
             frame = torch.zeros(self.shape) if meta_file is None else load_frame(meta_file, backbone, pad)[0]
@@ -309,6 +312,14 @@ class DAMVPModel(PromptModel):
     def grow_classes(self, num_classes: int) -> None:
         if self.active:
             grow_rows(self.arrival, torch.full((num_classes - len(self.arrival),), -1))
+
+    def max_state_size(self, experiences: int) -> int | None:
+        """Clusters follow from the data, up to ``max_clusters`` in an experience; None without that cap."""
+        if self.max_clusters is None:
+            return None
+        cluster, frame = self.backbone.width + 4, math.prod(self.shape)
+        fixed = self.state_size() - len(self.prototypes) * cluster - len(self.frames) * frame
+        return fixed + experiences * (self.max_clusters if self.cluster else 1) * (cluster + frame)
 
     def resize_to(self, state: dict[str, Tensor]) -> None:  # type: ignore[override]
         super().resize_to(state)

@@ -45,7 +45,8 @@ class TCPAModel(PromptModel):
     Args:
         backbone: the frozen vision transformer.
         seed: where all initial values and random choices come from.
-        pool_cls, pool_image: entries of each role's pool (per experience when growing); 0 for none.
+        pool_cls, pool_image: entries of each role's pool (per experience when growing); 0 for none. For the class
+            role None is 10, or 0 where the backbone has no class token.
         top_k_cls, top_k_image: entries that a token sees.
         length_cls, length_image: prompt tokens per entry.
         layers: the prompted blocks; None for all.
@@ -66,7 +67,7 @@ class TCPAModel(PromptModel):
         backbone: FrozenViT,
         *,
         seed: int = 0,
-        pool_cls: int = 10,
+        pool_cls: int | None = None,
         pool_image: int = 10,
         top_k_cls: int = 5,
         top_k_image: int = 5,
@@ -87,6 +88,8 @@ class TCPAModel(PromptModel):
     ) -> None:
         super().__init__(backbone, seed=seed, mask=loss_mask, boundary_free=boundary_free)
         self.prompts: Literal["grow", "shared", "first"] = "shared" if boundary_free else prompts
+        if pool_cls is None:
+            pool_cls = 10 if backbone.num_prefix_tokens else 0
         self.pool = {"cls": pool_cls, "image": pool_image}
         self.top_k = {"cls": top_k_cls, "image": top_k_image}
         self.length = {"cls": length_cls, "image": length_image}

@@ -35,9 +35,6 @@ FORMS: dict[str, list[dict[str, Any]]] = {
 #: Backbones that no form of a method can do with: lanes start from the class token.
 REFUSED = {("multilane", "average pooling and q/k norm")}
 
-#: Kinds of backbone that a method refuses in every form, as it reads what they do not have.
-REFUSED = {("multilane", "average pooling and q/k norm")}
-
 
 def forms() -> list[tuple[str, tuple[tuple[str, Any], ...]]]:
     """(name, arguments) of every strategy: its defaults, without boundaries, and what the table adds."""
