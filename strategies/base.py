@@ -174,7 +174,9 @@ class PromptStrategy(SupervisedTemplate):
         """Logits of the current batch; in training they come with the method's loss."""
         if not self.is_training:
             with autocast(self.device, self.precision):
-                return self.model(self.mb_x)
+                logits = self.model(self.mb_x)
+            # Periodic evaluation starts before any class was seen, and metrics take a maximum over columns.
+            return logits if logits.shape[1] else logits.new_full((len(logits), 1), float("-inf"))
         receive(self.model, self.optimizer if self.model.trains else None, self.mb_y)
         if self.model.trains:
             settings = self.training_settings
