@@ -127,6 +127,56 @@ def custom_charts(title: str, charts: Mapping[str, Sequence[str]]) -> Summary:
     return summary
 
 
+def text(tag: str, markdown: str) -> Summary:
+    """A text of the text tab; Markdown, tables included."""
+    from tensorboard.compat.proto import types_pb2
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.text import metadata
+
+    summary = Summary()
+    value = summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(tag, ""))
+    value.tensor.dtype = types_pb2.DT_STRING
+    value.tensor.string_val.append(markdown.encode())
+    return summary
+
+
+def hyperparameters(values: Mapping[str, Any], name: str) -> list[Summary]:
+    """One line of the HPARAMS tab: a session with its settings, and that it ended well.
+
+    The charts of the same run are its metrics. No experiment is described beside it: then TensorBoard shows the
+    settings of all runs that it finds, also where strategies differ in what can be set.
+
+    Args:
+        values: settings by name; what is no number and no boolean is shown as text, None is left out.
+        name: of the line.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import api_pb2, metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import (
+        HParamsPluginData,
+        SessionEndInfo,
+        SessionStartInfo,
+    )
+
+    start = SessionStartInfo(group_name=name, start_time_secs=time.time())
+    for key, value in values.items():
+        if isinstance(value, bool):
+            start.hparams[key].bool_value = value
+        elif isinstance(value, int | float):
+            start.hparams[key].number_value = value
+        elif value is not None:
+            start.hparams[key].string_value = str(value)
+    end = SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+    summaries = []
+    for tag, data in (
+        (metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)),
+        (metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end)),
+    ):
+        shown = metadata.create_summary_metadata(data)
+        summaries.append(Summary(value=[Summary.Value(tag=tag, metadata=shown, tensor=metadata.NULL_TENSOR)]))
+    return summaries
+
+
 def _second(name: str) -> int:
     """The time in the name of an event file, 0 without one."""
     found = re.search(r"tfevents\.(\d+)\.", name)

@@ -294,6 +294,7 @@ def _train(
         if progress:
             progress.message(f"{config.strategy['name']}, seed {config.seeds[0]}: {folder}")
         engine.run()
+        tracker.hyperparameters(configuration.flat(config.to_dict()))
         summary = tracker.finish()
         records = list(tracker.records)
     except Interrupted as stopped:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table; the first row is the header, columns but the first are numbers."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
+    ]
     aligned = ["---" if number == 0 else "---:" for number in range(len(rows[0]))]
     return [lines[0], "| " + " | ".join(aligned) + " |", *lines[1:]]
 

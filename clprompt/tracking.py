@@ -15,7 +15,10 @@ experiences stands at k; the forgetting starts at 2):
 | `final/<figure of results.json>` | scalar | experiences, one point |
 | `accuracy_matrix`, `accuracy_curves`, `confusion_matrix` | image | experiences |
 | `anytime_accuracy` (online runs) | image | experiences |
-| whatever a strategy's `diagnostics` are called | scalar, histogram or image | optimizer steps |
+| `per_class_accuracy` | text: a table of all classes | experiences |
+| whatever a strategy's `diagnostics` are called | scalar, histogram or image | experiences |
+
+The HPARAMS tab shows the settings of finished runs beside their last figures, `final/<figure>` among them.
 
 The custom-scalars tab shows the accuracies of all class groups in one chart, which is the forgetting, the
 average accuracy with the forgetting's figure in a second, and the loss terms in a third.
@@ -39,8 +42,9 @@ from numpy.typing import NDArray
 
 from clprompt import metrics
 from clprompt.errors import CheckpointError
-from clprompt.events import EventFile, custom_charts
+from clprompt.events import EventFile, custom_charts, hyperparameters, text
 from clprompt.files import AppendOnlyFile, atomic_write, one_line_errors, remove_temporaries
+from clprompt.markup import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,6 +136,15 @@ class RunTracker:
         if clean.get("kind") == "evaluation" and clean["when"] == "experience":
             for tag, figure in self._figures(clean).items():
                 self._events.image(step, tag, figure)
+            if clean.get("confusion") is not None:
+                counts = metrics.confusion_matrix(clean["confusion"], len(self.class_names))
+                cells = [[str(cell) for cell in row] for row in self._class_rows(counts) if row[3]]
+                self._events.add(step, text("per_class_accuracy", "\n".join(markdown_table(cells))))
+
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:
+        """Show the settings of the run in TensorBoard's HPARAMS tab; called when it is done."""
+        for summary in hyperparameters(values, f"{self.folder.parent.name}/{self.folder.name}"):
+            self._events.add(0, summary)
 
     def speed(self, step: int, images_per_second: float) -> None:
         """Chart the speed; it is no record, for records are the same in every run of a configuration."""
@@ -141,7 +154,7 @@ class RunTracker:
         """Show what a strategy has to tell about itself.
 
         Args:
-            step: optimizer steps so far.
+            step: experiences so far.
             values: by tag, a matplotlib Figure (image), a number or one-element tensor (scalar), or any
                 other array or tensor (histogram of its finite values).
         """

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clprompt import terminal
+from clprompt import metrics, terminal
 
 Summary = dict[str, Any]
 
@@ -26,7 +26,10 @@ def result(name: str, seed: int, accuracy: float, folder: str) -> Any:
         "backward_transfer": -0.5,
         "last_accuracy": 0.5,
     }
-    return SimpleNamespace(name=name, seed=seed, folder=Path(folder), records=records, summary=summary)
+    matrix = metrics.accuracy_matrix(records)
+    return SimpleNamespace(
+        name=name, seed=seed, folder=Path(folder), records=records, summary=summary, matrix=matrix
+    )
 
 
 @pytest.mark.parametrize(
