@@ -151,6 +151,8 @@ def events(folder):
     for path in sorted((folder / "tensorboard").iterdir()):
         for event in LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
+                if value.tag.startswith("_hparams_/"):  # the folder's name and times
+                    value.ClearField("metadata")
                 if not value.tag.startswith("speed/"):
                     found[value.tag, event.step, value.SerializeToString()] += 1
     return found

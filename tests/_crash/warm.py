@@ -91,6 +91,7 @@ def main() -> None:
                 os._exit(code)
         _, status = os.waitpid(process, 0)
         print(json.dumps({"exit": os.waitstatus_to_exitcode(status)}), flush=True)
+    os._exit(0)  # taking everything down again takes time, and some of it complains
 
 
 if __name__ == "__main__":
