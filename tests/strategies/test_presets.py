@@ -1,0 +1,61 @@
+"""The packaged experiments on Split CIFAR-100 and Split ImageNet-R: complete, and with the papers' settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from clprompt import config, registry
+
+METHODS = ("l2p", "dualprompt", "coda-prompt", "vpt-deep", "linear-probe", "ncm")
+#: (samples per step, epochs on CIFAR-100, epochs on ImageNet-R, rate, schedule, clipping) where a paper has them.
+RECIPES = {
+    "l2p": (128, 5, 50, 0.005, "constant", 1.0),
+    "dualprompt": (128, 5, 50, 0.005, "constant", 1.0),
+    "coda-prompt": (128, 20, 50, 0.001, "cosine", None),
+}
+PROMPTS = {
+    "l2p": {"pool_size": 10, "length": 5, "top_k": 5, "pull": 0.5},
+    "dualprompt": {"g_layers": [0, 1], "g_length": 5, "e_layers": [2, 3, 4], "e_length": 20, "pull": 1.0},
+    "coda-prompt": {
+        "layers": [0, 1, 2, 3, 4],
+        "length": 8,
+        "components_per_experience": 10,
+        "orthogonality": 0.0,
+    },
+}
+
+
+@pytest.mark.parametrize("data", ["cifar100", "imagenet-r"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_baseline_has_a_preset_with_the_papers_settings(method, data):
+    loaded = config.load(f"{method}-split-{data}")
+    assert loaded.strategy["name"].replace("_", "-") == method
+    assert loaded.data["name"] == {"cifar100": "cifar100", "imagenet-r": "imagefolder"}[data]
+    assert loaded.scenario["name"] == "split"
+    assert loaded.scenario["experiences"] == 10
+    assert loaded.backbone == {
+        "name": "vit_base_patch16_224.augreg_in21k",
+        "pretrained": True,
+        "checkpoint": None,
+    }
+    if method in RECIPES:
+        size, *epochs, lr, schedule, clip = RECIPES[method]
+        training = loaded.training
+        assert training.train_epochs == epochs[data == "imagenet-r"]
+        assert (training.train_mb_size, training.lr, training.schedule) == (size, lr, schedule)
+        assert training.clip_grad == clip
+        assert {key: loaded.strategy[key] for key in PROMPTS[method]} == PROMPTS[method]
+
+
+def test_every_preset_begins_with_a_comment_that_summarises_it():
+    summaries = dict(config.names())
+    for method in METHODS:
+        for data, title in (("cifar100", "CIFAR-100"), ("imagenet-r", "ImageNet-R")):
+            assert title in summaries[f"{method}-split-{data}"]
+
+
+def test_the_methods_of_the_presets_are_registered_with_their_papers():
+    for method in METHODS:
+        entry = registry.strategies.get(method)
+        assert entry.info["paper"]
+        assert entry.summary
