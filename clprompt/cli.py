@@ -299,6 +299,7 @@ def explain(run: Path, images: tuple[str, ...], out: str, device: str) -> None:
     """
     from clprompt import inference
 
+    inference.read_facts(run)
     figures = inference.explain(run, inference.find_images(images), device=device)
     for path in inference.draw(figures, Path(out)):
         click.echo(path)

@@ -58,6 +58,8 @@ class Training:
             _at_least(1, getattr(self, key), f"training.{key}")
         for key in ("train_epochs", "weight_decay", "momentum", "workers"):
             _at_least(0, getattr(self, key), f"training.{key}")
+        if self.momentum >= 1:
+            raise ConfigError(f"training.momentum must be below 1, got {self.momentum}")
         for key in ("lr", "clip_grad"):
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:

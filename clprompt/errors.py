@@ -71,9 +71,12 @@ class RunsFailed(ClpromptError):
     def __init__(self, failures: Mapping[Path, ClpromptError], finished: Iterable[Any] = ()) -> None:
         self.failures = dict(failures)
         self.finished = list(finished)
-        told = [f"{folder}: {str(error).removeprefix(f'{folder}: ')}" for folder, error in failures.items()]
-        total = len(told) + len(self.finished)
-        super().__init__(f"{len(told)} of {total} runs failed; " + "; ".join(told))
+        alike: dict[str, list[str]] = {}
+        for folder, error in failures.items():
+            alike.setdefault(str(error).removeprefix(f"{folder}: "), []).append(str(folder))
+        told = [f"{', '.join(folders)}: {text}" for text, folders in alike.items()]
+        total = len(self.failures) + len(self.finished)
+        super().__init__(f"{len(self.failures)} of {total} runs failed; " + "; ".join(told))
 
     def __reduce__(self) -> tuple[type[RunsFailed], tuple[dict[Path, ClpromptError], list[Any]]]:
         return type(self), (self.failures, self.finished)

@@ -19,7 +19,7 @@ from clprompt import config as configuration
 from clprompt import metrics, registry, runfolder, state
 from clprompt.backbone import FrozenViT
 from clprompt.config import Config
-from clprompt.data import DataBundle, datasets_for
+from clprompt.data import DataBundle, datasets_for, make_transform
 from clprompt.engine import Engine, ProgressLike
 from clprompt.errors import (
     CheckpointError,
@@ -89,6 +89,7 @@ class Builder:
         device = find_device(config.device)
         bundle = self._once("data", config.data, lambda: make_registered(registry.datasets, config.data))
         backbone = self._once("backbone", config.backbone, lambda: make_backbone(config.backbone))
+        make_transform(backbone)  # refuses a backbone that no image fits
         seed = config.seeds[0]
         plan = make_registered(registry.scenarios, config.scenario, bundle.train.targets, seed=seed)
         model = make_registered(registry.strategies, config.strategy, backbone, seed=seed)
@@ -131,7 +132,7 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has devices, but no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f'device "{name}" is not there; use auto, cpu, or a device of this machine'

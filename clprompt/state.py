@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -26,7 +27,9 @@ def save_checkpoint(folder: Path, payload: Mapping[str, Any]) -> None:
     """
     path = folder / CHECKPOINT
     path.parent.mkdir(exist_ok=True)
-    atomic_write(path, lambda file: torch.save({"format": FORMAT, **payload}, file))
+    data = io.BytesIO()  # written at once: torch makes something of its own out of a full disk
+    torch.save({"format": FORMAT, **payload}, data)
+    atomic_write(path, data.getvalue())
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:

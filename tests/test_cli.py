@@ -257,7 +257,8 @@ def test_a_run_that_fails_stops_no_other_and_is_told_in_one_line_at_the_end(
         whole = sorted(Path("runs/quickstart").glob("*-ncm"))
         assert err.splitlines()[-1] == (
             "clprompt: error: 2 of 4 runs failed; "
-            + "; ".join(f"{folder}: images/7.png cannot be read" for folder in failed)
+            + ", ".join(map(str, failed))
+            + ": images/7.png cannot be read"
         )
         assert all(str(folder) in out for folder in whole)
         assert all((folder / "results.json").exists() for folder in whole)

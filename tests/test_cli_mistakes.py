@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -9,8 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from clprompt import state
 from clprompt.cli import main
+from clprompt.errors import ClpromptError
 
 
 @pytest.fixture
@@ -83,8 +89,53 @@ MISTAKES: list[tuple[str, str]] = [
     ("run quickstart backbone=resnet18", "backbone resnet18 (ResNet) is not supported"),
     ("run quickstart backbone.depth=7", "it takes no depth"),
     ("run quickstart backbone.pretrained=perhaps", 'backbone.pretrained must be bool, got "perhaps"'),
-    ("run quickstart online={} strategy={name: dualprompt}", "needs experience boundaries"),
+    (
+        "run quickstart online={} strategy={name: dualprompt, boundary_free: false}",
+        "needs experience boundaries",
+    ),
+    ("run quickstart data=cifar100", "cifar100"),
+    ("run quickstart data=cifar100", "set data.download=true to get it"),
+    ("run quickstart data=food101", "set data.download=true to get it"),
+    ("run quickstart data={name: imagefolder, path: no/pictures}", "there is no folder no/pictures"),
+    ("run quickstart data={name: csv, path: no.csv}", "there is no file no.csv"),
+    ("run quickstart data={name: npz, path: no.npz}", "there is no file no.npz"),
+    ("run quickstart data=voc2007", "data/VOCdevkit"),
+    ("run quickstart data.augment=heavy", 'data.augment must be one of "none", "standard"'),
+    ("run quickstart scenario.experiences=two", 'scenario.experiences must be int, got "two"'),
+    ("run quickstart scenario={name: split, sessions: 3}", 'unknown key "scenario.sessions"'),
+    ("run quickstart scenario=multi_label", "needs multi-hot targets"),
+    ("run quickstart training=adam", 'training must be a mapping, got "adam"'),
+    ("run quickstart training.lr.x=1", "training.lr is a value (0.03), not a section"),
+    ("run quickstart training..lr=1", '"training..lr=1" is not an override'),
+    ("run quickstart training.workers=-1", "training.workers must be at least 0, got -1"),
+    ("run quickstart training.eval_mb_size=0", "training.eval_mb_size must be at least 1, got 0"),
+    ("run quickstart training.momentum=2", "training.momentum must be below 1, got 2.0"),
+    ("run quickstart training.weight_decay=-1", "training.weight_decay must be at least 0, got -1.0"),
+    ("run quickstart training.checkpoint_every=0", "training.checkpoint_every must be at least 1, got 0"),
+    ("run quickstart online.eval_every=0", "online.eval_every must be at least 1, got 0"),
+    ("run quickstart export=all", 'export must be one of "method", "full", got "all"'),
+    ("run quickstart seed=0,0", "seed names a seed twice: [0, 0]"),
+    ("run quickstart strategy={e_length: 3}", "strategy.name is missing"),
+    ("run quickstart compare=3", "compare must be a list of strategies, got 3"),
+    ("run quickstart device=meta", 'device "meta" is not there'),
+    ("run quickstart backbone.checkpoint=no.pth", "brings its own weights; it takes no checkpoint"),
+    ("run quickstart backbone={name: vit_tiny_patch16_224, checkpoint: no.pth}", "no file no.pth"),
+    (
+        "run quickstart backbone={name: vit_tiny_patch16_224, img_size: 30}",
+        "not a multiple of the patch size",
+    ),
+    ("run quickstart backbone={name: vit_tiny_patch16_224, in_chans: 2}", "1 or 3 channels"),
+    ("run quickstart backbone={name: vit_tiny_patch16_224, wings: 2}", "wings"),
     ("run quickstart runs_dir=/dev/null/runs", "Not a directory: /dev/null/runs"),
+    ("run ./", "Is a directory"),
+    ("report", "Missing argument 'RUN...'"),
+    ("report out=there", "Missing argument 'RUN...'"),
+    ("report nowhere", "nowhere is not the folder of a run: there is no such folder"),
+    ("report .", "no run folder in ."),
+    ("predict nowhere x.png", "nowhere is not the folder of a run: there is no such folder"),
+    ("predict . x.png", ". is not the folder of a run: it holds no config.yaml"),
+    ("predict .", "Missing argument 'IMAGES...'"),
+    ("explain nowhere x.png", "nowhere is not the folder of a run: there is no such folder"),
     ("resume nowhere", "nowhere is not the folder of a run: there is no such folder"),
     ("resume .", ". is not the folder of a run: it holds no config.yaml"),
     ("config quickstart seed=-1", "seed must be between 0 and 4294967295, got -1"),
@@ -116,6 +167,52 @@ def _split(words: str) -> list[str]:
         else:
             found[-1] += mark
     return found
+
+
+@pytest.mark.parametrize(
+    ("limit", "what"), [(100, "config.yaml"), (2000, "events.out.tfevents"), (30_000, "events.out.tfevents")]
+)
+def test_a_disk_that_is_full_is_one_line_that_names_the_file(
+    limit: int, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "run",
+        "quickstart",
+        f"runs_dir={tmp_path}",
+        "strategy=ncm",
+        "compare=[]",
+        "data.test_fraction=0.8",
+    ]
+    with _largest_file(limit):
+        assert main(words) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(rf"clprompt: error: cannot write {tmp_path}/.*{what}.*: File too large", err)
+    assert not list(tmp_path.rglob("results.json"))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("limit", [0, 20_000])
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(limit: int, tmp_path: Path) -> None:
+    state.save_checkpoint(tmp_path, {"step": 1})
+    with (
+        _largest_file(limit),
+        pytest.raises(ClpromptError, match=r"^cannot write .*state\.pt: File too large$"),
+    ):
+        state.save_checkpoint(tmp_path, {"step": 2, "weights": torch.zeros(100_000)})
+    checkpoint = state.load_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint["step"] == 1
+
+
+@contextlib.contextmanager
+def _largest_file(size: int) -> Iterator[None]:
+    """The nearest thing to a full disk that needs no rights: no file may grow beyond a size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_debug_shows_the_traceback_above_the_line(
