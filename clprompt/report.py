@@ -58,6 +58,7 @@ class Run:
     Attributes:
         folder: the run folder. name: the strategy. seed: its seed. config: its config.yaml. results: its results.json.
         matrix: the accuracy matrix [T, T]; [0, 0] where no accuracy was measured per experience.
+        precision: mAP over the seen classes after each experience [T], of multi-hot targets; [0] of others.
     """
 
     folder: Path
@@ -66,6 +67,12 @@ class Run:
     config: dict[str, Any]
     results: dict[str, Any]
     matrix: NDArray[np.float64]
+    precision: NDArray[np.float64]
+
+    @property
+    def experiences(self) -> int:
+        """How many experiences were evaluated at their end."""
+        return max(len(self.matrix), len(self.precision))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -77,7 +84,7 @@ class Run:
     def stream(self) -> str:
         """What two runs share whose figures compare: data, scenario, class groups, with boundaries or without."""
         keys = {k: v for k, v in self.settings.items() if k.split(".")[0] in _STREAM}
-        keys["groups"] = len(self.matrix)
+        keys["groups"] = self.experiences
         keys["online"] = self.config.get("online") is not None
         return json.dumps(keys, sort_keys=True, default=str)
 
@@ -142,7 +149,11 @@ class Section:
 
     def drawings(self) -> dict[str, bytes]:
         """PNG files by name; none where no accuracy was measured after each experience."""
-        if not any(len(run.matrix) for row in self.rows for run in row.runs.values()):
+        runs = [run for row in self.rows for run in row.runs.values()]
+        if any(len(run.precision) for run in runs):
+            curves = {row.label: np.stack([run.precision for run in row.runs.values()]) for row in self.rows}
+            return {"mAP": figures.png(figures.overlay(curves, "mAP over the classes seen", "mAP (%)"))}
+        if not any(len(run.matrix) for run in runs):
             return {}
         accuracy, lost = self._curves(metrics.accuracy_curve), self._curves(metrics.forgetting_curve)
         return {
@@ -291,7 +302,10 @@ def _read(folder: Path) -> Run:
         # most lines are losses, which nobody reads here
         records = [json.loads(line) for line in file if '"evaluation"' in line]
     matrix = metrics.accuracy_matrix(record for record in records if record.get("groups") is not None)
-    return Run(folder, str(config["strategy"]["name"]), int(results["seed"]), config, results, matrix)
+    ends = {record["experience"]: record.get("mAP") for record in records if record["when"] == "experience"}
+    precision = np.array([] if len(matrix) else [ends[key] for key in sorted(ends)], dtype=np.float64)
+    name, seed = str(config["strategy"]["name"]), int(results["seed"])
+    return Run(folder, name, seed, config, results, matrix, precision)
 
 
 def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
@@ -315,10 +329,10 @@ def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
         if value is not None and key not in _NO_MATTER and not key.endswith(".name")
     ]
     names = [str(first.config[key]["name"]) for key in _STREAM]
-    count = f"{len(first.matrix)} class groups" if len(first.matrix) else ""
+    count = f"{first.experiences} class groups"
     online = "online" if first.config.get("online") is not None else ""
     title = ", ".join(filter(None, [" on ".join(reversed(names)), online, count]))
-    slug = "-".join(filter(None, [*names, online, str(len(first.matrix))]))
+    slug = "-".join(filter(None, [*names, online, str(first.experiences)]))
     slug = "".join(mark if mark.isalnum() or mark in "-_" else "_" for mark in slug)
     return Section(title, slug, ", ".join(arguments), rows)
 

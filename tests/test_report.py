@@ -221,11 +221,18 @@ def test_the_markdown_file_shows_the_drawings_beside_it(tmp_path: Path) -> None:
             assert image.format == "PNG"
 
 
-def test_runs_without_accuracy_per_experience_have_a_table_and_no_drawing(tmp_path: Path) -> None:
+def test_runs_on_multi_hot_targets_have_a_drawing_of_their_map(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "a", figures_of_merit={"mAP_last": 0.6, "average_accuracy": None})
-    (folder / "metrics.jsonl").write_text('{"kind": "evaluation", "when": "experience", "mAP": 0.6}\n')
+    lines = [
+        json.dumps(
+            {"kind": "evaluation", "when": "experience", "experience": number, "mAP": 0.6 + number / 10}
+        )
+        for number in range(3)
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
     found = report.collect([folder])
-    assert [path.name for path in found.write(tmp_path / "out")] == ["report.md", "report.html"]
+    assert found.text().startswith("split on digits, 3 class groups\n")
+    assert [path.name for path in found.write(tmp_path / "out")] == ["report.md", "report.html", "mAP.png"]
     assert cells(found.text(), "strategy")[4] == "mAP last"
 
 
