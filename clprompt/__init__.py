@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clprompt.backbone import FrozenViT
-    from clprompt.engine import fit
     from clprompt.evaluation import evaluate
     from clprompt.inference import load
     from clprompt.model import PromptModel, Step
@@ -24,7 +23,7 @@ _HOME = {
     "PromptModel": "clprompt.model",
     "Step": "clprompt.model",
     "evaluate": "clprompt.evaluation",
-    "fit": "clprompt.engine",
+    "fit": "clprompt.fitting",
     "load": "clprompt.inference",
 }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,7 +23,6 @@ from clprompt.errors import Interrupted, ProtocolError
 from clprompt.evaluation import Evaluation, Evaluator
 from clprompt.loading import Images, image_stream, subset, training_batches, visible
 from clprompt.model import PromptModel, Step
-from clprompt.multilabel_evaluation import evaluator_for
 from clprompt.online import marks, stretch
 from clprompt.seeding import rng_state, set_rng_state
 from clprompt.steps import make_optimizer, receive, train_step
@@ -130,6 +130,7 @@ class Engine:
         self.position = Position()
         self.optimizer: Optimizer | None = None
         self._saved = 0
+        self._loss = torch.zeros(())
         self._clock = time.perf_counter()
         self._since = 0
 
@@ -226,6 +227,7 @@ class Engine:
                 clip_grad=self.training.clip_grad,
                 precision=self.precision,
             )
+            self._loss = result.loss.detach()
             at.step += 1
             if (at.step - 1) % self.training.log_every == 0:
                 self._log(result, targets, lr)
@@ -246,7 +248,16 @@ class Engine:
             self._save()
             raise Interrupted(signal)
 
+    def _finite_loss(self) -> float:
+        at, loss = self.position, float(self._loss)
+        if not np.isfinite(loss):
+            raise ProtocolError(
+                f"the loss is {loss} at step {at.step} (experience {at.experience}); lower training.lr or set clip_grad"
+            )
+        return loss
+
     def _save(self) -> None:
+        self._finite_loss()  # a checkpoint never holds what a broken step left
         self._saved = self.position.step
         self.checkpoint()
 
@@ -275,11 +286,7 @@ class Engine:
 
     def _log(self, result: Step, targets: Tensor, lr: float) -> None:
         at = self.position
-        loss = float(result.loss.detach())
-        if not np.isfinite(loss):
-            raise ProtocolError(
-                f"the loss is {loss} at step {at.step} (experience {at.experience}); lower training.lr or set clip_grad"
-            )
+        loss = self._finite_loss()
         accuracy = None
         if targets.ndim == 1:
             accuracy = float((result.logits.argmax(1) == targets).float().mean())
@@ -330,67 +337,3 @@ class Engine:
             self.evaluator.restore(state["exposed"])
         set_rng_state(state["rng"])
         self._saved = self.position.step
-
-
-class _Collector:
-    """Keeps the evaluation records of a fit."""
-
-    def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = []
-
-    def record(self, record: Mapping[str, Any], /) -> None:
-        if record["kind"] == "evaluation":
-            self.records.append(dict(record))
-
-    def speed(self, step: int, images_per_second: float, /) -> None: ...
-
-    def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None: ...
-
-
-def fit(
-    model: PromptModel,
-    plan: Any,
-    train: Images,
-    test: Any = None,
-    *,
-    clean: Images | None = None,
-    training: Training | None = None,
-    online: Online | None = None,
-    seed: int = 0,
-    precision: str = "float32",
-    listeners: Sequence[Listener] = (),
-    progress: ProgressLike | None = None,
-) -> list[dict[str, Any]]:
-    """Train a model on a whole stream in one call; no run folder, no Avalanche.
-
-    Args:
-        model: any PromptModel, on its device.
-        plan: a stream, e.g. ``clprompt.scenarios.split.plan(train.targets, experiences=5)``.
-        train: (image [3, H, W], label) items under the training transform.
-        test: items under the evaluation transform, with ``targets``; None for no evaluation.
-        clean, training, online, seed, precision, listeners, progress: see :class:`Engine`.
-
-    Returns:
-        The evaluation records, one after each experience; :func:`clprompt.metrics.summarise` reads them.
-    """
-    training = training or Training()
-    evaluator = None
-    if test is not None:
-        size = training.eval_mb_size
-        evaluator = evaluator_for(plan, test, test.targets, batch_size=size, precision=precision)
-    collector = _Collector()
-    Engine(
-        model,
-        train,
-        plan.indices,
-        plan.classes,
-        clean=clean,
-        evaluator=evaluator,
-        training=training,
-        online=online,
-        seed=seed,
-        precision=precision,
-        listeners=[collector, *listeners],
-        progress=progress,
-    ).run()
-    return collector.records

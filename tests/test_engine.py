@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from clprompt.config import Online, Training
-from clprompt.engine import Engine, fit
+from clprompt.engine import Engine
 from clprompt.errors import Interrupted, ProtocolError
 from clprompt.evaluation import Evaluator
+from clprompt.fitting import fit
 from clprompt.scenarios import split
 from clprompt.strategies.dualprompt import DualPromptModel
 from clprompt.strategies.linear_probe import LinearProbeModel

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from clprompt.config import Online, Training
-from clprompt.engine import Engine, fit
+from clprompt.engine import Engine
 from clprompt.errors import ConfigError, Interrupted, ProtocolError
+from clprompt.fitting import fit
 from clprompt.scenarios._benchmark import to_avalanche
 from clprompt.scenarios._plan import Plan
 from clprompt.seeding import generator
