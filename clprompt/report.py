@@ -350,7 +350,7 @@ def _labels(groups: Sequence[Mapping[int, Run]]) -> list[str]:
     """
     settings = [next(iter(group.values())).settings for group in groups]
     names = [str(own["strategy.name"]) for own in settings]
-    labels = []
+    labels: list[str] = []
     for name, own in zip(names, settings, strict=True):
         same = [other for other, its in zip(settings, names, strict=True) if its == name]
         keys = sorted({key for other in same for key in {*own, *other} if own.get(key) != other.get(key)})
