@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -310,13 +310,18 @@ def _create_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, dict
 
     folder = resources.files("clprompt.assets")
     facts = json.loads((folder / f"{name}.json").read_text())
-    if kwargs:
+    others = [key for key in kwargs if key != "img_size"]
+    if others:
         raise BackboneError(
-            f"the embedded backbone {name} has a fixed shape; it takes no {', '.join(kwargs)}"
+            f"the embedded backbone {name} has a fixed shape; beside img_size it takes no {', '.join(others)}"
         )
     with preserved_rng(0):
-        vit = VisionTransformer(**{**facts["model"], "num_classes": 0})
+        vit = VisionTransformer(**{**facts["model"], "num_classes": 0, **kwargs})
+    _check_image_size(vit, name)
     weights = load((folder / f"{name}.safetensors").read_bytes())
+    if kwargs:
+        grid = list(vit.patch_embed.grid_size)
+        weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"].float(), grid)
     vit.load_state_dict({key: value.float() for key, value in weights.items()})
     return vit, facts
 

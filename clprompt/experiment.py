@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from clprompt import config as configuration
-from clprompt import metrics, registry, runfolder, state
+from clprompt import metrics, multilabel_metrics, registry, runfolder, state
 from clprompt.backbone import FrozenViT
 from clprompt.config import Config
 from clprompt.data import DataBundle, datasets_for, make_transform
@@ -29,12 +29,12 @@ from clprompt.errors import (
     RunFolderError,
     RunsFailed,
 )
-from clprompt.evaluation import Evaluator
 from clprompt.files import FolderLock
 from clprompt.model import PromptModel
+from clprompt.multilabel_evaluation import evaluator_for
+from clprompt.multilabel_tracking import tracker_for
 from clprompt.progress import Stopwatch
 from clprompt.seeding import derive, preserved_rng
-from clprompt.tracking import RunTracker
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,11 @@ class Result:
 
     @property
     def matrix(self) -> np.ndarray:
-        """The accuracy matrix [T, T]."""
-        return metrics.accuracy_matrix(self.records)
+        """The accuracy matrix [T, T]; for multi-hot targets mAP per class group and, last, over all seen classes."""
+        if not multilabel_metrics.is_multi_label(self.records):
+            return metrics.accuracy_matrix(self.records)
+        seen = multilabel_metrics.curve(self.records)
+        return np.column_stack([multilabel_metrics.group_matrix(self.records, self.groups), seen])
 
 
 @dataclass
@@ -240,7 +243,8 @@ def _train(
 ) -> Result:
     model, bundle = parts.model, parts.bundle
     groups = [list(group) for group in parts.plan.classes]
-    tracker = RunTracker(folder, bundle.class_names, groups, checkpoint and checkpoint["sizes"])
+    sizes, targets = checkpoint and checkpoint["sizes"], bundle.test.targets
+    tracker = tracker_for(folder, bundle.class_names, groups, sizes, targets)
     spent = checkpoint["seconds"] if checkpoint else 0.0
     started = time.perf_counter()
     watch = Stopwatch(checkpoint["experience_seconds"] if checkpoint else ())
@@ -267,10 +271,10 @@ def _train(
         parts.plan.indices,
         parts.plan.classes,
         clean=clean,
-        evaluator=Evaluator(
+        evaluator=evaluator_for(
+            parts.plan,
             test,
-            bundle.test.targets,
-            parts.test_groups,
+            targets,
             batch_size=config.training.eval_mb_size,
             workers=config.training.workers,
             precision=config.precision,
@@ -294,6 +298,12 @@ def _train(
             runfolder.log(folder, f"resume at {engine.position}")
         if progress:
             progress.message(f"{config.strategy['name']}, seed {config.seeds[0]}: {folder}")
+        never = set(np.unique(targets).tolist()) - {c for group in groups for c in group}
+        if never and np.ndim(targets) == 1 and checkpoint is None:
+            text = f"test samples of {len(never)} classes that the stream never trains are left out"
+            runfolder.log(folder, text)
+            if progress:
+                progress.message(text)
         engine.run()
         tracker.hyperparameters(configuration.flat(config.to_dict()))
         summary = tracker.finish()

@@ -18,12 +18,17 @@ COLUMNS = {
 }
 # of runs under the online protocol
 ONLINE_COLUMNS = {"A_auc": "A_auc", "A_avg": "A_avg", "A_last": "A_last", "F_last": "F_last"}
+# of runs on multi-hot targets
+MULTI_LABEL_COLUMNS = {"mAP_last": "last mAP", "mAP_average": "average mAP", "CF1": "CF1", "OF1": "OF1"}
 _WIDTH = 100  # columns of the printed text
 _SHOWN = 15  # class groups that fit into them
 
 
 def columns_of(summaries: Iterable[Mapping[str, float | None]]) -> dict[str, str]:
     """The figures that a table of these runs shows, with their titles."""
+    summaries = list(summaries)
+    if any("mAP_last" in summary for summary in summaries):
+        return MULTI_LABEL_COLUMNS
     return ONLINE_COLUMNS if any("A_auc" in summary for summary in summaries) else COLUMNS
 
 
@@ -31,12 +36,20 @@ def text_summary(results: Mapping[str, tuple[ArrayLike, Mapping[str, float | Non
     """The block that is printed at the end of a run, plain text of at most 100 columns.
 
     Args:
-        results: by strategy, the accuracy matrix R [T, T] and `clprompt.metrics.summarise` of it; with more
-            than one strategy a table compares them.
+        results: by strategy, the accuracy matrix R [T, T] and `clprompt.metrics.summarise` of it (for multi-hot
+            targets, the mAP of each class group [T, groups] with that over all seen classes as the last column, and
+            `clprompt.multilabel_metrics.summarise`); with more than one strategy a table compares them.
     """
     blocks = []
     for name, (matrix, summary) in results.items():
         title = _shortened(name, _WIDTH)
+        if "mAP_last" in summary:
+            figures = ", ".join(
+                f"{text} {_percent(summary.get(key))}" for key, text in MULTI_LABEL_COLUMNS.items()
+            )
+            lines = _map_lines(np.asarray(matrix, dtype=np.float64))
+            blocks.append("\n".join([title, "=" * len(title), *lines, f"{figures} (%)"]))
+            continue
         if "A_auc" in summary:
             figures = ", ".join(f"{key} {_percent(summary.get(key))}" for key in ONLINE_COLUMNS) + " (%)"
         else:
@@ -56,6 +69,22 @@ def text_summary(results: Mapping[str, tuple[ArrayLike, Mapping[str, float | Non
             lines.append(f"{_shortened(name, width):{width}}" + "".join(cells))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def _map_lines(matrix: NDArray[np.float64]) -> list[str]:
+    """mAP in percent per class group and over all seen classes (the last column), after each experience."""
+    if not len(matrix):
+        return ["no evaluation at the end of an experience"]
+    done, groups = len(matrix), matrix.shape[1] - 1
+    shown = np.unique(np.linspace(0, groups - 1, min(groups, _SHOWN - 2)).round().astype(int))
+    lines = ["mAP (%) on the classes of each group and on all seen classes, after each experience"]
+    lines.append("group   " + "".join(f"{j + 1:6d}" for j in shown) + "    seen")
+    for i in np.unique(np.linspace(0, done - 1, min(done, _SHOWN)).round().astype(int)):
+        cells = "".join(f"{_percent(matrix[i, j]):>6}" for j in shown)
+        lines.append(f"after{i + 1:3d}{cells}{_percent(matrix[i, -1]):>8}")
+    if len(shown) < groups or done > _SHOWN:
+        lines.append(f"({len(shown)} of {groups} groups; all of them: map_matrix.csv)")
+    return lines
 
 
 def _matrix_lines(matrix: NDArray[np.float64]) -> list[str]:

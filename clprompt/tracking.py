@@ -35,7 +35,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,8 @@ class RunTracker:
         ClpromptError: the folder cannot be written.
     """
 
+    charts: ClassVar[Mapping[str, Sequence[str]]] = _CHARTS
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -111,7 +113,7 @@ class RunTracker:
         self._sizes = {name: size for name, size in sizes.items() if name != _METRICS}
         self._finished = False
         if not self._sizes:  # else an earlier file has it
-            self._events.add(0, custom_charts("class-incremental learning", _CHARTS))
+            self._events.add(0, custom_charts("class-incremental learning", self.charts))
         self.flush()
 
     def record(self, record: Mapping[str, Any]) -> None:
@@ -126,7 +128,7 @@ class RunTracker:
         elif clean["kind"] == "train":
             scalars, step = _train_scalars(clean), clean["step"]
         elif clean["when"] == "anytime":
-            scalars, step = {"anytime/accuracy": clean["accuracy"]}, clean["samples"]
+            scalars, step = self._anytime_scalars(clean), clean["samples"]
         else:
             scalars, step = self._experience_scalars(clean), clean["experience"] + 1
         self._metrics.append((json.dumps(clean, sort_keys=True, allow_nan=False) + "\n").encode())
@@ -195,17 +197,23 @@ class RunTracker:
             atomic_write(self.folder / "confusion_matrix.csv", _csv([header, *rows]))
         from clprompt import figures
 
+        forgetting = figures.forgetting(metrics.accuracy_matrix(self.records))  # in TensorBoard a chart
+        self._conclude(results, last, {**self._figures(last), "forgetting": forgetting})
+        return results
+
+    def _conclude(self, results: Mapping[str, float], last: Record, drawn: Mapping[str, Figure]) -> None:
+        """Write the drawings, and the final figures to TensorBoard once."""
+        from clprompt import figures
+
         with one_line_errors(f"write {self.folder / 'figures'}"):
             (self.folder / "figures").mkdir(exist_ok=True)
-        forgetting = figures.forgetting(metrics.accuracy_matrix(self.records))  # in TensorBoard a chart
-        for name, figure in {**self._figures(last), "forgetting": forgetting}.items():
+        for name, figure in drawn.items():
             atomic_write(self.folder / "figures" / f"{name}.png", figures.png(figure))
         if not self._finished:
             final = {f"final/{key}": value for key, value in results.items() if not math.isnan(value)}
             self._events.scalars(last["experience"] + 1, final)
             self._finished = True
         self.flush()
-        return results
 
     def close(self) -> None:
         """Write what is pending and close the files; a second call does nothing."""
@@ -219,6 +227,9 @@ class RunTracker:
             if record.get("kind") == "evaluation" and record["when"] == "experience":
                 return record
         return None
+
+    def _anytime_scalars(self, record: Record) -> dict[str, float | None]:
+        return {"anytime/accuracy": record["accuracy"]}
 
     def _experience_scalars(self, record: Record) -> dict[str, float | None]:
         row, width = record["experience"], max(2, len(str(len(record["groups"]))))

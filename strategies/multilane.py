@@ -41,7 +41,6 @@ class MultiLaneModel(PromptModel):
 
     * Each task has parameters of its own (the released code keeps one tensor over all tasks): weight decay cannot
       move old ones, and the number of tasks need not be known.
-    * Training or evaluation mode alone decides which lanes run (the released code has a second flag).
     * The classifier's input is normalised, as in the released code since September 2024; ``normalize=false`` is what
       it did before.
     * The loss of multi-hot targets is computed on the task's columns and scaled by their share, which leaves out
@@ -208,9 +207,9 @@ class MultiLaneModel(PromptModel):
         return mask_logits(out.index_copy(1, columns, joined), self.seen)
 
     def _groups(self, lanes: Iterable[int]) -> list[list[int]]:
-        """The groups, in the fixed order, that hold these lanes; a group that is not full repeats its last lane.
+        """The groups that hold these lanes; one that is not full repeats its last lane.
 
-        Every matrix product of evaluation so has the same shape whenever a lane is computed, and the same bits.
+        All matrix products of evaluation so have the same shape whenever a lane is computed, and it the same bits.
         """
         size = self.lane_chunk
         starts = sorted({lane // size * size for lane in lanes})
@@ -381,12 +380,21 @@ class MultiLaneModel(PromptModel):
 
     @torch.no_grad()
     def selector_maps(self, images: Tensor, lanes: Sequence[int]) -> Tensor:
-        """Where the selectors of some lanes look: [B, T, S, rows, columns], the mean over blocks, patches only.
-
-        Each map adds up to one, less what the selector gives to class token and registers.
-        """
+        """Where selectors look: their attention to patches, the mean over blocks, [B, T, S, rows, columns]."""
         look: list[Tensor] = []
         self._run(images, [list(lanes)], look)
         mean = torch.stack(look).mean(0)[..., self.backbone.num_prefix_tokens :]
-        size = self.backbone.image_size[0] // self.backbone.patch_size[0]
-        return mean.unflatten(-1, (size, -1))
+        return mean.unflatten(-1, (self.backbone.image_size[0] // self.backbone.patch_size[0], -1))
+
+    def explain(self, images: Tensor) -> dict[str, Any]:
+        """Each image beside what its selectors look at, one row per lane: figures by name."""
+        from clprompt.multilabel_figures import attention_figures
+
+        if self.merge_to is not None or not self.num_lanes:
+            raise ConfigError("there are no selectors to show: tokens are merged, or nothing was trained")
+        names = getattr(self, "class_names", [str(c) for c in range(self.num_classes)])
+        rows = [", ".join(names[int(c)] for c in self.classes_of(lane)) for lane in range(self.num_lanes)]
+        maps = self.selector_maps(images, range(self.num_lanes))
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.backbone.mean, self.backbone.std))
+        pixels = (images.cpu().float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+        return attention_figures(pixels.numpy(), maps.cpu().double().numpy(), rows, "selector")

@@ -15,7 +15,6 @@ from torch import Tensor
 from clprompt import optim
 from clprompt.attention import finish_attention, project_stream, residual_mlp, split_heads
 from clprompt.backbone import FrozenViT
-from clprompt.errors import ConfigError, ProtocolError
 from clprompt.lanes import merge_tokens
 from clprompt.losses import classification_loss
 from clprompt.seeding import preserved_rng
@@ -378,31 +377,12 @@ def test_initial_slabs_have_the_size_that_the_description_gives():
     assert sizes.mean().item() == pytest.approx(8**-0.5, rel=0.1)
 
 
-# ------------------------------------------------------------------------------------------- mistakes
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"selectors": 0}, "selectors must be at least 1"),
-        ({"merge_to": 4}, "merge_to takes the place of selectors"),
-        ({"prompt_blocks": 6}, "prompt_blocks must be 0..5"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"lane_chunk": 0}, "lane_chunk must be at least 1"),
-    ],
-)
-def test_arguments_that_make_no_lane_are_refused(arguments, text):
-    with pytest.raises(ConfigError, match=text):
-        MultiLaneModel(tiny_vit(), **arguments)
-
-
-def test_a_backbone_without_a_class_token_is_refused():
-    with pytest.raises(ConfigError, match="class token"):
-        MultiLaneModel(tiny_vit("average pooling and q/k norm"))
-
-
-def test_a_class_in_two_experiences_is_refused():
-    model = MultiLaneModel(tiny_vit())
-    model.begin_experience([0, 1])
-    with pytest.raises(ProtocolError, match="class 1 is in two experiences"):
-        model.begin_experience([1, 2])
+def test_each_image_is_explained_by_a_grid_of_what_the_selectors_look_at(exact):
+    model = make(exact).eval()
+    maps = model.selector_maps(exact["input.images"], range(3))
+    assert maps.shape == (4, 3, 3, 4, 4)  # image, lane, selector, rows and columns of patches
+    assert (maps >= 0).all()
+    assert (maps.sum((-1, -2)) <= 1).all()
+    figures = model.explain(exact["input.images"][:2])
+    assert sorted(figures) == ["selectors_01", "selectors_02"]
+    assert len(figures["selectors_01"].axes) == 3 * 4
