@@ -375,3 +375,15 @@ def test_a_run_that_is_stopped_anywhere_continues_to_the_same_records(backbone, 
     assert json.dumps(log.records) == json.dumps(expected)
     for name, value in second.model.method_state().items():
         assert torch.equal(value, whole.model.method_state()[name]), name
+
+
+def test_test_classes_that_never_arrive_are_left_out_and_that_is_said_once(tmp_path):
+    from clprompt import experiment
+
+    dropping = {"name": "si_blurry", "sessions": 3, "compat": "reference"}  # one of ten classes gets lost
+    values = {**VALUES, "strategy": "ncm", "compare": [], "scenario": dropping, "runs_dir": str(tmp_path)}
+    (result,) = experiment.run(from_dict({**values, "online": {"eval_every": 500}}))
+    assert (result.folder / "run.log").read_text().count("1 classes that the stream never trains") == 1
+    assert result.records[-1]["accuracy"] > 0.5
+    assert set(result.summary) >= {"A_auc", "A_avg", "A_last", "F_last"}
+    assert (result.folder / "figures" / "anytime_accuracy.png").is_file()
