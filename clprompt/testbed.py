@@ -120,7 +120,7 @@ class Workbench:
     def __init__(self, model_class: type[PromptModel], **arguments: Any) -> None:
         self.model_class = model_class
         self.arguments = arguments
-        self.train, self.test = ToyImages(17), ToyImages(8, "test")  # 17: the last batch is a small one
+        self.train, self.test = ToyImages(17), ToyImages(6, "test")  # 17: the last batch is a small one
 
     @cached_property
     def backbones(self) -> dict[str, FrozenViT]:
@@ -175,10 +175,16 @@ class Workbench:
         return log.records
 
     @cached_property
+    def short(self) -> tuple[PromptModel, list[dict[str, Any]]]:
+        """A model after two epochs on each of two experiences, not to be trained on, and the records of its run."""
+        model = self.make()
+        return model, self.run(model, epochs=2, experiences=2)
+
+    @cached_property
     def stages(self) -> list[PromptModel]:
         """The model as it is after each experience of the whole stream; take :meth:`copy` to go on with one."""
         model = self.make()
-        engine = self.engine(model, epochs=6, log=self.log)
+        engine = self.engine(model, epochs=5, log=self.log)
         stages = []
         for _ in CLASSES:
             engine.run_experience()
@@ -193,6 +199,13 @@ class Workbench:
     def copy(self, stage: int = -1) -> PromptModel:
         """A model of one's own as it was after an experience."""
         return copy.deepcopy(self.stages[stage])
+
+    @cached_property
+    def alone(self) -> tuple[Tensor, Tensor]:
+        """Logits of the test images one by one after the stream [B, C], and which of them are steady [B]."""
+        model = self.copy()
+        logits = chunked(model, self.test.images, 1)
+        return logits, steady(model, self.test.images, logits)
 
     def arrived(self, parts: Sequence[Sequence[Any]], experience: int) -> list[Any]:
         """What an experience gives to training: its own part, or all so far for a model that revisits them."""

@@ -10,7 +10,6 @@ follows from what the model declares (``boundaries``, ``trains``, ``rehearsal_fr
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +38,7 @@ from clprompt.testbed import (
     same_bits,
     scale,
     steady,
+    tiny_vit,
 )
 
 Check = Callable[[Workbench], None]
@@ -149,11 +149,9 @@ def check_kinds_of_backbone(bench: Workbench) -> None:
 
 def check_frozen_backbone(bench: Workbench) -> None:
     """The backbone keeps its bits, takes no gradient and stays in eval mode."""
-    before = copy.deepcopy(bench.backbones["class token"].state_dict())
-    model = bench.make()
-    bench.run(model, epochs=2, experiences=2)
+    model, _ = bench.short
     model.train()
-    moved = changed(before, model.backbone.state_dict())
+    moved = changed(tiny_vit().state_dict(), model.backbone.state_dict())
     require(not moved, f"training changed {len(moved)} tensors of the backbone: {moved[:3]}")
     open_ = [n for n, p in model.backbone.named_parameters() if p.requires_grad or p.grad is not None]
     require(not open_, f"{len(open_)} parameters of the backbone take a gradient: {open_[:3]}")
@@ -170,6 +168,9 @@ def check_declared_parameters(bench: Workbench) -> None:
         declared = _declared(model)
         if optimizer is None:
             continue
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        lost = [name for name, p in model.named_parameters() if (id(p) in held) != (name in declared)]
+        require(not lost, f"optimizer and param_groups disagree on {lost[:3]}")
         before = bits(model)
         for _ in range(3):
             train_step(model, optimizer, images, targets)
@@ -198,8 +199,7 @@ def _declared(model: PromptModel) -> list[str]:
 def check_batch_companions(bench: Workbench) -> None:
     """In eval mode a sample's logits depend neither on its companions in the batch nor on its place in it."""
     model, images = bench.copy(), bench.test.images
-    alone = chunked(model, images, 1)
-    kept = steady(model, images, alone)
+    alone, kept = bench.alone
     order = torch.randperm(len(images), generator=generator(0, "companions"))
     for size in (8, 7):  # published mix-ups of the batch axis show on even or on odd batches only
         mixed = torch.empty_like(alone)
@@ -213,14 +213,15 @@ def check_batch_companions(bench: Workbench) -> None:
 def check_batch_size(bench: Workbench) -> None:
     """Predictions do not depend on the evaluation batch size."""
     model, images = bench.copy(), bench.test.images
-    alone = chunked(model, images, 1)
-    kept = steady(model, images, alone)
+    alone, kept = bench.alone
     for size in (2, 5, 16, len(images)):
         near(chunked(model, images, size), alone, kept, f"in evaluation batches of 1 and of {size}")
 
 
 def check_unseen_classes(bench: Workbench) -> None:
     """Exactly the classes seen so far have finite logits, in evaluation and in training, whatever their ids."""
+    with torch.no_grad():
+        columns(bench.make().eval()(bench.test.images), [], "before any class was observed")
     for stage in range(len(CLASSES)):
         with torch.no_grad():
             columns(bench.copy(stage)(bench.test.images), bench.seen(stage), f"after experience {stage + 1}")
@@ -274,8 +275,7 @@ def check_cache(bench: Workbench) -> None:
 def check_savings(bench: Workbench) -> None:
     """What the backbone saves (a shared start, a trimmed last block) changes no prediction."""
     model, images = bench.copy(), bench.test.images[:16]
-    alone = chunked(model, images, 1)
-    kept = steady(model, images, alone)
+    alone, kept = (values[:16] for values in bench.alone)
     for switch in ("share_prefix", "trim_last_block"):
         setattr(model.backbone, switch, False)
         near(chunked(model, images, 16), alone, kept, f"with backbone.{switch} on and off")

@@ -38,7 +38,7 @@ from clprompt.testbed import (
 def check_growth(bench: Workbench) -> None:
     """A new class leaves the logits of old ones and their moments as they are; observe tells that parameters grew."""
     model, optimizer = bench.begun(2)
-    images = bench.test.images[:16]
+    images = bench.test.images[:8]
     alone = chunked(model.eval(), images, 1)
     kept = steady(model, images, alone)
     moments = None if optimizer is None else copy.deepcopy(_moments(optimizer, model))
@@ -157,8 +157,7 @@ def check_save_and_load(bench: Workbench) -> None:
 
 def check_resume(bench: Workbench) -> None:
     """A run that is stopped in the middle of an epoch and resumed by a new process ends with the same bits."""
-    whole = bench.make()
-    records = bench.run(whole, epochs=2, experiences=2)
+    whole, records = bench.short
     batches = 10 if bench.online else 20
     for point in (3, batches // 2, batches - 2):
         left = iter(range(point - 1))
@@ -198,17 +197,16 @@ def _saved(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_determinism(bench: Workbench) -> None:
     """Two runs with the same seed give the same bits and losses, whatever the global random states."""
-    runs = []
-    for state in (1, 2):
-        with preserved_rng(state):
-            model = bench.make()
-            runs.append((bench.run(model, epochs=2, experiences=2), bits(model)))
-    moved = changed(runs[0][1], runs[1][1])
+    first, records = bench.short
+    with preserved_rng(1):
+        second = bench.make()
+        again = bench.run(second, epochs=2, experiences=2)
+    moved = changed(bits(first), bits(second))
     require(
         not moved,
         f"two runs with the same seed differ in {moved[:3]}; draw from seeding.generator(seed, ...)",
     )
-    require(runs[0][0] == runs[1][0], "two runs with the same seed differ in their losses or accuracies")
+    require(records == again, "two runs with the same seed differ in their losses or accuracies")
 
 
 def check_random_states(bench: Workbench) -> None:
