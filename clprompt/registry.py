@@ -135,7 +135,12 @@ def load_builtin() -> None:
         return
     _loaded = True  # before the imports: a module may ask for a name while it is being imported
     try:
-        for package in ("clprompt.strategies", "clprompt.scenarios", "clprompt.data"):
+        for package in (
+            "clprompt.strategies",
+            "clprompt.scenarios",
+            "clprompt.data",
+            "clprompt.multilabel_data",
+        ):
             _import_all(package)
         for group, registry in ENTRY_POINTS.items():
             for point in importlib.metadata.entry_points(group=group):
