@@ -138,7 +138,7 @@ def online_figures(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     A_auc: mean of the periodic accuracies, the area under their curve over the samples. A_avg: mean of the accuracies
     at the session ends. A_last: accuracy at the last session's end. F_last: see :func:`last_forgetting`.
 
-    Source: Moon et al. 2023 (MVP) and its released code, with exact counts in place of count + 1e-5.
+    Source: Moon et al. 2023 (arXiv 2308.09303) and its released code, with exact counts in place of count + 1e-5.
     """
     records = list(records)
     ends = [_number(record["accuracy"]) for record in _session_ends(records)]

@@ -6,7 +6,7 @@ per batch, so that batches of 64 and a period of 1000 give evaluations after 102
 hold both numbers, ``samples`` and ``nominal`` (1000, 2000, 3000, ...). Session ends are evaluated too, the last one
 always; they are no part of the mean over the periodic ones, see :func:`clprompt.metrics.online_figures`.
 
-Source: Moon et al. 2023 (MVP), and its released code for the times of evaluation.
+Source: Moon et al. 2023 (arXiv 2308.09303), and its released code for the times of evaluation.
 """
 
 from __future__ import annotations
