@@ -293,6 +293,10 @@ def _train(
         if checkpoint is None:
             runfolder.write_json(folder / "environment.json", facts)
             runfolder.log(folder, f"start: {config.strategy['name']}, seed {config.seeds[0]}")
+            for note in parts.plan.notes(bundle.train.targets, targets):
+                runfolder.log(folder, note)
+                if progress:
+                    progress.message(note)
         else:
             engine.load_state(checkpoint["engine"])
             runfolder.log(folder, f"resume at {engine.position}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import Subset
+import numpy as np
+from torch.utils.data import Dataset, Subset
 
 from clprompt import registry
-from clprompt.loading import Images
+from clprompt.loading import Images, visible
 from clprompt.scenarios._plan import Plan
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
         )
         from avalanche.benchmarks.utils.data_attribute import TaskLabels
 
+    if np.ndim(train.targets) == 2:
+        return _label_sets(plan, train, test)
+
     def parts(dataset: Any, groups: Any) -> list[Any]:
         found = []
         for indices in groups:
@@ -52,6 +57,47 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
         train=parts(train, plan.indices), test=parts(test, plan.test_groups(test.targets))
     )
     return with_task_labels(with_classes_timeline(benchmark))
+
+
+class _Shown(Dataset):
+    """Some samples of a data set, their multi-hot targets restricted to some classes."""
+
+    def __init__(self, dataset: Any, indices: Any, classes: Sequence[int]) -> None:
+        self.dataset, self.indices, self.classes = dataset, [int(i) for i in indices], list(classes)
+        self.random_transform = getattr(dataset, "random_transform", True)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[Any, ...]:
+        image, target, *rest = self.dataset[self.indices[position]]
+        return image, visible(target[None], self.classes)[0], *rest
+
+
+def _label_sets(plan: Any, train: Any, test: Any) -> CLScenario:
+    """A multi-label stream: the data sets carry the visible labels as ``label_sets``; they have no ``targets``.
+
+    Test experience t is the one set that is evaluated after experience t: images with a seen label.
+    """
+    from avalanche.benchmarks import benchmark_from_datasets
+    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+
+    def part(dataset: Any, indices: Any, classes: Sequence[int]) -> Any:
+        hot = np.asarray(dataset.targets)[indices]
+        sets = [[c for c in classes if row[c]] for row in hot]
+        return AvalancheDataset(
+            [_Shown(dataset, indices, classes)], data_attributes=[DataAttribute(sets, "label_sets")]
+        )
+
+    seen = [[c for group in plan.classes[: t + 1] for c in group] for t in range(len(plan))]
+    made = benchmark_from_datasets(
+        train=[part(train, i, c) for i, c in zip(plan.indices, plan.classes, strict=True)],
+        test=[part(test, plan.seen_test(test.targets, t), seen[t]) for t in range(len(plan))],
+    )
+    for stream, groups in ((made.train_stream, plan.classes), (made.test_stream, seen)):
+        for experience, classes in zip(stream, groups, strict=True):
+            experience.classes_in_this_experience = list(classes)
+    return made
 
 
 def benchmark(name: str, train: Images, test: Images, *, seed: int = 0, **arguments: Any) -> CLScenario:

@@ -35,6 +35,10 @@ class Plan:
         rows = [np.bincount(targets[index], minlength=self.num_classes) for index in self.indices]
         return np.stack(rows)
 
+    def notes(self, train: np.ndarray, test: np.ndarray) -> list[str]:
+        """What of the data takes no part in the stream, in a sentence each."""
+        return []
+
     def test_groups(self, targets: np.ndarray) -> tuple[np.ndarray, ...]:
         """Test sample indices of each class group, in data set order."""
         return tuple(np.flatnonzero(np.isin(targets, group)) for group in self.classes)

@@ -190,6 +190,8 @@ class PromptStrategy(SupervisedTemplate):
         if self.is_training:
             assert self._step is not None
             return self._step.loss
+        if self.mb_y.ndim == 2:
+            return classification_loss(self.mb_output, self.mb_y, self.model.seen)
         known = self.model.knows(self.mb_y)
         if not bool(known.any()):
             return self.mb_output.new_zeros(())
