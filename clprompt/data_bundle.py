@@ -243,7 +243,7 @@ def _check_split(name: str, targets: np.ndarray, test: np.ndarray, names: Sequen
             raise DataError(f"{name}: there is no {what} image")
     untrained = np.flatnonzero(train_sizes == 0)
     if untrained.size:
-        raise DataError(f"{name}: {_listed(names, untrained)} in the test set, but no training image")
+        raise DataError(f"{name}: {_listed(names, untrained)} test images, but no training image")
     untested = np.flatnonzero(test_sizes == 0)
     if untested.size:
         tell(f"{name}: {_listed(names, untested)} no test image; no accuracy can be told for it")

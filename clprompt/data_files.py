@@ -350,12 +350,14 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
     """The arrays of a file, checked against one another."""
     if not os.path.isfile(path):
         raise DataError(f"data.path: there is no file {path}; it must be an .npz file of images and labels")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: the file cannot be read: it is no whole .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zip, zlib and numpy each fail in their own way
         pickled = "allow_pickle" in str(error)
-        reason = "it holds pickled objects, only arrays are read" if pickled else "it is no whole .npz file"
+        reason = "it holds pickled objects, only arrays are read" if pickled else "it is damaged"
         raise DataError(f"{path}: the file cannot be read: {reason}") from error
     held = ", ".join(sorted(arrays)) or "nothing"
     if "labels" not in arrays or not ("images" in arrays or {"jpeg", "offsets"} <= arrays.keys()):

@@ -37,9 +37,13 @@ class ImageSource:
         return len(self.targets)
 
 
+class DataWarning(UserWarning):
+    """Something about data that a user should read although it stops nothing; one line."""
+
+
 def tell(text: str) -> None:
-    """A line that a user should read although nothing is wrong enough to stop: a Python warning."""
-    warnings.warn(text, UserWarning, stacklevel=3)
+    """Issue a :class:`DataWarning`."""
+    warnings.warn(text, DataWarning, stacklevel=3)
 
 
 # ----------------------------------------------------------------------------------------------- decoding
