@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from clprompt.backbone import FrozenViT
 from clprompt.config import Online, Training
 from clprompt.engine import Engine
-from clprompt.errors import ClpromptError
+from clprompt.errors import ProtocolError
 from clprompt.evaluation import Evaluator
 from clprompt.model import PromptModel
 from clprompt.seeding import generator, preserved_rng
@@ -207,7 +207,7 @@ class Workbench:
         logits = chunked(model, self.test.images, 1)
         return logits, steady(model, self.test.images, logits)
 
-    def arrived(self, parts: Sequence[Sequence[Any]], experience: int) -> list[Any]:
+    def arrived(self, parts: Sequence[Any], experience: int) -> list[Any]:
         """What an experience gives to training: its own part, or all so far for a model that revisits them."""
         first = experience if self.make().revisits == "never" else 0
         return [item for part in parts[first : experience + 1] for item in part]
@@ -276,10 +276,10 @@ def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[s
 
 
 def refused(call: Callable[[], Any], what: str) -> None:
-    """Require that a call raises a mistake of the user, in one line."""
+    """Require that a call raises a ProtocolError, in one line."""
     try:
         call()
-    except ClpromptError as error:
+    except ProtocolError as error:
         require(
             bool(str(error)) and "\n" not in str(error), f"the refusal of {what} must be one line: {error!s}"
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -311,7 +312,7 @@ def check_refusals(bench: Workbench) -> None:
     for label in (2, CLASSES[2][0], 99):
         wrong = targets.clone()
         wrong[-1] = label
-        refused(lambda labels=wrong: model.training_loss(images, labels), f"label {label}, never observed,")
+        refused(partial(model.training_loss, images, wrong), f"label {label}, never observed,")
     refused(lambda: model.training_loss(images[:0], targets[:0]), "an empty batch")
     refused(lambda: model.observe(targets - 8), "a negative label")
     refused(lambda: model.observe(targets.float()), "a label that is no integer")
