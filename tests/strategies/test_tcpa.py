@@ -1,0 +1,255 @@
+"""TCPA beyond the golden file: isolation of prompts, growth, the random warm-up, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from clprompt.backbone import FrozenViT
+from clprompt.config import Online
+from clprompt.engine import Engine
+from clprompt.errors import ConfigError, ProtocolError
+from clprompt.seeding import generator, preserved_rng
+from clprompt.strategies.tcpa import TCPAModel
+
+
+def backbone(**arguments: Any) -> FrozenViT:
+    settings: dict[str, Any] = {
+        "img_size": 16,
+        "patch_size": 4,
+        "in_chans": 1,
+        "embed_dim": 16,
+        "depth": 3,
+        "num_heads": 2,
+        "num_classes": 0,
+        **arguments,
+    }
+    with preserved_rng(1):
+        vit = VisionTransformer(**settings)
+        for parameter in vit.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return FrozenViT(vit).double()
+
+
+def images(count: int = 6, seed: int = 0) -> Tensor:
+    return torch.randn(count, 1, 16, 16, generator=generator(seed, "images"), dtype=torch.float64)
+
+
+def build(vit: FrozenViT | None = None, **arguments: Any) -> TCPAModel:
+    small = {"pool_cls": 4, "pool_image": 4, "top_k_cls": 2, "top_k_image": 2, "random_epochs": 0}
+    model = TCPAModel(vit or backbone(), **{**small, **arguments}).double()
+    if model.boundaries == "required":
+        model.begin_experience([0, 1])
+    model.observe(torch.tensor([0, 1]))
+    return model.double().eval()
+
+
+def stir(prompts: Tensor, which: Tensor) -> None:
+    """Replace prompts [blocks, entries, length, D] by large noise where ``which`` [blocks, entries] is set."""
+    noise = torch.randn(prompts.shape, generator=generator(5, "noise"), dtype=prompts.dtype)
+    with torch.no_grad():
+        prompts[which] = 1e3 * noise[which]
+
+
+def test_a_prompt_that_no_token_chose_is_inert_before_the_softmax_and_not_after():
+    for mask, inert in (("before", True), ("after", False)):
+        model = build(mask=mask, pool_image=16, top_k_image=1)
+        idle = ~model.choices(images(1))["image"].any(2).any(1)  # (blocks, entries)
+        assert idle.any()
+        before = model(images(1))
+        stir(model.entries["image"][0], idle)
+        assert torch.equal(model(images(1)), before) is inert
+
+
+def test_image_prompts_of_the_last_block_reach_no_logit_and_class_prompts_do():
+    for role, reaches in (("image", False), ("cls", True)):
+        model = build(token_matching=False)
+        before = model(images())
+        last = torch.zeros(3, 4, dtype=torch.bool)
+        last[-1] = True
+        stir(model.entries[role][0], last)
+        assert torch.equal(model(images()), before) is not reaches
+
+
+def test_choosing_the_whole_pool_equals_roles_without_keys():
+    whole, roles = build(top_k_cls=4, top_k_image=4), build(token_matching=False)
+    torch.testing.assert_close(whole(images()), roles(images()), rtol=0, atol=1e-12)
+
+
+def test_entries_in_another_order_with_their_keys_change_nothing():
+    model = build()
+    before = model(images())
+    order = torch.tensor([2, 0, 3, 1])
+    with torch.no_grad():
+        for role in ("cls", "image"):
+            model.keys[role][0].copy_(model.keys[role][0][:, order])
+            model.entries[role][0].copy_(model.entries[role][0][:, order])
+    torch.testing.assert_close(model(images()), before, rtol=0, atol=1e-12)
+
+
+def test_keys_learn_from_the_matching_loss_alone():
+    for weight in (0.0, 0.5):
+        model = build(matching_weight=weight).train()
+        model.training_loss(images(), torch.tensor([0, 1] * 3)).loss.backward()
+        moved = [bool(part.grad.abs().sum() > 0) for role in ("cls", "image") for part in model.keys[role]]
+        assert all(moved) is (weight > 0)
+        assert any(moved) is (weight > 0)
+
+
+def test_every_row_sees_exactly_the_tokens_of_its_entries():
+    model = build(top_k_cls=3, length_image=3)
+    chosen = model.choices(images())
+    assert bool((chosen["cls"].sum(-1) == 3).all())
+    assert bool((chosen["image"].sum(-1) == 2).all())
+
+
+def test_growth_leaves_old_entries_alone_under_weight_decay_and_features_where_no_token_switched():
+    wide = {"pool_cls": 16, "pool_image": 16, "top_k_cls": 1, "top_k_image": 1}
+    model = build(**wide)
+    parts = [f"{kind}.{role}" for kind in ("keys", "entries") for role in ("cls", "image")]
+    old = {f"{part}.0": dict(model.named_parameters())[f"{part}.0"].clone() for part in parts}
+    before, chosen = model.encode(images())[0], model.choices(images())
+    model.begin_experience([2, 3])
+    model.double()
+    model.observe(torch.tensor([2, 3]))
+    assert set(model.trainable()) == {f"{part}.1" for part in parts} | {"head.weight", "head.bias"}
+    optimizer = torch.optim.AdamW(model.trainable().values(), lr=0.05, weight_decay=0.5)
+    model.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.training_loss(images(seed=1), torch.tensor([2, 3] * 3)).loss.backward()
+        optimizer.step()
+    parameters = dict(model.named_parameters())
+    assert all(torch.equal(parameters[name], value) for name, value in old.items())
+    with torch.no_grad():
+        for role in ("cls", "image"):
+            model.keys[role][1].zero_()  # similarity 0: among sixteen old keys every token has a nearer one
+    model.eval()
+    now = model.choices(images())
+    assert all(torch.equal(now[role][..., :16], chosen[role]) for role in chosen)
+    torch.testing.assert_close(model.encode(images())[0], before, rtol=0, atol=1e-12)
+
+
+def test_the_warm_up_draws_new_entries_only_in_training_and_is_reproducible():
+    model = build(random_epochs=1)
+    model.begin_experience([2, 3])
+    model.double()
+    model.observe(torch.tensor([2, 3]))
+    model.begin_epoch(0)
+    seen: list[Tensor] = []
+
+    def record(role: str, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = TCPAModel._match(model, role, layer, x)
+        seen.append(found[0])
+        return found
+
+    model._match = record  # type: ignore[method-assign]
+    losses = []
+    for _ in range(2):
+        model.train()
+        model.steps.zero_()
+        losses.append(model.training_loss(images(), torch.tensor([2, 3] * 3)).loss)
+    assert torch.equal(losses[0], losses[1])
+    assert not any(bool(visible[..., :4].any()) for visible in seen)
+    assert all(bool((visible.sum(-1) == 2).all()) for visible in seen)
+    seen.clear()
+    model.eval()(images())
+    assert any(bool(visible[..., :4].any()) for visible in seen)  # evaluation ranks all entries
+    seen.clear()
+    model.train()
+    model.begin_epoch(1)
+    model.training_loss(images(), torch.tensor([2, 3] * 3))
+    assert any(bool(visible[..., :4].any()) for visible in seen)
+
+
+def test_selecting_within_the_task_trains_new_entries_only():
+    model = build(select="task")
+    model.begin_experience([2, 3])
+    model.double()
+    model.observe(torch.tensor([2, 3]))
+    model.train()
+    for role in ("cls", "image"):
+        visible, _ = model._match(role, 0, model.backbone.embed(images())[:, model.rows[role]])
+        assert not visible[..., :4].any()
+
+
+def test_prompts_of_the_first_experience_are_frozen_after_it():
+    model = build(prompts="first")
+    assert any(name.startswith("entries") for name in model.trainable())
+    model.begin_experience([2, 3])
+    assert set(model.trainable()) == {"head.weight", "head.bias"}
+
+
+def test_shared_prompts_need_no_boundaries_and_growing_ones_do():
+    assert build(prompts="shared", loss_mask="seen").boundaries == "optional"
+    assert TCPAModel(backbone(), boundary_free=True, pool_image=4, top_k_image=2).boundaries == "unused"
+    with pytest.raises(ProtocolError, match="boundaries"):
+        Engine(TCPAModel(backbone()), [], [], [], online=Online())
+
+
+def test_dropout_is_per_sample_and_reproducible():
+    model = build(prompt_dropout=0.5).train()
+    first = model.encode(images())[0]
+    assert torch.equal(first, model.encode(images())[0])
+    twice = model.encode(images(1).expand(2, -1, -1, -1))[0]
+    assert not torch.allclose(twice[0], twice[1])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"class_token": False, "global_pool": "avg"},
+        {"reg_tokens": 3, "init_values": 0.1},
+        {"qk_norm": True, "global_pool": "avg"},
+        {"num_heads": 1},
+    ],
+    ids=["no class token", "registers", "average pooling", "one head"],
+)
+@pytest.mark.parametrize("mask", ["before", "after"])
+def test_any_plain_vit_is_coordinated(kind, mask):
+    vit = backbone(**kind)
+    model = build(vit, mask=mask, pool_cls=4 if vit.num_prefix_tokens else 0)
+    together = model(images())
+    alone = torch.cat([model(image[None]) for image in images()])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
+    assert model.train().training_loss(images(), torch.tensor([0, 1] * 3)).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"top_k_cls": 0}, "top_k_cls must be 1..4"),
+        ({"top_k_image": 5}, "top_k_image must be 1..4"),
+        ({"pool_image": -1}, "pool_image must not be negative"),
+        ({"length_cls": 0}, "length_cls must be at least 1"),
+        ({"pool_cls": 0, "pool_image": 0}, "both 0"),
+        ({"layers": (0, 3)}, "block 3"),
+        ({"layers": (1, 1)}, "twice"),
+        ({"matching_weight": -1.0}, "matching_weight"),
+        ({"prompt_dropout": 1.0}, "prompt_dropout"),
+        ({"random_epochs": -1}, "random_epochs"),
+        ({"mask": "between"}, "mask must be one of before, after"),
+        ({"prompts": "none"}, "prompts must be one of"),
+        ({"select": "some"}, "select must be one of"),
+        ({"fourier": "split"}, "fourier must be one of"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_mistakes_are_one_line(arguments, text):
+    with pytest.raises(ConfigError, match=text) as caught:
+        build(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_role_without_prefix_tokens_is_refused():
+    with pytest.raises(ConfigError, match="no class token"):
+        build(backbone(class_token=False, global_pool="avg"))
+
+
+def test_the_picture_shows_every_image_and_block():
+    figure = build().explain(images(2))["coordination"]
+    assert len(figure.axes) == 2 * 4
