@@ -9,6 +9,7 @@ import numpy as np
 
 from clprompt.errors import ConfigError
 from clprompt.registry import scenarios
+from clprompt.scenarios._class_orders import class_order as resolve_order
 from clprompt.scenarios._plan import Plan, class_ids, group_indices
 from clprompt.seeding import derive
 
@@ -21,7 +22,7 @@ def plan(
     experiences: int = 10,
     base_classes: int = 0,
     classes_per_experience: list[int] | None = None,
-    class_order: list[int] | None = None,
+    class_order: list[int] | str | None = None,
     shuffle: bool = True,
 ) -> Plan:
     """Class-incremental: every class in exactly one experience; a remainder goes to the first ones.
@@ -32,7 +33,8 @@ def plan(
         experiences: T, the number of experiences.
         base_classes: classes of the first experience ("Bk" protocols); 0: the same share as the others.
         classes_per_experience: explicit class counts instead of ``experiences`` and ``base_classes``.
-        class_order: a permutation of the class ids.
+        class_order: a permutation of the class ids, or the name of a published one: "numpy-1993" (numpy's draw for
+            that seed), "icarl-cifar100".
         shuffle: draw the class order from the seed; False keeps the order of the ids.
 
     Returns:
@@ -44,9 +46,7 @@ def plan(
     targets, count = class_ids(targets)
     sizes = _sizes(count, experiences, base_classes, classes_per_experience)
     if class_order is not None:
-        if sorted(class_order) != list(range(count)):
-            raise ConfigError(f"scenario.class_order must be a permutation of the class ids 0..{count - 1}")
-        order = list(class_order)
+        order = resolve_order(class_order, count)
     elif shuffle:
         order = np.random.default_rng(derive(seed, "class order")).permutation(count).tolist()
     else:
