@@ -98,7 +98,7 @@ def test_what_clprompt_brings_is_registered_under_the_installed_module_paths() -
     for known, package in (
         (registry.strategies, "clprompt.strategies."),
         (registry.scenarios, "clprompt.scenarios."),
-        (registry.datasets, "clprompt.data"),
+        (registry.datasets, ("clprompt.data", "clprompt.multilabel_data")),
     ):
         entries = [known.get(name) for name in known.names()]
         assert entries
