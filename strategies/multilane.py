@@ -151,11 +151,10 @@ class MultiLaneModel(PromptModel):
         """The head's input of the newest lane, [B, D]; with the task head also the pull of its key."""
         if not self.num_lanes:
             raise ProtocolError("MULTI-LANE has no lane before begin_experience(classes)")
-        group = [self.num_lanes - 1]
-        features, frozen = self._run(images, [group])
+        features, frozen = self._run(images, [[self.num_lanes - 1]])
         terms = {}
         if self.by_key:
-            terms["key_pull"] = -cosine(frozen, self.keys[group[0]][None]).mean()
+            terms["key_pull"] = -cosine(frozen, self.keys[-1][None]).mean()
         return features[0][:, 0], terms
 
     def logits(self, features: Tensor) -> Tensor:
