@@ -313,6 +313,31 @@ class DAMVPModel(PromptModel):
         if self.active:
             grow_rows(self.arrival, torch.full((num_classes - len(self.arrival),), -1))
 
+    def diagnostics(self) -> dict[str, Any]:
+        """Pixel frames as images, one per prompt, brightness centred on "no change"."""
+        if self.prompt != "pixel" or not len(self.frames):
+            return {}
+        from matplotlib.figure import Figure
+
+        shown = list(self.frames)[:64]
+        framed = as_images(
+            torch.stack(shown), self.places, self.backbone.in_chans, self.backbone.image_size[0]
+        )
+        framed = framed.detach().float().cpu()
+        scale = float(framed.abs().max().clamp(min=1e-6))
+        columns = min(len(shown), 8)
+        rows = -(-len(shown) // columns)
+        figure = Figure(figsize=(1.5 * columns, 1.7 * rows), layout="constrained")
+        for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+            axes.set_axis_off()
+            if number < len(shown):
+                picture = (0.5 + 0.5 * framed[number] / scale).permute(1, 2, 0).expand(-1, -1, 3)
+                axes.imshow(picture, vmin=0, vmax=1)
+                members = [k for k, frame in enumerate(self.frame_of.tolist()) if frame == number]
+                home = int(self.experience_of[members[0]]) + 1
+                axes.set_title(f"{number + 1}: experience {home}", fontsize=7)
+        return {"prompts/frames": figure}
+
     def max_state_size(self, experiences: int) -> int | None:
         """Clusters follow from the data, up to ``max_clusters`` in an experience; None without that cap."""
         if self.max_clusters is None:
@@ -331,7 +356,8 @@ class DAMVPModel(PromptModel):
             else:
                 buffer.data = buffer.data[: len(buffer) + missing]
         count = sum(name.startswith("frames.") for name in state)
-        self.frames = nn.ParameterList([nn.Parameter(torch.zeros(*self.shape)) for _ in range(count)])
+        empty = torch.zeros(*self.shape).to(self.prototypes)
+        self.frames = nn.ParameterList([nn.Parameter(empty.clone()) for _ in range(count)])
         self.to(self.seen.device)
 
     def _noise_features(self) -> Tensor:
