@@ -15,7 +15,7 @@ from clprompt.seeding import derive
 from clprompt.transforms import Augment
 
 #: What the ``classes`` argument of a data set may be.
-Classes = list[int | str] | str
+Classes = str | list[int | str]
 
 
 @dataclass(frozen=True)
