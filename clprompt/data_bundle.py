@@ -155,7 +155,7 @@ def chosen_classes(classes: Classes, class_names: Sequence[str]) -> np.ndarray:
     Raises:
         ConfigError: a class that is not there, or none at all.
     """
-    words: list[int | str] = classes.split(",") if isinstance(classes, str) else list(classes)
+    words: list[int | str] = [*(classes.split(",") if isinstance(classes, str) else classes)]
     count = len(class_names)
     found: set[int] = set()
     for word in words:
