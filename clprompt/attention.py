@@ -26,7 +26,6 @@ from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
-from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
@@ -76,7 +75,7 @@ class BlockPrompt:
             )
 
 
-def split_heads(x: Tensor, attn: Attention) -> Tensor:
+def split_heads(x: Tensor, attn: Any) -> Tensor:
     """[b, P, H*d] -> [b, H, P, d]; heads are contiguous chunks of the last axis."""
     return x.reshape(x.shape[0], x.shape[1], attn.num_heads, -1).transpose(1, 2)
 
@@ -87,16 +86,14 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 @overload
-def project(attn: Attention, x: Tensor, which: Literal["q", "k", "v"]) -> Tensor: ...
+def project(attn: Any, x: Tensor, which: Literal["q", "k", "v"]) -> Tensor: ...
 @overload
-def project(attn: Attention, x: Tensor, which: Literal["kv"]) -> tuple[Tensor, Tensor]: ...
-def project(
-    attn: Attention, x: Tensor, which: Literal["q", "k", "v", "kv"]
-) -> Tensor | tuple[Tensor, Tensor]:
+def project(attn: Any, x: Tensor, which: Literal["kv"]) -> tuple[Tensor, Tensor]: ...
+def project(attn: Any, x: Tensor, which: Literal["q", "k", "v", "kv"]) -> Tensor | tuple[Tensor, Tensor]:
     """The block's own query, key or value projection with bias and q/k norm, split into heads.
 
     Args:
-        attn: the frozen attention.
+        attn: the frozen timm ``Attention`` (a block declares it as a plain module, hence no narrower type).
         x: what enters the projection (normalised tokens, or a method's own), [b, P, D].
         which: one of "q", "k", "v"; "kv" for both from one matrix product.
 
@@ -117,14 +114,14 @@ def project(
     return attn.k_norm(heads) if which == "k" else heads
 
 
-def project_stream(attn: Attention, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project_stream(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of all rows from one matrix product: [B, N, D] -> three of [B, H, N, d]."""
     qkv = attn.qkv(h).reshape(h.shape[0], h.shape[1], 3, attn.num_heads, -1)  # (B, N, 3, H, d)
     query, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, d) each
     return attn.q_norm(query), attn.k_norm(keys), values
 
 
-def finish_attention(attn: Attention, x: Tensor, heads: Tensor) -> Tensor:
+def finish_attention(attn: Any, x: Tensor, heads: Tensor) -> Tensor:
     """What follows the weighted sum: merge, optional norm and gate, output projection.
 
     Args:

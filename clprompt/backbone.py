@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,8 @@ class FrozenViT(nn.Module):
         pretrained: load timm's weights for this name (needs the weights in timm's cache or a network).
         checkpoint: a local ``.safetensors``, ``.pth`` or ``.bin`` file in timm's layout; a classifier in it is
             left out, position embeddings are resampled to the image size.
+        normalise: "backbone" gives images the mean and standard deviation that the weights were trained with; "unit"
+            leaves pixels in [0, 1], as several published recipes do.
         **timm_kwargs: passed to ``timm.create_model`` (``img_size=112``, ``depth=4``, ...).
 
     Attributes:
@@ -67,6 +69,7 @@ class FrozenViT(nn.Module):
         *,
         pretrained: bool = False,
         checkpoint: str | Path | None = None,
+        normalise: Literal["backbone", "unit"] = "backbone",
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -84,8 +87,11 @@ class FrozenViT(nn.Module):
         self.image_size = tuple(int(side) for side in vit.patch_embed.img_size)
         self.patch_size = tuple(int(side) for side in vit.patch_embed.patch_size)
         self.in_chans = int(vit.patch_embed.proj.in_channels)
-        self.mean = _per_channel(config["mean"], self.in_chans)
-        self.std = _per_channel(config["std"], self.in_chans)
+        if normalise not in ("backbone", "unit"):
+            raise BackboneError(f'backbone.normalise must be backbone or unit, got "{normalise}"')
+        unit = normalise == "unit"
+        self.mean = _per_channel([0.0] if unit else config["mean"], self.in_chans)
+        self.std = _per_channel([1.0] if unit else config["std"], self.in_chans)
         self.interpolation = str(config.get("interpolation", "bicubic"))
         self.antialias = bool(config.get("antialias", True))
         self.head_rows = slice(0, self.num_prefix_tokens) if vit.global_pool == "token" else None

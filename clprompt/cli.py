@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _imported.clear()
     try:
-        group.main(args=None if argv is None else list(argv), prog_name="clprompt", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            group.main(args=None if argv is None else list(argv), prog_name="clprompt", standalone_mode=False)
     except Interrupted as stop:
         _show(stop.finished)
         words = [word for module in _imported for word in ("--import", module)]
@@ -74,6 +77,17 @@ def _show(results: list[Any]) -> None:
         from clprompt import terminal
 
         click.echo(terminal.results(results))
+
+
+_show_warning = warnings.showwarning
+
+
+def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """What a user should read about the data is one line; other warnings look as Python shows them."""
+    if category.__name__ == "DataWarning":  # by name: the class's module loads torch
+        print("clprompt: note:", " ".join(str(message).split()), file=sys.stderr)
+    else:
+        _show_warning(message, category, *where, **more)
 
 
 def _mistake(error: Exception, text: str) -> int:

@@ -364,7 +364,7 @@ def stop_signal() -> Iterator[Callable[[], int | None]]:
         received.append(number)
         signal.signal(number, previous[number])
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:
         signal.signal(number, handle)
     try:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,11 +19,11 @@ from clprompt.data import make_transform
 from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from clprompt.experiment import find_device, make_backbone, make_registered
 from clprompt.files import atomic_write, one_line_errors
+from clprompt.images import read_image
 from clprompt.model import PromptModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
@@ -139,29 +138,6 @@ def find_images(words: Iterable[str]) -> list[Path]:
                 raise DataError(f"{word}: there is no such image")
             found += matches
     return list(dict.fromkeys(found))
-
-
-def read_image(path: Path) -> Image:
-    """An image file, upright (as its EXIF orientation says), in a mode that the transform takes.
-
-    Raises:
-        DataError: it cannot be read as an image.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):  # more than 8 bits
-                values = np.asarray(image, dtype=np.float64)
-                values = values / 256 if image.mode != "F" and values.max() > 255 else values
-                return Image.fromarray(values.clip(0, 255).astype(np.uint8))
-            if image.mode in ("1", "L", "LA", "La"):
-                return image.convert("L")
-            return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise DataError(f"{path} cannot be read as an image: {reason}") from error
 
 
 def batches(model: PromptModel, paths: Sequence[Path], size: int) -> Iterator[tuple[Sequence[Path], Tensor]]:

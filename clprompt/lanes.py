@@ -174,8 +174,9 @@ def summary_blocks(
     stream = residual_mlp(block, stream, finish_attention(block.attn, normed, heads))
     for index, block in enumerate(blocks[1:], start=1):
         raw = prompts_at(prompts, index)
-        given = (
-            [] if raw is None else [BlockPrompt("prefix", *(p.repeat(batch, 1, 1) for p in raw.unbind(1)))]
-        )
+        given = []
+        if raw is not None:
+            keys, values = (part.repeat(batch, 1, 1) for part in raw.unbind(1))
+            given.append(BlockPrompt("prefix", keys, values))
         stream = prompted_block(block, stream, given, slice(0, 1) if index == len(blocks) - 1 else None)
     return stream[:, 0].unflatten(0, (batch, count))

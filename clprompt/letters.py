@@ -115,7 +115,9 @@ def _distance_fields(letters: str) -> np.ndarray:
     Returns:
         float32 [letters, fonts, 64, 64], in pixels of that canvas.
     """
-    fonts = [ImageFont.truetype(str(path), _FONT_SIZE) for path in font_files()]
+    fonts: list[ImageFont.FreeTypeFont | ImageFont.ImageFont] = [
+        ImageFont.truetype(str(path), _FONT_SIZE) for path in font_files()
+    ]
     fonts.append(ImageFont.load_default(_FONT_SIZE))
     return _distance_to(_thin(np.stack([[_glyph(letter, font) for font in fonts] for letter in letters])))
 
@@ -154,7 +156,7 @@ def _thin(shapes: np.ndarray) -> np.ndarray:
     return shapes
 
 
-def _glyph(letter: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
+def _glyph(letter: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> np.ndarray:
     """A letter's shape, centred, its longer side `_GLYPH` pixels: bool [64, 64]."""
     left, top, right, bottom = font.getbbox(letter)
     image = Image.new("L", (int(right - left) + 4, int(bottom - top) + 4))
@@ -229,8 +231,8 @@ def _draw(fields: np.ndarray, letter: np.ndarray, font: np.ndarray, rng: np.rand
     # Where the glyph came to lie, on a coarse grid that is larger than any glyph.
     grid = np.linspace(-1.5, 1.5, 49)
     coarse = inked(np.tile(grid, (n, 1)), np.tile(grid, (n, 1)))
-    left, right = _extent(coarse.any(1), grid)
-    top, bottom = _extent(coarse.any(2), grid)
+    left, right = _extent(np.asarray(coarse.any(1)), grid)
+    top, bottom = _extent(np.asarray(coarse.any(2)), grid)
     # The digits fill their bitmap from top to bottom; their width is their own, and seldom the whole.
     ratio = (right - left) / (bottom - top)
     width = np.clip(_BITMAP * ratio * rng.uniform(0.6, 0.95, n), 5, 26)

@@ -52,7 +52,7 @@ def _loader(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, se
 
 def subset(dataset: Images, indices: Sequence[int] | np.ndarray) -> Subset:
     """The samples at these indices; says, as the data set does, whether its transform is random."""
-    chosen = Subset(dataset, [int(i) for i in indices])  # type: ignore[arg-type]
+    chosen: Subset = Subset(dataset, [int(i) for i in indices])  # type: ignore[arg-type]
     chosen.random_transform = getattr(dataset, "random_transform", True)  # type: ignore[attr-defined]
     return chosen
 

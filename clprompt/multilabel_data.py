@@ -203,8 +203,9 @@ def multi_label_csv(
         raise DataError(f"{train}: no line has a label")
     sources = {
         part: _image_source(
-            paths, _multi_hot(labels, names, lambda row, file=file: f"{file}, line {row + 2}")
-        )  # type: ignore[misc]
+            paths,
+            _multi_hot(labels, names, lambda row, file=file: f"{file}, line {row + 2}"),  # type: ignore[misc]
+        )
         for part, (file, paths, labels) in tables.items()
     }
     return DataBundle(Path(train).stem, sources["train"], sources["test"], list(names), augment)

@@ -92,7 +92,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
     """Where a run was made: versions, machine, parameters."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

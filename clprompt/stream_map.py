@@ -207,7 +207,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
     Raises:
         ClpromptError: whatever a user can get wrong, in one line.
     """
-    own = {"labels": None, "out": None}
+    own: dict[str, str | None] = {"labels": None, "out": None}
     rest = []
     for text in overrides:
         key, equals, value = text.partition("=")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -78,6 +79,7 @@ def plan(
     """
     targets, count = class_ids(targets)
     _check(len(targets), count, sessions, n, m, min_classes_per_session, compat)
+    quotas: Sequence[int] | np.ndarray
     if compat == "reference":
         home, kinds, indices, moved, quotas = reference.draw(
             targets, count, sessions, int(n), int(m), seed, stochastic=variant == "stochastic"

@@ -131,6 +131,16 @@ class DAMVPModel(PromptModel):
             self.layers = backbone.check_layers("layers", chosen if deep else (0,))
             self.first_block = min(self.layers, default=0)
             self.shape = (len(self.layers), length, width)
+        self.places: Tensor
+        self.meta_frame: Tensor
+        self.prototypes: Tensor
+        self.radius: Tensor
+        self.counts: Tensor
+        self.experience_of: Tensor
+        self.frame_of: Tensor
+        self.tau: Tensor
+        self.rank: Tensor
+        self.arrival: Tensor
         self.frames = nn.ParameterList()  # one vector [F], or [blocks, length, D], per prompt
         self.register_buffer("prototypes", torch.zeros(0, width))
         self.register_buffer("radius", torch.zeros(0))  # root mean squared distance of the members

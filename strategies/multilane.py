@@ -154,6 +154,7 @@ class MultiLaneModel(PromptModel):
         features, frozen = self._run(images, [[self.num_lanes - 1]])
         terms = {}
         if self.by_key:
+            assert frozen is not None
             terms["key_pull"] = -cosine(frozen, self.keys[-1][None]).mean()
         return features[0][:, 0], terms
 
@@ -183,9 +184,10 @@ class MultiLaneModel(PromptModel):
             return images.new_full((len(images), self.num_classes), float("-inf"))
         if self.by_key:
             groups = self._groups(range(self.num_lanes))
-            features, frozen = self._run(images, groups)
+            parts, frozen = self._run(images, groups)
+            assert frozen is not None
             chosen = cosine(frozen, torch.stack(list(self.keys))).argmax(1)  # (B,)
-            lanes = torch.cat(features, dim=1)  # (B, T or more, D)
+            lanes = torch.cat(parts, dim=1)  # (B, T or more, D)
             return mask_logits(self.logits(lanes[torch.arange(len(images)), chosen]), self.seen)
         kept = cached if self.keep_logits and cached is not None else {}
         missing = [lane for lane in range(self.num_lanes) if f"lane{lane}" not in kept]
@@ -231,7 +233,7 @@ class MultiLaneModel(PromptModel):
         """
         if not groups:
             return [], None
-        start = self.backbone.vit.cls_token  # type: ignore[union-attr]
+        start: Any = self.backbone.vit.cls_token
         tokens = [start.expand(len(images), len(group), -1) for group in groups]
         prompts = [torch.stack([self.prompts[lane] for lane in group]) for group in groups]  # (T, E, 2, P, D)
         chosen = [self._selector_stream(group) if self.merge_to is None else [] for group in groups]

@@ -102,14 +102,14 @@ class MVPModel(PromptModel):
             raise ConfigError(f"margin must be above 0, features are divided by it; got {margin}")
         if not 0 <= alpha <= 1 or gamma < 0:
             raise ConfigError(f"alpha must be 0..1 and gamma at least 0, got {alpha} and {gamma}")
-        for name, value, allowed in (
+        for name, choice, allowed in (
             ("variant", variant, ("prompt", "prefix")),
             ("query", query, ("penultimate", "last", "features")),
             ("focal_weighting", focal_weighting, ("per_sample", "batch")),
             ("count_pairing", count_pairing, ("own", "cross")),
         ):
-            if value not in allowed:
-                raise ConfigError(f'{name} must be one of {", ".join(allowed)}, got "{value}"')
+            if choice not in allowed:
+                raise ConfigError(f'{name} must be one of {", ".join(allowed)}, got "{choice}"')
         if query != "features" and not backbone.vit.has_class_token:
             raise ConfigError(
                 f'query "{query}" reads the class token, which this backbone lacks; use query="features"'
@@ -196,9 +196,9 @@ class MVPModel(PromptModel):
         def prompts(block: int, x: Tensor) -> list[BlockPrompt]:
             given = []
             if block in self.g_layers:
-                given.append(BlockPrompt(kind, *self.g_prompt[self.g_layers.index(block)][:, None]))
+                given.append(_block_prompt(kind, list(self.g_prompt[self.g_layers.index(block)][:, None])))
             if block in self.e_layers:
-                given.append(BlockPrompt(kind, *expert[:, self.e_layers.index(block)].unbind(1)))
+                given.append(_block_prompt(kind, list(expert[:, self.e_layers.index(block)].unbind(1))))
             return given
 
         return prompts
@@ -288,3 +288,8 @@ class MVPModel(PromptModel):
         """How often each slot was chosen, and how alike the keys are."""
         keys = self.keys.detach()
         return {"slots/counts": self.counts, "slots/key_cosine": cosine(keys, keys)}
+
+
+def _block_prompt(kind: Literal["fresh", "projected"], parts: list[Tensor]) -> BlockPrompt:
+    """One tensor for tokens, two for keys and values, each [1 or B, length, D]."""
+    return BlockPrompt(kind, parts[0], parts[1] if len(parts) > 1 else None)

@@ -112,8 +112,8 @@ class TCPAModel(PromptModel):
         self.steps: Tensor
         self.register_buffer("steps", torch.tensor(0))  # training steps, from which random choices are drawn
         # per role: one parameter per task, [blocks, entries, D] and [blocks, entries, length, D]
-        self.keys = nn.ModuleDict({role: nn.ParameterList() for role in ROLES})
-        self.entries = nn.ModuleDict({role: nn.ParameterList() for role in ROLES})
+        self.keys: Any = nn.ModuleDict({role: nn.ParameterList() for role in ROLES})
+        self.entries: Any = nn.ModuleDict({role: nn.ParameterList() for role in ROLES})
         if self.prompts != "grow":
             self._add_task()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clprompt.attention import BlockPrompt, project
 from clprompt.backbone import FrozenViT
-from clprompt.errors import ConfigError
+from clprompt.errors import BackboneError, ConfigError
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
 MODELS: dict[str, tuple[str, dict]] = {
@@ -264,3 +264,11 @@ def test_building_draws_nothing_from_the_global_random_state():
     assert random.getstate() == states[2]
     torch.manual_seed(8)  # and the random weights of an untrained backbone are the same every time
     assert FrozenViT("vit_tiny_patch16_224", **TINY).fingerprint() == first.fingerprint()
+
+
+def test_pixels_may_stay_in_the_unit_interval():
+    assert FrozenViT("vit_letters").mean == (0.5,)
+    unit = FrozenViT("vit_letters", normalise="unit")
+    assert (unit.mean, unit.std) == ((0.0,), (1.0,))
+    with pytest.raises(BackboneError, match="normalise must be backbone or unit"):
+        FrozenViT("vit_letters", normalise="imagenet")

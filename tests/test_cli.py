@@ -299,7 +299,7 @@ def test_the_checkpoint_of_another_configuration_names_the_keys(
     (folder,) = (tmp_path / "quickstart").iterdir()
     file = folder / "config.yaml"
     file.write_text(
-        file.read_text().replace("lr: 0.03", "lr: 0.04").replace("fraction: 0.8", "fraction: 0.7")
+        file.read_text().replace("lr: 0.01", "lr: 0.04").replace("fraction: 0.8", "fraction: 0.7")
     )
     capsys.readouterr()
     assert main(["resume", str(folder)]) == 2

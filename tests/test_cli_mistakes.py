@@ -105,7 +105,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("run quickstart scenario={name: split, sessions: 3}", 'unknown key "scenario.sessions"'),
     ("run quickstart scenario=multi_label", "needs multi-hot targets"),
     ("run quickstart training=adam", 'training must be a mapping, got "adam"'),
-    ("run quickstart training.lr.x=1", "training.lr is a value (0.03), not a section"),
+    ("run quickstart training.lr.x=1", "training.lr is a value (0.01), not a section"),
     ("run quickstart training..lr=1", '"training..lr=1" is not an override'),
     ("run quickstart training.workers=-1", "training.workers must be at least 0, got -1"),
     ("run quickstart training.eval_mb_size=0", "training.eval_mb_size must be at least 1, got 0"),

@@ -16,7 +16,9 @@ STRATEGIES = sorted((ROOT / "strategies").glob("*.py"))
 # what stands above the strategies and scenarios, and may know them (through the registry)
 ABOVE = {"cli", "__main__"}
 
-pytestmark = pytest.mark.skipif(not STRATEGIES, reason="reads the source tree; clprompt is installed without it")
+pytestmark = pytest.mark.skipif(
+    not STRATEGIES, reason="reads the source tree; clprompt is installed without it"
+)
 
 
 def imported(path: Path) -> set[str]:
@@ -48,7 +50,9 @@ def string_literals(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", SHARED, ids=lambda p: p.name)
 def test_mechanics_import_no_strategy_and_no_scenario(path: Path) -> None:
-    wrong = {name for name in imported(path) if name.startswith(("clprompt.strategies.", "clprompt.scenarios."))}
+    wrong = {
+        name for name in imported(path) if name.startswith(("clprompt.strategies.", "clprompt.scenarios."))
+    }
     assert not wrong
 
 
@@ -58,9 +62,24 @@ def test_nothing_below_the_command_line_imports_it(path: Path) -> None:
 
 
 def test_the_loop_and_what_it_stands_on_know_no_experiment() -> None:
-    low = ("attention", "backbone", "model", "engine", "steps", "optim", "heads", "losses", "prompts", "evaluation")
+    low = (
+        "attention",
+        "backbone",
+        "model",
+        "engine",
+        "steps",
+        "optim",
+        "heads",
+        "losses",
+        "prompts",
+        "evaluation",
+    )
     for name in low:
-        assert not imported(PACKAGE / f"{name}.py") & {"clprompt.experiment", "clprompt.runfolder", "clprompt.tracking"}
+        assert not imported(PACKAGE / f"{name}.py") & {
+            "clprompt.experiment",
+            "clprompt.runfolder",
+            "clprompt.tracking",
+        }
 
 
 def test_only_the_avalanche_ends_import_avalanche() -> None:

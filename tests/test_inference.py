@@ -240,11 +240,11 @@ def test_explain_draws_what_the_method_shows(
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
-    with pytest.raises(DataError, match=r"broken\.jpg cannot be read as an image: "):
+    with pytest.raises(DataError, match=r"broken\.jpg: the image cannot be read: "):
         inference.read_image(tmp_path / "broken.jpg")
     Image.new("L", (64, 64)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
-    with pytest.raises(DataError, match=r"cut\.png cannot be read as an image: "):
+    with pytest.raises(DataError, match=r"cut\.png: the image cannot be read: "):
         inference.read_image(tmp_path / "cut.png")
 
 
@@ -256,7 +256,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         (["predict", "{run}", "nowhere.png"], "nowhere.png: there is no such image"),
         (["predict", "{run}", "{images}/*.gif"], "*.gif: there is no such image"),
         (["predict", "{run}", "{run}/checkpoint"], "checkpoint: no image in this folder"),
-        (["predict", "{run}", "{images}/a/notes.txt"], "notes.txt cannot be read as an image"),
+        (["predict", "{run}", "{images}/a/notes.txt"], "notes.txt: the image cannot be read"),
         (["predict", "nowhere", "{images}"], "nowhere is not the folder of a run: there is no such folder"),
         (["predict", "{images}", "{images}"], "is not the folder of a run: it holds no config.yaml"),
         (["predict", "{unfinished}", "{images}"], "holds no trained model; finish the run first"),
