@@ -1,6 +1,7 @@
 """Multi-label experiments from the configuration to the files, with every strategy that can."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,3 +191,27 @@ def test_a_stream_that_does_not_fit_the_targets_is_refused_in_one_line(tmp_path,
 def test_the_quickstart_is_a_checked_configuration():
     loaded = config.load("quickstart-multilabel")
     assert loaded.scenario["name"] == "multi_label"
+
+
+@pytest.mark.parametrize("name", [n for n in registry.strategies.names() if n not in ("ncm", "joint", "mvp")])
+def test_predictions_on_multi_hot_streams_are_per_image_and_never_name_an_unseen_class(data, name):
+    train, test = data
+    stream = plan(train.targets, classes_per_experience=2)
+    model = registry.strategies.get(name).target(
+        tiny_vit(), **{"dualprompt": {"g_layers": (0,), "e_layers": (1, 2)}}.get(name, {})
+    )
+    fit(model, _first(stream, 2), train, training=Training(train_epochs=1, lr=0.01))
+    images = test.images[:7]
+    model.eval()
+    with torch.no_grad():
+        together = model(images)
+        alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    seen = sorted(c for group in stream.classes[:2] for c in group)
+    unseen = [c for c in range(together.shape[1]) if c not in seen]
+    assert together[:, seen].isfinite().all()
+    assert (together[:, unseen] == -torch.inf).all()
+
+
+def _first(stream, experiences: int):
+    return replace(stream, indices=stream.indices[:experiences], classes=stream.classes[:experiences])
