@@ -67,6 +67,8 @@ class PromptModel(nn.Module, ABC):
     #: Whether training goes over the data of earlier experiences again: in "each" experience, or once, in the "last",
     #: with none of the others trained on.
     revisits: Literal["never", "each", "last"] = "never"
+    #: False where a sample must have exactly one label.
+    multi_label: ClassVar[bool] = True
     #: False where nothing is trained by gradient.
     trains: ClassVar[bool] = True
 
@@ -190,6 +192,8 @@ class PromptModel(nn.Module, ABC):
             raise ProtocolError("training_loss got an empty batch")
         if self.boundaries == "required" and not bool(self.open):
             raise ProtocolError(f"{type(self).__name__} needs begin_experience(classes) before it is trained")
+        if targets.ndim == 2 and not self.multi_label:
+            raise ProtocolError(f"{type(self).__name__} needs one label per image, got multi-hot targets")
         labels = targets if targets.ndim == 1 else _present(targets)
         known = self.knows(labels)
         if not bool(known.all()):

@@ -33,6 +33,7 @@ class NCMModel(PromptModel):
     """
 
     trains: ClassVar[bool] = False
+    multi_label: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 
 from clprompt import config, experiment, registry, terminal
 from clprompt.config import Training
-from clprompt.errors import ClpromptError, DataError
+from clprompt.errors import ClpromptError, DataError, ProtocolError
 from clprompt.evaluation import Evaluator
 from clprompt.fitting import fit
 from clprompt.loading import training_batches
@@ -191,6 +191,17 @@ def test_a_stream_that_does_not_fit_the_targets_is_refused_in_one_line(tmp_path,
 def test_the_quickstart_is_a_checked_configuration():
     loaded = config.load("quickstart-multilabel")
     assert loaded.scenario["name"] == "multi_label"
+
+
+@pytest.mark.parametrize("name", ["ncm", "mvp"])
+def test_a_method_of_one_label_per_image_says_so(data, name):
+    train, _ = data
+    stream = plan(train.targets, classes_per_experience=2)
+    model = registry.strategies.get(name).target(
+        tiny_vit(), **({"e_layers": (1, 2)} if name == "mvp" else {})
+    )
+    with pytest.raises(ProtocolError, match="one label per image"):
+        fit(model, stream, train)
 
 
 @pytest.mark.parametrize("name", [n for n in registry.strategies.names() if n not in ("ncm", "joint", "mvp")])
