@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clprompt.attention import BlockPrompt
 from clprompt.backbone import FrozenViT
-from clprompt.errors import ConfigError, ProtocolError
+from clprompt.errors import ConfigError
 from clprompt.losses import classification_loss, mask_logits
 from clprompt.model import Boundaries, Cache, PromptModel, Step
 from clprompt.prompts import cosine
@@ -66,6 +66,7 @@ class MVPModel(PromptModel):
     """
 
     optimizer_reset: ClassVar[Literal["experience", "never"]] = "never"
+    multi_label: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -210,8 +211,6 @@ class MVPModel(PromptModel):
     # ------------------------------------------------------------------ training
 
     def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        if targets.ndim != 1:
-            raise ProtocolError("this method needs one label per image, got multi-hot targets")
         self.check_targets(targets)
         assert self.head is not None
         feature, chosen, distance, mass = self._pass(images, None)
