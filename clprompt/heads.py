@@ -73,7 +73,7 @@ class CosineHead(LinearHead):
     """A growing classifier on angles alone: logits = scale * cos(feature, row), without bias.
 
     Args:
-        width, seed, init: as in :class:`LinearHead`.
+        width, seed: as in :class:`LinearHead`. Rows start from a truncated normal: zeros have no direction.
         scale: what cosines are multiplied with; the value that training starts from when ``learn_scale``.
         learn_scale: train the scale (Hou et al. 2019, LUCIR).
     """
@@ -83,11 +83,10 @@ class CosineHead(LinearHead):
         width: int,
         *,
         seed: int = 0,
-        init: Literal["trunc_normal", "zeros"] = "trunc_normal",
         scale: float = 10.0,
         learn_scale: bool = True,
     ) -> None:
-        super().__init__(width, seed=seed, init=init)
+        super().__init__(width, seed=seed)
         self.bias.requires_grad_(False)
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=learn_scale)
 

@@ -15,7 +15,7 @@ def main(epochs: int = 2, seed: int = 0, stream=None, **avalanche):
     train, _, test = datasets_for(digits(), backbone)
     stream = stream(train, test) if stream else benchmark("split", train, test, experiences=5, seed=seed)
     prompts = dict(g_layers=(0,), e_layers=(1, 2, 3, 4), e_length=10)
-    strategy = DualPrompt(backbone=backbone, lr=0.03, train_epochs=epochs, seed=seed, **prompts, **avalanche)
+    strategy = DualPrompt(backbone=backbone, lr=0.01, train_epochs=epochs, seed=seed, **prompts, **avalanche)
     for experience in stream.train_stream:
         strategy.train(experience)
     strategy.eval(stream.test_stream)

@@ -24,7 +24,7 @@ def main(epochs: int = 2, seed: int = 0) -> DualPromptModel:
     for experience, (indices, classes) in enumerate(zip(plan.indices, plan.classes, strict=True)):
         data = torch.utils.data.Subset(train, indices.tolist())
         model.begin_experience(classes)
-        optimizer = optim.build(model, lr=0.03)  # a new one per experience: old moments would move old rows
+        optimizer = optim.build(model, lr=0.01)  # a new one per experience: old moments would move old rows
         model.train()
         for epoch in range(epochs):
             for batch, targets in training_batches(

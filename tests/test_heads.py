@@ -74,3 +74,9 @@ def test_a_cosine_head_reads_angles_alone_and_takes_zero_features():
     assert head(features).abs().max() <= 10
     assert not head(torch.zeros(1, 8)).any()
     assert CosineHead(8, learn_scale=False).scale.requires_grad is False
+
+
+def test_the_unused_bias_of_a_cosine_head_is_in_no_optimizer():
+    model = Probe(CosineHead)
+    model.observe(torch.tensor([0, 1]))
+    assert set(model.trainable()) == {"head.weight", "head.scale"}
