@@ -152,11 +152,9 @@ class MultiLaneModel(PromptModel):
         if not self.num_lanes:
             raise ProtocolError("MULTI-LANE has no lane before begin_experience(classes)")
         features, frozen = self._run(images, [[self.num_lanes - 1]])
-        terms = {}
-        if self.by_key:
-            assert frozen is not None
-            terms["key_pull"] = -cosine(frozen, self.keys[-1][None]).mean()
-        return features[0][:, 0], terms
+        if frozen is None:  # only the task head asks for it
+            return features[0][:, 0], {}
+        return features[0][:, 0], {"key_pull": -cosine(frozen, self.keys[-1][None]).mean()}
 
     def logits(self, features: Tensor) -> Tensor:
         """Head input [B, D] -> [B, C] by the rows of all lanes; -inf for a class without a lane."""
