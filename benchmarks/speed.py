@@ -118,11 +118,13 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device)
     precision = "bf16" if options.dtype == "bfloat16" else "float32"
     backbone = FrozenViT(options.model).to(device)
-    model = make_model(name, backbone, device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(options.batch, backbone.in_chans, *backbone.image_size, generator=generator)
     targets = torch.arange(options.batch) % CLASSES
     images, targets = images.to(device), targets.to(device)
+    model = make_model(name, backbone, device)
+    if model.boundaries != "unused":
+        model.begin_experience(range(CLASSES), lambda: iter([images]))
     model.observe(targets)
     training = Training(train_mb_size=options.batch, lr=1e-4)
     optimizer = make_optimizer(model, training)
@@ -187,7 +189,7 @@ def avalanche_overhead(name: str, options: argparse.Namespace, device: torch.dev
 
     def through_avalanche() -> None:
         strategy = PromptStrategy(
-            model=make_model(name, backbone, device, begin=False),
+            model=make_model(name, backbone, device),
             train_mb_size=options.batch,
             lr=1e-4,
             device=device,
@@ -197,7 +199,7 @@ def avalanche_overhead(name: str, options: argparse.Namespace, device: torch.dev
         strategy.train(stream.train_stream[0])
 
     def through_the_engine() -> None:
-        model = make_model(name, backbone, device, begin=False)
+        model = make_model(name, backbone, device)
         Engine(
             model,
             data,
@@ -211,12 +213,9 @@ def avalanche_overhead(name: str, options: argparse.Namespace, device: torch.dev
     return ratio(times["a"], times["e"])
 
 
-def make_model(name: str, backbone: FrozenViT, device: torch.device, begin: bool = True) -> PromptModel:
-    """A registered method with its default arguments, in its first experience."""
-    model = registry.strategies.get(name).target(backbone, seed=0).to(device)
-    if begin and model.boundaries != "unused":
-        model.begin_experience(range(CLASSES))
-    return model
+def make_model(name: str, backbone: FrozenViT, device: torch.device) -> PromptModel:
+    """A registered method with its default arguments."""
+    return registry.strategies.get(name).target(backbone, seed=0).to(device)
 
 
 def _wait(device: torch.device) -> None:
