@@ -39,7 +39,9 @@ class Listener(Protocol):
 
 
 class ProgressLike(Protocol):
-    """A progress display."""
+    """A progress display; whoever makes a run starts it, the engine tells the rest."""
+
+    def start(self, description: str, total_experiences: int, /) -> None: ...
 
     def experience(self, index: int, total: int, /) -> None: ...
 

@@ -301,7 +301,8 @@ def _train(
             engine.load_state(checkpoint["engine"])
             runfolder.log(folder, f"resume at {engine.position}")
         if progress:
-            progress.message(f"{config.strategy['name']}, seed {config.seeds[0]}: {folder}")
+            progress.start(f"{config.strategy['name']}, seed {config.seeds[0]}", len(parts.plan.indices))
+            progress.message(str(folder))
         never = set(np.unique(targets).tolist()) - {c for group in groups for c in group}
         if never and np.ndim(targets) == 1 and checkpoint is None:
             text = f"test samples of {len(never)} classes that the stream never trains are left out"
