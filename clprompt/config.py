@@ -32,6 +32,7 @@ class Training:
         weight_decay: of the optimizer.
         momentum: of sgd.
         schedule: of the learning rate within an experience.
+        warmup: share of an experience's steps over which the learning rate rises to its full value.
         clip_grad: largest norm of the gradient; null for no clipping.
         eval_mb_size: samples per evaluation batch; it changes speed and memory, no result.
         workers: processes that load images; 0 loads them in the training process.
@@ -46,6 +47,7 @@ class Training:
     weight_decay: float = 0.0
     momentum: float = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
+    warmup: float = 0.0
     clip_grad: float | None = None
     eval_mb_size: int = 128
     workers: int = 0
@@ -58,6 +60,10 @@ class Training:
             _at_least(1, getattr(self, key), f"training.{key}")
         for key in ("train_epochs", "weight_decay", "momentum", "workers"):
             _at_least(0, getattr(self, key), f"training.{key}")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(
+                f"training.warmup must be a share of the steps, 0 or more and below 1, got {self.warmup}"
+            )
         if self.momentum >= 1:
             raise ConfigError(f"training.momentum must be below 1, got {self.momentum}")
         for key in ("lr", "clip_grad"):

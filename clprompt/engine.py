@@ -220,7 +220,9 @@ class Engine:
         for _ in range(self.online.iterations if self.online else 1):
             lr = self.training.lr
             if self.optimizer is not None:
-                lr = optim.set_learning_rate(self.optimizer, self.training.schedule, step, steps)
+                lr = optim.set_learning_rate(
+                    self.optimizer, self.training.schedule, step, steps, self.training.warmup
+                )
             result = train_step(
                 self.model,
                 self.optimizer,

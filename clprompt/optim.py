@@ -87,13 +87,24 @@ def _padded(value: Any, like: Tensor) -> Any:
 
 
 def set_learning_rate(
-    optimizer: Optimizer, schedule: Literal["constant", "cosine"], step: int, steps: int
+    optimizer: Optimizer,
+    schedule: Literal["constant", "cosine"],
+    step: int,
+    steps: int,
+    warmup: float = 0.0,
 ) -> float:
     """Set every group's rate for step ``step`` of ``steps`` of an experience; returns the first group's.
 
-    The rate is a function of the step alone, so any step can be entered again.
+    The rate rises linearly over the first ``warmup`` share of the steps (its last step has the full rate) and then
+    follows the schedule to the end. It is a function of the step alone, so any step can be entered again.
     """
-    factor = 1.0 if schedule == "constant" else (1 + math.cos(math.pi * step / max(steps, 1))) / 2
+    rising = int(warmup * steps)
+    if step < rising:
+        factor = (step + 1) / rising
+    elif schedule == "constant":
+        factor = 1.0
+    else:
+        factor = (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

@@ -39,7 +39,7 @@ class PromptStrategy(SupervisedTemplate):
         model: any PromptModel. The strategies of registered models (``clprompt.strategies.DualPrompt``) take
             ``backbone`` and the model's own arguments in its place.
         seed: data order and augmentation (and the model's initial values, where the strategy makes the model).
-        lr, optimizer, weight_decay, momentum, schedule, clip_grad: as in the ``training`` section of a configuration.
+        lr, optimizer, weight_decay, momentum, schedule, warmup, clip_grad: as in the ``training`` section of a configuration.
         precision: "float32" or "bf16".
         workers: loader processes.
         train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator, eval_every: Avalanche's.
@@ -59,6 +59,7 @@ class PromptStrategy(SupervisedTemplate):
         weight_decay: float = 0.0,
         momentum: float = 0.0,
         schedule: Literal["constant", "cosine"] = "constant",
+        warmup: float = 0.0,
         clip_grad: float | None = None,
         precision: Literal["float32", "bf16"] = "float32",
         workers: int = 0,
@@ -78,6 +79,7 @@ class PromptStrategy(SupervisedTemplate):
             weight_decay=weight_decay,
             momentum=momentum,
             schedule=schedule,
+            warmup=warmup,
             clip_grad=clip_grad,
             eval_mb_size=eval_mb_size,
             workers=workers,
@@ -181,7 +183,8 @@ class PromptStrategy(SupervisedTemplate):
         if self.model.trains:
             settings = self.training_settings
             steps = self.train_epochs * len(self.dataloader)  # type: ignore[arg-type]
-            optim.set_learning_rate(self.optimizer, settings.schedule, self.clock.train_exp_iterations, steps)
+            at = self.clock.train_exp_iterations
+            optim.set_learning_rate(self.optimizer, settings.schedule, at, steps, settings.warmup)
         self._step = train_step_loss(self.model, self.mb_x, self.mb_y, self.precision)
         return self._step.logits
 

@@ -110,6 +110,10 @@ MISTAKES: list[tuple[str, str]] = [
     ("run quickstart training.workers=-1", "training.workers must be at least 0, got -1"),
     ("run quickstart training.eval_mb_size=0", "training.eval_mb_size must be at least 1, got 0"),
     ("run quickstart training.momentum=2", "training.momentum must be below 1, got 2.0"),
+    (
+        "run quickstart training.warmup=1",
+        "training.warmup must be a share of the steps, 0 or more and below 1, got 1.0",
+    ),
     ("run quickstart training.weight_decay=-1", "training.weight_decay must be at least 0, got -1.0"),
     ("run quickstart training.checkpoint_every=0", "training.checkpoint_every must be at least 1, got 0"),
     ("run quickstart online.eval_every=0", "online.eval_every must be at least 1, got 0"),

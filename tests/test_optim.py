@@ -191,3 +191,15 @@ def test_the_gradient_is_clipped_over_all_groups_together():
     both = torch.cat([model.head.grad.flatten(), model.prompts[0].grad.flatten()])
     assert both.norm().item() == pytest.approx(0.5, rel=1e-4)
     assert both.min() == both.max()
+
+
+def test_the_rate_rises_over_the_warm_up_and_then_follows_the_schedule():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    optimizer.param_groups[0]["initial_lr"] = 0.1
+    rates = [
+        optim.set_learning_rate(optimizer, "cosine", step, 15, 0.2) for step in range(15)
+    ]  # 3 steps rise
+    wanted = [(s + 1) / 3 if s < 3 else (1 + math.cos(math.pi * (s - 3) / 12)) / 2 for s in range(15)]
+    assert rates == pytest.approx([0.1 * factor for factor in wanted])
+    flat = [optim.set_learning_rate(optimizer, "constant", step, 10, 0.5) for step in range(10)]
+    assert flat == pytest.approx([0.02, 0.04, 0.06, 0.08] + [0.1] * 6)
