@@ -6,6 +6,7 @@ exception is a bug of clprompt's and keeps its traceback.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -24,7 +25,7 @@ from clprompt.errors import ClpromptError, ConfigError, Interrupted, RunFolderEr
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-KINDS = ("strategies", "scenarios", "datasets", "configs", "backbones")
+KINDS = ("strategies", "scenarios", "datasets", "configs", "studies", "backbones")
 SECTIONS = ("data", "scenario", "backbone", "strategy", "compare", "training", "online")
 
 _imported: list[str] = []  # by --import: a resume line has to repeat them
@@ -52,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         _show(stop.finished)
         words = [word for module in _imported for word in ("--import", module)]
-        line = shlex.join(["clprompt", "resume", *words, *map(str, stop.folders)])
-        print(f"interrupted; continue with: {line}" if stop.folders else "interrupted", file=sys.stderr)
+        again = stop.again or ["clprompt", "resume", *map(str, stop.folders)]
+        line = shlex.join([*again[:2], *words, *again[2:]])
+        known = stop.again or stop.folders
+        print(f"interrupted; continue with: {line}" if known else "interrupted", file=sys.stderr)
         return 128 + stop.signal
     except click.Abort:
         print("interrupted", file=sys.stderr)
@@ -100,12 +103,14 @@ def _mistake(error: Exception, text: str) -> int:
 # ------------------------------------------------------------------------------------------ completion
 
 
-def _complete_config(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+def _complete_config(
+    context: click.Context, parameter: click.Parameter, word: str, kind: str = "configuration"
+) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
     from clprompt import config
 
-    found = [CompletionItem(name, help=text) for name, text in config.names() if name.startswith(word)]
+    found = [CompletionItem(name, help=text) for name, text in config.names(kind) if name.startswith(word)]
     return found or [CompletionItem(word, type="file")]
 
 
@@ -237,6 +242,28 @@ def resume(runs: tuple[str, ...]) -> None:
     _show(results)
 
 
+@group.command(short_help="Run a grid of strategies, scenarios and seeds.")
+@click.argument("study", metavar="STUDY", shell_complete=functools.partial(_complete_config, kind="study"))
+@_overrides_argument
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time, at most one a core.  [default: 1]")
+@click.option("--only", metavar="LABEL", multiple=True, help="Only this strategy. Repeatable.")
+@click.option("--scenario", metavar="LABEL", multiple=True, help="Only this scenario. Repeatable.")
+@click.option("--seed", metavar="K", type=int, multiple=True, help="Only this seed. Repeatable.")
+@click.option("--again", is_flag=True, help="Run again, from the start, what has another configuration now.")
+@click.option("--dry-run", is_flag=True, help="Print one command for each run that is left, and run nothing.")
+@click.option("--launcher", default="local", show_default=True, help="local, or ray (extra clprompt[ray]).")
+@_import_option
+def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
+    """Run a grid of strategies, scenarios and seeds, each run in a process and a folder of its own.
+
+    STUDY is the name of a packaged study (`clprompt list studies`) or a path to a .yaml file; overrides are those of
+    `clprompt run`. What is finished is skipped, what was interrupted goes on; the report comes at the end.
+    """
+    from clprompt import study_command
+
+    study_command.run(study, overrides, imports=_imported, **options)
+
+
 @group.command(short_help="Compare finished runs: tables, drawings, one HTML file.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
 @click.option(
@@ -337,11 +364,13 @@ def stream(stream: str, overrides: tuple[str, ...]) -> None:
     click.echo(f"\ndrawn: {out}")
 
 
-@group.command("list", short_help="List strategies, scenarios, data sets, configurations or backbones.")
+@group.command(
+    "list", short_help="List strategies, scenarios, data sets, configurations, studies or backbones."
+)
 @click.argument("kind", required=False, type=click.Choice(KINDS))
 @_import_option
 def list_(kind: str | None) -> None:
-    """List strategies, scenarios, data sets, configurations or backbones; all of them without an argument."""
+    """List strategies, scenarios, data sets, configurations, studies or backbones; all of them without an argument."""
     from clprompt import terminal
 
     for position, chosen in enumerate([kind] if kind else KINDS):

@@ -98,6 +98,7 @@ class Config:
 
     Args:
         name: folder of its runs below `runs_dir`.
+        label: what a report calls a run; None for the strategy's name.
         seed: one, or several that are run one after the other.
         precision: float32, or bf16 (autocast).
         device: "auto", or a torch device.
@@ -113,6 +114,7 @@ class Config:
     """
 
     name: str
+    label: str | None = None
     data: dict[str, Any]
     scenario: dict[str, Any]
     backbone: dict[str, Any]
@@ -146,19 +148,8 @@ class Config:
 
 # The order of the keys in a resolved configuration, which is the order of the packaged files.
 KEYS = (
-    "name",
-    "seed",
-    "precision",
-    "device",
-    "runs_dir",
-    "export",
-    "data",
-    "scenario",
-    "backbone",
-    "strategy",
-    "compare",
-    "training",
-    "online",
+    *("name", "label", "seed", "precision", "device", "runs_dir", "export"),
+    *("data", "scenario", "backbone", "strategy", "compare", "training", "online"),
 )
 _NAMED = {  # section -> what the caller provides itself
     "data": (),
@@ -213,7 +204,7 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
     if found.get("name") is None:
         found["name"] = name
     hints = typing.get_type_hints(Config)
-    for key in ("name", "seed", "precision", "device", "runs_dir", "export"):
+    for key in ("name", "label", "seed", "precision", "device", "runs_dir", "export"):
         if key in found:  # what costs no import is checked first
             found[key] = schema.check(found[key], hints[key], key)
     _check_name(found["name"])
@@ -235,9 +226,9 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
     return Config(**found)
 
 
-def find(name: str) -> Path:
-    """The file of a packaged configuration (`-` equals `_`), or the path that `name` is."""
-    packaged = {path.stem.replace("-", "_"): path for path in _packaged()}
+def find(name: str, kind: str = "configuration") -> Path:
+    """The file of a packaged configuration or study (`-` equals `_`), or the path that `name` is."""
+    packaged = {path.stem.replace("-", "_"): path for path in _packaged(kind)}
     found = packaged.get(name.replace("-", "_"))
     if found is not None:
         return found
@@ -248,13 +239,13 @@ def find(name: str) -> Path:
         f"; did you mean the file {name}.yaml?" if Path(f"{name}.yaml").exists() else ""
     )
     raise ConfigError(
-        f'no configuration is called "{name}"{hint}; known: {", ".join(names) or "none"}, or a path to a .yaml file'
+        f'no {kind} is called "{name}"{hint}; known: {", ".join(names) or "none"}, or a path to a .yaml file'
     )
 
 
-def _packaged() -> list[Path]:
+def _packaged(kind: str = "configuration") -> list[Path]:
     folder = Path(str(importlib.resources.files("clprompt.configs")))
-    return sorted(folder.glob("*.yaml"))
+    return sorted((folder / "studies" if kind == "study" else folder).glob("*.yaml"))
 
 
 # -------------------------------------------------------------------------------------------- sections
@@ -359,10 +350,10 @@ def named(given: Any, path: str, online: bool = False) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------- showing
 
 
-def names() -> list[tuple[str, str]]:
-    """The packaged configurations and the first comment line of each."""
+def names(kind: str = "configuration") -> list[tuple[str, str]]:
+    """The packaged configurations, or studies, and the first comment line of each."""
     found = []
-    for path in _packaged():
+    for path in _packaged(kind):
         lines = path.read_text(encoding="utf-8").splitlines()
         comment = next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
         found.append((path.stem, comment))

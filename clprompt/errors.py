@@ -7,7 +7,7 @@ that the command line prints. Any other exception is a bug of ours and keeps its
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,27 @@ class Interrupted(ClpromptError):
         signal: number of the signal that stopped it, 2 (SIGINT) or 15 (SIGTERM).
         folders: run folders that `clprompt resume` continues.
         finished: results of the runs that were done before, where several were asked for.
+        again: the words of the command that continues, where it is another than `clprompt resume`.
     """
 
-    def __init__(self, signal: int, folders: Iterable[Path] = (), finished: Iterable[Any] = ()) -> None:
+    def __init__(
+        self,
+        signal: int,
+        folders: Iterable[Path] = (),
+        finished: Iterable[Any] = (),
+        again: Sequence[str] = (),
+    ) -> None:
         self.signal = int(signal)
         self.folders = [Path(folder) for folder in folders]
         self.finished = list(finished)
-        names = " ".join(str(folder) for folder in self.folders)
-        super().__init__(f"interrupted; continue with: clprompt resume {names}" if names else "interrupted")
+        self.again = list(again)
+        names = " ".join(self.again or ["clprompt", "resume", *map(str, self.folders)])
+        super().__init__(
+            f"interrupted; continue with: {names}" if self.folders or self.again else "interrupted"
+        )
 
-    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, list[Path], list[Any]]]:
-        return type(self), (self.signal, self.folders, self.finished)
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, list[Path], list[Any], list[str]]]:
+        return type(self), (self.signal, self.folders, self.finished, self.again)
 
 
 class RunsFailed(ClpromptError):

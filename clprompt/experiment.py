@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import signal
 import threading
 import time
@@ -334,20 +333,13 @@ def _train(
                 "steps": engine.position.step,
                 "method_parameters": sum(value.numel() for value in own),
                 "state_numbers": model.state_size(),
-                "peak_memory_bytes": _peak_memory(parts.device),
+                "peak_memory_bytes": runfolder.peak_memory(parts.device),
                 "device": facts["device"],
             },
         },
     )
     runfolder.log(folder, "done")
     return Result(folder, config.strategy["name"], config.seeds[0], records, summary, groups)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Peak bytes: of the GPU's allocator, or of the whole process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 # ------------------------------------------------------------------------------------- signals, reproducibility

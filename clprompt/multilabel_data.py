@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
+from clprompt import schema
 from clprompt.data import Augment, DataBundle, ImageSource
 from clprompt.errors import ConfigError, DataError, nearest
 from clprompt.images import ImageArray, ImageFiles
@@ -96,7 +97,7 @@ def _as_tensor(image: Any) -> Tensor:
 @datasets.register("mosaic")
 def mosaic(
     *,
-    source: str = "digits",
+    source: str | dict[str, Any] = "digits",
     grid: int = 2,
     train_images: int = 1500,
     test_images: int = 500,
@@ -108,7 +109,7 @@ def mosaic(
     """Multi-label mosaics of any single-label data set: a grid of cells, each empty or with one of its images.
 
     Args:
-        source: a registered data set, with its default arguments.
+        source: a registered data set: its name, or {name: ..., and its arguments}.
         grid: cells a side.
         train_images, test_images: how many mosaics; training and test images of the source do not mix.
         most: filled cells at most; null for all of them.
@@ -123,9 +124,9 @@ def mosaic(
         raise ConfigError(f"data.most must be 1..{grid * grid}, the cells of the grid, got {most}")
     if not 0 <= empty < 1:
         raise ConfigError(f"data.empty must be a share below 1, got {empty}")
-    bundle = datasets.get(source).target()
+    bundle = _source(source)
     if bundle.train.targets.ndim != 1:
-        raise ConfigError(f"data.source must be a single-label data set; {source} is multi-label")
+        raise ConfigError(f"data.source must be a single-label data set; {bundle.name} is multi-label")
     parts = {
         name: make_mosaic(
             part,
@@ -140,6 +141,18 @@ def mosaic(
         for name, part, count in (("train", bundle.train, train_images), ("test", bundle.test, test_images))
     }
     return DataBundle(f"mosaics of {bundle.name}", parts["train"], parts["test"], bundle.class_names, augment)
+
+
+def _source(section: str | dict[str, Any]) -> DataBundle:
+    """The data set of a section inside a section."""
+    given = {"name": section} if isinstance(section, str) else dict(section)
+    if not isinstance(given.get("name"), str):
+        raise ConfigError("data.source.name is missing: a data set's name")
+    try:
+        target = datasets.get(given.pop("name")).target
+    except ConfigError as error:
+        raise ConfigError(f"data.source.name: {error}") from None
+    return target(**schema.arguments(target, given, "data.source"))
 
 
 @datasets.register("digit_mosaics")

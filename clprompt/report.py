@@ -56,7 +56,7 @@ class Run:
     """A finished run as its folder tells it.
 
     Attributes:
-        folder: the run folder. name: the strategy. seed: its seed. config: its config.yaml. results: its results.json.
+        folder: the run folder. name: its label, or the strategy. seed: its seed. config: its config.yaml. results: its results.json.
         matrix: the accuracy matrix [T, T]; [0, 0] where no accuracy was measured per experience.
         precision: mAP over the seen classes after each experience [T], of multi-hot targets; [0] of others.
     """
@@ -94,7 +94,7 @@ class Row:
     """Runs that differ in nothing but their seed.
 
     Attributes:
-        label: the strategy, with what tells it apart from others of its name.
+        label: its label or strategy, with what tells it apart from others of its name.
         runs: by seed.
     """
 
@@ -304,7 +304,7 @@ def _read(folder: Path) -> Run:
     matrix = metrics.accuracy_matrix(record for record in records if record.get("groups") is not None)
     ends = {record["experience"]: record.get("mAP") for record in records if record["when"] == "experience"}
     precision = np.array([] if len(matrix) else [ends[key] for key in sorted(ends)], dtype=np.float64)
-    name, seed = str(config["strategy"]["name"]), int(results["seed"])
+    name, seed = str(config.get("label") or config["strategy"]["name"]), int(results["seed"])
     return Run(folder, name, seed, config, results, matrix, precision)
 
 
@@ -344,12 +344,12 @@ def _order(row: Row) -> tuple[float, str]:
 
 
 def _labels(groups: Sequence[Mapping[int, Run]]) -> list[str]:
-    """The strategies' names; where one appears more than once, with what differs: the configuration's name or arguments.
+    """Their labels or strategies; where one appears more than once, with what differs: the configuration's name or arguments.
 
     No two labels are equal.
     """
-    settings = [next(iter(group.values())).settings for group in groups]
-    names = [str(own["strategy.name"]) for own in settings]
+    first = [next(iter(group.values())) for group in groups]
+    settings, names = [run.settings for run in first], [run.name for run in first]
     labels: list[str] = []
     for name, own in zip(names, settings, strict=True):
         same = [other for other, its in zip(settings, names, strict=True) if its == name]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import subprocess
 import time
 from collections.abc import Mapping
@@ -110,6 +111,17 @@ def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
         "parameters": {"backbone": backbone},
         "backbone": {"source": model.backbone.source, "sha256": model.backbone.fingerprint()},
     }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes: of the GPU's allocator, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:  # getrusage counts what the parent process held when it started this one
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration, ValueError):  # another system than Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataBundle) -> None:

@@ -36,13 +36,13 @@ def columns(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def listing(kind: str, short: bool = False) -> list[str]:
-    """The lines of `clprompt list KIND`; kind is strategies, scenarios, datasets, configs or backbones.
+    """The lines of `clprompt list KIND`; kind is one of `clprompt.cli.KINDS`.
 
     Args:
         kind: what to list. short: of long lists only how much there is.
     """
-    if kind == "configs":
-        return columns(config.names())
+    if kind in ("configs", "studies"):
+        return columns(config.names("study" if kind == "studies" else "configuration"))
     if kind == "backbones":
         return _backbones(short)
     known = {
