@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 KINDS = ("strategies", "scenarios", "datasets", "configs", "studies", "backbones")
-SECTIONS = ("data", "scenario", "backbone", "strategy", "compare", "training", "online")
+SECTIONS = ("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory")
 
 _imported: list[str] = []  # by --import: a resume line has to repeat them
 
@@ -120,7 +120,11 @@ def _complete_override(context: click.Context, parameter: click.Parameter, word:
     from clprompt import config, schema
 
     keys = [f"{key}=" for key in ("seed", "precision", "device", "runs_dir", "export", "name", *SECTIONS)]
-    for section, settings in (("training", config.Training), ("online", config.Online)):
+    for section, settings in (
+        ("training", config.Training),
+        ("online", config.Online),
+        ("memory", config.Memory),
+    ):
         keys += [f"{section}.{key}=" for key in schema.parameters(settings)[0]]
     return [CompletionItem(key) for key in keys if key.startswith(word)]
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from clprompt import overlay, registry, schema
 from clprompt.errors import ConfigError, nearest
+from clprompt.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Config:
             overrides of training settings for that strategy alone.
         training: see `Training`.
         online: see `Online`; None trains experience by experience.
+        memory: see `Memory`; None keeps no image.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Config:
     compare: list[dict[str, Any]] = field(default_factory=list)
     training: Training = field(default_factory=Training)
     online: Online | None = None
+    memory: Memory | None = None
 
     @property
     def seeds(self) -> list[int]:
@@ -149,7 +152,7 @@ class Config:
 # The order of the keys in a resolved configuration, which is the order of the packaged files.
 KEYS = (
     *("name", "label", "seed", "precision", "device", "runs_dir", "export"),
-    *("data", "scenario", "backbone", "strategy", "compare", "training", "online"),
+    *("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory"),
 )
 _NAMED = {  # section -> what the caller provides itself
     "data": (),
@@ -215,6 +218,9 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
     training = found["training"] = _settings(Training, found.get("training"), "training")
     if found.get("online") is not None:
         found["online"] = _settings(Online, found["online"], "online")
+    if found.get("memory") is not None:
+        found["memory"] = _settings(Memory, found["memory"], "memory")
+        found["memory"].check(found.get("online"), training.workers)
     compare = _compare(found.get("compare"), training)
     for key in ("data", "scenario", "backbone", "strategy"):
         found[key] = _section(found.get(key), key)
@@ -267,7 +273,7 @@ def _check_seed(seed: int | list[int]) -> None:
         raise ConfigError(f"seed names a seed twice: {schema.show(seeds)}")
 
 
-S = typing.TypeVar("S", Training, Online)
+S = typing.TypeVar("S", Training, Online, Memory)
 
 
 def _settings(kind: Callable[..., S], given: Any, path: str) -> S:

@@ -8,7 +8,7 @@ optimizer's moments, and that is all.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -162,16 +162,7 @@ class Engine:
             self.model.begin_epoch(epoch)
             if self.progress:
                 self.progress.epoch(epoch, epochs, steps)
-            batches = training_batches(
-                subset(self.train, part),
-                seed=self.seed,
-                experience=at.experience,
-                epoch=epoch,
-                batch_size=size,
-                workers=self.training.workers,
-                skip=at.batch,
-                shuffle=cut,
-            )
+            batches = self._batches(part, epoch, cut)
             self._clock, self._since = time.perf_counter(), 0
             for images, targets, *_ in batches:
                 self._train_batch(images, targets, epoch * steps + at.batch, epochs * steps)
@@ -187,6 +178,19 @@ class Engine:
         signal = self.stop()  # it may have come during the evaluation
         if signal is not None:
             raise Interrupted(signal)
+
+    def _batches(self, part: np.ndarray, epoch: int, shuffle: bool) -> Iterable[Any]:
+        """What is left of an epoch over these samples, batch by batch."""
+        return training_batches(
+            subset(self.train, part),
+            seed=self.seed,
+            experience=self.position.experience,
+            epoch=epoch,
+            batch_size=self.training.train_mb_size,
+            workers=self.training.workers,
+            skip=self.position.batch,
+            shuffle=shuffle,
+        )
 
     def _arrived(self, parts: Sequence[Any]) -> np.ndarray:
         """What training may use now: the current experience's part, or all so far for a model that revisits them."""
@@ -231,13 +235,17 @@ class Engine:
                 clip_grad=self.training.clip_grad,
                 precision=self.precision,
             )
-            self._loss = result.loss.detach()
-            at.step += 1
-            if (at.step - 1) % self.training.log_every == 0:
-                self._log(result, targets, lr)
+            self._stepped(result, targets, lr)
         self._since += len(targets)
         if self.progress:
             self.progress.step()
+
+    def _stepped(self, result: Step, targets: Tensor, lr: float) -> None:
+        """Count an optimizer step, and record it where its turn has come."""
+        self._loss = result.loss.detach()
+        self.position.step += 1
+        if (self.position.step - 1) % self.training.log_every == 0:
+            self._log(result, targets, lr)
 
     def _between_batches(self) -> None:
         at, online = self.position, self.online

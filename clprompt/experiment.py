@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from clprompt import config as configuration
-from clprompt import metrics, multilabel_metrics, registry, runfolder, state
+from clprompt import metrics, multilabel_metrics, registry, runfolder, state, strategies
 from clprompt.backbone import FrozenViT
 from clprompt.config import Config
 from clprompt.data import DataBundle, datasets_for, make_transform
@@ -100,6 +101,8 @@ class Builder:
                 f"strategy {config.strategy['name']} needs experience boundaries, which an online stream does not "
                 "show; use its boundary-free form (strategy.boundary_free=true) where it has one"
             )
+        if config.memory:
+            config.memory.check_model(model, bundle.train.targets)
         groups = list(plan.test_groups(bundle.test.targets))
         return Parts(bundle, backbone, plan, model.to(device), device, groups)
 
@@ -264,7 +267,9 @@ def _train(
         state.save_checkpoint(folder, payload)
 
     train, clean, test = datasets_for(bundle, parts.backbone)
-    engine = Engine(
+    # Avalanche is needed for a run with a memory alone
+    loop = partial(strategies.MemoryEngine, memory=config.memory) if config.memory else Engine
+    engine = loop(
         model,
         train,
         parts.plan.indices,
@@ -292,7 +297,8 @@ def _train(
         if checkpoint is None:
             runfolder.write_json(folder / "environment.json", facts)
             runfolder.log(folder, f"start: {config.strategy['name']}, seed {config.seeds[0]}")
-            for note in parts.plan.notes(bundle.train.targets, targets):
+            notes = parts.plan.notes(bundle.train.targets, targets)
+            for note in [*notes, str(config.memory)] if config.memory else notes:
                 runfolder.log(folder, note)
                 if progress:
                     progress.message(note)
@@ -325,6 +331,7 @@ def _train(
         {
             "strategy": config.strategy["name"],
             "seed": config.seeds[0],
+            "rehearsal_free": model.rehearsal_free and config.memory is None,
             **summary,
             "per_seed": {key: {str(config.seeds[0]): value} for key, value in summary.items()},
             "cost": {

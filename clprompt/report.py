@@ -349,7 +349,8 @@ def _labels(groups: Sequence[Mapping[int, Run]]) -> list[str]:
     No two labels are equal.
     """
     first = [next(iter(group.values())) for group in groups]
-    settings, names = [run.settings for run in first], [run.name for run in first]
+    settings = [run.settings for run in first]
+    names = [run.config.get("label") or _name(run.settings) for run in first]
     labels: list[str] = []
     for name, own in zip(names, settings, strict=True):
         same = [other for other, its in zip(settings, names, strict=True) if its == name]
@@ -361,6 +362,12 @@ def _labels(groups: Sequence[Mapping[int, Run]]) -> list[str]:
         label = f"{name} ({', '.join(told)})" if told else name
         labels.append(label if label not in labels else f"{label} #{len(labels) + 1}")
     return labels
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    """The strategy; a memory of images beside it is always told."""
+    size = settings.get("memory.size")
+    return str(settings["strategy.name"]) + (f" + {size} images" if size else "")
 
 
 def _value(value: Any) -> str:

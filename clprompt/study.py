@@ -32,7 +32,10 @@ from clprompt import overlay, schema
 from clprompt.config import Config
 from clprompt.errors import ConfigError, nearest
 
-_SHARED = ("seed", "precision", "device", "runs_dir", "export", "data", "backbone", "training", "online")
+_SHARED = (
+    *("seed", "precision", "device", "runs_dir", "export"),
+    *("data", "backbone", "training", "online", "memory"),
+)
 KEYS = ("name", *_SHARED, "scenario", "scenarios", "strategies", "sweep", "tuned", "metric")
 METRICS = (
     *("average_accuracy", "average_incremental_accuracy", "last_accuracy", "A_auc", "A_avg", "A_last"),

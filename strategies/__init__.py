@@ -22,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from clprompt.strategies.base import PromptStrategy
 
         return PromptStrategy
+    if name == "MemoryEngine":
+        from clprompt.strategies._memory import MemoryEngine
+
+        return MemoryEngine
     if name not in models:
         raise AttributeError(f"clprompt.strategies has no {name}; there are: {', '.join(sorted(models))}")
     from clprompt.strategies.base import make_strategy

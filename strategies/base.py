@@ -182,11 +182,14 @@ class PromptStrategy(SupervisedTemplate):
         receive(self.model, self.optimizer if self.model.trains else None, self.mb_y)
         if self.model.trains:
             settings = self.training_settings
-            steps = self.train_epochs * len(self.dataloader)  # type: ignore[arg-type]
-            at = self.clock.train_exp_iterations
+            at, steps = self._progress()
             optim.set_learning_rate(self.optimizer, settings.schedule, at, steps, settings.warmup)
         self._step = train_step_loss(self.model, self.mb_x, self.mb_y, self.precision)
         return self._step.logits
+
+    def _progress(self) -> tuple[int, int]:
+        """Which step of how many in the experience this is: what the schedule follows."""
+        return self.clock.train_exp_iterations, self.train_epochs * len(self.dataloader)  # type: ignore[arg-type]
 
     def criterion(self) -> Tensor:
         """The method's loss in training; in evaluation the cross-entropy over samples of seen classes."""
