@@ -101,6 +101,7 @@ class Builder:
                 f"strategy {config.strategy['name']} needs experience boundaries, which an online stream does not "
                 "show; use its boundary-free form (strategy.boundary_free=true) where it has one"
             )
+        model.meet([bundle.class_names[c] for group in plan.classes for c in group])
         groups = list(plan.test_groups(bundle.test.targets))
         return Parts(bundle, backbone, plan, model.to(device), device, groups)
 
@@ -334,6 +335,7 @@ def _train(
                 "steps": engine.position.step,
                 "method_parameters": sum(value.numel() for value in own),
                 "state_numbers": model.state_size(),
+                "model": model.describe(),
                 "peak_memory_bytes": _peak_memory(parts.device),
                 "device": facts["device"],
             },
