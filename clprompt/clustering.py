@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,60 @@ from clprompt.errors import DataError
 def mean_distance(features: Tensor) -> float:
     """Mean pairwise Euclidean distance of the rows of [n, D]; 0 for a single row."""
     return float(torch.pdist(features.double()).mean()) if len(features) > 1 else 0.0
+
+
+class Clusters(NamedTuple):
+    """What is kept of K clusters: their means [K, D], radii [K] (root mean squared distance) and sizes [K]."""
+
+    prototypes: Tensor
+    radius: Tensor
+    counts: Tensor
+
+
+def summarise(features: Tensor, labels: Tensor) -> Clusters:
+    """Features [n, D] under labels 0..K-1 [n], as means, radii and sizes in the features' type."""
+    counts = labels.bincount()
+    total = features.new_zeros(len(counts), features.shape[1]).index_add(0, labels, features)
+    means = total / counts[:, None].to(features)
+    squares = (features - means[labels]).square().sum(1)
+    spread = features.new_zeros(len(counts)).index_add(0, labels, squares) / counts.to(features)
+    return Clusters(means, spread.sqrt(), counts)
+
+
+def nearest(query: Tensor, prototypes: Tensor, out_of_reach: Tensor | None = None) -> Tensor:
+    """The nearest prototype of each query: [B, D], [K, D] -> int64 [B].
+
+    No root, hence no nan where a query is a prototype; float32 at least, under autocast too.
+
+    Args:
+        query, prototypes: as above.
+        out_of_reach: bool [K], prototypes that are not chosen.
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        means = prototypes.to(dtype)
+        distance = means.square().sum(1) - 2 * query.to(dtype) @ means.T  # (B, K), short of |query|^2
+    if out_of_reach is not None:
+        distance = distance.masked_fill(out_of_reach, float("inf"))
+    return distance.argmin(1)
+
+
+class ClusterMap(NamedTuple):
+    """Clusters in the plane, for a drawing: points [n, 2] with labels [n], prototypes [K, 2]."""
+
+    points: Tensor
+    labels: Tensor
+    prototypes: Tensor
+
+
+def project(features: Tensor, labels: Tensor, prototypes: Tensor) -> ClusterMap:
+    """Features [n, D] and the means of their clusters [K, D] on the features' first two principal axes."""
+    rows, mean = features.cpu().double(), features.cpu().double().mean(0)
+    axes = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors[:, -2:].flip(1)  # (D, 2)
+    axes *= axes.gather(
+        0, axes.abs().argmax(0, keepdim=True)
+    ).sign()  # eigenvectors have no sign of their own
+    return ClusterMap((rows - mean) @ axes, labels.cpu(), (prototypes.cpu().double() - mean) @ axes)
 
 
 def cluster(

@@ -27,6 +27,9 @@ from clprompt.online import marks, stretch
 from clprompt.seeding import rng_state, set_rng_state
 from clprompt.steps import make_optimizer, receive, train_step
 
+#: Evaluation images that a model may look at after an experience.
+_PROBED = 1024
+
 
 class Listener(Protocol):
     """What the engine tells while it runs; a run folder's tracker is one."""
@@ -171,8 +174,8 @@ class Engine:
             at.epoch, at.batch = epoch + 1, 0
         self.model.end_experience()
         self._evaluate("experience")
-        for listener in self.listeners:
-            listener.diagnostics(at.experience + 1, self.model.diagnostics())
+        self._tell(self.model.diagnostics)
+        self._tell(self._probe)
         at.experience, at.epoch, at.batch = at.experience + 1, 0, 0
         self._save()
         signal = self.stop()  # it may have come during the evaluation
@@ -209,6 +212,7 @@ class Engine:
                     yield batch.to(device)
 
             self.model.begin_experience(self._arrived(self.classes), images)
+            self._tell(self.model.opening_diagnostics)
         if self.optimizer is None or (begun and self.model.optimizer_reset == "experience"):
             self.optimizer = make_optimizer(self.model, self.training)
         else:
@@ -295,6 +299,24 @@ class Engine:
             listener.record(record)
         self._clock, self._since = time.perf_counter(), 0
         return evaluation
+
+    def _tell(self, ask: Callable[[], Mapping[str, Any]]) -> None:
+        """What the model says of itself, to whoever listens; nobody is asked where nobody does."""
+        values = ask() if self.listeners else {}
+        for listener in self.listeners if values else ():
+            listener.diagnostics(self.position.experience + 1, values)
+
+    @torch.no_grad()
+    def _probe(self) -> Mapping[str, Any]:
+        evaluator, device = self.evaluator, self.model.seen.device
+        if evaluator is None:
+            return {}
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return self.model.probe(lambda: (images.to(device) for images in evaluator.sample(_PROBED)))
+        finally:
+            self.model.train(was_training)
 
     def _log(self, result: Step, targets: Tensor, lr: float) -> None:
         at = self.position

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,14 @@ class Evaluator:
         new = np.setdiff1d(seen, known)
         if new.size:
             self._expose(new.tolist())
+
+    def sample(self, limit: int) -> Iterator[Tensor]:
+        """At most ``limit`` of the images that the last evaluation saw, evenly spaced, in batches."""
+        order = [index for _, batch in self._chunks for index in batch]
+        chosen = order[:: max(1, -(-len(order) // limit))]
+        batches = [chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
+        for images, *_ in fixed_batches(self.test, batches, self.workers):
+            yield images
 
     @torch.no_grad()
     def run(self, model: PromptModel) -> Evaluation:

@@ -103,6 +103,7 @@ class Builder:
             )
         if config.memory:
             config.memory.check_model(model, bundle.train.targets)
+        model.meet([bundle.class_names[c] for group in plan.classes for c in group])
         groups = list(plan.test_groups(bundle.test.targets))
         return Parts(bundle, backbone, plan, model.to(device), device, groups)
 
@@ -340,6 +341,7 @@ def _train(
                 "steps": engine.position.step,
                 "method_parameters": sum(value.numel() for value in own),
                 "state_numbers": model.state_size(),
+                "model": model.describe(),
                 "peak_memory_bytes": runfolder.peak_memory(parts.device),
                 "device": facts["device"],
             },

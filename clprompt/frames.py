@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from clprompt.backbone import FrozenViT
 from clprompt.errors import ConfigError, DataError
+from clprompt.images import tell
 
 
 def frame_size(channels: int, side: int, pad: int) -> int:
@@ -61,6 +61,53 @@ def patch_offsets(backbone: FrozenViT, framed: Tensor) -> Tensor:
     return backbone.patches(framed) - backbone.patches(torch.zeros_like(framed[:1]))
 
 
+def framed_tokens(
+    backbone: FrozenViT, images: Tensor, patches: Tensor | None, framed: Tensor, index: Tensor
+) -> Tensor:
+    """The tokens of images with a frame added to each, [B, N, D].
+
+    Args:
+        backbone: frozen.
+        images: [B, channels, H, W].
+        patches: their embedded patches, where the backbone has ``linear_patches``; None adds in pixels.
+        framed: frames as images, [K, channels, H, W].
+        index: which frame each image gets, int64 [B].
+    """
+    if patches is None:
+        return backbone.embed(images + framed[index])
+    return backbone.position(patches + patch_offsets(backbone, framed)[index])
+
+
+class OffsetCache:
+    """What frames add to embedded patches, kept for evaluation until a frame changes."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._offsets: Tensor | None = None
+
+    @torch.no_grad()
+    def of(self, backbone: FrozenViT, frames: list[Tensor], framed: Callable[[Tensor], Tensor]) -> Tensor:
+        """The offsets [K, n, D] of all frames [F].
+
+        Args:
+            backbone: with ``linear_patches``.
+            frames: parameters; a step in place counts up their version.
+            framed: frame vectors [K, F] -> images.
+        """
+        device = frames[0].device.type
+        key = (
+            torch.is_autocast_enabled(device),
+            torch.get_autocast_dtype(device),
+            *((id(frame), frame._version, frame.data_ptr()) for frame in frames),
+        )
+        if self._offsets is None or key != self._key:
+            self._key, self._offsets = key, patch_offsets(backbone, framed(torch.stack(frames)))
+        return self._offsets
+
+    def __deepcopy__(self, memo: Any) -> OffsetCache:
+        return OffsetCache()  # a copy's frames are other tensors
+
+
 def load_frame(path: str | Path, backbone: FrozenViT, pad: int) -> tuple[Tensor, Mapping[str, Any]]:
     """A meta-learnt frame [F] and its metadata; another backbone or normalisation is a warning.
 
@@ -88,8 +135,27 @@ def load_frame(path: str | Path, backbone: FrozenViT, pad: int) -> tuple[Tensor,
         ("std", list(backbone.std)),
     ):
         if facts.get(name) != own:
-            warnings.warn(f"meta_file {path} was made with {name} {facts.get(name)}, not {own}", stacklevel=3)
+            tell(f"meta_file {path} was made with {name} {facts.get(name)}, not {own}")
     return frame, facts
+
+
+def tell_of_leaks(facts: Mapping[str, Any], class_names: Sequence[str], what: str) -> None:
+    """A notice of the classes that a meta-learnt frame was made from and that a stream will bring.
+
+    Args:
+        facts: the metadata of the frame, as :func:`load_frame` gives it.
+        class_names: of the stream. what: names the frame.
+    """
+    theirs = {_plain(name) for source in facts.get("sources", ()) for name in source["classes"]}
+    shared = sorted({name for name in class_names if _plain(name) in theirs})
+    if shared:
+        more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
+        tell(f"{what} was learnt from classes that are in the stream: {', '.join(shared[:5])}{more}")
+
+
+def _plain(name: str) -> str:
+    """A class name without case and separators."""
+    return name.lower().replace("_", " ").replace("-", " ").strip()
 
 
 def save_frame(

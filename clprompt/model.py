@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -134,6 +134,32 @@ class PromptModel(nn.Module, ABC):
     def diagnostics(self) -> Mapping[str, Any]:
         """Figures, histograms or scalars by tag, drawn by the trackers after each experience."""
         return {}
+
+    def opening_diagnostics(self) -> Mapping[str, Any]:
+        """The same of what :meth:`start_experience` saw; asked for once, right after it, and then forgotten."""
+        return {}
+
+    def probe(self, images: Callable[[], Iterable[Tensor]]) -> Mapping[str, Any]:
+        """The same of evaluation images, after each experience, in eval mode and without gradient.
+
+        Nothing of them may enter the state.
+
+        Args:
+            images: streams some evaluation images of seen classes, evenly spaced, in batches [B, 3, H, W].
+        """
+        return {}
+
+    def describe(self) -> dict[str, int]:
+        """What the method takes beside the backbone: numbers and bytes of its state, and what of it is trained."""
+        state = self.method_state().values()
+        return {
+            "state_numbers": sum(value.numel() for value in state),
+            "state_bytes": sum(value.numel() * value.element_size() for value in state),
+            "trained_numbers": sum(value.numel() for value in self.trainable().values()),
+        }
+
+    def meet(self, class_names: Sequence[str]) -> None:
+        """The names of the classes that a run will bring, told before it begins, for notices about them."""
 
     # ------------------------------------------------------------------ use
 

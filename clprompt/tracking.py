@@ -157,12 +157,13 @@ class RunTracker:
 
         Args:
             step: experiences so far.
-            values: by tag, a matplotlib Figure (image), a number or one-element tensor (scalar), or any
-                other array or tensor (histogram of its finite values).
+            values: by tag, a matplotlib Figure (image; its latest state is a file in `figures/` too), a number or
+                one-element tensor (scalar), or any other array or tensor (histogram of its finite values).
         """
         for tag, value in values.items():
             if hasattr(value, "savefig"):
                 self._events.image(step, tag, value)
+                self._draw({tag.replace("/", "_"): value})
                 continue
             array = _as_array(value)
             if array.size == 1:
@@ -203,17 +204,20 @@ class RunTracker:
 
     def _conclude(self, results: Mapping[str, float], last: Record, drawn: Mapping[str, Figure]) -> None:
         """Write the drawings, and the final figures to TensorBoard once."""
+        self._draw(drawn)
+        if not self._finished:
+            final = {f"final/{key}": value for key, value in results.items() if not math.isnan(value)}
+            self._events.scalars(last["experience"] + 1, final)
+            self._finished = True
+        self.flush()
+
+    def _draw(self, drawn: Mapping[str, Figure]) -> None:
         from clprompt import figures
 
         with one_line_errors(f"write {self.folder / 'figures'}"):
             (self.folder / "figures").mkdir(exist_ok=True)
         for name, figure in drawn.items():
             atomic_write(self.folder / "figures" / f"{name}.png", figures.png(figure))
-        if not self._finished:
-            final = {f"final/{key}": value for key, value in results.items() if not math.isnan(value)}
-            self._events.scalars(last["experience"] + 1, final)
-            self._finished = True
-        self.flush()
 
     def close(self) -> None:
         """Write what is pending and close the files; a second call does nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,14 +11,25 @@ from torch import Tensor, nn
 
 from clprompt.attention import BlockPrompt
 from clprompt.backbone import FrozenViT
-from clprompt.clustering import cluster, mean_distance
+from clprompt.clustering import ClusterMap, cluster, mean_distance, nearest, project, summarise
 from clprompt.errors import ConfigError, DataError, ProtocolError
-from clprompt.frames import as_images, check_frame, frame_places, frame_size, load_frame, patch_offsets
+from clprompt.frames import (
+    OffsetCache,
+    as_images,
+    check_frame,
+    frame_places,
+    frame_size,
+    framed_tokens,
+    load_frame,
+    tell_of_leaks,
+)
 from clprompt.heads import grow_rows
 from clprompt.losses import classes_in
 from clprompt.model import Boundaries, Cache, PromptModel
 from clprompt.registry import strategies
 from clprompt.seeding import generator
+from clprompt.strategies import _damvp_views as views
+from clprompt.strategies._damvp_active import activity_rank, noise_features
 
 
 @strategies.register("damvp", paper="Huang et al., CVPR 2023, arXiv 2303.08138", year=2023)
@@ -117,6 +128,7 @@ class DAMVPModel(PromptModel):
         self.share, self.share_ratio, self.max_prompts = share, share_ratio, max_prompts
         self.freeze_old, self.train_assign = freeze_old, train_assign
         self.active_order, self.prompt_lr, self.head_lr = active_order, prompt_lr, head_lr
+        self.meta_facts: Mapping[str, Any] = {}
         width, channels = backbone.width, backbone.in_chans
         if prompt == "pixel":
             side = check_frame(backbone, pad)
@@ -124,13 +136,17 @@ class DAMVPModel(PromptModel):
             self.pad = pad
             self.shape: tuple[int, ...] = (frame_size(channels, side, pad),)
             self.register_buffer("places", frame_places(channels, side, pad), persistent=False)
-            frame = torch.zeros(self.shape) if meta_file is None else load_frame(meta_file, backbone, pad)[0]
+            frame = torch.zeros(self.shape)
+            if meta_file is not None:
+                frame, self.meta_facts = load_frame(meta_file, backbone, pad)
             self.register_buffer("meta_frame", frame, persistent=False)
         else:
             chosen = range(backbone.depth) if layers is None else layers
             self.layers = backbone.check_layers("layers", chosen if deep else (0,))
             self.first_block = min(self.layers, default=0)
             self.shape = (len(self.layers), length, width)
+        self._map: ClusterMap | None = None  # until it is drawn, before training
+        self._offsets = OffsetCache()
         self.places: Tensor
         self.meta_frame: Tensor
         self.prototypes: Tensor
@@ -151,7 +167,7 @@ class DAMVPModel(PromptModel):
         self.active = head == "active"
         if self.active:
             self.head = None
-            self.register_buffer("rank", activity_rank(self._noise_features()))
+            self.register_buffer("rank", activity_rank(noise_features(backbone, seed)))
             self.register_buffer("arrival", torch.full((0,), -1))
 
     @property
@@ -171,18 +187,19 @@ class DAMVPModel(PromptModel):
         if not len(self.prototypes):  # before any experience: the bare model
             return query, {}
         frame = self.frame_of[self.assign(query)]
-        used, inverse = frame.unique(
-            return_inverse=True
-        )  # idle frames stay out of the graph, and stand still
-        prompts = torch.stack([self.frames[int(k)] for k in used])
+        if patches is not None and not self.training and not torch.is_grad_enabled():
+            offsets = self._offsets.of(self.backbone, list(self.frames), self.framed)
+            return self.backbone.prompted(self.backbone.position(patches + offsets[frame])), {}
+        used, inverse = frame.unique(return_inverse=True)  # idle frames have no gradient, and stand still
+        prompts = torch.stack([self.frames[k] for k in used.tolist()])
         if not pixel:
             return self.backbone.prompted(stem, self._tokens(prompts[inverse]), start=self.first_block), {}
-        framed = as_images(prompts, self.places, self.backbone.in_chans, self.backbone.image_size[0])
-        if patches is not None:
-            tokens = self.backbone.position(patches + patch_offsets(self.backbone, framed)[inverse])
-        else:
-            tokens = self.backbone.embed(images + framed[inverse])
+        tokens = framed_tokens(self.backbone, images, patches, self.framed(prompts), inverse)
         return self.backbone.prompted(tokens), {}
+
+    def framed(self, prompts: Tensor) -> Tensor:
+        """Frame vectors [K, F] -> images [K, channels, H, W], zero inside."""
+        return as_images(prompts, self.places, self.backbone.in_chans, self.backbone.image_size[0])
 
     def _tokens(self, prompts: Tensor) -> Callable[[int, Tensor], BlockPrompt | None]:
         """[B, blocks, length, D] -> what each block gets."""
@@ -195,14 +212,9 @@ class DAMVPModel(PromptModel):
         return given
 
     def assign(self, query: Tensor) -> Tensor:
-        """The nearest prototype of each query, [B, D] -> int64 [B]; no root, float32 at least."""
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        with torch.autocast(query.device.type, enabled=False):
-            prototypes = self.prototypes.to(dtype)
-            distance = prototypes.square().sum(1) - 2 * query.to(dtype) @ prototypes.T
-        if self.training and self.train_assign == "current":
-            distance = distance.masked_fill(self.experience_of != self.experience, float("inf"))
-        return distance.argmin(1)
+        """The nearest prototype of each query, [B, D] -> int64 [B]; in training perhaps of this experience alone."""
+        current = self.training and self.train_assign == "current"
+        return nearest(query, self.prototypes, self.experience_of != self.experience if current else None)
 
     def logits(self, features: Tensor) -> Tensor:
         if not self.active:
@@ -252,20 +264,20 @@ class DAMVPModel(PromptModel):
                 features, float(self.tau), max_clusters=self.max_clusters, min_size=self.min_cluster_size
             )
             labels = torch.from_numpy(found)
+        features = features.to(self.prototypes)
+        made = summarise(features, labels.to(features.device))
+        self._map = None if len(features) < 2 else project(features, labels, made.prototypes)
         old = len(self.prototypes)
-        for label in range(int(labels.max()) + 1):
-            members = features[labels == label].to(self.prototypes)
-            prototype = members.mean(0)
-            radius = (members - prototype).square().sum(1).mean().sqrt()
+        for prototype in made.prototypes:
             frame = self._frame_for(prototype, old)
             grow_rows(self.prototypes, prototype[None])
-            grow_rows(self.radius, radius[None])
-            grow_rows(self.counts, torch.tensor([len(members)]))
             grow_rows(self.experience_of, self.experience[None])
             grow_rows(self.frame_of, torch.tensor([frame]))
+        grow_rows(self.radius, made.radius)
+        grow_rows(self.counts, made.counts)
         self.to(self.seen.device)
         self.set_stage()
-        return int(labels.max()) + 1
+        return len(made.prototypes)
 
     def _frame_for(self, prototype: Tensor, old: int) -> int:
         """The frame of a new cluster: a new one, or one that it shares."""
@@ -292,12 +304,9 @@ class DAMVPModel(PromptModel):
 
     def set_stage(self) -> None:
         """Only frames made in the current experience are trained, unless ``freeze_old`` is off."""
-        first = [int(e) for e in self.experience_of.tolist()]
-        made: dict[int, int] = {}
-        for frame, experience in zip(self.frame_of.tolist(), first, strict=True):
-            made.setdefault(frame, experience)
-        for index, frame in enumerate(self.frames):
-            frame.requires_grad_(not self.freeze_old or made.get(index, 0) == int(self.experience))
+        now = int(self.experience)
+        for frame, home in zip(self.frames, self.homes(), strict=True):
+            frame.requires_grad_(not self.freeze_old or home == now)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Frames and head, each with its own learning rate."""
@@ -323,30 +332,54 @@ class DAMVPModel(PromptModel):
         if self.active:
             grow_rows(self.arrival, torch.full((num_classes - len(self.arrival),), -1))
 
-    def diagnostics(self) -> dict[str, Any]:
-        """Pixel frames as images, one per prompt, brightness centred on "no change"."""
-        if self.prompt != "pixel" or not len(self.frames):
-            return {}
-        from matplotlib.figure import Figure
+    def finish_experience(self) -> None:
+        self._map = None
 
-        shown = list(self.frames)[:64]
-        framed = as_images(
-            torch.stack(shown), self.places, self.backbone.in_chans, self.backbone.image_size[0]
-        )
-        framed = framed.detach().float().cpu()
-        scale = float(framed.abs().max().clamp(min=1e-6))
-        columns = min(len(shown), 8)
-        rows = -(-len(shown) // columns)
-        figure = Figure(figsize=(1.5 * columns, 1.7 * rows), layout="constrained")
-        for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-            axes.set_axis_off()
-            if number < len(shown):
-                picture = (0.5 + 0.5 * framed[number] / scale).permute(1, 2, 0).expand(-1, -1, 3)
-                axes.imshow(picture, vmin=0, vmax=1)
-                members = [k for k, frame in enumerate(self.frame_of.tolist()) if frame == number]
-                home = int(self.experience_of[members[0]]) + 1
-                axes.set_title(f"{number + 1}: experience {home}", fontsize=7)
-        return {"prompts/frames": figure}
+    # ------------------------------------------------------------------ what it shows
+
+    def opening_diagnostics(self) -> dict[str, Any]:
+        """The map of the clusters just made; the projection is drawn once and kept no longer."""
+        found, self._map = self._map, None
+        if found is None:
+            return {}
+        first = len(self.prototypes) - len(found.prototypes)
+        return {"clusters/map": views.draw_map(found, first, int(self.experience) + 1)}
+
+    def diagnostics(self) -> dict[str, Any]:
+        """The number of clusters, and pixel frames as images."""
+        return views.diagnostics(self)
+
+    def probe(self, images: Callable[[], Iterable[Tensor]]) -> dict[str, Any]:
+        """A contact sheet of the images nearest to each prototype; none of them is kept."""
+        return views.probe(self, images())
+
+    @torch.no_grad()
+    def explain(self, images: Tensor) -> dict[str, Any]:
+        """One figure: per image the cluster it falls to, that cluster's frame, and what the backbone then sees."""
+        return views.explain(self, images)
+
+    def describe(self) -> dict[str, int]:
+        """With the number of clusters and prompts, and what one prompt takes."""
+        one = math.prod(self.shape)
+        return {
+            **super().describe(),
+            "clusters": len(self.prototypes),
+            "prompts": len(self.frames),
+            "numbers_per_prompt": one,
+            "bytes_per_prompt": one * self.prototypes.element_size(),
+        }
+
+    def meet(self, class_names: Sequence[str]) -> None:
+        tell_of_leaks(self.meta_facts, class_names, str(self.meta_file))
+
+    def homes(self) -> list[int]:
+        """The experience that each frame was made in."""
+        made: dict[int, int] = {}
+        for frame, experience in zip(self.frame_of.tolist(), self.experience_of.tolist(), strict=True):
+            made.setdefault(frame, experience)
+        return [made[frame] for frame in range(len(self.frames))]
+
+    # ------------------------------------------------------------------ state
 
     def max_state_size(self, experiences: int) -> int | None:
         """Clusters follow from the data, up to ``max_clusters`` in an experience; None without that cap."""
@@ -369,16 +402,3 @@ class DAMVPModel(PromptModel):
         empty = torch.zeros(*self.shape).to(self.prototypes)
         self.frames = nn.ParameterList([nn.Parameter(empty.clone()) for _ in range(count)])
         self.to(self.seen.device)
-
-    def _noise_features(self) -> Tensor:
-        """Features of 512 images of pure noise, for ``head="active"``."""
-        noise = torch.randn(
-            512, self.backbone.in_chans, *self.backbone.image_size, generator=generator(self.seed, "noise")
-        )
-        weights = next(self.backbone.parameters())
-        return torch.cat([self.backbone.features(part.to(weights)) for part in noise.split(64)])
-
-
-def activity_rank(features: Tensor) -> Tensor:
-    """Feature coordinates by falling (population) standard deviation: [n, D] -> int64 [D]."""
-    return features.double().std(0, unbiased=False).argsort(descending=True)
