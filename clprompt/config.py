@@ -148,9 +148,8 @@ class Config:
 
 
 # The order of the keys in a resolved configuration, which is the order of the packaged files.
-KEYS = tuple(
-    "name seed precision device runs_dir export data scenario backbone strategy compare training online memory".split()
-)
+KEYS: tuple[str, ...] = ("name", "seed", "precision", "device", "runs_dir", "export")
+KEYS += ("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory")
 _NAMED = {  # section -> what the caller provides itself
     "data": (),
     "scenario": ("targets", "seed"),

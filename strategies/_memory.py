@@ -47,8 +47,8 @@ class MemoryEngine(Engine):
         targets = np.asarray(self.train.targets)  # type: ignore[attr-defined]
         memory.check_model(self.model, targets)
         assert self.online is not None
-        everything = Subset(self.train, range(len(targets)))  # type: ignore[arg-type]
-        everything.targets = targets.tolist()  # type: ignore[attr-defined]
+        everything: Any = Subset(self.train, range(len(targets)))
+        everything.targets = targets.tolist()
         self._data = as_classification_dataset(everything).update_data_attribute(
             "sample", DataAttribute(np.arange(len(targets)).tolist(), "sample")
         )
@@ -92,7 +92,9 @@ class MemoryEngine(Engine):
         self.position.samples += len(images)
         with warnings.catch_warnings(record=True) as caught:
             strategy.train(benchmark_from_datasets(train=[images]).train_stream[0])
-        for warning in caught:  # all but those of how Avalanche's plugins will be called one day, after each batch
+        for (
+            warning
+        ) in caught:  # all but those of how Avalanche's plugins will be called one day, after each batch
             if not issubclass(warning.category, DeprecationWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         self._hold(list(self.reservoir.buffer.sample))
