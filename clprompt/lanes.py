@@ -7,7 +7,7 @@ selector's attention add up to one, so keys and values of summaries are averages
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,30 @@ from clprompt.attention import (
     residual_mlp,
     split_heads,
 )
+
+#: A matrix product of so few rows costs nearly as much as one of twice as many.
+_FEW_ROWS = 40
+
+
+def lane_groups(lanes: Iterable[int], count: int, size: int, batch: int) -> list[list[int]]:
+    """The groups in which lanes are evaluated; one that is not full repeats the last lane.
+
+    Where groups begin depends neither on how many lanes there are nor on which are asked for: all matrix products have
+    the same shape whenever a lane is computed, and it the same bits.
+
+    Args:
+        lanes: those asked for. count: all there are.
+        size: lanes in a group; twice as many from the third group on where a batch is small.
+        batch: images at once.
+    """
+    wanted = set(lanes)
+    groups, start = [], 0
+    while start < count:
+        step = 2 * size if start >= 2 * size and size * batch <= _FEW_ROWS else size
+        if wanted & set(range(start, start + step)):
+            groups.append([min(lane, count - 1) for lane in range(start, start + step)])
+        start += step
+    return groups
 
 
 def prompts_at(prompts: Tensor, block: int) -> Tensor | None:

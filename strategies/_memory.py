@@ -47,8 +47,8 @@ class MemoryEngine(Engine):
         targets = np.asarray(self.train.targets)  # type: ignore[attr-defined]
         memory.check_model(self.model, targets)
         assert self.online is not None
-        everything = Subset(self.train, range(len(targets)))  # type: ignore[arg-type]
-        everything.targets = targets.tolist()  # type: ignore[attr-defined]
+        everything: Any = Subset(self.train, range(len(targets)))
+        everything.targets = targets.tolist()
         self._data = as_classification_dataset(everything).update_data_attribute(
             "sample", DataAttribute(np.arange(len(targets)).tolist(), "sample")
         )

@@ -13,7 +13,15 @@ from clprompt.attention import residual_mlp
 from clprompt.backbone import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.heads import grow_rows
-from clprompt.lanes import lane_block, merge_tokens, merged_block, prompts_at, select, summary_blocks
+from clprompt.lanes import (
+    lane_block,
+    lane_groups,
+    merge_tokens,
+    merged_block,
+    prompts_at,
+    select,
+    summary_blocks,
+)
 from clprompt.losses import classification_loss, mask_logits
 from clprompt.model import Cache, PromptModel
 from clprompt.prompts import cosine
@@ -63,8 +71,8 @@ class MultiLaneModel(PromptModel):
         init: "orthogonal" or "uniform" (between -1 and 1) for selectors and prompts of the first task; later tasks
             start from the previous one.
         tasks: how many tasks are expected; only the scale of orthogonal prompts depends on it.
-        lane_chunk: lanes that evaluation computes at once; a group of them is always filled up, so that a
-            lane's logits have the same bits however many lanes there are.
+        lane_chunk: lanes that evaluation computes at once, twice as many of later lanes in small batches; a group of
+            them is always filled up, so that a lane's logits have the same bits however many lanes there are.
         keep_logits: let an evaluator keep the logits of old lanes between evaluations; exact.
     """
 
@@ -181,7 +189,7 @@ class MultiLaneModel(PromptModel):
         if not self.num_lanes:
             return images.new_full((len(images), self.num_classes), float("-inf"))
         if self.by_key:
-            groups = self._groups(range(self.num_lanes))
+            groups = self._groups(range(self.num_lanes), len(images))
             parts, frozen = self._run(images, groups)
             assert frozen is not None
             chosen = cosine(frozen, torch.stack(list(self.keys))).argmax(1)  # (B,)
@@ -190,9 +198,8 @@ class MultiLaneModel(PromptModel):
         kept = cached if self.keep_logits and cached is not None else {}
         missing = [lane for lane in range(self.num_lanes) if f"lane{lane}" not in kept]
         scores = {lane: kept[f"lane{lane}"] for lane in range(self.num_lanes) if lane not in missing}
-        for group, features in zip(
-            groups := self._groups(missing), self._run(images, groups)[0], strict=True
-        ):
+        groups = self._groups(missing, len(images))
+        for group, features in zip(groups, self._run(images, groups)[0], strict=True):
             for place, lane in enumerate(group):
                 if lane in scores:
                     continue
@@ -205,14 +212,8 @@ class MultiLaneModel(PromptModel):
         out = joined.new_full((len(images), self.num_classes), float("-inf"))
         return mask_logits(out.index_copy(1, columns, joined), self.seen)
 
-    def _groups(self, lanes: Iterable[int]) -> list[list[int]]:
-        """The groups that hold these lanes; one that is not full repeats its last lane.
-
-        All matrix products of evaluation so have the same shape whenever a lane is computed, and it the same bits.
-        """
-        size = self.lane_chunk
-        starts = sorted({lane // size * size for lane in lanes})
-        return [[min(lane, self.num_lanes - 1) for lane in range(a, a + size)] for a in starts]
+    def _groups(self, lanes: Iterable[int], batch: int) -> list[list[int]]:
+        return lane_groups(lanes, self.num_lanes, self.lane_chunk, batch)
 
     # ------------------------------------------------------------------ lanes
 
@@ -238,6 +239,8 @@ class MultiLaneModel(PromptModel):
         x = images
         for index, (block, x, normed, keys, values) in enumerate(self.backbone.walk(images)):  # noqa: B007
             merged = None if self.merge_to is None else merge_tokens(normed, self.merge_to)
+            if merged is None and self.drop_and_replace:
+                keys, values = keys.contiguous(), values.contiguous()  # once, not in every group's products
             for number, group in enumerate(groups):
                 raw = prompts_at(prompts[number], index)
                 if merged is not None:
@@ -291,8 +294,6 @@ class MultiLaneModel(PromptModel):
             if block is not self.backbone.blocks[-1]:
                 stream = residual_mlp(block, stream, normed)
         if not learning:
-            used = {tuple(g) for g in self._groups(range(self.num_lanes))}
-            self._streams = {g: kept for g, kept in self._streams.items() if g in used}
             self._streams[tuple(group)] = (key, out)
         return out
 

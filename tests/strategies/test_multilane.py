@@ -171,7 +171,7 @@ def test_evaluation_gives_the_golden_logits_of_all_seen_lanes(golden, variant):
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_features_of_all_lanes_are_the_golden_ones_in_groups_of_any_size(golden, chunk):
     model = make(golden, lane_chunk=chunk).eval()
-    groups = model._groups(range(3))
+    groups = model._groups(range(3), len(golden["input.images"]))
     with torch.no_grad():
         features, _ = model._run(golden["input.images"], groups)
     lanes = {
@@ -303,7 +303,7 @@ def test_the_factored_form_equals_the_plain_one_with_its_gradients(kind):
     model.eval()
     with torch.no_grad():
         torch.testing.assert_close(
-            model._run(images, model._groups([0]))[0][0][:, 0], plain, rtol=0, atol=1e-12
+            model._run(images, model._groups([0], len(images)))[0][0][:, 0], plain, rtol=0, atol=1e-12
         )
 
 
