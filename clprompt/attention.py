@@ -47,6 +47,8 @@ class BlockPrompt:
         zero_values: replace the values by zeros: the columns take attention mass and give nothing (the fused form
             of a mask that is applied after the softmax: the same prompt once with its mask, once with the complement
             and zero values).
+        name: which of the method's prompts these are, where it has several sets (see ``PromptModel.prompt_sets``).
+        slots: the slots of that set that the columns come from, in order, [1 or B, s]; None where there is no choice.
     """
 
     kind: Literal["prefix", "projected", "fresh", "carried"]
@@ -55,6 +57,8 @@ class BlockPrompt:
     mask: Tensor | None = None
     rows: slice | None = None
     zero_values: bool = False
+    name: str = "prompts"
+    slots: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("prefix", "projected", "fresh", "carried"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,19 @@ class FrozenViT(nn.Module):
         self.head_rows = slice(0, self.num_prefix_tokens) if vit.global_pool == "token" else None
         self.share_prefix = True
         self.trim_last_block = True
+        #: what stands between a method's prompts and the blocks, see :meth:`with_prompts_through`
+        self.around: Callable[[Prompts, int | None, slice | None], Prompts] | None = None
+
+    def with_prompts_through(
+        self, around: Callable[[Prompts, int | None, slice | None], Prompts]
+    ) -> FrozenViT:
+        """The same weights under a second face, in whose runs ``around(prompts, block, rows)`` replaces the prompts.
+
+        It is called once per run, with the block of which only ``rows`` are computed (None: all of every block).
+        """
+        face = copy.copy(self)
+        face.around = around
+        return face
 
     def train(self, mode: bool = True) -> FrozenViT:
         """Stay in eval mode: a frozen backbone has no dropout and no stochastic depth."""
@@ -150,6 +164,8 @@ class FrozenViT(nn.Module):
         """
         indices = range(self.depth)[blocks or slice(None)]
         trimmed = indices[-1] if indices and rows is not None and self.trim_last_block else None
+        if prompts is not None and self.around is not None:
+            prompts = self.around(prompts, trimmed, rows)
         for index in indices:
             given = None if prompts is None else prompts(index, tokens)
             given = () if given is None else (given,) if isinstance(given, BlockPrompt) else tuple(given)

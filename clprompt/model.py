@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clprompt import coordination
 from clprompt.backbone import FrozenViT
+from clprompt.coordination import Coordination, PromptSet
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.heads import LinearHead, grow_rows
 from clprompt.losses import classes_in, classification_loss, mask_logits
@@ -72,6 +74,10 @@ class PromptModel(nn.Module, ABC):
     #: False where nothing is trained by gradient.
     trains: ClassVar[bool] = True
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        coordination.extend(cls, able=cls.prompt_sets is not PromptModel.prompt_sets)
+
     def __init__(
         self, backbone: FrozenViT, *, seed: int = 0, mask: Mask | None = None, boundary_free: bool = False
     ) -> None:
@@ -91,6 +97,7 @@ class PromptModel(nn.Module, ABC):
         self.mask: Mask = mask
         self.boundary_free = boundary_free
         self.head: LinearHead | None = LinearHead(backbone.width, seed=seed)
+        self.coordination: Coordination | None = None
         self.seen: Tensor
         self.current: Tensor
         self.experience: Tensor
@@ -118,6 +125,13 @@ class PromptModel(nn.Module, ABC):
 
     def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
         """Add and freeze what a new experience needs; called once per experience, before its first batch."""
+
+    def prompt_sets(self) -> dict[str, PromptSet]:
+        """The prompt tokens of a method that lets others choose among them, by the ``name`` of its BlockPrompts.
+
+        With it the constructor takes ``coordinate``, ``coordinate_weight`` and ``coordinate_share``.
+        """
+        return {}
 
     def begin_epoch(self, epoch: int) -> None:
         """The loop may tell at which epoch of the experience it is, counted from 0; most methods do not care."""
@@ -178,6 +192,7 @@ class PromptModel(nn.Module, ABC):
         features, _ = self.encode(images, cached)
         return mask_logits(self.logits(features), self.seen)
 
+    @coordination.with_matching_loss
     def training_loss(self, images: Tensor, targets: Tensor) -> Step:
         """The loss of one step; counts as one step for a method that counts.
 
@@ -279,7 +294,7 @@ class PromptModel(nn.Module, ABC):
         device = self.seen.device
         self.start_experience(int(self.experience), images)
         self.to(device)  # parameters that were just added
-        self.set_stage()
+        self._restage()
 
     def end_experience(self) -> None:
         """Close the experience; does nothing when none is open."""
@@ -351,10 +366,43 @@ class PromptModel(nn.Module, ABC):
     ) -> Any:
         """Load a state of any size; the backbone may be left out of it."""
         self.resize_to(state_dict)
+        self._restage()
         own = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
         result = super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)
-        self.set_stage()
+        self._restage()
         return result
+
+    def _restage(self) -> None:
+        self.set_stage()
+        if self.coordination is not None:
+            self.coordination.follow(self.prompt_sets())
+
+    def coordinate(self, weight: float = 0.01, share: float = 0.5) -> None:
+        """Let every token choose which of the method's prompts it sees; what ``coordinate=True`` does.
+
+        Call it on a new model, before an optimizer is made.
+
+        Args:
+            weight: of the loss that pulls keys to the tokens that chose them.
+            share: of its role's prompts, how many a token sees.
+
+        Raises:
+            ConfigError: the method has no prompt tokens to choose among, or only one.
+        """
+        sets = self.prompt_sets()
+        if not any(found.blocks for found in sets.values()):
+            raise ConfigError(
+                f"coordinate=true: {type(self).__name__} has no prompt tokens that tokens could choose among"
+            )
+        self.coordination = Coordination(
+            sets,
+            width=self.backbone.width,
+            prefix=self.backbone.num_prefix_tokens,
+            seed=self.seed,
+            weight=weight,
+            share=share,
+        )
+        self.backbone = self.backbone.with_prompts_through(self.coordination.around)
 
     def _grow(self, classes: Iterable[int]) -> bool:
         needed = max(classes, default=-1) + 1

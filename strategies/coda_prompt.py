@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clprompt.attention import BlockPrompt
 from clprompt.backbone import FrozenViT
+from clprompt.coordination import PromptSet
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.model import Boundaries, Cache, Mask, PromptModel
 from clprompt.registry import strategies
@@ -98,6 +99,10 @@ class CODAPromptModel(PromptModel):
     @property
     def boundaries(self) -> Boundaries:
         return "unused" if self.boundary_free else "required"
+
+    def prompt_sets(self) -> dict[str, PromptSet]:
+        # a prefix is a sum over all components, so there is one key per position, trained with the newest of them
+        return {"prompts": PromptSet(self.layers, self.length // 2, list(self.components)[-1:])}
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         stem, query = self.query(images, self.first_block, cached)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clprompt.attention import BlockPrompt
 from clprompt.backbone import FrozenViT
+from clprompt.coordination import PromptSet
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.model import Boundaries, Cache, Mask, PromptModel
 from clprompt.prompts import chosen_similarity, cosine, match, uniform
@@ -108,10 +109,16 @@ class DualPromptModel(PromptModel):
     def boundaries(self) -> Boundaries:
         return "unused" if self.boundary_free else "required"
 
+    def prompt_sets(self) -> dict[str, PromptSet]:
+        return {
+            "general": PromptSet(self.g_layers, self.g_prompt.shape[2], [self.g_prompt]),
+            "expert": PromptSet(self.e_layers, self.e_length, list(self.e_prompts)),
+        }
+
     def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         stem, query = self.query(images, self.first_block, cached)
         if not len(self.keys):  # before any experience: only the general prompt exists
-            return self.backbone.prompted(stem, self._prompts(None), start=self.first_block), {}
+            return self.backbone.prompted(stem, self._prompts(None, None), start=self.first_block), {}
         similarity = cosine(query, torch.stack(list(self.keys)))  # (B, S)
         if self.training and not self.boundary_free:
             slot = len(self.keys) - 1
@@ -122,25 +129,33 @@ class DualPromptModel(PromptModel):
         else:
             chosen = match(similarity, 1)  # (B, 1)
             expert = torch.stack(list(self.e_prompts), dim=2)[:, :, chosen[:, 0]]  # (layers, 2, B, length, D)
-        feature = self.backbone.prompted(stem, self._prompts(expert), start=self.first_block)
+        prompts = self._prompts(expert, chosen[: expert.shape[2]])
+        feature = self.backbone.prompted(stem, prompts, start=self.first_block)
         return feature, {"key_pull": -self.pull * chosen_similarity(similarity, chosen)}
 
-    def _prompts(self, expert: Tensor | None) -> Callable[[int, Tensor], list[BlockPrompt]]:
+    def _prompts(
+        self, expert: Tensor | None, slots: Tensor | None
+    ) -> Callable[[int, Tensor], list[BlockPrompt]]:
+        """What each block gets; ``expert`` [layers, key/value, 1 or B, length, D] of the slots [1 or B, 1]."""
+
         def prompts(block: int, x: Tensor) -> list[BlockPrompt]:
             given = []
             if block in self.g_layers:
-                given.append(self._block_prompt(self.g_prompt[self.g_layers.index(block)][:, None]))
+                given.append(
+                    self._block_prompt("general", self.g_prompt[self.g_layers.index(block)][:, None])
+                )
             if block in self.e_layers and expert is not None:
-                given.append(self._block_prompt(expert[self.e_layers.index(block)]))
+                given.append(self._block_prompt("expert", expert[self.e_layers.index(block)], slots))
             return given
 
         return prompts
 
-    def _block_prompt(self, parts: Tensor) -> BlockPrompt:
+    def _block_prompt(self, name: str, parts: Tensor, slots: Tensor | None = None) -> BlockPrompt:
         """[key/value, 1 or B, length, D] -> what the block gets; the two leading axes are never merged."""
         if self.form == "fresh":
-            return BlockPrompt("fresh", parts[0] + self.backbone.class_position())
-        return BlockPrompt(self.form, parts[0], parts[1])
+            tokens = parts[0] + self.backbone.class_position()
+            return BlockPrompt("fresh", tokens, name=name, slots=slots)
+        return BlockPrompt(self.form, parts[0], parts[1], name=name, slots=slots)
 
     def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
         """A new slot: its prompt starts from the previous one, its key afresh."""

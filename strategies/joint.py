@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clprompt.backbone import FrozenViT
 from clprompt.errors import ConfigError
+from clprompt.model import PromptModel
 from clprompt.registry import strategies
 from clprompt.strategies.vpt_deep import VPTDeepModel
 
@@ -31,6 +32,7 @@ class JointModel(VPTDeepModel):
     """
 
     rehearsal_free: ClassVar[bool] = False
+    prompt_sets = PromptModel.prompt_sets  # a plain upper line: its prompts are not offered for coordination
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clprompt.attention import BlockPrompt
 from clprompt.backbone import FrozenViT
+from clprompt.coordination import PromptSet
 from clprompt.errors import ConfigError
 from clprompt.model import Cache, Mask, PromptModel, Step
 from clprompt.prompts import chosen_similarity, cosine, match, uniform
@@ -90,6 +91,10 @@ class L2PModel(PromptModel):
         self.register_buffer("selections", torch.zeros(pool_size, dtype=torch.int64))
         self._chosen: Tensor | None = None  # by the last encode, for training_loss to count
 
+    def prompt_sets(self) -> dict[str, PromptSet]:
+        slots, length, _ = self.prompts.shape
+        return {"prompts": PromptSet((0,), length, [self.prompts], slots=slots, taken=self.top_k)}
+
     def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         stem, query = self.query(images, 0, cached)
         similarity, chosen = self.select(query)
@@ -97,18 +102,20 @@ class L2PModel(PromptModel):
         tokens = self.prompts[chosen].flatten(1, 2)  # (B, k * length, D)
         if self.prompt_position == "class":
             tokens = tokens + self.backbone.class_position()
-        return self._read(stem, tokens), {"key_pull": -self.pull * chosen_similarity(similarity, chosen)}
+        return self._read(stem, tokens, chosen), {
+            "key_pull": -self.pull * chosen_similarity(similarity, chosen)
+        }
 
     def select(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Queries [B, D] -> similarity to every key [B, S], and the chosen slots [B, k], nearest first."""
         similarity = cosine(query, self.keys)
         return similarity, match(similarity, self.top_k)
 
-    def _read(self, stem: Tensor, tokens: Tensor) -> Tensor:
-        """The prompted pass and what the head reads of it: [B, N, D], [B, P, D] -> [B, D]."""
+    def _read(self, stem: Tensor, tokens: Tensor, chosen: Tensor) -> Tensor:
+        """The prompted pass and what the head reads of it: [B, N, D], [B, P, D], slots [B, k] -> [B, D]."""
 
         def prompts(block: int, x: Tensor) -> BlockPrompt | None:
-            return BlockPrompt("carried", tokens) if block == 0 else None
+            return BlockPrompt("carried", tokens, slots=chosen) if block == 0 else None
 
         if self.head_type == "gap":
             return self.backbone.prompted(stem, prompts)

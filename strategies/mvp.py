@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clprompt.attention import BlockPrompt
 from clprompt.backbone import FrozenViT
+from clprompt.coordination import PromptSet
 from clprompt.errors import ConfigError
 from clprompt.losses import classification_loss, mask_logits
 from clprompt.model import Boundaries, Cache, PromptModel, Step
@@ -141,6 +142,13 @@ class MVPModel(PromptModel):
     def boundaries(self) -> Boundaries:
         return "unused"
 
+    def prompt_sets(self) -> dict[str, PromptSet]:
+        slots, _, _, length, _ = self.e_prompts.shape
+        return {
+            "general": PromptSet(self.g_layers, self.g_prompt.shape[2], [self.g_prompt]),
+            "expert": PromptSet(self.e_layers, length, [self.e_prompts], slots=slots),
+        }
+
     def grow_classes(self, num_classes: int) -> None:
         """Columns of -1 for new classes: all start at the same temperature, 2 sigmoid(-1) = 0.54."""
         columns = self.masks.new_full((len(self.masks), num_classes - self.masks.shape[1]), -1.0)
@@ -171,7 +179,8 @@ class MVPModel(PromptModel):
         """Features [B, D], chosen slots [B], distances [B, K], masses [K]."""
         stem, query = self._query(images, cached)
         distance, chosen, mass = self.select(query)
-        feature = self.backbone.prompted(stem, self._prompts(self.e_prompts[chosen]), start=self.first_block)
+        prompts = self._prompts(self.e_prompts[chosen], chosen[:, None])
+        feature = self.backbone.prompted(stem, prompts, start=self.first_block)
         return feature, chosen, distance, mass
 
     @torch.no_grad()
@@ -190,16 +199,18 @@ class MVPModel(PromptModel):
             cached["query"] = query
         return stem, query
 
-    def _prompts(self, expert: Tensor) -> Callable[[int, Tensor], list[BlockPrompt]]:
-        """What each block gets; ``expert`` [B, layers, key/value, length, D]."""
+    def _prompts(self, expert: Tensor, slots: Tensor) -> Callable[[int, Tensor], list[BlockPrompt]]:
+        """What each block gets; ``expert`` [B, layers, key/value, length, D] of the slots [B, 1]."""
         kind: Literal["fresh", "projected"] = "fresh" if self.variant == "prompt" else "projected"
 
         def prompts(block: int, x: Tensor) -> list[BlockPrompt]:
             given = []
             if block in self.g_layers:
-                given.append(_block_prompt(kind, list(self.g_prompt[self.g_layers.index(block)][:, None])))
+                parts = list(self.g_prompt[self.g_layers.index(block)][:, None])
+                given.append(_block_prompt(kind, parts, "general"))
             if block in self.e_layers:
-                given.append(_block_prompt(kind, list(expert[:, self.e_layers.index(block)].unbind(1))))
+                parts = list(expert[:, self.e_layers.index(block)].unbind(1))
+                given.append(_block_prompt(kind, parts, "expert", slots))
             return given
 
         return prompts
@@ -289,6 +300,8 @@ class MVPModel(PromptModel):
         return {"slots/counts": self.counts, "slots/key_cosine": cosine(keys, keys)}
 
 
-def _block_prompt(kind: Literal["fresh", "projected"], parts: list[Tensor]) -> BlockPrompt:
+def _block_prompt(
+    kind: Literal["fresh", "projected"], parts: list[Tensor], name: str, slots: Tensor | None = None
+) -> BlockPrompt:
     """One tensor for tokens, two for keys and values, each [1 or B, length, D]."""
-    return BlockPrompt(kind, parts[0], parts[1] if len(parts) > 1 else None)
+    return BlockPrompt(kind, parts[0], parts[1] if len(parts) > 1 else None, name=name, slots=slots)

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clprompt.attention import BlockPrompt
 from clprompt.backbone import FrozenViT
 from clprompt.errors import ConfigError
 from clprompt.model import Boundaries, Cache, Mask, PromptModel, Step
-from clprompt.prompts import cosine, uniform
+from clprompt.prompts import token_choice, uniform
 from clprompt.registry import strategies
 from clprompt.seeding import generator
 
@@ -201,7 +202,7 @@ class TCPAModel(PromptModel):
             shown = BlockPrompt("fresh", tokens[role][layer], rows=rows)
             if self.token_matching and not (read is not None and role == "image"):
                 visible, loss = self._match(role, layer, x[:, rows])
-                losses.append(loss)
+                losses += [] if loss is None else [loss]
                 shown = replace(shown, mask=visible.repeat_interleave(self.length[role], dim=-1)[:, None])
             given.append(shown)
             if self.mask_position == "after":  # what a row may not see still takes its share of attention
@@ -212,26 +213,23 @@ class TCPAModel(PromptModel):
                         given.append(
                             BlockPrompt("fresh", tokens[role][layer], rows=self.rows[other], zero_values=True)
                         )
-        if losses and self.training:
+        if losses:
             matching.append(torch.stack(losses).sum())
         return given
 
-    def _match(self, role: str, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The entries that each row chooses, boolean [B, R, M], and the mean of 1 - cosine over the chosen."""
-        query = x.detach() if self.detach_query or not self.training else x
+    def _match(self, role: str, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The entries that each row chooses, boolean [B, R, M], and in training the mean of 1 - cosine over them."""
+        query = x.detach() if self.detach_query else x
         keys = torch.cat([part[layer] for part in self.keys[role]])  # (M, D)
-        similarity = cosine(query, keys)  # (B, R, M), float32 at least
-        ranked = similarity.detach()
-        new = self.pool[role] if self.prompts == "grow" else keys.shape[0]
+        old = len(keys) - self.pool[role]  # entries of earlier tasks
+        ranks = None
         if self.training and self.epoch is not None and self.epoch < self.random_epochs:
-            ranked = self._draw(f"choice {role}", layer, ranked.shape)
-            ranked[..., :-new] = -1.0
+            ranks = self._draw(f"choice {role}", layer, (*x.shape[:2], len(keys)))
+            ranks[..., :old] = -1.0
         elif self.training and self.select == "task":
-            ranked = ranked.clone()
-            ranked[..., :-new] = -float("inf")
-        chosen = ranked.topk(self.top_k[role], dim=-1).indices
-        visible = torch.zeros_like(similarity, dtype=torch.bool).scatter(-1, chosen, True)
-        return visible, (1 - similarity.gather(-1, chosen)).mean()
+            visible, loss = token_choice(query, keys[old:], self.top_k[role])
+            return F.pad(visible, (old, 0)), loss
+        return token_choice(query, keys, self.top_k[role], ranked=ranks, loss=self.training)
 
     def _draw(self, name: str, number: int, shape: Sequence[int]) -> Tensor:
         """Uniform numbers as a function of the seed and the training step."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clprompt.attention import BlockPrompt
 from clprompt.backbone import FrozenViT
+from clprompt.coordination import PromptSet
 from clprompt.errors import ConfigError
 from clprompt.model import Cache, Mask, PromptModel
 from clprompt.prompts import uniform
@@ -57,6 +58,9 @@ class VPTDeepModel(PromptModel):
         fan = backbone.in_chans * math.prod(backbone.patch_size) + backbone.width  # of the patch projection
         shape = (len(self.layers), length, backbone.width)
         self.prompts = uniform(*shape, seed=seed, name="prompts", bound=math.sqrt(6 / fan))
+
+    def prompt_sets(self) -> dict[str, PromptSet]:
+        return {"prompts": PromptSet(self.layers, self.prompts.shape[1], [self.prompts])}
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.layers:  # nothing but the head learns

@@ -17,10 +17,13 @@ from clprompt.testbed import KINDS, Workbench
 
 #: Further forms that only some methods have.
 FORMS: dict[str, list[dict[str, Any]]] = {
+    "coda_prompt": [{"coordinate": True}],
     "dualprompt": [
+        {"coordinate": True},
         {"form": "projected", "freeze_general_after": 1},
         {"form": "fresh", "boundary_free": True, "pool_size": 3},
     ],
+    "l2p": [{"coordinate": True}],
     "linear_probe": [{"mask": "seen"}],
     "joint": [{"base": "linear_probe", "when": "each"}],
     "multilane": [
@@ -28,8 +31,10 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"selectors": 0, "merge_to": 6},
         {"drop_and_replace": False, "lane_chunk": 1},
     ],
-    "mvp": [{"query": "features"}],
+    "mvp": [{"query": "features"}, {"coordinate": True, "variant": "prefix"}],
     "ncm": [{"metric": "euclidean", "normalise_first": True}],
+    "tcpa": [{"prompts": "shared", "loss_mask": "seen"}, {"mask": "after", "select": "task"}],
+    "vpt_deep": [{"coordinate": True, "boundary_free": True}],
 }
 
 #: Backbones that no form of a method can do with: lanes start from the class token.

@@ -149,7 +149,7 @@ def test_keys_of_experiences_still_to_come_do_not_compete(exact):
 def test_a_block_in_both_lists_gets_both_prefixes(exact):
     model = DualPromptModel(exact.backbone(), g_layers=(1,), e_layers=(1,), **SMALL)
     model.begin_experience([0, 1])
-    given = model._prompts(model.e_prompts[0][:, :, None])(1, exact["images"])
+    given = model._prompts(model.e_prompts[0][:, :, None], None)(1, exact["images"])
     assert [tuple(prompt.tokens.shape) for prompt in given] == [(1, 3, 32), (1, 4, 32)]
 
 
