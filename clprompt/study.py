@@ -150,12 +150,13 @@ def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
 def select(study: Study, only: Iterable[str], scenarios: Iterable[str], seeds: Iterable[int]) -> Study:
     """The runs of these labels (with or without a sweep's values), scenarios and seeds; all where none is named."""
     only, scenarios, seeds = list(only), list(scenarios), list(seeds)
+    given: tuple[list[Any], ...] = (only, scenarios, seeds)
     known: dict[str, list[Any]] = {
         "--only": [*dict.fromkeys([r.base for r in study.runs] + [r.label for r in study.runs])],
         "--scenario": [*dict.fromkeys(r.scenario for r in study.runs if r.scenario)],
         "--seed": [*dict.fromkeys(r.seed for r in study.runs)],
     }
-    for option, chosen in zip(known, (only, scenarios, seeds), strict=True):
+    for option, chosen in zip(known, given, strict=True):
         for value in chosen:
             if value not in known[option]:
                 allowed = [str(one) for one in known[option]]

@@ -47,7 +47,8 @@ class MemoryEngine(Engine):
         targets = np.asarray(self.train.targets)  # type: ignore[attr-defined]
         memory.check_model(self.model, targets)
         assert self.online is not None
-        everything: Any = Subset(self.train, range(len(targets)))
+        images: Any = self.train
+        everything: Any = Subset(images, range(len(targets)))
         everything.targets = targets.tolist()
         self._data = as_classification_dataset(everything).update_data_attribute(
             "sample", DataAttribute(np.arange(len(targets)).tolist(), "sample")
