@@ -81,8 +81,8 @@ def execute(
             env=environment,
             start_new_session=True,
         )
+        told = False
         try:
-            told = False
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(_POLL)
@@ -97,7 +97,7 @@ def execute(
     seconds = time.perf_counter() - began
     if code == 0:
         return Outcome("done", seconds=seconds)
-    if code in (130, 143):
+    if code in (130, 143) or (told and code < 0):  # a negative one: it had not begun yet
         return Outcome("stopped", seconds=seconds)
     with open(log, "rb") as output:
         output.seek(start)

@@ -158,7 +158,7 @@ def execute(
                 failed[run] = outcome
                 say(f"{position}: failed: {outcome.reason}")
             else:
-                say(f"{position}: stopped, its checkpoint is written")
+                say(f"{position}: stopped")
         signal = stop()
     if signal is not None:
         raise Interrupted(signal)
