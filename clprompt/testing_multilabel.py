@@ -10,9 +10,9 @@ from torch import Tensor
 
 from clprompt.loading import visible
 from clprompt.multilabel_evaluation import MultiLabelEvaluator
+from clprompt.seeding import generator
 from clprompt.steps import receive, train_step
 from clprompt.testbed import CLASSES, SIDE, Workbench, bits, changed, finite_losses, refused, require
-from clprompt.seeding import generator
 
 _IDS = [c for group in CLASSES for c in group]
 
