@@ -366,7 +366,7 @@ class PromptModel(nn.Module, ABC):
     ) -> Any:
         """Load a state of any size; the backbone may be left out of it."""
         self.resize_to(state_dict)
-        self._restage()
+        self._follow()
         own = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
         result = super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)
         self._restage()
@@ -374,6 +374,10 @@ class PromptModel(nn.Module, ABC):
 
     def _restage(self) -> None:
         self.set_stage()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Bring what coordinates the prompts to as many prompts as there are."""
         if self.coordination is not None:
             self.coordination.follow(self.prompt_sets())
 

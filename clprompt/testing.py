@@ -342,7 +342,7 @@ CHECKS: tuple[Check, ...] = (
     *testing_state.CHECKS,
 )
 
-#: The checks of a method on multi-hot targets: what is special there, and what holds for any targets.
+#: The checks of a method on multi-hot targets: what is special there, and what could depend on the targets.
 MULTI_LABEL_CHECKS: tuple[Check, ...] = (
     *testing_multilabel.CHECKS,
     check_frozen_backbone,
@@ -352,7 +352,9 @@ MULTI_LABEL_CHECKS: tuple[Check, ...] = (
     check_batch_size,
     check_forward_changes_nothing,
     check_cache,
-    check_savings,
-    check_autocast,
-    *testing_state.CHECKS,
+    testing_state.check_counting,
+    testing_state.check_growth,
+    testing_state.check_save_and_load,
+    testing_state.check_resume,
+    testing_state.check_determinism,
 )

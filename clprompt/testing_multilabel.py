@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from clprompt.evaluation import autocast
 from clprompt.loading import visible
 from clprompt.multilabel_evaluation import MultiLabelEvaluator
 from clprompt.seeding import generator
 from clprompt.steps import receive, train_step
-from clprompt.testbed import CLASSES, SIDE, Workbench, bits, changed, finite_losses, refused, require
+from clprompt.testbed import CLASSES, SIDE, Workbench, finite_losses, refused, require, scale
 
 _IDS = [c for group in CLASSES for c in group]
 
@@ -81,7 +80,7 @@ def check_learning_in_map(bench: Workbench) -> None:
     require(len(bench.stages) == len(CLASSES), "the stream did not run to its end")
     finite_losses(bench.log.records, "")
     evaluations = [record for record in bench.log.records if record["kind"] == "evaluation"]
-    for record, more in ((evaluations[0], 0.15), (evaluations[-1], 0.1)):
+    for record, more in ((evaluations[0], 0.3), (evaluations[-1], 0.25)):
         seen = bench.seen(record["experience"])
         hot = bench.test.targets[:, seen]
         chance = float(hot[hot.any(1)].mean())
@@ -92,26 +91,32 @@ def check_learning_in_map(bench: Workbench) -> None:
         )
 
 
-def check_hidden_labels(bench: Workbench) -> None:
-    """A step on visible labels is the same whatever the width of the targets: hidden columns say nothing."""
-    found: list[dict[str, Any]] = []
-    for extra in (0, 3):
-        model, optimizer = bench.begun(1)
-        images, targets = bench.batch(1)
-        width = max(bench.arrived(CLASSES, 1)) + 1
-        targets = torch.cat([targets[:, :width], targets.new_zeros(len(targets), extra)], dim=1)
-        receive(model, optimizer, targets)
-        require(
-            model.seen.nonzero().flatten().tolist() == sorted(bench.seen(1)),
-            "observe of multi-hot targets marks classes as seen that no image shows",
-        )
-        loss = train_step(model, optimizer, images, targets).loss
+def check_visible_labels(bench: Workbench) -> None:
+    """observe marks the classes that some image of the batch shows, and a step on them has a finite loss."""
+    model, optimizer = bench.begun(experience=0)
+    images, targets = bench.batch(0)
+    shown = targets.any(0).nonzero().flatten().tolist()
+    receive(model, optimizer, targets)
+    seen = model.seen.nonzero().flatten().tolist()
+    require(seen == shown, f"observe marks {seen} as seen, the batch shows {shown}")
+    for given in (targets, targets[:, : max(shown) + 1]):  # columns that no image shows may be missing
+        loss = train_step(model, optimizer, images, given).loss.detach()
         require(bool(loss.isfinite()), f"the loss of multi-hot targets is {float(loss)}")
-        found.append(bits(model))
-    allowed = 1e-5  # the mean over more columns scales the loss, which Adam nearly forgets
-    for name in changed(*found):
-        difference = float((found[0][name].double() - found[1][name].double()).abs().max())
-        require(difference < allowed, f"{name} differs by {difference:.1e} when targets have hidden columns")
+
+
+def check_labels_under_autocast(bench: Workbench) -> None:
+    """bf16 autocast trains with finite losses and says yes or no to the same labels where that is not close."""
+    finite_losses(bench.run(bench.make(), experiences=2, precision="bf16"), " under bf16 autocast")
+    model, images = bench.copy(), bench.test.images
+    with torch.no_grad():
+        full = model(images)
+        with autocast(images.device, "bf16"):
+            half = model(images)
+    clear = full.isfinite() & (full.abs() > 0.02 * scale(full))
+    equal = float(((full > 0) == (half > 0))[clear].float().mean())
+    require(
+        equal >= 0.97, f"bf16 autocast keeps {equal:.1%} of {int(clear.sum())} clear labels; 97 % expected"
+    )
 
 
 def check_multi_label_refusals(bench: Workbench) -> None:
@@ -126,4 +131,9 @@ def check_multi_label_refusals(bench: Workbench) -> None:
     refused(lambda: model.observe(2 * targets), "a target that is neither 0 nor 1")
 
 
-CHECKS = (check_learning_in_map, check_hidden_labels, check_multi_label_refusals)
+CHECKS = (
+    check_learning_in_map,
+    check_visible_labels,
+    check_multi_label_refusals,
+    check_labels_under_autocast,
+)

@@ -321,6 +321,7 @@ class DAMVPModel(PromptModel):
     # ------------------------------------------------------------------ classes and state
 
     def observe(self, targets: Tensor) -> bool:
+        self._map = None  # training begins: whoever wanted to see it has seen it
         grew = super().observe(targets)
         if self.active:  # classes read coordinates in the order of their arrival
             for label in classes_in(targets):

@@ -41,7 +41,10 @@ MISTAKES: list[tuple[str, str]] = [
     ("run", "Missing argument 'CONFIG'"),
     ("run --fast quickstart", "No such option"),
     ("resume", "Missing argument 'RUN...'"),
-    ("list strategy", "is not one of 'strategies', 'scenarios', 'datasets', 'configs', 'backbones'"),
+    (
+        "list strategy",
+        "is not one of 'strategies', 'scenarios', 'datasets', 'configs', 'studies', 'backbones'",
+    ),
     ("list strategies now", "unexpected extra argument"),
     ("config", "Missing argument 'CONFIG'"),
     ("--import", "requires an argument"),
