@@ -120,7 +120,15 @@ class Workbench:
     def __init__(self, model_class: type[PromptModel], **arguments: Any) -> None:
         self.model_class = model_class
         self.arguments = arguments
-        self.train, self.test = ToyImages(17), ToyImages(6, "test")  # 17: the last batch is a small one
+        self.train, self.test = self.images(17), self.images(6, "test")  # 17: the last batch is a small one
+
+    def images(self, per_class: int, part: str = "train") -> Any:
+        """The toy data."""
+        return ToyImages(per_class, part)
+
+    def evaluator(self) -> Evaluator:
+        """An evaluator of the toy stream's test images."""
+        return Evaluator(self.test, self.test.targets, self.test.groups(), batch_size=16)
 
     @cached_property
     def backbones(self) -> dict[str, FrozenViT]:
@@ -146,7 +154,7 @@ class Workbench:
         *,
         epochs: int = 1,
         experiences: int = len(CLASSES),
-        train: ToyImages | None = None,
+        train: Any = None,
         online: bool | None = None,
         precision: str = "float32",
         log: Log | None = None,
@@ -160,7 +168,7 @@ class Workbench:
             train,
             train.groups()[:experiences],
             CLASSES[:experiences],
-            evaluator=Evaluator(self.test, self.test.targets, self.test.groups(), batch_size=16),
+            evaluator=self.evaluator(),
             training=self.training(1 if without else epochs),
             online=Online(iterations=epochs) if without else None,
             precision=precision,

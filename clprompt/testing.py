@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clprompt import testing_state
+from clprompt import testing_multilabel, testing_state
 from clprompt.errors import BackboneError, ConfigError
 from clprompt.evaluation import autocast
 from clprompt.model import PromptModel
@@ -41,25 +41,27 @@ from clprompt.testbed import (
     steady,
     tiny_vit,
 )
+from clprompt.testing_multilabel import ScenesBench
 
 Check = Callable[[Workbench], None]
 
 
-def check_strategy(model_class: type[PromptModel], **arguments: Any) -> None:
+def check_strategy(model_class: type[PromptModel], *, multi_label: bool = False, **arguments: Any) -> None:
     """Run a method through every check, on tiny vision transformers and a toy stream, in a few seconds.
 
     A model that does not require boundaries is checked without them; call this once for each form of a method.
 
     Args:
         model_class: the method, a PromptModel; it need not be registered.
+        multi_label: run it on multi-hot targets instead, through the checks that have a meaning there.
         **arguments: its own, for all checks. The backbones have 5 blocks, width 32 and 16 patches.
 
     Raises:
         AssertionError: one sentence: the check, what was expected, and the numbers.
     """
-    bench = Workbench(model_class, **arguments)
+    bench = (ScenesBench if multi_label else Workbench)(model_class, **arguments)
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    for check in CHECKS:
+    for check in MULTI_LABEL_CHECKS if multi_label else CHECKS:
         try:
             check(bench)
         except Exception as error:
@@ -316,6 +318,9 @@ def check_refusals(bench: Workbench) -> None:
     refused(lambda: model.training_loss(images[:0], targets[:0]), "an empty batch")
     refused(lambda: model.observe(targets - 8), "a negative label")
     refused(lambda: model.observe(targets.float()), "a label that is no integer")
+    if not model.multi_label:
+        hot = torch.nn.functional.one_hot(targets, model.num_classes)
+        refused(lambda: model.training_loss(images, hot), "multi-hot targets where multi_label is False")
 
 
 #: Every check, the quick and telling ones first.
@@ -335,4 +340,21 @@ CHECKS: tuple[Check, ...] = (
     check_autocast,
     check_kinds_of_backbone,
     *testing_state.CHECKS,
+)
+
+#: The checks of a method on multi-hot targets: what is special there, and what could depend on the targets.
+MULTI_LABEL_CHECKS: tuple[Check, ...] = (
+    *testing_multilabel.CHECKS,
+    check_frozen_backbone,
+    check_declared_parameters,
+    check_unseen_classes,
+    check_batch_companions,
+    check_batch_size,
+    check_forward_changes_nothing,
+    check_cache,
+    testing_state.check_counting,
+    testing_state.check_growth,
+    testing_state.check_save_and_load,
+    testing_state.check_resume,
+    testing_state.check_determinism,
 )

@@ -22,7 +22,6 @@ from clprompt.steps import receive
 from clprompt.testbed import (
     CLASSES,
     Log,
-    ToyImages,
     Workbench,
     bits,
     changed,
@@ -158,7 +157,8 @@ def check_save_and_load(bench: Workbench) -> None:
 def check_resume(bench: Workbench) -> None:
     """A run that is stopped in the middle of an epoch and resumed by a new process ends with the same bits."""
     whole, records = bench.short
-    batches = 10 if bench.online else 20
+    once = sum(-(-len(group) // 8) for group in bench.train.groups()[:2])
+    batches = once if bench.online else 2 * once
     for point in (3, batches // 2, batches - 2):
         left = iter(range(point - 1))
         log = Log()
@@ -237,7 +237,7 @@ def check_rehearsal(bench: Workbench) -> None:
         return  # declared, and said so in its docstring
     found, models = [], []
     for per_class in (8, 16):
-        train, model = ToyImages(per_class), bench.make()
+        train, model = bench.images(per_class), bench.make()
         sizes: list[tuple[int, int]] = []
         bench.engine(
             model, train=train, experiences=2, stop=lambda m=model, s=sizes: s.append(_sizes(m))
@@ -286,7 +286,7 @@ def _numbers(value: Any, known: set[int]) -> int:
     return int(isinstance(value, int | float))
 
 
-def _no_copies(model: PromptModel, train: ToyImages) -> None:
+def _no_copies(model: PromptModel, train: Any) -> None:
     indices = np.concatenate(train.groups()[:2])
     images = train.images[indices]
     stored = {"an image": images.flatten(1), "the features of an image": model.backbone.features(images)}

@@ -14,6 +14,7 @@ import pytest
 from clprompt import registry, testing
 from clprompt.errors import ClpromptError
 from clprompt.testbed import KINDS, Workbench
+from clprompt.testing_multilabel import ScenesBench
 
 #: Further forms that only some methods have.
 FORMS: dict[str, list[dict[str, Any]]] = {
@@ -63,6 +64,30 @@ def test_strategy_keeps_its_promise(
     form: tuple[str, tuple[tuple[str, Any], ...]], check: Callable[[Workbench], None]
 ) -> None:
     check(bench(form))
+
+
+def multi_label_forms() -> list[tuple[str, tuple[tuple[str, Any], ...]]]:
+    """Forms of methods that take multi-hot targets, with boundaries: they decide which labels are hidden."""
+    return [
+        form
+        for form in forms()
+        if registry.strategies.get(form[0]).target.multi_label and not dict(form[1]).get("boundary_free")
+    ]
+
+
+@cache
+def scenes(form: tuple[str, tuple[tuple[str, Any], ...]]) -> ScenesBench:
+    return ScenesBench(registry.strategies.get(form[0]).target, **dict(form[1]))
+
+
+@pytest.mark.parametrize(
+    "check", testing.MULTI_LABEL_CHECKS, ids=lambda check: check.__name__.removeprefix("check_")
+)
+@pytest.mark.parametrize("form", multi_label_forms(), ids=title)
+def test_strategy_keeps_its_promise_on_multi_hot_targets(
+    form: tuple[str, tuple[tuple[str, Any], ...]], check: Callable[[Workbench], None]
+) -> None:
+    check(scenes(form))
 
 
 def test_every_kind_of_backbone_serves_some_form_of_every_strategy() -> None:
