@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from clprompt import config as configuration
-from clprompt import metrics, multilabel_metrics, registry, runfolder, state, strategies
+from clprompt import metrics, multilabel_metrics, registry, runfolder, state, strategies, stream_map
 from clprompt.backbone import FrozenViT
 from clprompt.config import Config
 from clprompt.data import DataBundle, datasets_for, make_transform
@@ -268,7 +268,6 @@ def _train(
         state.save_checkpoint(folder, payload)
 
     train, clean, test = datasets_for(bundle, parts.backbone)
-    # Avalanche is needed for a run with a memory alone
     loop = partial(strategies.MemoryEngine, memory=config.memory) if config.memory else Engine
     engine = loop(
         model,
@@ -309,15 +308,11 @@ def _train(
         if progress:
             progress.start(f"{config.strategy['name']}, seed {config.seeds[0]}", len(parts.plan.indices))
             progress.message(str(folder))
-        never = set(np.unique(targets).tolist()) - {c for group in groups for c in group}
-        if never and np.ndim(targets) == 1 and checkpoint is None:
-            text = f"test samples of {len(never)} classes that the stream never trains are left out"
-            runfolder.log(folder, text)
-            if progress:
-                progress.message(text)
         engine.run()
         tracker.hyperparameters(configuration.flat(config.to_dict()))
         summary = tracker.finish()
+        if config.online and np.ndim(targets) == 1:
+            stream_map.draw(folder, parts.plan, bundle.train.targets, bundle.class_names)
         records = list(tracker.records)
     except Interrupted as stopped:
         runfolder.log(folder, f"stopped by signal {stopped.signal} at {engine.position}")

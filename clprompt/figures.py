@@ -135,6 +135,8 @@ def anytime_accuracy(records: Iterable[Mapping[str, Any]]) -> Figure:
         linestyle="none",
         marker="s",
         markersize=5,
+        clip_on=False,  # the last one stands on the edge
+        zorder=3,
         label="at a session's end",
     )
     axes.set(xlabel="samples received", ylabel="accuracy on seen classes (%)", ylim=(0, 101))

@@ -16,6 +16,7 @@ import numpy as np
 
 from clprompt import config, overlay, registry, schema
 from clprompt.errors import ConfigError, DataError
+from clprompt.files import atomic_write, one_line_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -176,6 +177,16 @@ class StreamMap:
             handles.append(Patch(color=_MOVED, label="moved away from home"))
             bars.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
         return figure
+
+
+def draw(folder: Path, plan: Any, targets: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write the map of a run's stream beside the run's other drawings, `figures/stream_map.png`."""
+    from clprompt import figures
+
+    drawn = StreamMap.of(plan, targets, "The stream of this run", class_names).figure()
+    with one_line_errors(f"write {folder / 'figures'}"):
+        (folder / "figures").mkdir(exist_ok=True)
+    atomic_write(folder / "figures" / "stream_map.png", figures.png(drawn))
 
 
 def _paint(image: np.ndarray, counts: np.ndarray, colour: tuple[float, ...]) -> None:

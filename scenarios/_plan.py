@@ -37,7 +37,9 @@ class Plan:
 
     def notes(self, train: np.ndarray, test: np.ndarray) -> list[str]:
         """What of the data takes no part in the stream, in a sentence each."""
-        return []
+        never = set(np.unique(test).tolist()) - {c for group in self.classes for c in group}
+        said = f"test samples of {len(never)} classes that the stream never trains are left out"
+        return [said] if never else []
 
     def test_groups(self, targets: np.ndarray) -> tuple[np.ndarray, ...]:
         """Test sample indices of each class group, in data set order."""

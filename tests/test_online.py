@@ -387,3 +387,4 @@ def test_test_classes_that_never_arrive_are_left_out_and_that_is_said_once(tmp_p
     assert result.records[-1]["accuracy"] > 0.5
     assert set(result.summary) >= {"A_auc", "A_avg", "A_last", "F_last"}
     assert (result.folder / "figures" / "anytime_accuracy.png").is_file()
+    assert (result.folder / "figures" / "stream_map.png").is_file()
