@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from clprompt.attention import (
@@ -25,8 +21,8 @@ from clprompt.attention import (
     prompted_block,
     residual_mlp,
 )
+from clprompt.backbone_sources import check_supported, create_vit, per_channel
 from clprompt.errors import BackboneError, ConfigError
-from clprompt.seeding import preserved_rng
 
 #: What a method hands to :meth:`FrozenViT.run`: ``prompts(block, x) -> BlockPrompt | several | None``.
 Prompts = Callable[[int, Tensor], "BlockPrompt | Sequence[BlockPrompt] | None"]
@@ -75,8 +71,8 @@ class FrozenViT(nn.Module):
     ) -> None:
         super().__init__()
         self.source = source if isinstance(source, str) else f"{type(source).__name__} given as a module"
-        self.vit, config = _create(source, pretrained, checkpoint, timm_kwargs)
-        _check_supported(self.vit, self.source)
+        self.vit, config = create_vit(source, pretrained, checkpoint, timm_kwargs)
+        check_supported(self.vit, self.source)
         self.vit.requires_grad_(False)
         self.vit.eval()
         vit: Any = self.vit
@@ -91,8 +87,8 @@ class FrozenViT(nn.Module):
         if normalise not in ("backbone", "unit"):
             raise BackboneError(f'backbone.normalise must be backbone or unit, got "{normalise}"')
         unit = normalise == "unit"
-        self.mean = _per_channel([0.0] if unit else config["mean"], self.in_chans)
-        self.std = _per_channel([1.0] if unit else config["std"], self.in_chans)
+        self.mean = per_channel([0.0] if unit else config["mean"], self.in_chans)
+        self.std = per_channel([1.0] if unit else config["std"], self.in_chans)
         self.interpolation = str(config.get("interpolation", "bicubic"))
         self.antialias = bool(config.get("antialias", True))
         self.head_rows = slice(0, self.num_prefix_tokens) if vit.global_pool == "token" else None
@@ -260,152 +256,3 @@ class FrozenViT(nn.Module):
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-def _create(
-    source: str | nn.Module, pretrained: bool, checkpoint: str | Path | None, kwargs: dict[str, Any]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The timm module and its data configuration (mean, std, interpolation)."""
-    import timm
-    from timm.data import resolve_model_data_config
-
-    if isinstance(source, nn.Module):
-        if pretrained or checkpoint or kwargs:
-            raise BackboneError(
-                "a backbone given as a module takes no pretrained, checkpoint or timm arguments"
-            )
-        return source, resolve_model_data_config(source)
-    if source in embedded_backbones():
-        if checkpoint:
-            raise BackboneError(
-                f"the embedded backbone {source} brings its own weights; it takes no checkpoint"
-            )
-        return _create_embedded(source, kwargs)
-    if pretrained and checkpoint:
-        raise BackboneError("backbone: give pretrained=true or a checkpoint file, not both")
-    if not timm.is_model(source):
-        from clprompt.errors import nearest
-
-        hint = nearest(source.split(".")[0], [*timm.list_models("*vit*"), *embedded_backbones()])
-        raise BackboneError(f'backbone "{source}" is neither a timm model nor an embedded one{hint}')
-    try:
-        with preserved_rng(0):  # random weights are the same every time, and the caller's random state stays
-            vit = timm.create_model(source, pretrained=pretrained, num_classes=0, **kwargs)
-    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
-        raise BackboneError(f'backbone "{source}" could not be built: {_one_line(error)}') from error
-    except Exception as error:
-        if not pretrained:
-            raise
-        raise BackboneError(
-            f'backbone "{source}": its pretrained weights could not be loaded ({_one_line(error)}); give '
-            "backbone.checkpoint=FILE or backbone.pretrained=false"
-        ) from error
-    if "img_size" in kwargs:
-        _check_image_size(vit, source)
-    if checkpoint:
-        _load_checkpoint(vit, Path(checkpoint))
-    return vit, resolve_model_data_config(vit)
-
-
-def _check_image_size(vit: Any, name: str) -> None:
-    """timm leaves out the pixels that do not fill a patch; who asks for a size means all of it."""
-    embed = getattr(vit, "patch_embed", None)
-    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
-        return
-    for size, patch in zip(embed.img_size, embed.patch_size, strict=True):
-        if size % patch:
-            fits = max(size // patch, 1) * patch
-            raise BackboneError(
-                f"backbone {name}: img_size {size} is not a multiple of the patch size {patch}; "
-                f"{fits} or {fits + patch} would be"
-            )
-
-
-def embedded_backbones() -> list[str]:
-    """Names of the backbones that clprompt itself carries."""
-    files = resources.files("clprompt.assets").iterdir()
-    return sorted(item.name[:-5] for item in files if item.name.endswith(".json"))
-
-
-def _create_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    from safetensors.torch import load
-
-    folder = resources.files("clprompt.assets")
-    facts = json.loads((folder / f"{name}.json").read_text())
-    others = [key for key in kwargs if key != "img_size"]
-    if others:
-        raise BackboneError(
-            f"the embedded backbone {name} has a fixed shape; beside img_size it takes no {', '.join(others)}"
-        )
-    with preserved_rng(0):
-        vit = VisionTransformer(**{**facts["model"], "num_classes": 0, **kwargs})
-    _check_image_size(vit, name)
-    weights = load((folder / f"{name}.safetensors").read_bytes())
-    if kwargs:
-        grid = list(vit.patch_embed.grid_size)
-        weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"].float(), grid)
-    vit.load_state_dict({key: value.float() for key, value in weights.items()})
-    return vit, facts
-
-
-def _load_checkpoint(vit: Any, path: Path) -> None:
-    """Load timm-layout weights: wrappers unpacked, classifier left out, positions resampled."""
-    from timm.models import load_state_dict
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    if not path.is_file():
-        raise BackboneError(f"backbone.checkpoint: no file {path}")
-    try:
-        state = load_state_dict(str(path), device="cpu", weights_only=True)
-        state = checkpoint_filter_fn(state, vit)
-    except Exception as error:  # torch, pickle and safetensors each have their own way to refuse a file
-        pickled = "weights_only" in str(error)
-        reason = "it holds pickled objects, only tensors are ever loaded" if pickled else _one_line(error)
-        raise BackboneError(f"backbone.checkpoint {path} could not be read: {reason}") from error
-    state = {
-        key: value.float()
-        for key, value in state.items()
-        if isinstance(value, Tensor) and key.split(".")[0] not in ("head", "head_dist")
-    }
-    own = vit.state_dict()
-    problems = [f"{key} is missing" for key in own if key not in state]
-    problems += [f"{key} is not part of the model" for key in state if key not in own]
-    problems += [
-        f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the model"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise BackboneError(f"backbone.checkpoint {path} does not fit: {'; '.join(problems[:3])}{more}")
-    vit.load_state_dict(state)
-
-
-def _check_supported(vit: nn.Module, name: str) -> None:
-    """Refuse by name what is not a pre-norm ViT of plain blocks: prompts would mean something else there."""
-    allowed = "clprompt runs timm VisionTransformers of plain pre-norm blocks"
-    if (
-        not isinstance(vit, VisionTransformer)
-        or type(vit).forward_features is not VisionTransformer.forward_features
-    ):
-        raise BackboneError(f"backbone {name} ({type(vit).__name__}) is not supported; {allowed}")
-    if vit.global_pool == "":
-        raise BackboneError(f"backbone {name} has no pooling (global_pool=''), so no features to classify")
-    if not isinstance(vit.patch_embed, PatchEmbed):
-        raise BackboneError(f"backbone {name}: {type(vit.patch_embed).__name__} is not supported; {allowed}")
-    for block in vit.blocks:
-        if type(block) is not Block:
-            raise BackboneError(f"backbone {name}: {type(block).__name__} is not supported; {allowed}")
-        if type(block.attn) is not Attention:
-            raise BackboneError(f"backbone {name}: {type(block.attn).__name__} is not supported; {allowed}")
-
-
-def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Normalisation constants for another number of channels than they were made for: their mean, repeated."""
-    if len(values) != channels:
-        values = [sum(values) / len(values)] * channels
-    return tuple(float(value) for value in values)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

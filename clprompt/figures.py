@@ -176,17 +176,25 @@ def forgetting(matrix: ArrayLike) -> Figure:
     return figure
 
 
-def overlay(curves: Mapping[str, ArrayLike], title: str, label: str) -> Figure:
-    """Several strategies over the experiences: their means over seeds, with a band of the standard error.
+def overlay(
+    curves: Mapping[str, ArrayLike],
+    title: str,
+    label: str,
+    *,
+    at: Sequence[float] | None = None,
+    axis: str = "after experience",
+) -> Figure:
+    """Several strategies over the experiences, or over something else: their means over seeds, with a band of the standard error.
 
     Args:
         curves: by strategy, fractions [S, T] of S seeds; nan where a value is not defined.
         title: above the drawing. label: of the vertical axis.
+        at: where the T values stand on the horizontal axis; None for experiences 1..T. axis: its label.
     """
     figure = Figure(figsize=(8.0, 4.8))
     axes = figure.add_subplot()
     size = max((np.shape(values)[1] for values in curves.values()), default=0)
-    experiences = np.arange(1, size + 1)
+    experiences = np.arange(1, size + 1) if at is None else np.asarray(at)
     for number, (name, values) in enumerate(curves.items()):
         percent = 100 * np.asarray(values, dtype=np.float64)
         known = ~np.isnan(percent)
@@ -208,7 +216,12 @@ def overlay(curves: Mapping[str, ArrayLike], title: str, label: str) -> Figure:
             label=name.replace("$", r"\$"),  # a name is text, not a formula
         )
         axes.fill_between(experiences, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
-    _experience_axis(axes, size, title)
+    if at is None:
+        _experience_axis(axes, size, title)
+    else:
+        axes.set(xlabel=axis, title=title)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
     axes.set(ylabel=label)
     if curves:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)

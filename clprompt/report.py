@@ -21,10 +21,12 @@ import yaml
 from numpy.typing import NDArray
 
 from clprompt import config as configuration
-from clprompt import figures, metrics, schema
+from clprompt import figures, metrics, report_facts
 from clprompt.errors import RunFolderError
 from clprompt.files import atomic_write, one_line_errors
 from clprompt.markup import html_image, html_page, html_table, markdown_table
+from clprompt.report_runs import NO_MATTER, STREAM, Run, find_runs, read_run
+from clprompt.summary import COLUMNS, columns_of
 from clprompt.terminal import columns, mean_and_error
 
 #: Figures of results.json by their title in the table; those that no run of a stream has are left out.
@@ -41,52 +43,15 @@ METRICS = {
     "CF1": "CF1",
     "OF1": "OF1",
 }
-# What may differ between runs whose results are the same, or says nothing about them.
-_NO_MATTER = {
-    *("seed", "device", "runs_dir", "export", "compare", "data.path", "data.download"),
-    *(f"training.{key}" for key in ("eval_mb_size", "workers", "checkpoint_every", "log_every")),
+#: Numbers under `cost` by their title, the factor that they are shown with, and the decimals.
+_COSTS = {
+    "method_parameters": ("parameters", 1, 0),
+    "seconds": ("seconds", 1, 1),
+    "experience_seconds": ("s/experience", 1, 1),
+    "peak_memory_bytes": ("peak MiB", 2**-20, 0),
 }
-_STREAM = ("data", "scenario")
 
 Curves = dict[str, NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run as its folder tells it.
-
-    Attributes:
-        folder: the run folder. name: its label, or the strategy. seed: its seed. config: its config.yaml. results: its results.json.
-        matrix: the accuracy matrix [T, T]; [0, 0] where no accuracy was measured per experience.
-        precision: mAP over the seen classes after each experience [T], of multi-hot targets; [0] of others.
-    """
-
-    folder: Path
-    name: str
-    seed: int
-    config: dict[str, Any]
-    results: dict[str, Any]
-    matrix: NDArray[np.float64]
-    precision: NDArray[np.float64]
-
-    @property
-    def experiences(self) -> int:
-        """How many experiences were evaluated at their end."""
-        return max(len(self.matrix), len(self.precision))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Dotted keys that make up the identity of the run, but for the seed."""
-        flat = configuration.flat(self.config)
-        return {key: value for key, value in flat.items() if key not in _NO_MATTER and value is not None}
-
-    @property
-    def stream(self) -> str:
-        """What two runs share whose figures compare: data, scenario, class groups, with boundaries or without."""
-        keys = {k: v for k, v in self.settings.items() if k.split(".")[0] in _STREAM}
-        keys["groups"] = self.experiences
-        keys["online"] = self.config.get("online") is not None
-        return json.dumps(keys, sort_keys=True, default=str)
 
 
 @dataclass
@@ -107,8 +72,10 @@ class Row:
 
     def cost(self, key: str) -> float | None:
         """The mean of a number under `cost`; None where no run has it."""
-        known = [run.results.get("cost", {}).get(key) for run in self.runs.values()]
-        known = [value for value in known if isinstance(value, int | float)]
+        found = [run.results.get("cost", {}).get(key) for run in self.runs.values()]
+        # of a list, such as the seconds of each experience, its mean
+        found = [sum(v) / len(v) if isinstance(v, list) and v else v for v in found]
+        known = [value for value in found if isinstance(value, int | float)]
         return sum(known) / len(known) if known else None
 
 
@@ -118,33 +85,49 @@ class Section:
 
     Attributes:
         title: data set, scenario and class groups. slug: the same for file names. details: their arguments.
-        rows: by strategy, the best average accuracy first where there is one.
+        rows: by strategy, the best by the first figure of the table first.
     """
 
     title: str
     slug: str
     details: str
     rows: list[Row]
+    shared: str = ""
+
+    def figures(self) -> list[str]:
+        """The figures of results.json that its table shows: those of the protocol, as far as some run has them."""
+        results = [
+            {key: value for key, value in run.results.items() if value is not None}
+            for row in self.rows
+            for run in row.runs.values()
+        ]
+        own = columns_of(results)
+        own = METRICS if own is COLUMNS else own
+        return [key for key in METRICS if key in own and any(key in found for found in results)]
 
     def table(self) -> list[list[str]]:
         """The header and one line of cells per row."""
-        used = [
-            key
-            for key in METRICS
-            if any(run.results.get(key) is not None for row in self.rows for run in row.runs.values())
+        used = self.figures()
+        costs = [key for key in _COSTS if any(row.cost(key) is not None for row in self.rows)]
+        costs = list(dict.fromkeys(["method_parameters", "seconds", *costs]))
+        rates = [_rates(row) for row in self.rows]
+        several = ["lr"] if len(set(rates)) > 1 else []
+        lines = [
+            [
+                "strategy",
+                "seeds",
+                *several,
+                *(METRICS[key] for key in used),
+                *(_COSTS[key][0] for key in costs),
+            ]
         ]
-        lines = [["strategy", "seeds", *(METRICS[key] for key in used), "parameters", "seconds"]]
-        for row in self.rows:
-            parameters, seconds = row.cost("method_parameters"), row.cost("seconds")
-            lines.append(
-                [
-                    row.label,
-                    str(len(row.runs)),
-                    *map(row.mean, used),
-                    "-" if parameters is None else f"{parameters:,.0f}",
-                    "-" if seconds is None else f"{seconds:,.1f}",
-                ]
-            )
+        for row, rate in zip(self.rows, rates, strict=True):
+            cells = [row.label, str(len(row.runs)), *([rate] if several else []), *map(row.mean, used)]
+            for key in costs:
+                _, factor, decimals = _COSTS[key]
+                value = row.cost(key)
+                cells.append("-" if value is None else f"{value * factor:,.{decimals}f}")
+            lines.append(cells)
         return lines
 
     def drawings(self) -> dict[str, bytes]:
@@ -156,7 +139,7 @@ class Section:
         if not any(len(run.matrix) for run in runs):
             return {}
         accuracy, lost = self._curves(metrics.accuracy_curve), self._curves(metrics.forgetting_curve)
-        return {
+        return self._anytime() | {
             "average_accuracy": figures.png(
                 figures.overlay(accuracy, "Average accuracy over the class groups seen", "accuracy (%)")
             ),
@@ -164,6 +147,21 @@ class Section:
                 figures.overlay(lost, "Average forgetting", "forgetting (percentage points)")
             ),
         }
+
+    def _anytime(self) -> dict[str, bytes]:
+        """The accuracy over the samples received, at the counts that all runs of an online stream have."""
+        counts = [set(run.anytime) for row in self.rows for run in row.runs.values()]
+        at = sorted(set.intersection(*counts)) if counts else []
+        if not at:
+            return {}
+        curves = {
+            row.label: np.array([[run.anytime[count] for count in at] for run in row.runs.values()])
+            for row in self.rows
+        }
+        drawn = figures.overlay(
+            curves, "Accuracy on the classes received", "accuracy (%)", at=at, axis="samples received"
+        )
+        return {"anytime_accuracy": figures.png(drawn)}
 
     def _curves(self, curve: Any) -> Curves:
         return {
@@ -189,12 +187,18 @@ class Report:
         """For a terminal."""
         parts = []
         for section in self.sections:
-            heading = [section.title, "=" * len(section.title), *filter(None, [section.details])]
+            heading = [section.title, "=" * len(section.title)]
+            heading += filter(None, [section.details, section.shared])
             parts.append("\n".join([*heading, *columns(section.table())]))
-        parts.append(_NOTE)
+        parts.append("\n".join([_NOTE, *self.machines()]))
         if self.left_out:
             parts.append("\n".join(["left out:", *(f"  {folder}: {why}" for folder, why in self.left_out)]))
         return "\n\n".join(parts)
+
+    def machines(self) -> list[str]:
+        """Hardware and versions of the runs, a line each."""
+        runs = [run for section in self.sections for row in section.rows for run in row.runs.values()]
+        return report_facts.machines(run.folder for run in runs)
 
     def write(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write report.md, report.html and the drawings; the paths of all of them.
@@ -212,11 +216,13 @@ class Report:
                 f"## {section.title}",
                 "",
                 section.details,
+                *(["", section.shared] if section.shared else []),
                 "",
                 *markdown_table(section.table()),
                 "",
             ]
             pages.append(f"<h2>{html.escape(section.title)}</h2>\n<p>{html.escape(section.details)}</p>")
+            pages.append(f"<p>{html.escape(section.shared)}</p>" if section.shared else "")
             pages.append(html_table(section.table()))
             for name, data in section.drawings().items():
                 path = folder / (f"{name}.png" if len(self.sections) == 1 else f"{name}-{section.slug}.png")
@@ -228,7 +234,8 @@ class Report:
             rows = [["strategy", "seed", "run folder"], *_run_rows(section)]
             markdown += ["Runs:", "", *markdown_table(rows), ""]
             pages.append(f"<details><summary>Runs</summary>\n{html_table(rows)}</details>")
-        markdown += [_NOTE, ""]
+        markdown += [_NOTE, "", *(f"* {line}" for line in self.machines()), ""]
+        pages += [f"<p>{html.escape(line)}</p>" for line in self.machines()]
         if self.left_out:
             rows = [["left out", "reason"], *([str(path), why] for path, why in self.left_out)]
             markdown += [*markdown_table(rows), ""]
@@ -238,7 +245,11 @@ class Report:
         return [folder / "report.md", folder / "report.html", *written]
 
 
-_NOTE = "Percent, mean +- standard error over seeds; parameters of the method beside the backbone; seconds per run."
+_NOTE = (
+    "Percent, mean +- standard error over seeds. Average accuracy: over the class groups after the last experience; "
+    "incremental: its mean over the experiences. Parameters: of the method beside the backbone; seconds: per run; "
+    "peak MiB: of the process, of the allocator on a GPU."
+)
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -267,7 +278,7 @@ def collect(paths: Iterable[str | os.PathLike[str]]) -> Report:
             left_out.append((folder, "not finished"))
             continue
         try:
-            runs.append(_read(folder))
+            runs.append(read_run(folder))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             left_out.append((folder, f"it cannot be read: {' '.join(str(error).split())[:200]}"))
     if not runs:
@@ -284,30 +295,6 @@ def collect(paths: Iterable[str | os.PathLike[str]]) -> Report:
     return Report(sections, left_out)
 
 
-def find_runs(path: Path) -> list[Path]:
-    """The run folders at or below a path, sorted; a run folder is one that holds a config.yaml."""
-    found = []
-    for folder, below, files in os.walk(path):
-        if "config.yaml" in files:
-            found.append(Path(folder))
-            below.clear()  # nothing inside a run folder is another
-        below.sort()
-    return sorted(found)
-
-
-def _read(folder: Path) -> Run:
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    with open(folder / "metrics.jsonl", encoding="utf-8") as file:
-        # most lines are losses, which nobody reads here
-        records = [json.loads(line) for line in file if '"evaluation"' in line]
-    matrix = metrics.accuracy_matrix(record for record in records if record.get("groups") is not None)
-    ends = {record["experience"]: record.get("mAP") for record in records if record["when"] == "experience"}
-    precision = np.array([] if len(matrix) else [ends[key] for key in sorted(ends)], dtype=np.float64)
-    name, seed = str(config.get("label") or config["strategy"]["name"]), int(results["seed"])
-    return Run(folder, name, seed, config, results, matrix, precision)
-
-
 def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
     by_settings: dict[str, dict[int, Run]] = {}
     # the folder names begin with the time: the last of equal runs counts
@@ -320,27 +307,43 @@ def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
         of_seeds[run.seed] = run
     groups = list(by_settings.values())
     rows = [Row(label, dict(sorted(g.items()))) for label, g in zip(_labels(groups), groups, strict=True)]
-    rows.sort(key=_order)
     first = runs[0]
-    sections = configuration.flat({key: first.config.get(key) for key in _STREAM})
-    arguments = [
-        f"{key.split('.', 1)[1]}={_value(value)}"
-        for key, value in sections.items()
-        if value is not None and key not in _NO_MATTER and not key.endswith(".name")
-    ]
-    names = [str(first.config[key]["name"]) for key in _STREAM]
+    sections = configuration.flat({key: first.config.get(key) for key in STREAM})
+    arguments = report_facts.arguments(
+        {
+            key.split(".", 1)[1]: value
+            for key, value in sections.items()
+            if value is not None and not key.endswith(".name") and _is_told(key, value)
+        }
+    )
+    names = [str(first.config[key]["name"]) for key in STREAM]
     count = f"{first.experiences} class groups"
     online = "online" if first.config.get("online") is not None else ""
     title = ", ".join(filter(None, [" on ".join(reversed(names)), online, count]))
     slug = "-".join(filter(None, [*names, online, str(first.experiences)]))
     slug = "".join(mark if mark.isalnum() or mark in "-_" else "_" for mark in slug)
-    return Section(title, slug, ", ".join(arguments), rows)
+    shared = report_facts.shared([run.settings for row in rows for run in row.runs.values()])
+    section = Section(title, slug, arguments, rows, shared)
+    first_figure = next(iter(section.figures()), "")
+
+    def order(row: Row) -> tuple[float, str]:
+        known = [run.results.get(first_figure) for run in row.runs.values()]
+        values = [value for value in known if value is not None]
+        return (-sum(values) / len(values) if values else math.inf, row.label)
+
+    rows.sort(key=order)
+    return section
 
 
-def _order(row: Row) -> tuple[float, str]:
-    known = [run.results.get("average_accuracy") for run in row.runs.values()]
-    values = [value for value in known if value is not None]
-    return (-sum(values) / len(values) if values else math.inf, row.label)
+def _is_told(key: str, value: Any) -> bool:
+    """A folder of data says nothing, the name of a file does."""
+    return key not in NO_MATTER or (key.endswith(".path") and bool(Path(str(value)).suffix))
+
+
+def _rates(row: Row) -> str:
+    """The learning rate of a row's runs."""
+    values = dict.fromkeys(run.settings.get("training.lr") for run in row.runs.values())
+    return "/".join(report_facts.value_text(value) for value in values)
 
 
 def _labels(groups: Sequence[Mapping[int, Run]]) -> list[str]:
@@ -358,7 +361,9 @@ def _labels(groups: Sequence[Mapping[int, Run]]) -> list[str]:
         if len({str(other["name"]) for other in same}) == len(same) > 1:
             told = [str(own["name"])]
         else:
-            told = [f"{key.removeprefix('strategy.')}={_value(own.get(key))}" for key in keys]
+            told = [
+                f"{key.removeprefix('strategy.')}={report_facts.value_text(own.get(key))}" for key in keys
+            ]
         label = f"{name} ({', '.join(told)})" if told else name
         labels.append(label if label not in labels else f"{label} #{len(labels) + 1}")
     return labels
@@ -368,10 +373,6 @@ def _name(settings: Mapping[str, Any]) -> str:
     """The strategy; a memory of images beside it is always told."""
     size = settings.get("memory.size")
     return str(settings["strategy.name"]) + (f" + {size} images" if size else "")
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else schema.show(value)
 
 
 # ------------------------------------------------------------------------------------------------ writing

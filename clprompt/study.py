@@ -115,6 +115,7 @@ def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
     for label, section in _labelled(values, "strategies").items():
         own_training = _mapping(section.pop("training", None), f"strategies.{label}.training")
         sweep = section.pop("sweep", values.get("sweep"))
+        memory = section.pop("memory", values.get("memory"))
         source = schema.check(section.pop("tuned", label), str, f"strategies.{label}.tuned")
         if best and source not in best:
             untuned.append(label)
@@ -126,6 +127,7 @@ def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
             of_run = " ".join([label, *(f"{key.rpartition('.')[2]}={_text(v)}" for key, v in chosen.items())])
             for scenario, stream in _scenarios(values).items():
                 given = shared | {"scenario": stream, "strategy": strategy, "training": own, "label": of_run}
+                given["memory"] = memory
                 try:
                     config = configuration.from_dict(given)
                 except ConfigError as error:

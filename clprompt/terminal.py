@@ -75,7 +75,7 @@ def timm_backbones() -> list[str]:
 
 
 def _backbones(short: bool) -> list[str]:
-    from clprompt.backbone import embedded_backbones
+    from clprompt.backbone_sources import embedded_backbones
 
     assets = importlib.resources.files("clprompt.assets")
     rows = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from clprompt.backbone import FrozenViT, embedded_backbones
+from clprompt.backbone import FrozenViT
+from clprompt.backbone_sources import embedded_backbones
 from clprompt.errors import BackboneError
+from clprompt.images import DataWarning
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
 
@@ -139,6 +142,30 @@ def test_checkpoints_that_do_not_fit_say_which_tensor_differs(tmp_path):
     assert "blocks.3.norm1.weight is missing" in refused(path, depth=4)
     assert "blocks.2.norm1.weight is not part of the model" in refused(path, depth=2)
     assert "patch_embed.proj.weight is [32, 3, 8, 8]" in refused(path, in_chans=1)
+
+
+def test_a_checkpoint_of_another_patch_size_is_refused_although_timm_would_resample_it(tmp_path):
+    state = timm.create_model("vit_tiny_patch16_224", **TINY, num_classes=0).state_dict()
+    path = save_pth(state, tmp_path / "w.pth", None)
+    line = refused(path, patch_size=16)
+    assert "has patches of 8x8 pixels (patch_embed.proj.weight), the model of 16x16" in line
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2"])
+def test_positions_for_another_image_size_are_resampled_with_a_notice(tmp_path, name):
+    state = timm.create_model(name, **TINY, num_classes=0).state_dict()
+    path = save_pth(state, tmp_path / "w.pth", None)
+    told = r"w\.pth: positions of 4x4 patches \(images of 32 pixels\) are resampled to 6x6$"
+    with pytest.warns(DataWarning, match=told):
+        FrozenViT(name, checkpoint=path, **TINY | {"img_size": 48})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FrozenViT(name, checkpoint=path, **TINY)
+
+
+def test_a_convolutional_network_is_no_checkpoint_of_a_vit(tmp_path):
+    state = timm.create_model("resnet10t", num_classes=0).state_dict()
+    assert "cls_token is missing" in refused(save_pth(state, tmp_path / "w.pth", None))
 
 
 def test_pretrained_and_checkpoint_exclude_each_other(tmp_path):

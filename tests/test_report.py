@@ -233,7 +233,7 @@ def test_runs_on_multi_hot_targets_have_a_drawing_of_their_map(tmp_path: Path) -
     found = report.collect([folder])
     assert found.text().startswith("split on digits, 3 class groups\n")
     assert [path.name for path in found.write(tmp_path / "out")] == ["report.md", "report.html", "mAP.png"]
-    assert cells(found.text(), "strategy")[4] == "mAP last"
+    assert cells(found.text(), "strategy")[2] == "mAP last"
 
 
 def test_the_overlay_draws_the_mean_with_a_band_of_the_standard_error() -> None:
@@ -246,3 +246,88 @@ def test_the_overlay_draws_the_mean_with_a_band_of_the_standard_error() -> None:
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((40.0, 70.0))
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
     figures.png(figures.overlay({}, "nothing", "at all"))
+
+
+# ------------------------------------------------------------------------------------------- what else is told
+
+
+def test_costs_rates_and_common_settings_stand_beside_the_figures(tmp_path: Path) -> None:
+    cost = {
+        "seconds": 9.0,
+        "method_parameters": 5,
+        "experience_seconds": [2.0, 4.0],
+        "peak_memory_bytes": 3 * 2**20,
+    }
+    shared = {"backbone": {"name": "vit", "img_size": 84, "checkpoint": "/here/w.safetensors"}}
+    training = {"train_epochs": 3, "weight_decay": 0.0}
+    for name, lr in (("alpha", 0.1), ("beta", 0.2)):
+        a_run(
+            tmp_path / name,
+            strategy=name,
+            figures_of_merit={"cost": cost},
+            training=training | {"lr": lr},
+            **shared,
+        )
+    found = report.collect([tmp_path])
+    text = found.text()
+    assert cells(text, "strategy")[-4:] == ["parameters", "seconds", "s/experience", "peak MiB"]
+    assert cells(text, "alpha")[-4:] == ["5", "9.0", "3.0", "3"]
+    assert (cells(text, "strategy")[2], cells(text, "beta")[2]) == ("lr", "0.2")
+    assert found.sections[0].shared == (
+        "backbone.checkpoint=w.safetensors, backbone.img_size=84, backbone=vit, train_epochs=3"
+    )
+    found.write(tmp_path / "out")
+    assert "/here" not in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_label_names_its_row_and_runs_of_one_strategy_stand_apart(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", label="alpha of old", arguments={"length": 4})
+    a_run(tmp_path / "b", arguments={"length": 8})
+    (section,) = report.collect([tmp_path]).sections
+    assert {row.label for row in section.rows} == {"alpha of old", "alpha"}
+
+
+def test_hardware_and_versions_are_told_once_with_how_many_runs_they_made(tmp_path: Path) -> None:
+    facts = {
+        "device": "cpu",
+        "processor": "A Processor",
+        "processors": 8,
+        "threads": 4,
+        "platform": "Some-OS",
+        "python": "3.12",
+        "versions": {"torch": "2.9", "timm": None},
+        "git": {"commit": "0123456789abcdef", "modified": True},
+    }
+    for number, device in enumerate(("cpu", "cpu", "A GPU")):
+        folder = a_run(tmp_path / str(number), seed=number)
+        (folder / "environment.json").write_text(json.dumps(facts | {"device": device}))
+    text = report.collect([tmp_path]).text()
+    assert "hardware: A Processor, 8 cores (4 used by a run); Some-OS (2 of 3 runs)\n" in text
+    assert "hardware: A GPU, A Processor, 8 cores (4 used by a run); Some-OS (1 of 3 runs)" in text
+    assert text.count("versions: ") == 1
+    assert "versions: python 3.12, torch 2.9, revision 0123456789ab (modified)" in text
+
+
+def test_online_runs_are_told_and_drawn_by_the_figures_of_their_protocol(tmp_path: Path) -> None:
+    merit = {"A_auc": 0.3, "A_avg": 0.4, "A_last": 0.2, "F_last": 0.1}
+    for seed, strategy, worth in ((0, "alpha", 0.3), (1, "alpha", 0.3), (0, "beta", 0.5)):
+        folder = a_run(
+            tmp_path / f"{strategy}{seed}",
+            strategy=strategy,
+            seed=seed,
+            online={"iterations": 1},
+            figures_of_merit=merit | {"A_auc": worth},
+        )
+        marks = [100, 200] if seed else [100, 200, 300]
+        with open(folder / "metrics.jsonl", "a") as file:
+            for mark in marks:
+                record = {"kind": "evaluation", "when": "anytime", "experience": 0, "accuracy": 0.5}
+                file.write(json.dumps(record | {"nominal": mark}) + "\n")
+    found = report.collect([tmp_path])
+    (section,) = found.sections
+    assert section.figures() == ["A_auc", "A_avg", "A_last", "F_last"]
+    assert [row.label for row in section.rows] == ["beta", "alpha"]
+    assert "anytime_accuracy.png" in {path.name for path in found.write(tmp_path / "out")}
+    (axes,) = figures.overlay({"a": [[0.5, 0.6]]}, "t", "l", at=[100, 200], axis="samples received").axes
+    assert np.asarray(axes.lines[0].get_xdata()).tolist() == [100, 200]
+    assert axes.get_xlabel() == "samples received"
