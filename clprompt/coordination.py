@@ -236,6 +236,25 @@ class Coordination(nn.Module):
             self._found = None
 
 
+def attach(model: Any, weight: float, share: float) -> None:
+    """Coordinate a new model; see :meth:`clprompt.model.PromptModel.coordinate`."""
+    sets = model.prompt_sets()
+    if not any(found.blocks for found in sets.values()):
+        raise ConfigError(
+            f"coordinate=true: {type(model).__name__} has no prompt tokens that tokens could choose among"
+        )
+    backbone = model.backbone
+    model.coordination = Coordination(
+        sets,
+        width=backbone.width,
+        prefix=backbone.num_prefix_tokens,
+        seed=model.seed,
+        weight=weight,
+        share=share,
+    )
+    model.backbone = backbone.with_prompts_through(model.coordination.around)
+
+
 def with_matching_loss(training_loss: Callable[..., Any]) -> Callable[..., Any]:
     """``training_loss`` with the matching loss of a coordinated model added; the outermost call adds it."""
 

@@ -314,7 +314,7 @@ class Engine:
         was_training = self.model.training
         self.model.eval()
         try:
-            return self.model.probe(lambda: (images.to(device) for images in evaluator.sample(_PROBED)))
+            return self.model.probe(evaluator.glimpse(_PROBED, device))
         finally:
             self.model.train(was_training)
 

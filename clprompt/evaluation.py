@@ -123,6 +123,18 @@ class Evaluator:
         for images, *_ in fixed_batches(self.test, batches, self.workers):
             yield images
 
+    def few(self, count: int) -> list[Tensor]:
+        """A few images of each class group that the last evaluation saw, evenly spread, always the same ones."""
+        known = [c for classes in self.exposed for c in classes]
+        met = [group[np.isin(self.targets[group], known)] for group in self.groups if self.targets.ndim == 1]
+        places = [np.linspace(0, len(group) - 1, min(count, len(group))).astype(int) for group in met]
+        chosen = [group[np.unique(at)].tolist() for group, at in zip(met, places, strict=True) if len(group)]
+        return [images for images, *_ in fixed_batches(self.test, chosen)]
+
+    def glimpse(self, limit: int, device: torch.device) -> _Glimpse:
+        """What the last evaluation saw, for a model to look at: :meth:`sample` and :meth:`few` on its device."""
+        return _Glimpse(self, limit, device)
+
     @torch.no_grad()
     def run(self, model: PromptModel) -> Evaluation:
         """Evaluate on the samples of seen classes; the model's mode is restored afterwards."""
@@ -162,6 +174,19 @@ class Evaluator:
                 self._kept[key] = cache
                 self._kept_bytes += _size(cache)
         return logits
+
+
+@dataclass(frozen=True)
+class _Glimpse:
+    evaluator: Evaluator
+    limit: int
+    device: torch.device
+
+    def __call__(self) -> Iterator[Tensor]:
+        return (images.to(self.device) for images in self.evaluator.sample(self.limit))
+
+    def groups(self, count: int) -> list[Tensor]:
+        return [images.to(self.device) for images in self.evaluator.few(count)]
 
 
 def evaluate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,17 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
+
+
+class Glimpse(Protocol):
+    """Evaluation images of seen classes to look at: all evenly spaced, or a few of each class group."""
+
+    def __call__(self) -> Iterable[Tensor]:
+        """Streams them in batches [B, 3, H, W]."""
+
+    def groups(self, count: int) -> list[Tensor]:
+        """At most ``count`` images [n, 3, H, W] of each class group that was met, always the same ones."""
+        ...
 
 
 class _Seeded(Dataset):

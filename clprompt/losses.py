@@ -79,4 +79,9 @@ def classes_in(targets: Tensor) -> list[int]:
     """The class ids that occur in labels [B] or multi-hot targets [B, C], sorted."""
     if targets.ndim == 1:
         return [int(c) for c in targets.unique().tolist()]
-    return [int(c) for c in (targets > 0).any(0).nonzero().flatten().tolist()]
+    return [int(c) for c in present(targets).tolist()]
+
+
+def present(targets: Tensor) -> Tensor:
+    """The classes that occur in multi-hot targets [B, C]."""
+    return (targets > 0).any(0).nonzero().flatten()

@@ -14,7 +14,8 @@ from clprompt.backbone import FrozenViT
 from clprompt.coordination import Coordination, PromptSet
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.heads import LinearHead, grow_rows
-from clprompt.losses import classes_in, classification_loss, mask_logits
+from clprompt.loading import Glimpse
+from clprompt.losses import classes_in, classification_loss, mask_logits, present
 
 #: Values per sample that an evaluator keeps for a model between evaluations: the model reads and fills it.
 Cache = dict[str, Tensor]
@@ -153,13 +154,13 @@ class PromptModel(nn.Module, ABC):
         """The same of what :meth:`start_experience` saw; asked for once, right after it, and then forgotten."""
         return {}
 
-    def probe(self, images: Callable[[], Iterable[Tensor]]) -> Mapping[str, Any]:
+    def probe(self, images: Glimpse) -> Mapping[str, Any]:
         """The same of evaluation images, after each experience, in eval mode and without gradient.
 
         Nothing of them may enter the state.
 
         Args:
-            images: streams some evaluation images of seen classes, evenly spaced, in batches [B, 3, H, W].
+            images: some evaluation images of seen classes; calling it streams them.
         """
         return {}
 
@@ -223,7 +224,7 @@ class PromptModel(nn.Module, ABC):
             return self.seen
         base = self.current if self.mask == "experience" else torch.zeros_like(self.seen)
         if targets.ndim == 2:  # hidden labels stay hidden: nothing is added to the classes of an experience
-            return base if self.mask == "experience" else base.index_fill(0, _present(targets), True)
+            return base if self.mask == "experience" else base.index_fill(0, present(targets), True)
         # samples that a replay plugin mixes in keep their own classes finite
         return base.index_fill(0, targets, True)
 
@@ -235,7 +236,7 @@ class PromptModel(nn.Module, ABC):
             raise ProtocolError(f"{type(self).__name__} needs begin_experience(classes) before it is trained")
         if targets.ndim == 2 and not self.multi_label:
             raise ProtocolError(f"{type(self).__name__} needs one label per image, got multi-hot targets")
-        labels = targets if targets.ndim == 1 else _present(targets)
+        labels = targets if targets.ndim == 1 else present(targets)
         known = self.knows(labels)
         if not bool(known.all()):
             raise ProtocolError(
@@ -366,7 +367,8 @@ class PromptModel(nn.Module, ABC):
     ) -> Any:
         """Load a state of any size; the backbone may be left out of it."""
         self.resize_to(state_dict)
-        self._follow()
+        if self.coordination is not None:  # keys for prompts that were added; stages follow when values are there
+            self.coordination.follow(self.prompt_sets())
         own = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
         result = super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)
         self._restage()
@@ -374,10 +376,6 @@ class PromptModel(nn.Module, ABC):
 
     def _restage(self) -> None:
         self.set_stage()
-        self._follow()
-
-    def _follow(self) -> None:
-        """Bring what coordinates the prompts to as many prompts as there are."""
         if self.coordination is not None:
             self.coordination.follow(self.prompt_sets())
 
@@ -393,20 +391,7 @@ class PromptModel(nn.Module, ABC):
         Raises:
             ConfigError: the method has no prompt tokens to choose among, or only one.
         """
-        sets = self.prompt_sets()
-        if not any(found.blocks for found in sets.values()):
-            raise ConfigError(
-                f"coordinate=true: {type(self).__name__} has no prompt tokens that tokens could choose among"
-            )
-        self.coordination = Coordination(
-            sets,
-            width=self.backbone.width,
-            prefix=self.backbone.num_prefix_tokens,
-            seed=self.seed,
-            weight=weight,
-            share=share,
-        )
-        self.backbone = self.backbone.with_prompts_through(self.coordination.around)
+        coordination.attach(self, weight, share)
 
     def _grow(self, classes: Iterable[int]) -> bool:
         needed = max(classes, default=-1) + 1
@@ -419,8 +404,3 @@ class PromptModel(nn.Module, ABC):
             self.head.grow(needed)
         self.grow_classes(needed)
         return True
-
-
-def _present(targets: Tensor) -> Tensor:
-    """The classes that occur in multi-hot targets [B, C]."""
-    return (targets > 0).any(0).nonzero().flatten()

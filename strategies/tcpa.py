@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clprompt.attention import BlockPrompt
 from clprompt.backbone import FrozenViT
 from clprompt.errors import ConfigError
+from clprompt.loading import Glimpse
 from clprompt.model import Boundaries, Cache, Mask, PromptModel, Step
 from clprompt.prompts import token_choice, uniform
 from clprompt.registry import strategies
@@ -109,6 +110,7 @@ class TCPAModel(PromptModel):
             "cls": slice(0, backbone.num_prefix_tokens),
             "image": slice(backbone.num_prefix_tokens, None),
         }
+        self._tasks: int | None = None  # how many tasks' entries are looked at; None for all
         self.epoch: int | None = None  # told by the loop; None: no warm-up
         self.steps: Tensor
         self.register_buffer("steps", torch.tensor(0))  # training steps, from which random choices are drawn
@@ -168,7 +170,9 @@ class TCPAModel(PromptModel):
 
     def _tokens(self, batch: int) -> dict[str, Tensor]:
         """Every prompt token of a role, [blocks, 1 or B, P, D], oldest entries first."""
-        tasks = [[part.flatten(1, 2) for part in self.entries[role]] for role in ROLES]  # (blocks, P, D) each
+        tasks = [
+            [part.flatten(1, 2) for part in list(self.entries[role])[: self._tasks]] for role in ROLES
+        ]  # (blocks, P, D) each
         if self.fourier == "joint":  # each task's own slice, else new entries would rewrite old ones
             for task, (cls, image) in enumerate(zip(*tasks, strict=True)):
                 mixed = torch.fft.fft2(torch.cat([cls, image], dim=1)).real
@@ -220,7 +224,7 @@ class TCPAModel(PromptModel):
     def _match(self, role: str, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The entries that each row chooses, boolean [B, R, M], and in training the mean of 1 - cosine over them."""
         query = x.detach() if self.detach_query else x
-        keys = torch.cat([part[layer] for part in self.keys[role]])  # (M, D)
+        keys = torch.cat([part[layer] for part in list(self.keys[role])[: self._tasks]])  # (M, D)
         old = len(keys) - self.pool[role]  # entries of earlier tasks
         ranks = None
         if self.training and self.epoch is not None and self.epoch < self.random_epochs:
@@ -280,50 +284,97 @@ class TCPAModel(PromptModel):
     # ------------------------------------------------------------------ what it looks like
 
     @torch.no_grad()
-    def choices(self, images: Tensor) -> dict[str, Tensor]:
-        """Which entries each token sees, per role a boolean [blocks, B, R, M]; evaluation mode, before growth rules.
+    def choices(self, images: Tensor, tasks: int | None = None) -> dict[str, Tensor]:
+        """Which entries each token sees in evaluation, per role a boolean [blocks, B, R, M]; {} without keys.
 
-        Comparing two moments counts the interference: tokens whose entries changed compute something else.
+        Args:
+            images: [B, 3, H, W].
+            tasks: as if only the entries of the first so many tasks were there, which for growing prompts is what
+                the model did after those tasks: later entries are all that has been added.
         """
-        was_training = self.training
-        self.eval()
-        found: dict[str, list[Tensor]] = {role: [] for role in ROLES}
-        tokens = self._tokens(len(images))
+        found: dict[str, list[Tensor]] = {role: [] for role in ROLES if self.pool[role]}
+        if not self.token_matching or not len(self.keys["image"]):
+            return {}
 
         def prompts(block: int, x: Tensor) -> list[BlockPrompt]:
             if block in self.layers:
-                for role in ROLES:
-                    if self.pool[role]:
-                        found[role].append(
-                            self._match(role, self.layers.index(block), x[:, self.rows[role]])[0]
-                        )
+                layer = self.layers.index(block)
+                for role, parts in found.items():
+                    parts.append(self._match(role, layer, x[:, self.rows[role]])[0])
             return self._block_prompts(block, x, tokens, [])
 
-        self.backbone.run(self.backbone.embed(images), prompts)
-        self.train(was_training)
-        return {role: torch.stack(parts) for role, parts in found.items() if parts}
+        was_training = self.training
+        self.eval()
+        self._tasks = tasks
+        try:
+            tokens = self._tokens(len(images))
+            self.backbone.run(self.backbone.embed(images), prompts)
+        finally:
+            self._tasks = None
+            self.train(was_training)
+        return {role: torch.stack(parts) for role, parts in found.items()}
+
+    def interference(self, groups: Sequence[Tensor]) -> dict[int, list[float]]:
+        """How many tokens of earlier experiences switched entries since, as shares by class group.
+
+        Old entries are frozen and can be looked at without the later ones, so the whole history follows from the
+        model as it is and from a few images; nothing has to be remembered.
+
+        Args:
+            groups: images [n, 3, H, W] of each class group, in the order of the experiences.
+
+        Returns:
+            For each group that had later experiences, the share of tokens (of all blocks and roles) whose set of
+            entries is not that of the group's own experience, from that experience (0) to the last one.
+        """
+        tasks = len(self.entries["image"])
+        shares: dict[int, list[float]] = {}
+        if self.prompts != "grow" or not self.token_matching:
+            return shares
+        for group, images in enumerate(groups[: tasks - 1]):
+            own = self.choices(images, group + 1)
+            shares[group] = [0.0]
+            for later in range(group + 2, tasks + 1):
+                now = self.choices(images, later)
+                moved = [
+                    (now[role] != F.pad(own[role], (0, now[role].shape[-1] - own[role].shape[-1]))).any(-1)
+                    for role in own
+                ]
+                shares[group].append(float(torch.cat([m.flatten() for m in moved]).double().mean()))
+        return shares
+
+    def probe(self, images: Glimpse) -> dict[str, Any]:
+        """The choices for some images, and for growing prompts the interference so far."""
+        from clprompt import choice_figures
+
+        groups = images.groups(8)
+        if not groups:
+            return {}
+        shown: dict[str, Any] = self.explain(torch.cat([group[:1] for group in groups])[:6])
+        shares = self.interference(groups)
+        if shares:
+            shown["interference"] = choice_figures.switched(shares)
+            shown |= {f"interference/group_{group + 1:02d}": v[-1] for group, v in shares.items()}
+            shown["interference/switched"] = sum(v[-1] for v in shares.values()) / len(shares)
+        return shown
 
     def explain(self, images: Tensor) -> dict[str, Any]:
-        """One figure: per image (row) and block (column), the first entry that each patch sees, as a colour."""
-        from matplotlib.figure import Figure
+        """One figure: per image and block, the entries that each patch and the class token see, as colours."""
+        from clprompt import choice_figures
 
-        chosen = self.choices(images)["image"].float().argmax(-1).cpu()  # (blocks, B, n)
-        grid = [
+        found = {role: chosen.cpu().numpy() for role, chosen in self.choices(images).items()}
+        if not found:
+            return {}
+        height, width = (
             size // patch
             for size, patch in zip(self.backbone.image_size, self.backbone.patch_size, strict=True)
-        ]
-        blocks, count = chosen.shape[:2]
-        figure = Figure(figsize=(1.6 * (blocks + 1), 1.7 * count), layout="constrained")
-        axes = figure.subplots(count, blocks + 1, squeeze=False)
-        for row in range(count):
-            picture = images[row].float().cpu()
-            picture = (picture - picture.min()) / (picture.max() - picture.min()).clamp(min=1e-6)
-            axes[row, 0].imshow(picture.permute(1, 2, 0).expand(-1, -1, 3))
-            for column in range(blocks):
-                entries = chosen[column, row].reshape(grid)
-                axes[row, column + 1].imshow(entries, cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
-        for column, axis in enumerate(axes[0]):
-            axis.set_title("image" if column == 0 else f"block {self.layers[column - 1]}", fontsize=9)
-        for axis in axes.flat:
-            axis.set(xticks=[], yticks=[])
-        return {"coordination": figure}
+        )
+        drawn = choice_figures.choices(
+            images.detach().float().cpu().permute(0, 2, 3, 1).numpy(),
+            found.get("image"),
+            found["cls"][:, :, 0] if "cls" in found else None,
+            grid=(height, width),
+            blocks=self.layers,
+            added=self.pool["image"] or self.pool["cls"],
+        )
+        return {"coordination": drawn}

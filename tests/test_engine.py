@@ -59,7 +59,33 @@ def through_file(state):
     return torch.load(file, weights_only=True)
 
 
+class Shows(LinearProbeModel):
+    """Tells how many probe images it was shown, group by group."""
+
+    def diagnostics(self):
+        return {"own": 1.0}
+
+    def probe(self, images):
+        assert not torch.is_grad_enabled()
+        return {"images": torch.tensor([float(len(group)) for group in images.groups(8)])}
+
+
 # ------------------------------------------------------------------------------------------ what it does
+
+
+def test_a_method_is_shown_test_images_of_the_groups_so_far_after_each_experience():
+    told = []
+
+    class Listener(Log):
+        def diagnostics(self, step, values, /):
+            told.append((step, {name: torch.as_tensor(value).tolist() for name, value in values.items()}))
+
+    make_engine(Shows(BACKBONE), listeners=[Listener()]).run()
+    assert told[1::2] == [(n, {"images": [8.0] * n}) for n in (1, 2, 3)]
+    assert told[::2] == [(n, {"own": 1.0}) for n in (1, 2, 3)]
+    told.clear()
+    make_engine(Shows(BACKBONE), listeners=[Listener()], evaluator=None).run()
+    assert told == [(n, {"own": 1.0}) for n in (1, 2, 3)]
 
 
 def test_every_batch_is_one_step_and_every_experience_ends_with_an_evaluation():

@@ -208,3 +208,19 @@ def test_bf16_changes_the_logits_a_little():
     make_evaluator(precision="bf16").run(rough)
     one, other = (torch.cat(m.outputs)[:, [0, 1, 4]].float() for m in (exact, rough))
     assert 0 < (one - other).abs().max() < 0.05
+
+
+def test_a_glimpse_is_a_few_images_of_each_group_that_was_met_and_always_the_same():
+    evaluator = make_evaluator()
+    glimpse = evaluator.glimpse(1024, torch.device("cpu"))
+    assert glimpse.groups(4) == []
+    evaluator.run(Counting([4, 1]))
+    first = glimpse.groups(4)
+    evaluator.run(Counting([4, 1, 7]))
+    later = glimpse.groups(4)
+    assert [part.shape[0] for part in later] == [4, 4]
+    assert torch.equal(later[0], first[0])
+    seven = TEST.images[np.flatnonzero(TEST.targets == 7)]
+    assert all(any(torch.equal(image, other) for other in seven) for image in later[1])
+    assert [part.shape[0] for part in glimpse.groups(99)] == [18, 9]
+    assert sum(len(batch) for batch in glimpse()) == 27

@@ -239,6 +239,7 @@ def test_diagnostics_become_pictures_histograms_and_scalars(tmp_path):
     reader = read_events(tmp_path)
     assert points(reader) == {"prompts/scale": [(7, 2.5)], "prompts/count": [(7, 3.0)]}
     assert pictures(reader) == {"prompts/picture": [7]}
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["prompts_picture.png"]
     assert sorted(reader.Tags()["histograms"]) == ["prompts/keys", "prompts/same", "prompts/usage"]
     (usage,) = reader.Histograms("prompts/usage")
     value = usage.histogram_value

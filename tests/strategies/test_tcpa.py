@@ -252,4 +252,64 @@ def test_a_class_role_without_prefix_tokens_is_refused():
 
 def test_the_picture_shows_every_image_and_block():
     figure = build().explain(images(2))["coordination"]
-    assert len(figure.axes) == 2 * 4
+    assert (
+        len(figure.axes) == 2 * (1 + 3 + 3) + 1
+    )  # the image, patches and class token in 3 blocks; the legend
+    assert not build(token_matching=False).explain(images(2))  # nothing is chosen
+    assert build(pool_cls=0).explain(images(2))
+    assert build(pool_image=0).explain(images(2))
+
+
+def grown(**arguments: Any) -> tuple[TCPAModel, dict[str, Tensor]]:
+    """A model after a second task with trained entries, and the choices after the first."""
+    model = build(**arguments)
+    before = model.choices(images())
+    model.begin_experience([2, 3])
+    model.double()
+    model.observe(torch.tensor([2, 3]))
+    optimizer = torch.optim.Adam(model.trainable().values(), lr=0.1)
+    model.train()
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.training_loss(images(seed=1), torch.tensor([2, 3] * 3)).loss.backward()
+        optimizer.step()
+    return model.eval(), before
+
+
+@pytest.mark.parametrize("arguments", [{}, {"mask": "after", "fourier": "joint"}], ids=["before", "after"])
+def test_without_later_entries_a_grown_model_is_what_it_was_after_the_earlier_task(arguments):
+    model, before = grown(**arguments)
+    again = model.choices(images(), tasks=1)
+    assert all(torch.equal(again[role], before[role]) for role in before)
+    assert model.choices(images())["image"].shape[-1] == 8
+
+
+class Shown:
+    """Evaluation images by class group, as the loop shows them."""
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        self.parts = parts
+
+    def __call__(self) -> list[Tensor]:
+        return self.parts
+
+    def groups(self, count: int) -> list[Tensor]:
+        return [part[:count] for part in self.parts]
+
+
+def test_interference_counts_the_tokens_that_switched_and_needs_no_memory():
+    model, before = grown()
+    now = model.choices(images())
+    moved = [
+        (now[role] != torch.nn.functional.pad(before[role], (0, 4))).any(-1).flatten() for role in before
+    ]
+    share = float(torch.cat(moved).double().mean())
+    state = {name: value.clone() for name, value in model.method_state().items()}
+    assert 0 < share < 1
+    assert model.interference([images(), images(2, seed=2)]) == {0: [0.0, pytest.approx(share)]}
+    shown = model.probe(Shown([images(), images(2, seed=2)]))
+    assert shown["interference/switched"] == pytest.approx(share)
+    assert {"coordination", "interference", "interference/group_01"} <= shown.keys()
+    assert all(torch.equal(state[name], value) for name, value in model.method_state().items())
+    assert "interference" not in build(prompts="shared").probe(Shown([images()]))
+    assert model.probe(Shown([])) == {}
