@@ -251,8 +251,7 @@ def find(name: str, kind: str = "configuration") -> Path:
 
 def _packaged(kind: str = "configuration") -> list[Path]:
     home = Path(str(importlib.resources.files("clprompt.configs")))
-    folder = {"configuration": "", "study": "studies"}.get(kind, kind)
-    return sorted((home / folder).glob("*.yaml"))
+    return sorted((home / {"configuration": "", "study": "studies"}.get(kind, kind)).glob("*.yaml"))
 
 
 # -------------------------------------------------------------------------------------------- sections
