@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clprompt import commands
 from clprompt.errors import ClpromptError, ConfigError, Interrupted, RunFolderError, RunsFailed
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ _overrides_argument = click.argument(
 
 
 @click.group(
+    cls=commands.Group,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog='Shell completion: eval "$(_CLPROMPT_COMPLETE=bash_source clprompt)" (or zsh_source, fish_source).',

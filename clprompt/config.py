@@ -233,7 +233,7 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
 
 
 def find(name: str, kind: str = "configuration") -> Path:
-    """The file of a packaged configuration or study (`-` equals `_`), or the path that `name` is."""
+    """The file of a packaged configuration, study or other kind (`-` equals `_`), or the path that `name` is."""
     packaged = {path.stem.replace("-", "_"): path for path in _packaged(kind)}
     found = packaged.get(name.replace("-", "_"))
     if found is not None:
@@ -250,8 +250,8 @@ def find(name: str, kind: str = "configuration") -> Path:
 
 
 def _packaged(kind: str = "configuration") -> list[Path]:
-    folder = Path(str(importlib.resources.files("clprompt.configs")))
-    return sorted((folder / "studies" if kind == "study" else folder).glob("*.yaml"))
+    home = Path(str(importlib.resources.files("clprompt.configs")))
+    return sorted((home / {"configuration": "", "study": "studies"}.get(kind, kind)).glob("*.yaml"))
 
 
 # -------------------------------------------------------------------------------------------- sections

@@ -21,6 +21,11 @@ def frame_size(channels: int, side: int, pad: int) -> int:
     return 4 * channels * pad * (side - pad)
 
 
+def default_pad(side: int) -> int:
+    """The published thickness, 30 of 224 pixels, in proportion."""
+    return max(1, round(side * 30 / 224))
+
+
 def check_frame(backbone: FrozenViT, pad: int | None) -> int:
     """The image side, for a frame that fits.
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+#: Commands of the command line that belong to one strategy: name -> "module:attribute" of a click command.
+COMMANDS = {"meta-init": "clprompt.strategies._damvp_command:meta_init"}
+
 
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):

@@ -17,6 +17,7 @@ from clprompt.frames import (
     OffsetCache,
     as_images,
     check_frame,
+    default_pad,
     frame_places,
     frame_size,
     framed_tokens,
@@ -132,7 +133,7 @@ class DAMVPModel(PromptModel):
         width, channels = backbone.width, backbone.in_chans
         if prompt == "pixel":
             side = check_frame(backbone, pad)
-            pad = max(1, round(side * 30 / 224)) if pad is None else pad
+            pad = default_pad(side) if pad is None else pad
             self.pad = pad
             self.shape: tuple[int, ...] = (frame_size(channels, side, pad),)
             self.register_buffer("places", frame_places(channels, side, pad), persistent=False)
@@ -160,9 +161,8 @@ class DAMVPModel(PromptModel):
         self.frames = nn.ParameterList()  # one vector [F], or [blocks, length, D], per prompt
         self.register_buffer("prototypes", torch.zeros(0, width))
         self.register_buffer("radius", torch.zeros(0))  # root mean squared distance of the members
-        self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("experience_of", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("frame_of", torch.zeros(0, dtype=torch.int64))
+        for name in ("counts", "experience_of", "frame_of"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
         self.register_buffer("tau", torch.tensor(float("nan")))
         self.active = head == "active"
         if self.active:
@@ -260,10 +260,8 @@ class DAMVPModel(PromptModel):
                 raise DataError("there are no images to cluster")
             labels = torch.zeros(len(features), dtype=torch.int64)
         else:
-            found = cluster(
-                features, float(self.tau), max_clusters=self.max_clusters, min_size=self.min_cluster_size
-            )
-            labels = torch.from_numpy(found)
+            limits: dict[str, Any] = {"max_clusters": self.max_clusters, "min_size": self.min_cluster_size}
+            labels = torch.from_numpy(cluster(features, float(self.tau), **limits))
         features = features.to(self.prototypes)
         made = summarise(features, labels.to(features.device))
         self._map = None if len(features) < 2 else project(features, labels, made.prototypes)
@@ -336,8 +334,6 @@ class DAMVPModel(PromptModel):
     def finish_experience(self) -> None:
         self._map = None
 
-    # ------------------------------------------------------------------ what it shows
-
     def opening_diagnostics(self) -> dict[str, Any]:
         """The map of the clusters just made; the projection is drawn once and kept no longer."""
         found, self._map = self._map, None
@@ -379,8 +375,6 @@ class DAMVPModel(PromptModel):
         for frame, experience in zip(self.frame_of.tolist(), self.experience_of.tolist(), strict=True):
             made.setdefault(frame, experience)
         return [made[frame] for frame in range(len(self.frames))]
-
-    # ------------------------------------------------------------------ state
 
     def max_state_size(self, experiences: int) -> int | None:
         """Clusters follow from the data, up to ``max_clusters`` in an experience; None without that cap."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from clprompt.clustering import cluster
+from clprompt.clustering import cluster, summarise
+from clprompt.optim import set_learning_rate
 from clprompt.strategies.damvp import DAMVPModel, activity_rank
 
 
@@ -80,42 +84,146 @@ def test_active_coordinates(golden, classes):
     damvp.check(model.logits(damvp["assign.features"]), f"active.logits{classes}")
 
 
-@pytest.mark.parametrize("clusters", ["clusters", "generic"])
+@pytest.mark.parametrize("clusters", ["clusters", "generic", "clusters.zerofill"])
 @pytest.mark.parametrize("kind", ["hf", "ht"])
 def test_fifteen_steps_of_both_adaptation_modes(golden, kind, clusters):
-    """Idle prompts have no gradient and stand still; the schedule is the file's, warm-up and cosine."""
+    """Idle prompts stand still, or (``zerofill``) go on by momentum and decay once they have been used.
+
+    The schedule is the file's, warm-up and cosine. The reference tests with the frames of the epoch that was best on
+    the validation set (here the same images), but with the head as it is at the end.
+    """
     damvp = golden("damvp")
     prefix = f"adapt.{kind}.{clusters}"
-    prototypes = damvp["cluster.k3.prototypes"] if clusters == "clusters" else damvp["cluster.k1.prototypes"]
+    prototypes = damvp["cluster.k1.prototypes" if clusters == "generic" else "cluster.k3.prototypes"]
     model = build(damvp, head="active" if kind == "hf" else "linear", active_order="sorted").train()
     model.begin_experience(range(5))
     model.observe(torch.arange(5))
     adopt(model, prototypes, damvp["adapt.init"].expand(len(prototypes), -1))
     model.to(torch.float64)
-    decay = float(damvp[f"adapt.{kind}.args"][1])
-    groups = [{"params": list(model.frames), "momentum": 0.9 if kind == "hf" else 0.0, "weight_decay": decay}]
+    top, decay, epochs = damvp[f"adapt.{kind}.args"].tolist()
+    momentum = damvp[f"{prefix}.momentum"].tolist()
+    groups = [{"params": list(model.frames), "momentum": momentum[0], "weight_decay": decay}]
     if kind == "hf":
         model.rank.copy_(damvp["active.order"])
     else:
         with torch.no_grad():
             model.head.weight.copy_(damvp["adapt.head.weight"])
             model.head.bias.copy_(damvp["adapt.head.bias"])
-        groups.append({"params": list(model.head.parameters())})
-    optimizer = torch.optim.SGD(groups, lr=1.0)
-    losses = []
+        groups.append({"params": list(model.head.parameters()), "momentum": momentum[-1]})
+    optimizer = torch.optim.SGD(groups, lr=top)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = top
+    losses, best, kept = [], -1.0, None
     for step in range(15):
         batch = damvp[f"adapt.batch{step % 3}"]
-        for group in optimizer.param_groups:
-            group["lr"] = float(damvp[f"{prefix}.lr"][step, 0])
+        rate = set_learning_rate(optimizer, "cosine", step, int(3 * epochs), 0.2)
+        assert damvp[f"{prefix}.lr"][step].tolist() == pytest.approx([rate] * len(momentum), rel=1e-12)
         loss = model.training_loss(damvp["train.images"][batch], damvp["train.labels"][batch]).loss
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none="zerofill" not in clusters)
         loss.backward()
+        if step == 0 and kind == "ht":
+            damvp.check(model.head.weight.grad, f"{prefix}.head_grad0.weight")
+            damvp.check(model.head.bias.grad, f"{prefix}.head_grad0.bias")
+        if step == 0 and "zerofill" not in clusters:
+            grads = [torch.zeros_like(f) if f.grad is None else f.grad for f in model.frames]
+            damvp.check(torch.stack(grads), f"{prefix}.grad0")
         optimizer.step()
         losses.append(loss.detach())
         if step == 1:
             damvp.check(torch.stack(list(model.frames)), f"{prefix}.frames_after2", scaled=1e-6)
+        if step % 3 == 2 and accuracy(model, damvp) > best:
+            best, kept = accuracy(model, damvp), [frame.detach().clone() for frame in model.frames]
     damvp.check(torch.stack(losses), f"{prefix}.losses")
     damvp.check(torch.stack(list(model.frames)), f"{prefix}.frames", scaled=1e-6)
     if kind == "ht":
         damvp.check(model.head.weight, f"{prefix}.head.weight")
         damvp.check(model.head.bias, f"{prefix}.head.bias")
+    with torch.no_grad():
+        for frame, earlier in zip(model.frames, kept, strict=True):
+            frame.copy_(earlier)
+    assert accuracy(model, damvp) == pytest.approx(float(damvp[f"{prefix}.test_acc"]))
+
+
+def accuracy(model: DAMVPModel, damvp) -> float:
+    """On the file's evaluation images, as after an epoch."""
+    with torch.no_grad():
+        found = model.eval()(damvp["eval.images"]).argmax(1)
+    model.train()
+    return float((found == damvp["eval.labels"]).double().mean())
+
+
+def test_idle_frames_stand_still_here_and_drift_in_the_reference(golden):
+    damvp = golden("damvp")
+    for kind in ("hf", "ht"):
+        still, drifting = (damvp[f"adapt.{kind}.clusters{variant}.frames"] for variant in ("", ".zerofill"))
+        assert (still - drifting).abs().max() > 1e-3
+
+
+def test_only_the_first_thousand_features_count(golden):
+    damvp = golden("damvp")
+    features = damvp["cluster.truncate.features"][:1000]
+    labels = cluster(features, float(damvp["cluster.truncate.threshold"]))
+    assert same_partition(labels, damvp["cluster.truncate.labels"].numpy())
+    expected = damvp["cluster.truncate.labels"]
+    damvp.check(summarise(features, expected).prototypes, "cluster.truncate.prototypes")
+    tied = summarise(damvp["cluster.tie.points"], damvp["cluster.tie.labels"])
+    damvp.check(tied.prototypes, "cluster.tie.prototypes")
+
+
+@pytest.mark.parametrize("clusters", [1, 3, 6])
+def test_the_margins_hold_of_the_merge_heights(golden, clusters):
+    """Just inside the margin around a threshold the clusters are the same, just outside they are not."""
+    damvp = golden("damvp")
+    prefix = f"cluster.k{clusters}."
+    threshold, margin = float(damvp[prefix + "threshold"]), float(damvp[prefix + "margin"])
+    heights = damvp["cluster.merge_heights"]
+    assert float((heights - threshold).abs().min()) == pytest.approx(margin, rel=1e-6)
+    assert 1 + int((heights >= threshold).sum()) == clusters
+    for inside, same in ((0.999, True), (1.001, False)):
+        counts = {
+            len(set(cluster(damvp["train.features"], threshold + s * inside * margin))) for s in (-1, 1)
+        }
+        assert (counts == {clusters}) == same
+
+
+def test_the_activity_is_a_population_standard_deviation(golden):
+    damvp = golden("damvp")
+    deviation = damvp["active.noise_features"].std(0, unbiased=False)
+    torch.testing.assert_close(deviation, damvp["active.std"], rtol=0, atol=1e-8)
+
+
+#: Which keys of the file are compared, and by which test; what stands first counts.
+USED = {
+    r"backbone\..*|config\..*": "test_the_file_is_of_the_model_that_it_describes",
+    r"(train|eval)\.(images|labels|features)": "test_features_of_clean_images",
+    r"prompt\..*": "test_frame_vector_is_added_around_the_image",
+    r"cluster\.k\d\.(threshold|labels|prototypes)": "test_clusters_and_prototypes",
+    r"cluster\.(k\d\.margin|merge_heights)": "test_the_margins_hold_of_the_merge_heights",
+    r"cluster\.tie\.(points|threshold|labels)": "test_a_merge_at_the_threshold_is_not_made",
+    r"cluster\.(truncate\..*|tie\.prototypes)": "test_only_the_first_thousand_features_count",
+    r"assign\.(frames|index|features)": "test_assignment_and_prompted_features",
+    r"assign\.(distance|prompted)|active\.columns\d+": "test_assignment_and_features_of_prompted_images",
+    r"active\.(order|noise_features|logits\d+)": "test_active_coordinates",
+    r"active\.std": "test_the_activity_is_a_population_standard_deviation",
+    r"adapt\..*": "test_fifteen_steps_of_both_adaptation_modes",
+    r"meta\.(threshold|[ab]\..*)": "test_sources_are_clustered_as_the_reference_clusters_them",
+    r"meta\..*": "test_two_meta_steps_of_both_modes",
+}
+
+
+def test_the_file_is_of_the_model_that_it_describes(golden):
+    damvp = golden("damvp")
+    backbone = damvp.backbone()
+    side, patch, width, depth, heads = damvp["config.vit"].tolist()
+    assert backbone.image_size == (side, side)
+    assert backbone.patch_size == (patch, patch)
+    assert (backbone.width, backbone.depth, backbone.num_heads) == (width, depth, heads)
+    assert len(damvp["adapt.init"]) == 12 * int(damvp["config.pad"]) * (side - int(damvp["config.pad"]))
+
+
+def test_every_key_of_the_file_is_compared_by_a_test_that_there_is(golden):
+    text = "".join(path.read_text() for path in Path(__file__).parent.glob("test_damvp*.py"))
+    for key in golden("damvp").keys():  # noqa: SIM118 - no dictionary
+        test = next((test for pattern, test in USED.items() if re.fullmatch(pattern, key)), None)
+        assert test is not None, key
+        assert f"def {test}(" in text, test
