@@ -367,7 +367,9 @@ class PromptModel(nn.Module, ABC):
     ) -> Any:
         """Load a state of any size; the backbone may be left out of it."""
         self.resize_to(state_dict)
-        if self.coordination is not None:  # keys for prompts that were added; stages follow when values are there
+        if (
+            self.coordination is not None
+        ):  # keys for prompts that were added; stages follow when values are there
             self.coordination.follow(self.prompt_sets())
         own = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
         result = super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)
