@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,39 @@ from clprompt.errors import DataError
 def mean_distance(features: Tensor) -> float:
     """Mean pairwise Euclidean distance of the rows of [n, D]; 0 for a single row."""
     return float(torch.pdist(features.double()).mean()) if len(features) > 1 else 0.0
+
+
+@torch.no_grad()
+def sample_features(
+    batches: Iterable[Tensor], features: Callable[[Tensor], Tensor], count: int, seed: int
+) -> Tensor:
+    """Features of a seeded random sample of streamed images, in one pass, of which never more than a batch is held.
+
+    Every image draws a number, and the smallest ``count`` stay; most images of a long stream are told at once that
+    they will not be among them, and their features are never computed.
+
+    Args:
+        batches: images [B, 3, H, W].
+        features: images -> [B, D].
+        count: the most images in the sample. seed: decides it, whatever the batch size.
+
+    Returns:
+        At most [count, D], float32, on the CPU, in the order of the stream.
+    """
+    rng = np.random.default_rng(seed)
+    kept, numbers = None, np.zeros(0)
+    for images in batches:
+        drawn = rng.random(len(images))
+        bound = np.inf if len(numbers) < count else numbers.max()
+        enter = np.flatnonzero(drawn < bound)
+        if not len(enter):
+            continue
+        new = features(images[torch.from_numpy(enter).to(images.device)]).float().cpu()
+        kept = new if kept is None else torch.cat([kept, new])
+        numbers = np.concatenate([numbers, drawn[enter]])
+        stay = np.sort(np.argsort(numbers, kind="stable")[:count])
+        kept, numbers = kept[torch.from_numpy(stay)], numbers[stay]
+    return torch.zeros(0, 0) if kept is None else kept
 
 
 class Clusters(NamedTuple):

@@ -40,6 +40,17 @@ def check_frame(backbone: FrozenViT, pad: int | None) -> int:
     return height
 
 
+def check_images(backbone: FrozenViT, images: Tensor) -> None:
+    """Refuse images [B, channels, H, W] that a frame does not fit around.
+
+    Raises:
+        DataError: images of another size than the backbone's.
+    """
+    if tuple(images.shape[2:]) != backbone.image_size:
+        theirs, own = (" x ".join(map(str, size)) for size in (images.shape[2:], backbone.image_size))
+        raise DataError(f"the frames are made for images of {own}, got {theirs}")
+
+
 def frame_places(channels: int, side: int, pad: int) -> Tensor:
     """Where each entry of a frame vector lies in a flattened [channels, side, side] image, int64 [F].
 
@@ -88,6 +99,7 @@ class OffsetCache:
 
     def __init__(self) -> None:
         self._key: tuple[Any, ...] = ()
+        self._frames: list[Tensor] = []  # held, so that no other frame can take the place of one in memory
         self._offsets: Tensor | None = None
 
     @torch.no_grad()
@@ -106,7 +118,8 @@ class OffsetCache:
             *((id(frame), frame._version, frame.data_ptr()) for frame in frames),
         )
         if self._offsets is None or key != self._key:
-            self._key, self._offsets = key, patch_offsets(backbone, framed(torch.stack(frames)))
+            self._key, self._frames = key, list(frames)
+            self._offsets = patch_offsets(backbone, framed(torch.stack(frames)))
         return self._offsets
 
     def __deepcopy__(self, memo: Any) -> OffsetCache:

@@ -139,6 +139,20 @@ def check(value: Any, hint: Any, path: str) -> Any:
         raise ConfigError(f"{path} must be {describe(hint)}, got {show(value)}{close}") from None
 
 
+def at_least(least: float, **values: float | None) -> None:
+    """Raises `ConfigError` at the first value below `least`; None is no value."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
+
+
+def above_zero(**values: float | None) -> None:
+    """Raises `ConfigError` at the first value that is not above 0; None is no value."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} must be above 0, got {value}")
+
+
 def parse(text: str) -> Any:
     """One YAML value from text by OmegaConf's rules (`1e-3` is a number); `ValueError` when it is not YAML."""
     import yaml

@@ -20,6 +20,19 @@ from clprompt.loading import subset
 
 KIND = "meta-init"  # of a packaged configuration, and the folder of those
 
+_LEAST = {
+    0: ("weight_decay", "head_lr", "init_std", "seed", "workers"),
+    1: (
+        "epochs",
+        "steps",
+        "train_mb_size",
+        "inner_steps",
+        "max_clusters",
+        "min_cluster_size",
+        "checkpoint_every",
+    ),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetaInit:
@@ -63,8 +76,8 @@ class MetaInit:
     count_idle: bool = True
     init_std: float = 1.0
     threshold: float | None = None
-    threshold_ratio: float = 1.0
-    max_clusters: int | None = 8
+    threshold_ratio: float = 0.9
+    max_clusters: int | None = 16
     min_cluster_size: int = 5
     cluster_samples: int = 1000
     cluster: bool = True
@@ -74,19 +87,11 @@ class MetaInit:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("sources must name a data set, got an empty list")
-        whole = ("epochs", "steps", "train_mb_size", "inner_steps", "max_clusters", "min_cluster_size")
-        for key in (*whole, "checkpoint_every", "cluster_samples"):
-            value = getattr(self, key)
-            least = 2 if key == "cluster_samples" and self.cluster else 1
-            if value is not None and value < least:
-                raise ConfigError(f"{key} must be at least {least}, got {value}")
-        for key in ("inner_lr", "step_size", "threshold", "threshold_ratio"):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{key} must be above 0, got {value}")
-        for key in ("weight_decay", "head_lr", "init_std", "seed"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"{key} must be at least 0, got {getattr(self, key)}")
+        schema.at_least(2 if self.cluster else 1, cluster_samples=self.cluster_samples)
+        for least, keys in _LEAST.items():
+            schema.at_least(least, **{key: getattr(self, key) for key in keys})
+        schema.above_zero(inner_lr=self.inner_lr, step_size=self.step_size)
+        schema.above_zero(threshold=self.threshold, threshold_ratio=self.threshold_ratio)
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> MetaInit:

@@ -66,6 +66,8 @@ def look(model: DAMVPModel, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def probe(model: DAMVPModel, images: Iterable[Tensor]) -> dict[str, Any]:
     """The contact sheet of these images."""
+    if not len(model.prototypes):
+        return {}
     titles = [f"cluster {k + 1}, exp. {int(e) + 1}" for k, e in enumerate(model.experience_of)]
     sheet = contact_sheet(images, lambda batch: look(model, batch), titles)
     return {} if sheet is None else {"clusters/nearest_images": sheet}

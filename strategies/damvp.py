@@ -9,14 +9,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from clprompt import schema
 from clprompt.attention import BlockPrompt
 from clprompt.backbone import FrozenViT
-from clprompt.clustering import ClusterMap, cluster, mean_distance, nearest, project, summarise
+from clprompt.clustering import (
+    ClusterMap,
+    cluster,
+    mean_distance,
+    nearest,
+    project,
+    sample_features,
+    summarise,
+)
 from clprompt.errors import ConfigError, DataError, ProtocolError
 from clprompt.frames import (
     OffsetCache,
     as_images,
     check_frame,
+    check_images,
     default_pad,
     frame_places,
     frame_size,
@@ -28,7 +38,7 @@ from clprompt.heads import grow_rows
 from clprompt.losses import classes_in
 from clprompt.model import Boundaries, Cache, PromptModel
 from clprompt.registry import strategies
-from clprompt.seeding import generator
+from clprompt.seeding import derive, generator
 from clprompt.strategies import _damvp_views as views
 from clprompt.strategies._damvp_active import activity_rank, noise_features
 
@@ -59,12 +69,13 @@ class DAMVPModel(PromptModel):
         length, deep, layers: of token prompts: tokens per block; new ones in each of ``layers``, or carried from
             block 0 to the end.
         cluster_samples: images of an experience that are clustered, a seeded random subset.
-        threshold, threshold_ratio: absolute, or relative to the first experience's mean distance (default 1.0).
+        threshold, threshold_ratio: absolute, or relative to the first experience's mean distance (default 0.9).
         max_clusters, min_cluster_size: per experience.
         cluster: False for one prompt per experience.
         init, init_std, meta_file: how frames start; "nearest" copies the frame of the nearest older prototype.
         share, share_ratio: let a cluster close to an older one (in its radii) use that one's frame.
         max_prompts: beyond so many frames, clusters share the nearest one.
+        train_shared: an older frame is trained again while a cluster of the current experience shares it.
         freeze_old: older frames are frozen.
         train_assign: training matches "all" prototypes, as at test, or those of the "current" experience.
         head: "linear", or "active": feature coordinates in order of their activity on noise, nothing learned.
@@ -85,7 +96,7 @@ class DAMVPModel(PromptModel):
         cluster_samples: int = 1000,
         threshold: float | None = None,
         threshold_ratio: float | None = None,
-        max_clusters: int | None = 8,
+        max_clusters: int | None = 16,
         min_cluster_size: int = 5,
         cluster: bool = True,
         init: Literal["meta", "zero", "random", "nearest"] | None = None,
@@ -94,6 +105,7 @@ class DAMVPModel(PromptModel):
         share: bool = False,
         share_ratio: float = 0.25,
         max_prompts: int | None = None,
+        train_shared: bool = False,
         freeze_old: bool = True,
         train_assign: Literal["all", "current"] = "all",
         head: Literal["linear", "active"] = "linear",
@@ -104,30 +116,22 @@ class DAMVPModel(PromptModel):
         super().__init__(backbone, seed=seed)
         if threshold is not None and threshold_ratio is not None:
             raise ConfigError("give threshold or threshold_ratio, not both")
-        for name, value in (("threshold", threshold), ("threshold_ratio", threshold_ratio)):
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be above 0, got {value}")
-        for name, number in (
-            ("cluster_samples", cluster_samples),
-            ("max_clusters", max_clusters),
-            ("min_cluster_size", min_cluster_size),
-            ("max_prompts", max_prompts),
-            ("length", length),
-        ):
-            least = 2 if name == "cluster_samples" and cluster else 1
-            if number is not None and number < least:
-                raise ConfigError(f"{name} must be at least {least}, got {number}")
+        schema.above_zero(threshold=threshold, threshold_ratio=threshold_ratio)
+        schema.at_least(2 if cluster else 1, cluster_samples=cluster_samples)
+        schema.at_least(1, max_clusters=max_clusters, min_cluster_size=min_cluster_size)
+        schema.at_least(1, max_prompts=max_prompts, length=length)
+        schema.at_least(0, init_std=init_std, share_ratio=share_ratio, prompt_lr=prompt_lr, head_lr=head_lr)
         init = init or ("meta" if meta_file else "zero")
         if (init == "meta") != (meta_file is not None):
             raise ConfigError("init=meta and meta_file belong together")
         if init == "meta" and prompt == "token":
             raise ConfigError("a meta-prompt is a pixel frame; it cannot start token prompts")
         self.prompt, self.deep = prompt, deep
-        self.cluster_samples, self.threshold, self.ratio = cluster_samples, threshold, threshold_ratio or 1.0
+        self.cluster_samples, self.threshold, self.ratio = cluster_samples, threshold, threshold_ratio or 0.9
         self.max_clusters, self.min_cluster_size, self.cluster = max_clusters, min_cluster_size, cluster
         self.init, self.init_std, self.meta_file = init, init_std, meta_file
         self.share, self.share_ratio, self.max_prompts = share, share_ratio, max_prompts
-        self.freeze_old, self.train_assign = freeze_old, train_assign
+        self.train_shared, self.freeze_old, self.train_assign = train_shared, freeze_old, train_assign
         self.active_order, self.prompt_lr, self.head_lr = active_order, prompt_lr, head_lr
         self.meta_facts: Mapping[str, Any] = {}
         width, channels = backbone.width, backbone.in_chans
@@ -178,6 +182,8 @@ class DAMVPModel(PromptModel):
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         pixel = self.prompt == "pixel"
+        if pixel:
+            check_images(self.backbone, images)
         patches = self.backbone.patches(images) if pixel and self.backbone.linear_patches else None
         if patches is not None:
             stem = self.backbone.position(patches)
@@ -219,10 +225,9 @@ class DAMVPModel(PromptModel):
     def logits(self, features: Tensor) -> Tensor:
         if not self.active:
             return super().logits(features)
-        if self.num_classes > self.backbone.width:
-            raise ConfigError(
-                f"head=active has {self.backbone.width} coordinates for {self.num_classes} classes"
-            )
+        width = self.backbone.width
+        if self.num_classes > width:
+            raise ConfigError(f"head=active has {width} coordinates for {self.num_classes} classes")
         columns = self.rank[: self.num_classes]
         if self.active_order == "sorted":
             return features[:, columns.sort().values]
@@ -240,9 +245,8 @@ class DAMVPModel(PromptModel):
     def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
         """Cluster the experience's images by their features; the features are dropped afterwards."""
         if images is not None:
-            features = torch.cat([self.backbone.features(batch).float().cpu() for batch in images()])
-            order = torch.randperm(len(features), generator=generator(self.seed, "cluster samples", index))
-            self.fit_clusters(features[order[: self.cluster_samples]])
+            seed = derive(self.seed, "cluster samples", index)
+            self.fit_clusters(sample_features(images(), self.backbone.features, self.cluster_samples, seed))
 
     @torch.no_grad()
     def fit_clusters(self, features: Tensor) -> int:
@@ -255,11 +259,10 @@ class DAMVPModel(PromptModel):
             self.tau.fill_(self.threshold)
         elif bool(self.tau.isnan()) and self.cluster:
             self.tau.fill_(max(self.ratio * mean_distance(features), 1e-12))
-        if not self.cluster:
-            if not len(features):
-                raise DataError("there are no images to cluster")
-            labels = torch.zeros(len(features), dtype=torch.int64)
-        else:
+        if not len(features):
+            raise DataError("there are no images to cluster")
+        labels = torch.zeros(len(features), dtype=torch.int64)
+        if self.cluster:
             limits: dict[str, Any] = {"max_clusters": self.max_clusters, "min_size": self.min_cluster_size}
             labels = torch.from_numpy(cluster(features, float(self.tau), **limits))
         features = features.to(self.prototypes)
@@ -301,10 +304,11 @@ class DAMVPModel(PromptModel):
         return self.meta_frame.clone()  # zeros where there is no file
 
     def set_stage(self) -> None:
-        """Only frames made in the current experience are trained, unless ``freeze_old`` is off."""
+        """Frames made in the current experience are trained, and others as ``freeze_old``, ``train_shared`` say."""
         now = int(self.experience)
-        for frame, home in zip(self.frames, self.homes(), strict=True):
-            frame.requires_grad_(not self.freeze_old or home == now)
+        in_use = set(self.frame_of[self.experience_of == now].tolist()) if self.train_shared else set()
+        for index, (frame, home) in enumerate(zip(self.frames, self.homes(), strict=True)):
+            frame.requires_grad_(not self.freeze_old or home == now or index in in_use)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Frames and head, each with its own learning rate."""
@@ -370,11 +374,11 @@ class DAMVPModel(PromptModel):
         tell_of_leaks(self.meta_facts, class_names, str(self.meta_file))
 
     def homes(self) -> list[int]:
-        """The experience that each frame was made in."""
+        """The experience that each frame was made in; while a state is loaded, 0 for those not known yet."""
         made: dict[int, int] = {}
         for frame, experience in zip(self.frame_of.tolist(), self.experience_of.tolist(), strict=True):
             made.setdefault(frame, experience)
-        return [made[frame] for frame in range(len(self.frames))]
+        return [made.get(frame, 0) for frame in range(len(self.frames))]
 
     def max_state_size(self, experiences: int) -> int | None:
         """Clusters follow from the data, up to ``max_clusters`` in an experience; None without that cap."""

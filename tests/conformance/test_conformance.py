@@ -25,6 +25,10 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"form": "fresh", "boundary_free": True, "pool_size": 3},
     ],
     "l2p": [{"coordinate": True}],
+    "damvp": [
+        {"prompt": "token", "layers": (1, 3)},
+        {"head": "active", "share": True, "train_assign": "current"},
+    ],
     "linear_probe": [{"mask": "seen"}],
     "joint": [{"base": "linear_probe", "when": "each"}],
     "multilane": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from clprompt import optim
 from clprompt.backbone import FrozenViT
-from clprompt.clustering import cluster, mean_distance
+from clprompt.clustering import cluster, mean_distance, nearest, sample_features
 from clprompt.errors import ConfigError, DataError, ProtocolError
 from clprompt.frames import as_images, frame_places, frame_size, load_frame, patch_offsets, save_frame
 from clprompt.seeding import generator, preserved_rng
@@ -251,6 +253,258 @@ def test_active_coordinates_keep_theirs_while_classes_arrive_and_run_out_in_one_
 
 
 def test_the_frames_are_drawn(backbone):
-    figure = build(backbone, blobs(3), init="random").diagnostics()["prompts/frames"]
-    assert len(figure.axes[0].images) == 1  # all frames on one canvas
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1\nexp. 1", "2\nexp. 1", "3\nexp. 1"]
+    told = build(backbone, blobs(3), init="random").diagnostics()
+    (axes,) = told["prompts/frames"].axes
+    assert [text.get_text() for text in axes.texts] == ["1\nexp. 1", "2\nexp. 1", "3\nexp. 1"]
+    assert (told["clusters/new"], told["clusters/all"]) == (3, 3)
+    many = build(backbone, 100 * draw(70, 16), threshold=1e-6, max_clusters=None, min_cluster_size=1)
+    (axes,) = many.diagnostics()["prompts/frames"].axes
+    assert len(axes.texts) == 64
+    assert "70 frames, the first 64" in axes.get_title()
+
+
+# ------------------------------------------------------------------------------ invariants of clusters and state
+
+
+def test_the_number_of_clusters_falls_with_the_threshold_and_every_row_has_one():
+    features = draw(60, 16)
+    spread = mean_distance(features)
+    labels = [cluster(features, ratio * spread) for ratio in (0.5, 0.8, 0.9, 0.95, 1.0, 2.0)]
+    counts = [len(set(found.tolist())) for found in labels]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[-1] == 1
+    assert all(len(found) == 60 and found.min() == 0 for found in labels)
+
+
+def test_prototypes_radii_and_counts_are_those_of_the_members(backbone):
+    features = blobs(3)
+    model = build(backbone, features)
+    labels = model.assign(features)
+    for k in range(3):
+        members = features[labels == k]
+        torch.testing.assert_close(model.prototypes[k], members.mean(0))
+        radius = (members - members.mean(0)).square().sum(1).mean().sqrt()
+        torch.testing.assert_close(model.radius[k], radius)
+    assert model.counts.tolist() == [20, 20, 20]
+
+
+def test_assignments_do_not_change_when_features_and_prototypes_move_together():
+    query, prototypes = draw(50, 16), draw(4, 16, seed=1)
+    assert torch.equal(nearest(query, prototypes), torch.cdist(query, prototypes).argmin(1))
+    assert torch.equal(nearest(query + 3, prototypes + 3), nearest(query, prototypes))
+
+
+def test_a_single_image_is_one_cluster(backbone):
+    model = build(backbone, draw(1, 16))
+    assert (len(model.prototypes), model.counts.tolist()) == (1, [1])
+    assert model.opening_diagnostics() == {}
+
+
+def test_the_sample_that_is_clustered_hangs_on_the_seed_alone_and_costs_few_features():
+    stream = torch.arange(2000.0)[:, None]
+    asked: list[int] = []
+
+    def features(images: Tensor) -> Tensor:
+        asked.append(len(images))
+        return images
+
+    found = sample_features(stream.split(100), features, 50, seed=3)
+    assert found.shape == (50, 1)
+    assert sum(asked) < 500
+    assert torch.equal(found, sample_features(stream.split(7), features, 50, seed=3))
+    assert not torch.equal(found, sample_features(stream.split(100), features, 50, seed=4))
+    assert 700 < found.mean() < 1300
+    assert torch.equal(sample_features(stream[:30].split(8), features, 50, seed=0), stream[:30])
+
+
+def test_the_state_is_of_one_size_whatever_the_number_of_samples_and_holds_no_feature(backbone):
+    sizes = []
+    for each in (20, 200):
+        features = blobs(3, each)
+        model = build(backbone, features)
+        model.end_experience()
+        sizes.append(model.state_size())
+        stored = model.method_state()
+        rows = [value.flatten(1) for value in stored.values() if value.ndim == 2 and value.shape[1] == 16]
+        assert not any((torch.cdist(row.double(), features) < 1e-6).any() for row in rows)
+        held = [value for value in vars(model).values() if isinstance(value, torch.Tensor)]
+        assert not held
+        assert model._map is None
+    assert sizes[0] == sizes[1]
+
+
+# -------------------------------------------------------------------------------------------------- training
+
+
+def toy(backbone: FrozenViT, **arguments: Any) -> tuple[DAMVPModel, Tensor, Tensor]:
+    """A model with a cluster for each of six images, and two that no image falls to."""
+    images, targets = draw(6, 1, 16, 16), torch.tensor([0, 1, 0, 1, 0, 1])
+    features = torch.cat([backbone.features(images).repeat(3, 1), 1000 + draw(2, 16)])
+    model = build(backbone, features, threshold=1e-6, max_clusters=None, min_cluster_size=1, **arguments)
+    assert len(model.frames) == 8
+    return model.train(), images, targets
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_idle_frames_do_not_move_whatever_the_optimizer(backbone, name):
+    model, images, targets = toy(backbone, init="random")
+    optimizer = optim.build(
+        model, name=name, lr=0.1, momentum=0.9 if name == "sgd" else 0.0, weight_decay=0.1
+    )
+    before = [frame.detach().clone() for frame in model.frames]
+    used = set(model.frame_of[model.assign(backbone.features(images))].tolist())
+    first = {int(model.frame_of[model.assign(backbone.features(images[:1]))])}
+    for part in (slice(None), slice(0, 1), slice(0, 1)):  # then some of the used ones become idle
+        kept = [frame.detach().clone() for frame in model.frames]
+        optimizer.zero_grad(set_to_none=True)
+        model.training_loss(images[part], targets[part]).loss.backward()
+        optimizer.step()
+    moved = {k for k, frame in enumerate(model.frames) if not torch.equal(frame, kept[k])}
+    assert moved == first
+    idle = set(range(len(model.frames))) - used
+    assert (len(used), len(idle)) == (6, 2)
+    assert all(torch.equal(model.frames[k], before[k]) for k in idle)
+
+
+def test_the_optimizer_holds_the_frames_of_the_current_experience_and_the_head(backbone):
+    model = build(backbone, blobs(3))
+    model.begin_experience([2, 3])
+    model.observe(torch.tensor([2, 3]))
+    model.fit_clusters(100 + blobs(2, seed=5))
+    groups = {group["group"]: group for group in optim.build(model, lr=0.1).param_groups}
+    assert groups["prompts"]["names"] == ["frames.3", "frames.4"]
+    assert groups["head"]["names"] == ["head.weight", "head.bias"]
+    assert (groups["prompts"]["lr"], groups["head"]["lr"]) == (model.prompt_lr, model.head_lr)
+    loose = build(backbone, blobs(3), freeze_old=False)
+    loose.begin_experience([2, 3])
+    loose.fit_clusters(100 + blobs(2, seed=5))
+    assert sum(name.startswith("frames.") for name in loose.trainable()) == 5
+
+
+def test_shared_frames_stand_still_unless_they_are_to_be_trained(backbone):
+    for train_shared in (False, True):
+        model = build(backbone, blobs(3), share=True, train_shared=train_shared)
+        model.begin_experience([2, 3])
+        model.fit_clusters(blobs(3))
+        assert [frame.requires_grad for frame in model.frames] == [train_shared] * 3
+        model.begin_experience([4, 5])
+        model.fit_clusters(1000 + blobs(1))
+        assert [frame.requires_grad for frame in model.frames] == [False] * 3 + [True]
+
+
+def test_training_may_match_the_current_experience_alone_and_evaluation_never_does(backbone):
+    old, new = blobs(2), 500 + blobs(2, seed=5)
+    for which, expected in (("all", [0, 1]), ("current", [2, 3])):
+        model = build(backbone, old, train_assign=which)
+        model.begin_experience([2, 3])
+        model.fit_clusters(new)
+        assert set(model.train().assign(old).tolist()) <= set(expected)
+        assert set(model.eval().assign(old).tolist()) == {0, 1}
+
+
+def test_a_new_frame_may_start_from_the_nearest_old_one(backbone):
+    model = build(backbone, blobs(2), init="nearest")
+    assert not any(frame.any() for frame in model.frames)
+    with torch.no_grad():
+        for number, frame in enumerate(model.frames):
+            frame.fill_(number + 1.0)
+    model.begin_experience([2, 3])
+    model.fit_clusters(model.prototypes[1] + draw(20, 16))
+    assert (model.frames[2] == 2.0).all()
+
+
+def test_evaluation_keeps_what_frames_add_until_a_frame_changes(backbone):
+    model, images, targets = toy(backbone, init="random")
+    optimizer = optim.build(model, lr=0.1)
+    for _ in range(2):
+        model.eval()
+        frame = model.frame_of[model.assign(backbone.features(images))]
+        pixels = model.framed(torch.stack(list(model.frames)))[frame]
+        with torch.no_grad():
+            plain = backbone.prompted(backbone.embed(images + pixels))
+            found, again = (model.encode(images)[0] for _ in range(2))
+        torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
+        assert torch.equal(found, again)
+        optimizer.zero_grad()
+        model.train().training_loss(images, targets).loss.backward()
+        optimizer.step()
+    other = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for frame in other.frames:
+            frame.zero_()
+        torch.testing.assert_close(other.encode(images)[0], backbone.features(images), rtol=0, atol=1e-12)
+
+
+def test_the_inside_of_a_prompted_image_is_the_image_bit_for_bit(backbone):
+    frames = build(backbone, blobs(2), init="random").framed(draw(2, frame_size(1, 16, 4)))
+    images = draw(2, 1, 16, 16, seed=4)
+    before = images.clone()
+    prompted = images + frames
+    assert torch.equal(prompted[..., 4:12, 4:12], images[..., 4:12, 4:12])
+    assert not torch.equal(prompted, images)
+    assert torch.equal(images, before)
+
+
+def test_images_that_the_frames_do_not_fit_are_refused(backbone):
+    model = build(backbone, blobs(2))
+    with pytest.raises(DataError, match="frames are made for images of 16 x 16, got 12 x 16"):
+        model(draw(2, 1, 12, 16))
+    with preserved_rng(1):
+        vit = VisionTransformer(
+            img_size=(16, 8), patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=0
+        )
+    with pytest.raises(ConfigError, match="pixel prompts need square images, the backbone takes 16x8"):
+        DAMVPModel(FrozenViT(vit))
+    assert DAMVPModel(FrozenViT(vit), prompt="token").boundaries == "required"
+
+
+# -------------------------------------------------------------------------------------------------- pictures
+
+
+def test_the_map_is_drawn_once_from_a_projection_that_is_then_forgotten(backbone):
+    model = build(backbone, blobs(3))
+    figure = model.opening_diagnostics()["clusters/map"]
+    (axes,) = figure.axes
+    assert axes.get_title() == "Experience 1: 60 images, 3 clusters"
+    assert sorted(text.get_text() for text in axes.texts) == ["1", "2", "3"]
+    assert sum(len(points.get_offsets()) for points in axes.collections) == 60 + 3
+    assert model.opening_diagnostics() == {}
+    model.begin_experience([2, 3])
+    model.fit_clusters(100 + blobs(2))
+    model.end_experience()
+    assert model.opening_diagnostics() == {}
+
+
+def test_the_contact_sheet_shows_the_nearest_images_of_each_prototype(backbone):
+    images = draw(30, 1, 16, 16)
+    model = build(backbone, backbone.features(images), threshold_ratio=0.9, min_cluster_size=2)
+    before = {name: value.clone() for name, value in model.method_state().items()}
+    figure = model.probe(lambda: images.split(7))["clusters/nearest_images"]
+    (axes,) = figure.axes
+    counts = model.assign(backbone.features(images)).bincount(minlength=len(model.prototypes)).tolist()
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [f"cluster {k + 1}, exp. 1: {n}" for k, n in enumerate(counts)]
+    assert "30 evaluation images" in axes.get_title()
+    after = model.method_state()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert model.probe(lambda: iter(())) == {}
+    assert build(backbone).probe(lambda: images.split(7)) == {}
+
+
+@pytest.mark.parametrize("prompt", ["pixel", "token"])
+def test_an_image_is_explained_by_its_cluster_and_frame(backbone, prompt):
+    images = draw(3, 1, 16, 16)
+    settings = {"prompt": prompt, "min_cluster_size": 1, **({"pad": None} if prompt == "token" else {})}
+    model = build(backbone, backbone.features(images).repeat(3, 1), **settings)
+    figure = model.explain(images)["prompts"]
+    assert sum(bool(axes.images) for axes in figure.axes) == 3 * (3 if prompt == "pixel" else 1)
+    assert "experience 1" in figure.axes[0].get_ylabel()
+
+
+def test_the_model_says_what_its_prompts_take(backbone):
+    told = build(backbone, blobs(3)).float().describe()
+    size = frame_size(1, 16, 4)
+    assert told["clusters"] == told["prompts"] == 3
+    assert (told["numbers_per_prompt"], told["bytes_per_prompt"]) == (size, 4 * size)
+    assert told["state_bytes"] > 3 * 4 * size
+    assert told["trained_numbers"] == 3 * size + 2 * 16 + 2
