@@ -2,10 +2,13 @@
 
 python -m benchmarks.si_blurry stream [--samples 14000000] [--classes 21000] [--sessions 100]
 python -m benchmarks.si_blurry step [--device cpu|cuda] [--model vit_small_patch16_224] [--batch 64] [--pairs 9]
+python -m benchmarks.si_blurry evaluation [--device cpu|cuda] [--model ...] [--test 10000] [--every 1000]
 
 `stream` prints seconds and peak memory of the whole process. `step` prints the medians of interleaved repeats: a full
 training step; the bookkeeping in it (choice, factors, both losses, focal weights, counts, and their backward pass) on
-ready features; and the focal scores in closed form against one backward pass per sample.
+ready features; and the focal scores in closed form against one backward pass per sample. `evaluation` times an online
+run's training between two periodic evaluations, and such an evaluation with and without the queries that the evaluator
+keeps; how many of its samples choose another slot than at the evaluation before; and what evaluation takes of a run.
 """
 
 from __future__ import annotations
@@ -121,6 +124,67 @@ def step(device: str, name: str, batch: int, pairs: int, classes: int = 100) -> 
     print(f"loop / closed form  {medians['scores by loop'] / medians['scores']:.1f} x")
 
 
+def evaluation(device: str, name: str, batch: int, test: int, every: int, classes: int = 100) -> None:
+    """What periodic evaluation takes of the time of an online run with three iterations, queries kept or not."""
+    from clprompt import FrozenViT
+    from clprompt.evaluation import Evaluator
+    from clprompt.optim import build
+    from clprompt.steps import train_step
+    from clprompt.strategies.mvp import MVPModel
+
+    model = MVPModel(FrozenViT(name)).to(device)
+    model.observe(torch.arange(classes))
+    model.to(device)
+    optimizer = build(model)
+    generator = torch.Generator().manual_seed(0)
+    shape = (model.backbone.in_chans, *model.backbone.image_size)
+    images = torch.randn(batch, *shape, generator=generator).to(device)
+    targets = torch.randint(0, classes, (batch,), generator=generator).to(device)
+    few = max(2 * batch, min(test, 256))  # evaluation is linear in the images: a few are measured
+    items = [(image, 0) for image in torch.randn(few, *shape, generator=generator)]
+    labels = np.arange(few) % classes
+    evaluators = {size: Evaluator(items, labels, [np.arange(few)], cache_bytes=size) for size in (0, 2**30)}
+
+    def clock(run: Callable[[], object]) -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    def chosen() -> Tensor:
+        with torch.no_grad():
+            query = torch.cat([cache["query"] for cache in evaluators[2**30]._kept.values()])
+            model.eval()
+            return model.select(query)[1]
+
+    times: dict[str, list[float]] = {"step": [], "without": [], "with": []}
+    moved = []
+    before = None
+    for turn in range(6):
+        times["step"].append(clock(lambda: train_step(model.train(), optimizer, images, targets)))
+        times["without"].append(clock(lambda: evaluators[0].run(model)))
+        times["with"].append(clock(lambda: evaluators[2**30].run(model)))
+        now = chosen()
+        if before is not None:
+            moved.append(float((now != before).float().mean()))
+        before = now
+        if not turn:
+            for values in times.values():
+                values.clear()  # the first turn fills caches
+    between = statistics.median(times["step"]) * 3 * every / batch
+    print(f"{name}, {device}, batch {batch}: {every} samples of training {between:.1f} s")
+    for key in ("without", "with"):
+        seconds = statistics.median(times[key]) * test / few
+        share = 100 * seconds / (seconds + between)
+        print(
+            f"one evaluation of {test} images {key:7} kept queries {seconds:8.1f} s: {share:.0f} % of the run"
+        )
+    print(f"of its samples {100 * statistics.median(moved):.0f} % choose another slot after one more step")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -134,8 +198,16 @@ def main() -> None:
     trained.add_argument("--model", default="vit_small_patch16_224")
     trained.add_argument("--batch", type=int, default=64)
     trained.add_argument("--pairs", type=int, default=9)
+    periodic = kinds.add_parser("evaluation")
+    periodic.add_argument("--device", default="cpu")
+    periodic.add_argument("--model", default="vit_small_patch16_224")
+    periodic.add_argument("--batch", type=int, default=64)
+    periodic.add_argument("--test", type=int, default=10_000)
+    periodic.add_argument("--every", type=int, default=1000)
     given = parser.parse_args()
-    if given.kind == "stream":
+    if given.kind == "evaluation":
+        evaluation(given.device, given.model, given.batch, given.test, given.every)
+    elif given.kind == "stream":
         stream(given.samples, given.classes, given.sessions)
     else:
         step(given.device, given.model, given.batch, given.pairs)
