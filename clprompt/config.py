@@ -11,7 +11,7 @@ import dataclasses
 import importlib.resources
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,9 @@ class Training:
         momentum: of sgd.
         schedule: of the learning rate within an experience.
         warmup: share of an experience's steps over which the learning rate rises to its full value.
+        mixup: alpha of the beta distribution that images and labels of a batch are mixed by; 0 for none.
+        mixup_probability: share of batches that are mixed.
+        label_smoothing: share of a label that is spread over all classes that compete.
         clip_grad: largest norm of the gradient; null for no clipping.
         eval_mb_size: samples per evaluation batch; it changes speed and memory, no result.
         workers: processes that load images; 0 loads them in the training process.
@@ -49,6 +52,9 @@ class Training:
     momentum: float = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: float = 0.0
+    mixup: float = 0.0
+    mixup_probability: float = 1.0
+    label_smoothing: float = 0.0
     clip_grad: float | None = None
     eval_mb_size: int = 128
     workers: int = 0
@@ -59,14 +65,19 @@ class Training:
         _check_types(self, "training")
         for key in ("train_mb_size", "eval_mb_size", "checkpoint_every", "log_every"):
             _at_least(1, getattr(self, key), f"training.{key}")
-        for key in ("train_epochs", "weight_decay", "momentum", "workers"):
+        for key in ("train_epochs", "weight_decay", "momentum", "workers", "mixup", "label_smoothing"):
             _at_least(0, getattr(self, key), f"training.{key}")
         if not 0 <= self.warmup < 1:
             raise ConfigError(
                 f"training.warmup must be a share of the steps, 0 or more and below 1, got {self.warmup}"
             )
-        if self.momentum >= 1:
-            raise ConfigError(f"training.momentum must be below 1, got {self.momentum}")
+        for key in ("momentum", "label_smoothing"):
+            if getattr(self, key) >= 1:
+                raise ConfigError(f"training.{key} must be below 1, got {getattr(self, key)}")
+        if not 0 < self.mixup_probability <= 1:
+            raise ConfigError(
+                f"training.mixup_probability must be above 0 and at most 1, got {self.mixup_probability}"
+            )
         for key in ("lr", "clip_grad"):
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
@@ -386,15 +397,4 @@ def difference(a: Config | Mapping[str, Any], b: Config | Mapping[str, Any]) -> 
     return sorted(key for key in {*first, *second} if first.get(key, absent) != second.get(key, absent))
 
 
-def flat(values: Any, path: str = "") -> dict[str, Any]:
-    """Nested plain values by dotted keys; a list of mappings by position, any other list as a whole."""
-    items: Iterable[tuple[Any, Any]] | None = None
-    if isinstance(values, Mapping):
-        items = values.items()
-    elif isinstance(values, list | tuple) and any(isinstance(item, Mapping) for item in values):
-        items = enumerate(values)
-    if items is None or (path and not values):
-        return {path: list(values) if isinstance(values, tuple) else values}
-    return {
-        key: value for name, item in items for key, value in flat(item, f"{path}.{name}".lstrip(".")).items()
-    }
+flat = overlay.flat

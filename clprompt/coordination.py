@@ -236,8 +236,19 @@ class Coordination(nn.Module):
             self._found = None
 
 
-def attach(model: Any, weight: float, share: float) -> None:
-    """Coordinate a new model; see :meth:`clprompt.model.PromptModel.coordinate`."""
+def coordinate(model: Any, weight: float = 0.01, share: float = 0.5) -> None:
+    """Let every token choose which of the method's prompts it sees; what ``coordinate=True`` does.
+
+    A method of every model; call it on a new one, before an optimizer is made.
+
+    Args:
+        model: a PromptModel.
+        weight: of the loss that pulls keys to the tokens that chose them.
+        share: of its role's prompts, how many a token sees.
+
+    Raises:
+        ConfigError: the method has no prompt tokens to choose among, or only one.
+    """
     sets = model.prompt_sets()
     if not any(found.blocks for found in sets.values()):
         raise ConfigError(

@@ -20,8 +20,9 @@ from torch.optim import Optimizer
 from clprompt import optim
 from clprompt.config import Online, Training
 from clprompt.errors import Interrupted, ProtocolError
-from clprompt.evaluation import Evaluation, Evaluator
+from clprompt.evaluation import Evaluation, Evaluator, Shown
 from clprompt.loading import Images, image_stream, subset, training_batches, visible
+from clprompt.mixing import soften
 from clprompt.model import PromptModel, Step
 from clprompt.online import marks, stretch
 from clprompt.seeding import rng_state, set_rng_state
@@ -225,19 +226,22 @@ class Engine:
             targets = visible(targets, self._arrived(self.classes))
         receive(self.model, self.optimizer, targets)
         at.samples += len(targets)
-        for _ in range(self.online.iterations if self.online else 1):
+        for iteration in range(self.online.iterations if self.online else 1):
             lr = self.training.lr
             if self.optimizer is not None:
                 lr = optim.set_learning_rate(
                     self.optimizer, self.training.schedule, step, steps, self.training.warmup
                 )
+            where = (at.experience, step, iteration)
+            mixed, soft = soften(images, targets, self.training, self.model.num_classes, self.seed, *where)
             result = train_step(
                 self.model,
                 self.optimizer,
-                images,
+                mixed,
                 targets,
                 clip_grad=self.training.clip_grad,
                 precision=self.precision,
+                soft=soft,
             )
             self._stepped(result, targets, lr)
         self._since += len(targets)
@@ -314,7 +318,7 @@ class Engine:
         was_training = self.model.training
         self.model.eval()
         try:
-            return self.model.probe(evaluator.glimpse(_PROBED, device))
+            return self.model.probe(Shown(evaluator, _PROBED, device))
         finally:
             self.model.train(was_training)
 

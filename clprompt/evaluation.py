@@ -131,10 +131,6 @@ class Evaluator:
         chosen = [group[np.unique(at)].tolist() for group, at in zip(met, places, strict=True) if len(group)]
         return [images for images, *_ in fixed_batches(self.test, chosen)]
 
-    def glimpse(self, limit: int, device: torch.device) -> _Glimpse:
-        """What the last evaluation saw, for a model to look at: :meth:`sample` and :meth:`few` on its device."""
-        return _Glimpse(self, limit, device)
-
     @torch.no_grad()
     def run(self, model: PromptModel) -> Evaluation:
         """Evaluate on the samples of seen classes; the model's mode is restored afterwards."""
@@ -177,7 +173,9 @@ class Evaluator:
 
 
 @dataclass(frozen=True)
-class _Glimpse:
+class Shown:
+    """What the last evaluation saw, for a model to look at: ``sample`` and ``few`` on the model's device."""
+
     evaluator: Evaluator
     limit: int
     device: torch.device

@@ -16,6 +16,7 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.heads import LinearHead, grow_rows
 from clprompt.loading import Glimpse
 from clprompt.losses import classes_in, classification_loss, mask_logits, present
+from clprompt.mixing import SoftLabels
 
 #: Values per sample that an evaluator keeps for a model between evaluations: the model reads and fills it.
 Cache = dict[str, Tensor]
@@ -99,6 +100,7 @@ class PromptModel(nn.Module, ABC):
         self.boundary_free = boundary_free
         self.head: LinearHead | None = LinearHead(backbone.width, seed=seed)
         self.coordination: Coordination | None = None
+        self.soft: SoftLabels | None = None  # what the next loss trains towards in place of its labels
         self.seen: Tensor
         self.current: Tensor
         self.experience: Tensor
@@ -155,9 +157,7 @@ class PromptModel(nn.Module, ABC):
         return {}
 
     def probe(self, images: Glimpse) -> Mapping[str, Any]:
-        """The same of evaluation images, after each experience, in eval mode and without gradient.
-
-        Nothing of them may enter the state.
+        """The same of evaluation images, in eval mode and without gradient; none may enter the state.
 
         Args:
             images: some evaluation images of seen classes; calling it streams them.
@@ -214,7 +214,9 @@ class PromptModel(nn.Module, ABC):
 
     def base_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The classification loss over the classes that compete; unmasked logits [B, C] -> scalar."""
-        return classification_loss(logits, targets, self.training_mask(targets))
+        allowed, soft = self.training_mask(targets), self.soft
+        self.soft = None
+        return soft.loss(logits, allowed) if soft else classification_loss(logits, targets, allowed)
 
     def training_mask(self, targets: Tensor) -> Tensor | None:
         """Boolean [C]: the classes that compete in the training loss, by ``mask``."""
@@ -367,10 +369,7 @@ class PromptModel(nn.Module, ABC):
     ) -> Any:
         """Load a state of any size; the backbone may be left out of it."""
         self.resize_to(state_dict)
-        if (
-            self.coordination is not None
-        ):  # keys for prompts that were added; stages follow when values are there
-            self.coordination.follow(self.prompt_sets())
+        self._follow()
         own = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
         result = super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)
         self._restage()
@@ -378,22 +377,14 @@ class PromptModel(nn.Module, ABC):
 
     def _restage(self) -> None:
         self.set_stage()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Bring what coordinates the prompts to as many prompts as there are."""
         if self.coordination is not None:
             self.coordination.follow(self.prompt_sets())
 
-    def coordinate(self, weight: float = 0.01, share: float = 0.5) -> None:
-        """Let every token choose which of the method's prompts it sees; what ``coordinate=True`` does.
-
-        Call it on a new model, before an optimizer is made.
-
-        Args:
-            weight: of the loss that pulls keys to the tokens that chose them.
-            share: of its role's prompts, how many a token sees.
-
-        Raises:
-            ConfigError: the method has no prompt tokens to choose among, or only one.
-        """
-        coordination.attach(self, weight, share)
+    coordinate = coordination.coordinate
 
     def _grow(self, classes: Iterable[int]) -> bool:
         needed = max(classes, default=-1) + 1

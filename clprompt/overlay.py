@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import typing
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +119,17 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, sections: Containe
         elif isinstance(inner[at], str) and (at in sections or isinstance(inner, list)):
             inner[at] = {"name": inner[at]}  # the short form of a section, about to get arguments
         inner = inner[at]
+
+
+def flat(values: Any, path: str = "") -> dict[str, Any]:
+    """Nested plain values by dotted keys; a list of mappings by position, any other list as a whole."""
+    items: Iterable[tuple[Any, Any]] | None = None
+    if isinstance(values, Mapping):
+        items = values.items()
+    elif isinstance(values, list | tuple) and any(isinstance(item, Mapping) for item in values):
+        items = enumerate(values)
+    if items is None or (path and not values):
+        return {path: list(values) if isinstance(values, tuple) else values}
+    return {
+        key: value for name, item in items for key, value in flat(item, f"{path}.{name}".lstrip(".")).items()
+    }

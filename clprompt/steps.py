@@ -7,7 +7,9 @@ from torch.optim import Optimizer
 
 from clprompt import optim
 from clprompt.config import Training
+from clprompt.errors import ProtocolError
 from clprompt.evaluation import autocast
+from clprompt.mixing import SoftLabels
 from clprompt.model import PromptModel, Step
 
 
@@ -28,10 +30,30 @@ def receive(model: PromptModel, optimizer: Optimizer | None, targets: Tensor) ->
         optim.sync(optimizer, model)
 
 
-def train_step_loss(model: PromptModel, images: Tensor, targets: Tensor, precision: str = "float32") -> Step:
-    """The model's loss on one batch, under the autocast of a precision."""
-    with autocast(images.device, precision):
-        return model.training_loss(images, targets)
+def train_step_loss(
+    model: PromptModel,
+    images: Tensor,
+    targets: Tensor,
+    precision: str = "float32",
+    soft: SoftLabels | None = None,
+) -> Step:
+    """The model's loss on one batch, under the autocast of a precision.
+
+    Raises:
+        ProtocolError: soft labels for a method whose loss has no use for them.
+    """
+    model.soft = soft
+    try:
+        with autocast(images.device, precision):
+            step = model.training_loss(images, targets)
+        if model.soft is not None:
+            raise ProtocolError(
+                f"{type(model).__name__} has a loss of its own, which takes neither training.mixup nor "
+                "training.label_smoothing"
+            )
+    finally:
+        model.soft = None
+    return step
 
 
 def train_step(
@@ -42,9 +64,10 @@ def train_step(
     *,
     clip_grad: float | None = None,
     precision: str = "float32",
+    soft: SoftLabels | None = None,
 ) -> Step:
     """One iteration on one batch: loss, backward, optimizer step."""
-    step = train_step_loss(model, images, targets, precision)
+    step = train_step_loss(model, images, targets, precision, soft)
     if step.loss.requires_grad and optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
         step.loss.backward()

@@ -61,7 +61,16 @@ class MemoryEngine(Engine):
             batch_size_mem=memory.batch_size or max(size // 2, 1),
             storage_policy=self.reservoir,
         )
-        own = ("lr", "optimizer", "weight_decay", "momentum", "schedule", "warmup", "clip_grad")
+        own: tuple[str, ...] = (
+            "lr",
+            "optimizer",
+            "weight_decay",
+            "momentum",
+            "schedule",
+            "warmup",
+            "clip_grad",
+        )
+        own += ("mixup", "mixup_probability", "label_smoothing")
         self._at = (0, 1)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No loggers specified")

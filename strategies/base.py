@@ -21,6 +21,7 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.evaluation import autocast
 from clprompt.loading import image_stream, training_batches
 from clprompt.losses import classification_loss
+from clprompt.mixing import soften
 from clprompt.model import PromptModel, Step
 from clprompt.steps import make_optimizer, receive, train_step_loss
 
@@ -39,7 +40,8 @@ class PromptStrategy(SupervisedTemplate):
         model: any PromptModel. The strategies of registered models (``clprompt.strategies.DualPrompt``) take
             ``backbone`` and the model's own arguments in its place.
         seed: data order and augmentation (and the model's initial values, where the strategy makes the model).
-        lr, optimizer, weight_decay, momentum, schedule, warmup, clip_grad: as in the ``training`` section of a configuration.
+        lr, optimizer, weight_decay, momentum, schedule, warmup, mixup, mixup_probability, label_smoothing, clip_grad:
+            as in the ``training`` section of a configuration.
         precision: "float32" or "bf16".
         workers: loader processes.
         train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator, eval_every: Avalanche's.
@@ -60,6 +62,9 @@ class PromptStrategy(SupervisedTemplate):
         momentum: float = 0.0,
         schedule: Literal["constant", "cosine"] = "constant",
         warmup: float = 0.0,
+        mixup: float = 0.0,
+        mixup_probability: float = 1.0,
+        label_smoothing: float = 0.0,
         clip_grad: float | None = None,
         precision: Literal["float32", "bf16"] = "float32",
         workers: int = 0,
@@ -80,6 +85,9 @@ class PromptStrategy(SupervisedTemplate):
             momentum=momentum,
             schedule=schedule,
             warmup=warmup,
+            mixup=mixup,
+            mixup_probability=mixup_probability,
+            label_smoothing=label_smoothing,
             clip_grad=clip_grad,
             eval_mb_size=eval_mb_size,
             workers=workers,
@@ -184,7 +192,11 @@ class PromptStrategy(SupervisedTemplate):
             settings = self.training_settings
             at, steps = self._progress()
             optim.set_learning_rate(self.optimizer, settings.schedule, at, steps, settings.warmup)
-        self._step = train_step_loss(self.model, self.mb_x, self.mb_y, self.precision)
+        where = (self.clock.train_exp_counter, self.clock.train_exp_iterations, 0)
+        images, soft = soften(
+            self.mb_x, self.mb_y, self.training_settings, self.model.num_classes, self.seed, *where
+        )
+        self._step = train_step_loss(self.model, images, self.mb_y, self.precision, soft)
         return self._step.logits
 
     def _progress(self) -> tuple[int, int]:

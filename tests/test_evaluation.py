@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clprompt.evaluation import Evaluator, evaluate
+from clprompt.evaluation import Evaluator, Shown, evaluate
 from clprompt.strategies.dualprompt import DualPromptModel
 from clprompt.strategies.linear_probe import LinearProbeModel
 from clprompt.testbed import CLASSES, ToyImages, tiny_vit
@@ -212,7 +212,7 @@ def test_bf16_changes_the_logits_a_little():
 
 def test_a_glimpse_is_a_few_images_of_each_group_that_was_met_and_always_the_same():
     evaluator = make_evaluator()
-    glimpse = evaluator.glimpse(1024, torch.device("cpu"))
+    glimpse = Shown(evaluator, 1024, torch.device("cpu"))
     assert glimpse.groups(4) == []
     evaluator.run(Counting([4, 1]))
     first = glimpse.groups(4)

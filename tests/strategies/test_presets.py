@@ -59,3 +59,31 @@ def test_the_methods_of_the_presets_are_registered_with_their_papers():
         entry = registry.strategies.get(method)
         assert entry.info["paper"]
         assert entry.summary
+
+
+@pytest.mark.parametrize("data", ["cifar100", "imagenet-r"])
+def test_tcpa_grows_on_split_streams(data):
+    loaded = config.load(f"tcpa-split-{data}")
+    assert loaded.strategy["name"] == "tcpa"
+    assert loaded.strategy["prompts"] == "grow"
+    assert loaded.scenario["experiences"] == 10
+    assert (loaded.training.lr, loaded.training.weight_decay) == (0.003, 0.0)
+
+
+def test_tcpa_shares_its_pool_where_there_are_no_boundaries():
+    loaded = config.load("tcpa-siblurry-cifar100")
+    assert loaded.online is not None
+    assert loaded.scenario["name"] == "si_blurry"
+    assert (loaded.strategy["prompts"], loaded.strategy["boundary_free"]) == ("shared", True)
+
+
+def test_the_reference_recipe_of_tcpa_is_the_released_one():
+    loaded = config.load("tcpa-dtd-reference")
+    strategy, training = loaded.strategy, loaded.training
+    assert (loaded.data["name"], loaded.scenario["experiences"]) == ("dtd", 1)
+    assert (strategy["mask"], strategy["fourier"], strategy["prompts"]) == ("after", "joint", "shared")
+    assert (strategy["pool_cls"], strategy["top_k_image"], strategy["matching_weight"]) == (18, 10, 0.01)
+    assert (strategy["prompt_dropout"], strategy["random_epochs"]) == (0.1, 10)
+    assert (training.optimizer, training.lr, training.weight_decay) == ("adamw", 0.01, 0.1)
+    assert (training.schedule, training.warmup, training.train_epochs) == ("cosine", 0.2, 100)
+    assert (training.mixup, training.mixup_probability, training.label_smoothing) == (0.8, 0.5, 0.1)
