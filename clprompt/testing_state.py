@@ -270,6 +270,8 @@ def _sizes(model: PromptModel) -> tuple[int, int]:
 
 def _numbers(value: Any, known: set[int]) -> int:
     """How many numbers are reachable from a value through containers and modules, the backbone left out."""
+    if isinstance(value, int | float):  # before identities are compared: equal small numbers are one object
+        return 1
     if id(value) in known or isinstance(value, str | bytes | type):
         return 0
     known.add(id(value))
@@ -283,7 +285,7 @@ def _numbers(value: Any, known: set[int]) -> int:
         return sum(_numbers(item, known) for item in value.values())
     if isinstance(value, Iterable) and hasattr(value, "__len__"):
         return sum(_numbers(item, known) for item in value)
-    return int(isinstance(value, int | float))
+    return 0
 
 
 def _no_copies(model: PromptModel, train: Any) -> None:
