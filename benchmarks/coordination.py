@@ -5,7 +5,7 @@ Split-Digits, 5 experiences of 2 classes, the embedded `vit_letters`. The learni
 same seeds (class order, data order, initial values); the last column is the paired difference to the row that is named
 there.
 
-python -m benchmarks.coordination [--seeds 3] [--epochs 5] [--rates 0.003,0.01] [--only "NAME;NAME"] [--out FILE]
+python -m benchmarks.coordination [--seeds 3] [--epochs 5] [--rates 0.001,0.003,0.01] [--only "NAME;NAME"] [--out FILE]
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument(
-        "--rates", type=lambda text: [float(part) for part in text.split(",")], default="0.003,0.01"
+        "--rates", type=lambda text: [float(part) for part in text.split(",")], default="0.001,0.003,0.01"
     )
     parser.add_argument("--only", help="parts of row names, separated by ;")
     parser.add_argument("--out", type=Path)
