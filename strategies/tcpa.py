@@ -156,9 +156,15 @@ class TCPAModel(PromptModel):
     # ------------------------------------------------------------------ forward
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        stem = self.backbone.stem(images, self.first_block)
+        return self.encode_tokens(self.backbone.stem(images, self.first_block))
+
+    def encode_tokens(self, stem: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What :meth:`encode` returns, from the tokens [B, N, D] that enter the first prompted block.
+
+        Gradient reaches the tokens: something learned may stand before the prompts.
+        """
         matching: list[Tensor] = []
-        tokens = self._tokens(len(images))
+        tokens = self._tokens(len(stem))
         feature = self.backbone.prompted(
             stem,
             lambda block, x: self._block_prompts(block, x, tokens, matching),

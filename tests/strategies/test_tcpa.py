@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -313,3 +314,22 @@ def test_interference_counts_the_tokens_that_switched_and_needs_no_memory():
     assert all(torch.equal(state[name], value) for name, value in model.method_state().items())
     assert "interference" not in build(prompts="shared").probe(Shown([images()]))
     assert model.probe(Shown([])) == {}
+
+
+def test_the_pixel_prompt_of_the_docs_changes_nothing_at_zero_and_learns():
+    path = Path(__file__).parents[2] / "docs" / "tcpa.md"
+    if not path.exists():
+        pytest.skip("the documentation is not at hand")
+    snippet = next(part for part in path.read_text().split("```python\n") if "FramedTCPA" in part)
+    found: dict[str, Any] = {}
+    exec(snippet.split("```")[0], found)
+    plain = build()
+    model = found["FramedTCPA"](
+        backbone(), pad=2, pool_cls=4, pool_image=4, top_k_cls=2, top_k_image=2
+    ).double()
+    model.begin_experience([0, 1])
+    model.observe(torch.tensor([0, 1]))
+    model = model.double().eval()
+    assert torch.equal(model(images()).detach(), plain(images()).detach())
+    model.train().training_loss(images(), torch.arange(6) % 2).loss.backward()
+    assert model.frame.grad.abs().min() > 0
