@@ -99,10 +99,13 @@ def masks(backbone: FrozenViT, options: argparse.Namespace) -> dict[str, int]:
     model: Any = prepared(TCPAModel(backbone, random_epochs=0, layers=(0,)), 10, device).train()
     plain: Any = prepared(VPTDeepModel(backbone, length=200, layers=(0,)), 1, device).train()
     fused, sizes = F.scaled_dot_product_attention, []
+    shapes: set[tuple[int, ...]] = set()  # of the masks
+    of_masks: dict[int, int] = {}
 
     def watched(*tensors: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
         if attn_mask is not None:
             sizes.append(attn_mask.untyped_storage().nbytes())
+            shapes.add(tuple(attn_mask.shape))
         return fused(*tensors, attn_mask=attn_mask, **options)
 
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -111,11 +114,14 @@ def masks(backbone: FrozenViT, options: argparse.Namespace) -> dict[str, int]:
     def kept(prompts: Any) -> int:
         """Bytes that autograd keeps between the forward and the backward pass of block 0."""
         storages: dict[int, Any] = {}
+        of_masks.clear()
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in known:
                 storages[storage.data_ptr()] = storage  # held, so that no address is given out twice
+                if tuple(tensor.shape) in shapes:
+                    of_masks[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -128,8 +134,10 @@ def masks(backbone: FrozenViT, options: argparse.Namespace) -> dict[str, int]:
         coordinated = kept(lambda block, x: model._block_prompts(block, x, tokens, []))
     finally:
         F.scaled_dot_product_attention = fused
+    kept_masks = sum(of_masks.values())
     return {
         "mask_bytes": sum(sizes),
+        "kept_mask_bytes": kept_masks,
         "kept_bytes": coordinated,
         "kept_bytes_vpt": kept(plain.block_prompt),
         "kept_bytes_bare": kept(None),
@@ -177,6 +185,7 @@ def main() -> None:
     print(
         f"\nboolean masks of a block: {found['mask_bytes'] / 1e6:.1f} MB (target < {MASK_TARGET / 1e6:.0f} MB) at "
         f"batch {options.mask_batch}; kept for the backward pass of one block: {found['kept_bytes'] / 1e6:.0f} MB, "
+        f"of which masks as attention stores them {found['kept_mask_bytes'] / 1e6:.1f} MB; "
         f"VPT-deep {found['kept_bytes_vpt'] / 1e6:.0f} MB, bare {found['kept_bytes_bare'] / 1e6:.0f} MB"
     )
     if options.out:
