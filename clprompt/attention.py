@@ -186,10 +186,15 @@ def prompted_block(
     columns = [column for column in found if column is not None]
     # rows with the same view of the prompts share one fused call; usually that is all of them
     cuts = sorted({start, stop} | {cut for c in columns for cut in (c.start, c.stop) if start < cut < stop})
-    parts = [
-        _attend(query[:, :, a - start : b - start], keys, values, columns, a, b) for a, b in pairwise(cuts)
-    ]
-    heads = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    spans = list(pairwise(cuts))
+    if len(spans) == 1:
+        heads = _attend(query, keys, values, columns, start, stop)
+    else:  # split, as a slice's backward pass would fill a whole gradient with zeros for each part
+        pieces = query.split([b - a for a, b in spans], dim=2)
+        parts = [
+            _attend(piece, keys, values, columns, a, b) for piece, (a, b) in zip(pieces, spans, strict=True)
+        ]
+        heads = torch.cat(parts, dim=2)
     return residual_mlp(block, x[:, start:stop], finish_attention(attn, h[:, start:stop], heads))
 
 

@@ -203,6 +203,9 @@ class TCPAModel(PromptModel):
         read = self.backbone.head_rows if block == self.backbone.depth - 1 and not self.training else None
         given: list[BlockPrompt] = []
         losses: list[Tensor] = []
+        prefix = self.backbone.num_prefix_tokens
+        # split, as the backward pass of a slice would fill a whole gradient with zeros for each role
+        queries = dict(zip(ROLES, x.split([prefix, x.shape[1] - prefix], dim=1), strict=True))
         for role in ROLES:
             rows = self.rows[role]
             if not self.pool[role] or (
@@ -211,7 +214,7 @@ class TCPAModel(PromptModel):
                 continue
             shown = BlockPrompt("fresh", tokens[role][layer], rows=rows)
             if self.token_matching and not (read is not None and role == "image"):
-                visible, loss = self._match(role, layer, x[:, rows])
+                visible, loss = self._match(role, layer, queries[role])
                 losses += [] if loss is None else [loss]
                 shown = replace(shown, mask=visible.repeat_interleave(self.length[role], dim=-1)[:, None])
             given.append(shown)
