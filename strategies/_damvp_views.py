@@ -32,7 +32,7 @@ def draw_map(found: ClusterMap, first: int, experience: int) -> Figure:
         colour = colours(label % colours.N)
         name = f"{first + label + 1}: {len(members)}"
         axes.scatter(members[:, 0], members[:, 1], s=10, color=colour, alpha=0.55, linewidths=0, label=name)
-        axes.scatter([x], [y], s=170, color=colour, marker="o", edgecolors="black", linewidths=1.2, zorder=3)
+        axes.scatter([x], [y], s=190, color="white", marker="o", edgecolors=[colour], linewidths=2, zorder=3)
         axes.text(x, y, str(first + label + 1), ha="center", va="center", fontsize=8, zorder=4)
     axes.set(
         xlabel="first principal axis",

@@ -87,3 +87,35 @@ def test_the_reference_recipe_of_tcpa_is_the_released_one():
     assert (training.optimizer, training.lr, training.weight_decay) == ("adamw", 0.01, 0.1)
     assert (training.schedule, training.warmup, training.train_epochs) == ("cosine", 0.2, 100)
     assert (training.mixup, training.mixup_probability, training.label_smoothing) == (0.8, 0.5, 0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["damvp-split-cifar100", "damvp-split-imagenet-r", "damvp-token-split-cifar100"]
+)
+def test_damvp_clusters_each_experience_of_split_streams(name):
+    loaded = config.load(name)
+    strategy, training = loaded.strategy, loaded.training
+    assert (strategy["name"], loaded.scenario["experiences"]) == ("damvp", 10)
+    assert strategy["prompt"] == ("token" if "token" in name else "pixel")
+    assert (strategy["max_clusters"], strategy["threshold"], strategy["cluster"]) == (16, None, True)
+    assert (training.optimizer, training.schedule) == ("adam", "cosine")
+    assert training.train_epochs == (50 if "imagenet-r" in name else 5)
+
+
+def test_the_reference_recipe_of_damvp_is_the_released_one_with_and_without_a_head():
+    loaded = config.load("damvp-reference-dtd")
+    training = loaded.training
+    assert (loaded.data["name"], loaded.scenario["experiences"]) == ("dtd", 1)
+    assert (training.optimizer, training.momentum, training.weight_decay) == ("sgd", 0.9, 0.0)
+    assert (training.schedule, training.warmup) == ("cosine", 0.2)
+    assert (training.train_mb_size, training.train_epochs) == (128, 50)
+    both = [loaded.strategy, *loaded.compare]
+    assert [strategy["head"] for strategy in both] == ["linear", "active"]
+    for strategy in both:
+        assert (strategy["pad"], strategy["init"], strategy["init_std"]) == (30, "random", 1.0)
+        assert (strategy["threshold"], strategy["max_clusters"], strategy["min_cluster_size"]) == (
+            31.0,
+            None,
+            1,
+        )
+    assert (both[1]["active_order"], both[1]["prompt_lr"]) == ("sorted", 10_000.0)
