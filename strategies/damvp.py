@@ -66,8 +66,7 @@ class DAMVPModel(PromptModel):
         seed: where all initial values come from.
         prompt: "pixel" (frames) or "token" (prompt tokens by the same clusters; not in the released code).
         pad: thickness of the frame in pixels; None for 30 of 224, in proportion.
-        length, deep, layers: of token prompts: tokens per block; new ones in each of ``layers``, or carried from
-            block 0 to the end.
+        length, deep, layers: of token prompts: tokens per block, new in each of ``layers`` or carried from block 0.
         cluster_samples: images of an experience that are clustered, a seeded random subset.
         threshold, threshold_ratio: absolute, or relative to the first experience's mean distance (default 0.9).
         max_clusters, min_cluster_size: per experience.
@@ -263,8 +262,8 @@ class DAMVPModel(PromptModel):
             raise DataError("there are no images to cluster")
         labels = torch.zeros(len(features), dtype=torch.int64)
         if self.cluster:
-            limits: dict[str, Any] = {"max_clusters": self.max_clusters, "min_size": self.min_cluster_size}
-            labels = torch.from_numpy(cluster(features, float(self.tau), **limits))
+            most, least = self.max_clusters, self.min_cluster_size
+            labels = torch.from_numpy(cluster(features, float(self.tau), max_clusters=most, min_size=least))
         features = features.to(self.prototypes)
         made = summarise(features, labels.to(features.device))
         self._map = None if len(features) < 2 else project(features, labels, made.prototypes)
@@ -297,11 +296,10 @@ class DAMVPModel(PromptModel):
     def _initial(self, index: int, nearest: Tensor | None) -> Tensor:
         if self.init == "nearest" and nearest is not None:
             return nearest.detach().clone()
-        if self.prompt == "token":  # zero tokens would all be one direction for the norm
-            return 0.02 * torch.randn(*self.shape, generator=generator(self.seed, "prompt", index))
-        if self.init == "random":
-            return self.init_std * torch.randn(*self.shape, generator=generator(self.seed, "prompt", index))
-        return self.meta_frame.clone()  # zeros where there is no file
+        if self.prompt == "pixel" and self.init != "random":
+            return self.meta_frame.clone()  # zeros where there is no file
+        std = 0.02 if self.prompt == "token" else self.init_std  # zero tokens are one direction to the norm
+        return std * torch.randn(*self.shape, generator=generator(self.seed, "prompt", index))
 
     def set_stage(self) -> None:
         """Frames made in the current experience are trained, and others as ``freeze_old``, ``train_shared`` say."""
@@ -312,9 +310,8 @@ class DAMVPModel(PromptModel):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Frames and head, each with its own learning rate."""
-        found = self.trainable()
-        frames = {name: p for name, p in found.items() if name.startswith("frames.")}
-        rest = {name: p for name, p in found.items() if name not in frames}
+        rest = self.trainable()
+        frames = {name: rest.pop(name) for name in list(rest) if name.startswith("frames.")}
         return [
             {"name": "prompts", "params": frames, "lr": self.prompt_lr},
             {"name": "head", "params": rest, "lr": self.head_lr},
@@ -398,6 +395,5 @@ class DAMVPModel(PromptModel):
             else:
                 buffer.data = buffer.data[: len(buffer) + missing]
         count = sum(name.startswith("frames.") for name in state)
-        empty = torch.zeros(*self.shape).to(self.prototypes)
-        self.frames = nn.ParameterList([nn.Parameter(empty.clone()) for _ in range(count)])
+        self.frames = nn.ParameterList(self.prototypes.new_zeros(self.shape) for _ in range(count))
         self.to(self.seen.device)
