@@ -60,7 +60,8 @@ def draw(found: dict[str, list[list[float]]]) -> Any:
     for name, colour in STARTS.items():
         values = 100 * np.asarray(found[name])
         mean, error = values.mean(0), values.std(0, ddof=1) / len(values) ** 0.5
-        epochs = np.arange(len(mean))
+        mean, error = mean[1:], error[1:]  # before training all are at chance, which would flatten the rest
+        epochs = 1 + np.arange(len(mean))
         axes.plot(epochs, mean, color=colour, marker="o", markersize=4, label=f"frames from {name}")
         axes.fill_between(epochs, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
