@@ -72,18 +72,19 @@ class MemoryEngine(Engine):
         )
         own += ("mixup", "mixup_probability", "label_smoothing")
         self._at = (0, 1)
+        settings: dict[str, Any] = {key: getattr(self.training, key) for key in own}
+        settings["precision"] = self.precision
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No loggers specified")
             self.strategy = _Counted(
                 model=self.model,
                 seed=self.seed,
-                precision=self.precision,
                 train_mb_size=size,
                 train_epochs=self.online.iterations,
                 device=self.model.seen.device,
                 plugins=[replay, _Told(self)],
                 evaluator=None,
-                **{key: getattr(self.training, key) for key in own},
+                **settings,
             )
         self.strategy.engine = self
 
@@ -98,6 +99,7 @@ class MemoryEngine(Engine):
 
     def _train_batch(self, images: Any, targets: Tensor | None, step: int, steps: int) -> None:
         strategy = self.strategy
+        assert self.optimizer is not None  # a memory is refused to what trains nothing
         strategy.optimizer, self._at = self.optimizer, (step, steps)
         self.position.samples += len(images)
         with warnings.catch_warnings(record=True) as caught:
