@@ -166,7 +166,7 @@ class Ray:
             import ray
         except ImportError:
             raise ConfigError("--launcher ray needs Ray: pip install 'clprompt[ray]'") from None
-        self._ray = ray
+        self._ray: Any = ray
         self.threads = max(1, cores() // (jobs or cores()))
         self._address = address
 
