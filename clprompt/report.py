@@ -341,9 +341,17 @@ def _is_told(key: str, value: Any) -> bool:
 
 
 def _rates(row: Row) -> str:
-    """The learning rate of a row's runs."""
-    values = dict.fromkeys(run.settings.get("training.lr") for run in row.runs.values())
-    return "/".join(report_facts.value_text(value) for value in values)
+    """The learning rate of a row's runs; where the method has rates of its own, those that were set."""
+    values: dict[str, None] = {}
+    for settings in (run.settings for run in row.runs.values()):
+        own = {
+            key.removeprefix("strategy."): value
+            for key, value in settings.items()
+            if key.startswith("strategy.") and key.endswith("_lr")
+        }
+        rate = report_facts.arguments(own) if own else report_facts.value_text(settings.get("training.lr"))
+        values[rate] = None
+    return "/".join(values)
 
 
 def _labels(groups: Sequence[Mapping[int, Run]]) -> list[str]:

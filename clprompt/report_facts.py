@@ -23,7 +23,9 @@ def arguments(settings: Mapping[str, Any]) -> str:
 
 
 def shared(settings: Sequence[Mapping[str, Any]]) -> str:
-    """What all rows of a table have in common beside their stream; settings that are off (0, false) are left out.
+    """What all rows of a table have in common beside their stream.
+
+    Settings that are off (0, false) are left out, and with them those that say how (``mixup_probability``).
 
     Args:
         settings: of each row by dotted key, as `clprompt.report.Run.settings` gives them.
@@ -32,11 +34,12 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> str:
     common = {key: value for key, value in first.items() if all(key in own for own in others)}
     common = {key: value for key, value in common.items() if all(own[key] == value for own in others)}
     told = ("backbone.", "training.", "online.", "memory.", "precision")
+    off = tuple(f"{key}_" for key, value in common.items() if value in (0, False))
     return arguments(
         {
             key.removesuffix(".name").removeprefix("training."): value
             for key, value in common.items()
-            if key.startswith(told) and value not in (0, False)
+            if key.startswith(told) and value not in (0, False) and not key.startswith(off)
         }
     )
 

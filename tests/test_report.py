@@ -259,7 +259,7 @@ def test_costs_rates_and_common_settings_stand_beside_the_figures(tmp_path: Path
         "peak_memory_bytes": 3 * 2**20,
     }
     shared = {"backbone": {"name": "vit", "img_size": 84, "checkpoint": "/here/w.safetensors"}}
-    training = {"train_epochs": 3, "weight_decay": 0.0}
+    training = {"train_epochs": 3, "weight_decay": 0.0, "mixup": 0.0, "mixup_probability": 1.0}
     for name, lr in (("alpha", 0.1), ("beta", 0.2)):
         a_run(
             tmp_path / name,
@@ -278,6 +278,14 @@ def test_costs_rates_and_common_settings_stand_beside_the_figures(tmp_path: Path
     )
     found.write(tmp_path / "out")
     assert "/here" not in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_row_shows_the_rates_that_its_method_was_given_in_place_of_the_common_one(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", arguments={"head_lr": 0.004, "prompt_lr": 0.05})
+    a_run(tmp_path / "b", strategy="beta")
+    text = report.collect([tmp_path]).text()
+    assert cells(text, "alpha")[2] == "head_lr=0.004, prompt_lr=0.05"
+    assert cells(text, "beta")[2] == "0.1"
 
 
 def test_a_label_names_its_row_and_runs_of_one_strategy_stand_apart(tmp_path: Path) -> None:
