@@ -3,7 +3,7 @@
 Every row is run on the same seeds (class order, data order, initial values), 5 experiences of 2 classes, as in
 `quickstart-damvp`; `linear head alone` trains no prompt, at the rate of DAM-VP's head.
 
-python -m benchmarks.damvp_clusters [--seeds 3] [--epochs 5] [--prompt-lr 0.05] [--head-lr 0.001] [--only "NAME;NAME"]
+python -m benchmarks.damvp_clusters [--seeds 3] [--epochs 5] [--prompt-lr RATE] [--head-lr 0.001] [--only "NAME;NAME"]
                                     [--out FILE]
 """
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--prompt-lr", type=float, default=0.05)
+    parser.add_argument("--prompt-lr", type=float, help="in place of the method's defaults")
     parser.add_argument("--head-lr", type=float, default=1e-3)
     parser.add_argument("--only", help="parts of row names, separated by ;")
     parser.add_argument("--out", type=Path)

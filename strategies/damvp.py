@@ -79,7 +79,7 @@ class DAMVPModel(PromptModel):
         train_assign: training matches "all" prototypes, as at test, or those of the "current" experience.
         head: "linear", or "active": feature coordinates in order of their activity on noise, nothing learned.
         active_order: coordinates by "arrival" of the classes (stable under growth) or "sorted" (the released code).
-        prompt_lr, head_lr: learning rates, in place of the training section's.
+        prompt_lr, head_lr: rates in place of the training section's; None for 0.05 of frames, 0.005 of tokens.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class DAMVPModel(PromptModel):
         train_assign: Literal["all", "current"] = "all",
         head: Literal["linear", "active"] = "linear",
         active_order: Literal["arrival", "sorted"] = "arrival",
-        prompt_lr: float = 0.05,
+        prompt_lr: float | None = None,
         head_lr: float = 1e-3,
     ) -> None:
         super().__init__(backbone, seed=seed)
@@ -131,7 +131,8 @@ class DAMVPModel(PromptModel):
         self.init, self.init_std, self.meta_file = init, init_std, meta_file
         self.share, self.share_ratio, self.max_prompts = share, share_ratio, max_prompts
         self.train_shared, self.freeze_old, self.train_assign = train_shared, freeze_old, train_assign
-        self.active_order, self.prompt_lr, self.head_lr = active_order, prompt_lr, head_lr
+        self.active_order, self.head_lr = active_order, head_lr
+        self.prompt_lr = prompt_lr if prompt_lr is not None else 0.05 if prompt == "pixel" else 0.005
         self.meta_facts: Mapping[str, Any] = {}
         width, channels = backbone.width, backbone.in_chans
         if prompt == "pixel":

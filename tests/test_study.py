@@ -171,7 +171,8 @@ def test_every_packaged_study_is_complete_but_for_its_data_and_weights(name: str
     found = study.load(name, [*_given(name), f"tuned={best}", "sweep=null"])
     assert found.notes == ()  # what is tuned is a label of the study that takes it
     taken = [run for run in found.runs if "training.lr" not in run.values]  # others have a grid of their own
-    assert taken and all(run.config.training.lr == 0.5 for run in taken)
+    assert taken
+    assert all(run.config.training.lr == 0.5 for run in taken)
 
 
 def _given(name: str) -> list[str]:

@@ -288,6 +288,14 @@ def test_idle_frames_do_not_move_whatever_the_optimizer(backbone, name):
     assert all(torch.equal(model.frames[k], before[k]) for k in idle)
 
 
+def test_prompt_tokens_have_a_lower_rate_than_frames_unless_told(backbone):
+    rates = [
+        DAMVPModel(backbone, prompt="token", **given).param_groups()[0]["lr"]
+        for given in ({}, {"prompt_lr": 1.0})
+    ]
+    assert rates == [0.005, 1.0]
+
+
 def test_the_optimizer_holds_the_frames_of_the_current_experience_and_the_head(backbone):
     model = build(backbone, blobs(3))
     model.begin_experience([2, 3])
@@ -296,7 +304,7 @@ def test_the_optimizer_holds_the_frames_of_the_current_experience_and_the_head(b
     groups = {group["group"]: group for group in optim.build(model, lr=0.1).param_groups}
     assert groups["prompts"]["names"] == ["frames.3", "frames.4"]
     assert groups["head"]["names"] == ["head.weight", "head.bias"]
-    assert (groups["prompts"]["lr"], groups["head"]["lr"]) == (model.prompt_lr, model.head_lr)
+    assert (groups["prompts"]["lr"], groups["head"]["lr"]) == (0.05, 0.001)
     loose = build(backbone, blobs(3), freeze_old=False)
     loose.begin_experience([2, 3])
     loose.fit_clusters(100 + blobs(2, seed=5))
