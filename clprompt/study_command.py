@@ -79,7 +79,7 @@ def _end(study: studies.Study) -> None:
     """The report over what is finished, the best of a sweep, and where everything is."""
     from clprompt import study_run
 
-    if not any((run.folder / "results.json").exists() for run in study.runs):
+    if not study_run.survey(study).finished:
         return
     text, written = study_run.write_report(study)
     click.echo(text)

@@ -198,15 +198,18 @@ def failures(failed: dict[Planned, Outcome], changed: dict[Planned, str]) -> lis
 
 def write_report(study: Study) -> tuple[str, list[Path]]:
     """The report over the finished runs of a study, for a terminal, and the files it wrote."""
-    done = [run.folder for run in study.runs if (run.folder / runfolder.RESULTS).exists()]
-    found = report.collect(done)
+    found = report.collect(run.folder for run in survey(study).finished)
     return found.text(), found.write(study.folder / "report")
 
 
 def best(study: Study) -> tuple[list[str], Path | None]:
-    """The best values of a sweep for every strategy: lines for a terminal, and `best.yaml`; nothing without a sweep."""
+    """The best values of a sweep for every strategy: lines for a terminal, and `best.yaml`; nothing without a sweep.
+
+    A value counts when all its runs are finished, with the configuration that the study has now.
+    """
     swept = [run for run in study.runs if run.values]
-    results = {run.folder: results_of(run.folder) for run in swept}
+    finished = set(survey(study).finished)
+    results = {run.folder: results_of(run.folder) if run in finished else {} for run in swept}
     known = [found for found in results.values() if found]
     if not known:
         return [], None

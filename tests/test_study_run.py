@@ -83,6 +83,11 @@ def test_a_run_of_another_configuration_is_left_out_with_one_line_until_it_is_as
     err = capsys.readouterr().err
     assert "seed0 was run with training.lr=0.01, not 0.5" in err
     assert err.splitlines()[-1].startswith("clprompt: error: 1 of 3 runs left out")
+    top = finished.parent / "runs" / "tiny"
+    assert "ncm" not in (top / "report" / "report.md").read_text()
+    assert main(["study", str(finished), "strategies.probe.training.weight_decay=0.1"]) == 2
+    assert "probe" not in (top / "report" / "report.md").read_text()
+    assert "(at the edge)" not in capsys.readouterr().out  # nothing is called best by figures that do not count
     harmless = ["training.workers=0", "training.eval_mb_size=7", "export=full"]
     assert main(["study", str(finished), "--dry-run", *harmless]) == 0
     assert capsys.readouterr().out == ""  # nothing is left to run
