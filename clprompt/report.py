@@ -341,7 +341,9 @@ def _is_told(key: str, value: Any) -> bool:
 
 
 def _rates(row: Row) -> str:
-    """The learning rate of a row's runs; where the method has rates of its own, those that were set."""
+    """The learning rate of a row's runs; where the method has rates of its own, those that were set; of nothing, "-"."""
+    if row.cost("method_parameters") == 0:
+        return "-"
     values: dict[str, None] = {}
     for settings in (run.settings for run in row.runs.values()):
         own = {

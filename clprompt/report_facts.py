@@ -45,7 +45,7 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def machines(folders: Iterable[Path]) -> list[str]:
-    """One line for each kind of machine and one for each set of versions that runs were made with, and how many."""
+    """A line for each kind of machine, set of versions and revision that runs were made with, and of how many runs."""
     counts: dict[str, int] = {}
     total = 0
     for folder in folders:
@@ -54,7 +54,7 @@ def machines(folders: Iterable[Path]) -> list[str]:
         except (OSError, ValueError):
             continue
         total += 1
-        for line in (_machine(facts), _versions(facts)):
+        for line in filter(None, (_machine(facts), _versions(facts), _revision(facts))):
             counts[line] = counts.get(line, 0) + 1
     return [
         line if count == total else f"{line} ({count} of {total} runs)"
@@ -73,6 +73,9 @@ def _machine(facts: Mapping[str, Any]) -> str:
 
 def _versions(facts: Mapping[str, Any]) -> str:
     known = {"python": facts.get("python"), **(facts.get("versions") or {})}
+    return f"versions: {', '.join(f'{name} {number}' for name, number in known.items() if number)}"
+
+
+def _revision(facts: Mapping[str, Any]) -> str:
     git = facts.get("git") or {}
-    revision = f", revision {git['commit'][:12]}{' (modified)' * bool(git.get('modified'))}" if git else ""
-    return f"versions: {', '.join(f'{name} {number}' for name, number in known.items() if number)}{revision}"
+    return f"revision: {git['commit'][:12]}{' (modified)' * bool(git.get('modified'))}" if git else ""

@@ -87,7 +87,9 @@ def test_a_run_of_another_configuration_is_left_out_with_one_line_until_it_is_as
     assert "ncm" not in (top / "report" / "report.md").read_text()
     assert main(["study", str(finished), "strategies.probe.training.weight_decay=0.1"]) == 2
     assert "probe" not in (top / "report" / "report.md").read_text()
-    assert "(at the edge)" not in capsys.readouterr().out  # nothing is called best by figures that do not count
+    assert (
+        "(at the edge)" not in capsys.readouterr().out
+    )  # nothing is called best by figures that do not count
     harmless = ["training.workers=0", "training.eval_mb_size=7", "export=full"]
     assert main(["study", str(finished), "--dry-run", *harmless]) == 0
     assert capsys.readouterr().out == ""  # nothing is left to run
