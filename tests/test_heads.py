@@ -41,9 +41,12 @@ def test_rows_are_a_function_of_seed_and_class_id_whatever_the_order_of_growth(k
 def test_growth_keeps_logits_of_old_classes(kind):
     head, features = kind(8), torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     head.grow(3)
+    rows = {name: value.clone() for name, value in head.named_parameters() if value.dim()}  # a scale has none
     before = head(features)
     head.grow(7)
-    assert torch.equal(head(features)[:, :3], before)
+    assert all(torch.equal(dict(head.named_parameters())[name][:3], old) for name, old in rows.items())
+    # not torch.equal: a matrix product of another width may round its last bit differently, depending on the processor
+    torch.testing.assert_close(head(features)[:, :3], before)
 
 
 @pytest.mark.parametrize("kind", HEADS)
