@@ -79,11 +79,12 @@ def _end(study: studies.Study) -> None:
     """The report over what is finished, the best of a sweep, and where everything is."""
     from clprompt import study_run
 
-    if not study_run.survey(study).finished:
+    finished = study_run.survey(study).finished
+    if not finished:
         return
-    text, written = study_run.write_report(study)
+    text, written = study_run.write_report(study, finished)
     click.echo(text)
-    lines, path = study_run.best(study)
+    lines, path = study_run.best(study, finished)
     if path is not None:
         click.echo("\n" + "\n".join(lines))
         written.append(path)

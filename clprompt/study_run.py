@@ -196,19 +196,19 @@ def failures(failed: dict[Planned, Outcome], changed: dict[Planned, str]) -> lis
     return lines + [f"left out: {run}: {reason}" for run, reason in changed.items()]
 
 
-def write_report(study: Study) -> tuple[str, list[Path]]:
+def write_report(study: Study, finished: Sequence[Planned]) -> tuple[str, list[Path]]:
     """The report over the finished runs of a study, for a terminal, and the files it wrote."""
-    found = report.collect(run.folder for run in survey(study).finished)
+    found = report.collect(run.folder for run in finished)
     return found.text(), found.write(study.folder / "report")
 
 
-def best(study: Study) -> tuple[list[str], Path | None]:
+def best(study: Study, finished: Sequence[Planned]) -> tuple[list[str], Path | None]:
     """The best values of a sweep for every strategy: lines for a terminal, and `best.yaml`; nothing without a sweep.
 
-    A value counts when all its runs are finished, with the configuration that the study has now.
+    Args:
+        study: it. finished: its finished runs; a value counts when all its runs are among them.
     """
     swept = [run for run in study.runs if run.values]
-    finished = set(survey(study).finished)
     results = {run.folder: results_of(run.folder) if run in finished else {} for run in swept}
     known = [found for found in results.values() if found]
     if not known:
