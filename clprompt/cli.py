@@ -275,7 +275,8 @@ def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--out", metavar="DIR", type=click.Path(), help="Where to write; also out=DIR.  [default: report]"
 )
-def report(runs: tuple[str, ...], out: str | None) -> None:
+@click.option("--against", metavar="LABEL", default="", help="Add a table of differences to this row.")
+def report(runs: tuple[str, ...], out: str | None, against: str) -> None:
     """Compare finished runs: means and standard errors over seeds, drawings, one self-contained HTML file.
 
     RUN is a run folder, or a folder with run folders somewhere below it. Unfinished runs are named and left out.
@@ -286,7 +287,7 @@ def report(runs: tuple[str, ...], out: str | None) -> None:
         raise click.UsageError("Missing argument 'RUN...'.")
     from clprompt import report as reports
 
-    found = reports.collect(words)
+    found = reports.collect(words, against)
     written = found.write(out or (named[-1] if named else "") or "report")
     click.echo(found.text())
     click.echo("\n" + "\n".join(map(str, written)))

@@ -11,7 +11,7 @@ import html
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from clprompt import figures, metrics, report_facts
 from clprompt.errors import RunFolderError
 from clprompt.files import atomic_write, one_line_errors
 from clprompt.markup import html_image, html_page, html_table, markdown_table
+from clprompt.report_rows import Row, difference, labels_of, rates_of
 from clprompt.report_runs import NO_MATTER, STREAM, Run, find_runs, read_run
 from clprompt.summary import COLUMNS, columns_of
-from clprompt.terminal import columns, mean_and_error
+from clprompt.terminal import columns
 
 #: Figures of results.json by their title in the table; those that no run of a stream has are left out.
 METRICS = {
@@ -52,31 +53,6 @@ _COSTS = {
 }
 
 Curves = dict[str, NDArray[np.float64]]
-
-
-@dataclass
-class Row:
-    """Runs that differ in nothing but their seed.
-
-    Attributes:
-        label: its label or strategy, with what tells it apart from others of its name.
-        runs: by seed.
-    """
-
-    label: str
-    runs: dict[int, Run]
-
-    def mean(self, key: str) -> str:
-        """A figure of results.json over the seeds."""
-        return mean_and_error([run.results.get(key) for run in self.runs.values()])
-
-    def cost(self, key: str) -> float | None:
-        """The mean of a number under `cost`; None where no run has it."""
-        found = [run.results.get("cost", {}).get(key) for run in self.runs.values()]
-        # of a list, such as the seconds of each experience, its mean
-        found = [sum(v) / len(v) if isinstance(v, list) and v else v for v in found]
-        known = [value for value in found if isinstance(value, int | float)]
-        return sum(known) / len(known) if known else None
 
 
 @dataclass
@@ -110,7 +86,7 @@ class Section:
         used = self.figures()
         costs = [key for key in _COSTS if any(row.cost(key) is not None for row in self.rows)]
         costs = list(dict.fromkeys(["method_parameters", "seconds", *costs]))
-        rates = [_rates(row) for row in self.rows]
+        rates = [rates_of(row) for row in self.rows]
         several = ["lr"] if len(set(rates)) > 1 else []
         lines = [
             [
@@ -128,6 +104,19 @@ class Section:
                 value = row.cost(key)
                 cells.append("-" if value is None else f"{value * factor:,.{decimals}f}")
             lines.append(cells)
+        return lines
+
+    def differences(self, against: str) -> list[list[str]]:
+        """The figures of every row less those of one of them, on the seeds that both have; nothing without that row."""
+        base = next((row for row in self.rows if row.label == against), None)
+        if base is None:
+            return []
+        used = self.figures()
+        lines = [[f"minus {against}", "seeds", *(METRICS[key] for key in used)]]
+        for row in self.rows:
+            if row is not base:
+                seeds = str(len(row.runs.keys() & base.runs.keys()))
+                lines.append([row.label, seeds, *(difference(row, base, key) for key in used)])
         return lines
 
     def drawings(self) -> dict[str, bytes]:
@@ -178,10 +167,12 @@ class Report:
     Attributes:
         sections: one for every stream.
         left_out: folder and reason of each run that does not count.
+        against: the label of the row that a second table subtracts from the others; "" for no such table.
     """
 
     sections: list[Section]
     left_out: list[tuple[Path, str]] = field(default_factory=list)
+    against: str = ""
 
     def text(self) -> str:
         """For a terminal."""
@@ -189,11 +180,17 @@ class Report:
         for section in self.sections:
             heading = [section.title, "=" * len(section.title)]
             heading += filter(None, [section.details, section.shared])
-            parts.append("\n".join([*heading, *columns(section.table())]))
+            first, *others = self.tables(section)
+            parts.append("\n".join([*heading, *columns(first)]))
+            parts += ["\n".join(columns(table)) for table in others]
         parts.append("\n".join([_NOTE, *self.machines()]))
         if self.left_out:
             parts.append("\n".join(["left out:", *(f"  {folder}: {why}" for folder, why in self.left_out)]))
         return "\n\n".join(parts)
+
+    def tables(self, section: Section) -> list[list[list[str]]]:
+        """What a section shows: its table, and the differences where they were asked for."""
+        return [table for table in (section.table(), section.differences(self.against)) if table]
 
     def machines(self) -> list[str]:
         """Hardware and versions of the runs, a line each."""
@@ -218,12 +215,12 @@ class Report:
                 section.details,
                 *(["", section.shared] if section.shared else []),
                 "",
-                *markdown_table(section.table()),
-                "",
             ]
             pages.append(f"<h2>{html.escape(section.title)}</h2>\n<p>{html.escape(section.details)}</p>")
             pages.append(f"<p>{html.escape(section.shared)}</p>" if section.shared else "")
-            pages.append(html_table(section.table()))
+            for table in self.tables(section):
+                markdown += [*markdown_table(table), ""]
+                pages.append(html_table(table))
             for name, data in section.drawings().items():
                 path = folder / (f"{name}.png" if len(self.sections) == 1 else f"{name}-{section.slug}.png")
                 atomic_write(path, data)
@@ -255,14 +252,15 @@ _NOTE = (
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def collect(paths: Iterable[str | os.PathLike[str]]) -> Report:
+def collect(paths: Iterable[str | os.PathLike[str]], against: str = "") -> Report:
     """Read all runs in the given folders.
 
     Args:
         paths: run folders, or folders with run folders somewhere below; files beside them are ignored.
+        against: the label of a row; a table of differences to it is added for every stream that it ran on.
 
     Raises:
-        RunFolderError: a path that is not there, or no finished run at all.
+        RunFolderError: a path that is not there, no finished run at all, or no row of that label.
     """
     given = [Path(path) for path in paths]
     for path in given:
@@ -292,7 +290,10 @@ def collect(paths: Iterable[str | os.PathLike[str]]) -> Report:
     for number, section in enumerate(sections):  # two streams may differ in arguments that no file name shows
         if section.slug in [other.slug for other in sections[:number]]:
             section.slug += f"-{number + 1}"
-    return Report(sections, left_out)
+    labels = list(dict.fromkeys(row.label for section in sections for row in section.rows))
+    if against and against not in labels:
+        raise RunFolderError(f"no row {against!r} to compare with; the rows are {', '.join(labels)}")
+    return Report(sections, left_out, against)
 
 
 def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
@@ -306,7 +307,7 @@ def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
             )
         of_seeds[run.seed] = run
     groups = list(by_settings.values())
-    rows = [Row(label, dict(sorted(g.items()))) for label, g in zip(_labels(groups), groups, strict=True)]
+    rows = [Row(label, dict(sorted(g.items()))) for label, g in zip(labels_of(groups), groups, strict=True)]
     first = runs[0]
     sections = configuration.flat({key: first.config.get(key) for key in STREAM})
     arguments = report_facts.arguments(
@@ -338,51 +339,6 @@ def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
 def _is_told(key: str, value: Any) -> bool:
     """A folder of data says nothing, the name of a file does."""
     return key not in NO_MATTER or (key.endswith(".path") and bool(Path(str(value)).suffix))
-
-
-def _rates(row: Row) -> str:
-    """The learning rate of a row's runs; where the method has rates of its own, those that were set; of nothing, "-"."""
-    if row.cost("method_parameters") == 0:
-        return "-"
-    values: dict[str, None] = {}
-    for settings in (run.settings for run in row.runs.values()):
-        own = {
-            key.removeprefix("strategy."): value
-            for key, value in settings.items()
-            if key.startswith("strategy.") and key.endswith("_lr")
-        }
-        rate = report_facts.arguments(own) if own else report_facts.value_text(settings.get("training.lr"))
-        values[rate] = None
-    return "/".join(values)
-
-
-def _labels(groups: Sequence[Mapping[int, Run]]) -> list[str]:
-    """Their labels or strategies; where one appears more than once, with what differs: the configuration's name or arguments.
-
-    No two labels are equal.
-    """
-    first = [next(iter(group.values())) for group in groups]
-    settings = [run.settings for run in first]
-    names = [run.config.get("label") or _name(run.settings) for run in first]
-    labels: list[str] = []
-    for name, own in zip(names, settings, strict=True):
-        same = [other for other, its in zip(settings, names, strict=True) if its == name]
-        keys = sorted({key for other in same for key in {*own, *other} if own.get(key) != other.get(key)})
-        if len({str(other["name"]) for other in same}) == len(same) > 1:
-            told = [str(own["name"])]
-        else:
-            told = [
-                f"{key.removeprefix('strategy.')}={report_facts.value_text(own.get(key))}" for key in keys
-            ]
-        label = f"{name} ({', '.join(told)})" if told else name
-        labels.append(label if label not in labels else f"{label} #{len(labels) + 1}")
-    return labels
-
-
-def _name(settings: Mapping[str, Any]) -> str:
-    """The strategy; a memory of images beside it is always told."""
-    size = settings.get("memory.size")
-    return str(settings["strategy.name"]) + (f" + {size} images" if size else "")
 
 
 # ------------------------------------------------------------------------------------------------ writing

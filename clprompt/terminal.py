@@ -157,11 +157,16 @@ def _over_seeds(groups: dict[str, dict[int, Result]]) -> list[str]:
     return columns(rows)
 
 
-def mean_and_error(values: Iterable[float | None]) -> str:
-    """Fractions as "81.3 +- 0.4" in percent: the mean and its standard error; "-" where there is no value."""
+def mean_and_error(values: Iterable[float | None], *, signed: bool = False) -> str:
+    """Fractions as "81.3 +- 0.4" in percent: the mean and its standard error; "-" where there is no value.
+
+    Args:
+        values: None and NaN are left out. signed: show the sign of a positive mean too, as for differences.
+    """
     known = np.asarray([value for value in values if value is not None and math.isfinite(value)], dtype=float)
     if len(known) == 0:
         return "-"
+    mean = f"{100 * known.mean():{'+' if signed else ''}.1f}"
     if len(known) == 1:
-        return f"{100 * known[0]:.1f}"
-    return f"{100 * known.mean():.1f} +- {100 * known.std(ddof=1) / math.sqrt(len(known)):.1f}"
+        return mean
+    return f"{mean} +- {100 * known.std(ddof=1) / math.sqrt(len(known)):.1f}"

@@ -108,6 +108,43 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row_with_mean_and_standard
     assert text.index("\nbeta") < text.index("\nalpha")  # the best first
 
 
+def test_differences_are_paired_by_seed_and_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
+    for seed, (base, other) in enumerate(
+        ((0.3, 0.35), (0.5, 0.57), (0.9, None))
+    ):  # seeds differ far more than methods
+        a_run(tmp_path / f"a{seed}", seed=seed, accuracy=base)
+        if other is not None:
+            a_run(tmp_path / f"b{seed}", seed=seed, accuracy=other, strategy="beta")
+    a_run(tmp_path / "elsewhere", strategy="beta", experiences=3)
+    found = report.collect([tmp_path], against="alpha")
+    tables = {section.slug: found.tables(section) for section in found.sections}
+    _, differences = tables["digits-split-2"]
+    assert differences[0][:3] == ["minus alpha", "seeds", "average accuracy"]
+    assert [line[:3] for line in differences[1:]] == [["beta", "2", "+6.0 +- 1.0"]]
+    assert len(tables["digits-split-3"]) == 1  # alpha did not run there
+    found.write(tmp_path / "out")
+    for text in (
+        found.text(),
+        (tmp_path / "out" / "report.md").read_text(),
+        (tmp_path / "out" / "report.html").read_text(),
+    ):
+        assert "minus alpha" in text
+    assert "minus" not in report.collect([tmp_path]).text()
+
+
+def test_the_command_takes_the_row_to_subtract_and_names_the_rows_when_it_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(tmp_path / "runs" / "a", accuracy=0.5)
+    a_run(tmp_path / "runs" / "b", accuracy=0.25, strategy="beta")
+    words = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--against"]
+    assert main([*words, "alpha"]) == 0
+    table = capsys.readouterr().out.split("minus alpha")[1]
+    assert cells(table, "beta")[:3] == ["beta", "1", "-25.0"]
+    assert main([*words, "gamma"]) == 2
+    assert "no row 'gamma' to compare with; the rows are alpha, beta" in capsys.readouterr().err
+
+
 def test_other_arguments_are_another_row_that_names_what_differs(tmp_path: Path) -> None:
     a_run(tmp_path / "a", arguments={"length": 4})
     a_run(tmp_path / "b", arguments={"length": 8})
