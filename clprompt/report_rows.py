@@ -41,11 +41,11 @@ def difference(row: Row, base: Row, key: str) -> str:
 
     Mean and standard error of the differences in percentage points; "-" where no seed has both.
     """
-    both = [
-        (row.runs[seed].results.get(key), base.runs[seed].results.get(key))
-        for seed in sorted(row.runs.keys() & base.runs.keys())
-    ]
-    return mean_and_error([None if None in pair else pair[0] - pair[1] for pair in both], signed=True)
+    found: list[float | None] = []
+    for seed in sorted(row.runs.keys() & base.runs.keys()):
+        own, other = (of.runs[seed].results.get(key) for of in (row, base))
+        found.append(None if own is None or other is None else own - other)
+    return mean_and_error(found, signed=True)
 
 
 def rates_of(row: Row) -> str:
