@@ -208,8 +208,8 @@ def best(study: Study, finished: Sequence[Planned]) -> tuple[list[str], Path | N
     Args:
         study: it. finished: its finished runs; a value counts when all its runs are among them.
     """
-    swept = [run for run in study.runs if run.values]
-    results = {run.folder: results_of(run.folder) if run in finished else {} for run in swept}
+    swept, done = [run for run in study.runs if run.values], set(finished)
+    results = {run.folder: results_of(run.folder) if run in done else {} for run in swept}
     known = [found for found in results.values() if found]
     if not known:
         return [], None
