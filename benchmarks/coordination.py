@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from benchmarks.damvp_clusters import cell
-from clprompt import FrozenViT, fit, metrics, registry
-from clprompt.config import Training
+from clprompt import FrozenViT, fit, registry
 from clprompt.data import datasets_for, digits
+from clprompt.metrics import accuracy
 from clprompt.scenarios import split
+from clprompt.training.settings import Training
 
 TUNING_SEED = 1000
 VPT = {"name": "vpt_deep", "length": 12}
@@ -55,7 +56,7 @@ def run(section: dict[str, Any], rate: float, seed: int, epochs: int) -> dict[st
     arguments = {key: value for key, value in section.items() if key != "name"}
     model = registry.strategies.get(section["name"]).target(backbone, seed=seed, **arguments)
     training = Training(train_mb_size=32, train_epochs=epochs, lr=rate)
-    return metrics.summarise(fit(model, plan, train, test, clean=clean, training=training, seed=seed))
+    return accuracy.summarise(fit(model, plan, train, test, clean=clean, training=training, seed=seed))
 
 
 def tune(section: dict[str, Any], rates: list[float], epochs: int) -> dict[float, float]:

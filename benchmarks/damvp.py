@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from benchmarks.speed import CLASSES, interleaved, ratio
 from clprompt import FrozenViT
-from clprompt.clustering import cluster, mean_distance
-from clprompt.config import Training
-from clprompt.model import Cache
-from clprompt.steps import make_optimizer, train_step
+from clprompt.prompting.model import Cache
 from clprompt.strategies.damvp import DAMVPModel
+from clprompt.strategies.damvp.clustering import cluster, mean_distance
+from clprompt.training.settings import Training
+from clprompt.training.steps import make_optimizer, train_step
 
 TARGETS = {  # what a reader compares the medians with
     "step_to_floor": "<= 1.10",

@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from clprompt import FrozenViT, fit, metrics
-from clprompt.config import Training
+from clprompt import FrozenViT, fit
 from clprompt.data import datasets_for, digits
-from clprompt.progress import Progress
+from clprompt.metrics import accuracy
 from clprompt.scenarios import split
-from clprompt.strategies._damvp_meta_init import run as meta_init
-from clprompt.strategies._damvp_sources import load
 from clprompt.strategies.damvp import DAMVPModel
+from clprompt.strategies.damvp.meta_init import run as meta_init
+from clprompt.strategies.damvp.meta_sources import load
 from clprompt.strategies.linear_probe import LinearProbeModel
+from clprompt.system.progress import Progress
+from clprompt.training.settings import Training
 
 RATIOS, CAPS = (0.9, 0.95, 1.0), (1, 4, 8, 16)
 
@@ -65,7 +66,7 @@ def run(arguments: dict[str, Any] | None, seed: int, options: argparse.Namespace
     records = fit(model, plan, train, test, clean=clean, training=training, seed=seed)
     clusters = len(model.prototypes) / 5 if arguments is not None else 0.0
     prompts = len(model.frames) if arguments is not None else 0
-    return metrics.summarise(records) | {"clusters": clusters, "prompts": prompts}
+    return accuracy.summarise(records) | {"clusters": clusters, "prompts": prompts}
 
 
 def cell(values: list[float], scale: float = 1.0, digits: int = 1) -> str:

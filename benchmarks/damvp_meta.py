@@ -20,15 +20,15 @@ import numpy as np
 import torch
 
 from clprompt import FrozenViT, evaluate
-from clprompt.config import Training
 from clprompt.data import datasets_for, digits
-from clprompt.files import atomic_write
-from clprompt.loading import image_stream, training_batches
-from clprompt.progress import Progress
-from clprompt.steps import make_optimizer, receive, train_step
-from clprompt.strategies._damvp_meta_init import run as meta_init
-from clprompt.strategies._damvp_sources import load
+from clprompt.data.loading import image_stream, training_batches
 from clprompt.strategies.damvp import DAMVPModel
+from clprompt.strategies.damvp.meta_init import run as meta_init
+from clprompt.strategies.damvp.meta_sources import load
+from clprompt.system.files import atomic_write
+from clprompt.system.progress import Progress
+from clprompt.training.settings import Training
+from clprompt.training.steps import make_optimizer, receive, train_step
 
 STARTS = {"meta": "#0072b2", "zero": "#009e73", "random": "#d55e00"}
 
@@ -101,7 +101,7 @@ def main() -> None:
         cells = [f"{m:.1f} ± {e:.1f}" for m, e in zip(values.mean(0), error, strict=True)]
         print(f"| {name} | " + " | ".join(cells) + " |")
     if options.png:
-        from clprompt.figures import png
+        from clprompt.reporting.plots import png
 
         atomic_write(options.png, png(draw(found), dpi=80))
     if options.out:

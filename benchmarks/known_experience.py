@@ -17,14 +17,14 @@ import torch
 
 import clprompt
 from clprompt.data import datasets_for
+from clprompt.data.loading import image_stream, subset
 from clprompt.errors import ClpromptError
-from clprompt.evaluation import autocast
-from clprompt.experiment import Builder
-from clprompt.loading import image_stream, subset
-from clprompt.markup import markdown_table
-from clprompt.report_runs import find_runs
-from clprompt.runfolder import RESULTS, read_config
-from clprompt.terminal import mean_and_error
+from clprompt.experiment.build import Builder
+from clprompt.experiment.folder import RESULTS, read_config
+from clprompt.reporting.finished import find_runs
+from clprompt.reporting.markup import markdown_table
+from clprompt.reporting.tables import mean_and_error
+from clprompt.training.precision import autocast
 
 
 @torch.no_grad()

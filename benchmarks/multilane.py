@@ -25,9 +25,15 @@ from torch import Tensor
 
 from benchmarks.speed import interleaved, ratio
 from clprompt import FrozenViT
-from clprompt.attention import BlockPrompt, finish_attention, project_stream, residual_mlp, split_heads
-from clprompt.files import atomic_write
+from clprompt.backbones.attention import (
+    BlockPrompt,
+    finish_attention,
+    project_stream,
+    residual_mlp,
+    split_heads,
+)
 from clprompt.strategies.multilane import MultiLaneModel
+from clprompt.system.files import atomic_write
 
 TARGETS = {1: 1.05, 5: 1.08, 10: 1.15, 20: 1.25, 50: 1.7}
 
@@ -184,7 +190,7 @@ def draw(found: dict[str, Any], path: Path, title: str) -> None:
     """Time against lanes, in forwards of the bare model."""
     from matplotlib.figure import Figure
 
-    from clprompt.figures import png
+    from clprompt.reporting.plots import png
 
     rows = {int(lanes): figures for lanes, figures in found.items() if lanes.isdigit()}
     figure = Figure(figsize=(7, 4.5))

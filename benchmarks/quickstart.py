@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from clprompt import FrozenViT, fit, metrics
-from clprompt.config import Training
+from clprompt import FrozenViT, fit
 from clprompt.data import datasets_for, digits
+from clprompt.metrics import accuracy as metrics
 from clprompt.scenarios import split
 from clprompt.strategies.dualprompt import DualPromptModel
 from clprompt.strategies.linear_probe import LinearProbeModel
 from clprompt.strategies.ncm import NCMModel
+from clprompt.training.settings import Training
 
 RATES = (0.003, 0.01, 0.03)
 TUNING_SEEDS = (100, 101)

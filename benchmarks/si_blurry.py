@@ -76,9 +76,9 @@ def scores_by_loop(head: torch.nn.Module, feature: Tensor, factors: Tensor, seen
 def step(device: str, name: str, batch: int, pairs: int, classes: int = 100) -> None:
     """Medians of a step, of its bookkeeping, and of the focal scores both ways."""
     from clprompt import FrozenViT
-    from clprompt.optim import build
-    from clprompt.steps import train_step
     from clprompt.strategies.mvp import MVPModel
+    from clprompt.training.optim import build
+    from clprompt.training.steps import train_step
 
     model = MVPModel(FrozenViT(name)).to(device)
     model.observe(torch.arange(classes))
@@ -127,10 +127,10 @@ def step(device: str, name: str, batch: int, pairs: int, classes: int = 100) -> 
 def evaluation(device: str, name: str, batch: int, test: int, every: int, classes: int = 100) -> None:
     """What periodic evaluation takes of the time of an online run with three iterations, queries kept or not."""
     from clprompt import FrozenViT
-    from clprompt.evaluation import Evaluator
-    from clprompt.optim import build
-    from clprompt.steps import train_step
     from clprompt.strategies.mvp import MVPModel
+    from clprompt.training.evaluation import Evaluator
+    from clprompt.training.optim import build
+    from clprompt.training.steps import train_step
 
     model = MVPModel(FrozenViT(name)).to(device)
     model.observe(torch.arange(classes))

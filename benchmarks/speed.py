@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from clprompt import FrozenViT, PromptModel, registry
-from clprompt.config import Training
-from clprompt.engine import Engine
-from clprompt.evaluation import autocast
-from clprompt.model import Cache
-from clprompt.steps import make_optimizer, train_step
+from clprompt.prompting.model import Cache
+from clprompt.training.engine import Engine
+from clprompt.training.precision import autocast
+from clprompt.training.settings import Training
+from clprompt.training.steps import make_optimizer, train_step
 
 CLASSES = 10
 TARGETS = {  # what a reader compares the medians with
@@ -175,7 +175,7 @@ def avalanche_overhead(name: str, options: argparse.Namespace, device: torch.dev
     from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
     from avalanche.benchmarks.utils import as_classification_dataset
 
-    from clprompt.strategies.base import PromptStrategy
+    from clprompt.avalanche.strategy import PromptStrategy
 
     backbone = FrozenViT(options.model).to(device)
     count = 3 * options.batch

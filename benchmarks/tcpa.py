@@ -27,10 +27,10 @@ from torch import Tensor
 
 from benchmarks.speed import floor_step, interleaved, ratio
 from clprompt import FrozenViT, PromptModel
-from clprompt.config import Training
-from clprompt.steps import make_optimizer, train_step
 from clprompt.strategies.tcpa import TCPAModel
 from clprompt.strategies.vpt_deep import VPTDeepModel
+from clprompt.training.settings import Training
+from clprompt.training.steps import make_optimizer, train_step
 
 TARGETS = {"one experience": 1.05, "grown": 1.15}
 MASK_TARGET = 25e6  # bytes per block

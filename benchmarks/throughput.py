@@ -22,17 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from clprompt import config as configuration
-from clprompt import registry, runfolder
-from clprompt.config import Config
+from clprompt import registry
 from clprompt.data import datasets_for
+from clprompt.data.loading import fixed_batches, image_stream, subset, training_batches
 from clprompt.errors import ClpromptError
-from clprompt.evaluation import autocast
-from clprompt.experiment import Builder, Parts
-from clprompt.loading import fixed_batches, image_stream, subset, training_batches, visible
-from clprompt.model import Cache
-from clprompt.steps import make_optimizer, receive, train_step
-from clprompt.terminal import columns
+from clprompt.experiment import config as configuration
+from clprompt.experiment import folder
+from clprompt.experiment.build import Builder, Parts
+from clprompt.experiment.config import Config
+from clprompt.prompting.model import Cache
+from clprompt.reporting.tables import columns
+from clprompt.targets import visible
+from clprompt.training.precision import autocast
+from clprompt.training.steps import make_optimizer, receive, train_step
 
 
 @dataclass
@@ -150,7 +152,7 @@ def main() -> None:
             loaded = configuration.load(names[0], [f"strategy={method}", "compare=[]", *overrides])
             config = replace(loaded, seed=loaded.seeds[0])
             results[method] = found = measure(config, builder, options.images, options.passes)
-            facts = facts or runfolder.environment(builder.build(config).model, torch.device("cpu"))
+            facts = facts or folder.environment(builder.build(config).model, torch.device("cpu"))
         except ClpromptError as error:
             print(f"{method}: left out: {error}", flush=True)
             continue

@@ -1,45 +1,87 @@
 """Prompt-based, rehearsal-free class-incremental learning over frozen timm vision transformers.
 
-The public names below are imported when they are first used: `import clprompt` alone loads no torch.
+The public names below are imported when they are first used: `import clprompt` alone loads no torch. An outsider's
+method imports from here and from :mod:`clprompt.registry` alone.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clprompt.backbone import FrozenViT
-    from clprompt.evaluation import evaluate
-    from clprompt.inference import load
-    from clprompt.model import PromptModel, Step
+    from clprompt.backbones.attention import BlockPrompt as BlockPrompt
+    from clprompt.backbones.vit import FrozenViT as FrozenViT
+    from clprompt.experiment.inference import load as load
+    from clprompt.prompting.model import Cache as Cache
+    from clprompt.prompting.model import PromptModel as PromptModel
+    from clprompt.prompting.model import Step as Step
+    from clprompt.prompting.prompts import uniform as uniform
+    from clprompt.training import optim as optim
+    from clprompt.training.evaluation import evaluate as evaluate
+    from clprompt.training.fit import fit as fit
+    from clprompt.training.settings import Online as Online
+    from clprompt.training.settings import Training as Training
 
     __version__: str
 
-__all__ = ["FrozenViT", "PromptModel", "Step", "__version__", "evaluate", "fit", "load"]
 
-_HOME = {
-    "FrozenViT": "clprompt.backbone",
-    "PromptModel": "clprompt.model",
-    "Step": "clprompt.model",
-    "evaluate": "clprompt.evaluation",
-    "fit": "clprompt.fitting",
-    "load": "clprompt.inference",
-}
+def lazy_names(
+    package: str, homes: Mapping[str, str]
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """The face of a package whose names are imported when they are first asked for.
+
+    Args:
+        package: its ``__name__``.
+        homes: by public name the module that defines it, or the package that it is a module of.
+
+    Returns:
+        What the package's ``__all__``, ``__getattr__`` and ``__dir__`` shall be.
+    """
+    names = vars(sys.modules[package])
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home = importlib.import_module(homes[name])
+        names[name] = value = (
+            getattr(home, name) if hasattr(home, name) else importlib.import_module(f"{homes[name]}.{name}")
+        )
+        return value
+
+    return sorted(homes), find, lambda: sorted({*names, *homes})
+
+
+_NAMES, _find, _listed = lazy_names(
+    __name__,
+    {
+        "BlockPrompt": "clprompt.backbones.attention",
+        "Cache": "clprompt.prompting.model",
+        "FrozenViT": "clprompt.backbones.vit",
+        "Online": "clprompt.training.settings",
+        "PromptModel": "clprompt.prompting.model",
+        "Step": "clprompt.prompting.model",
+        "Training": "clprompt.training.settings",
+        "evaluate": "clprompt.training.evaluation",
+        "fit": "clprompt.training.fit",
+        "load": "clprompt.experiment.inference",
+        "optim": "clprompt.training",
+        "uniform": "clprompt.prompting.prompts",
+    },
+)
+__all__ = [*_NAMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version  # the number is written once, in pyproject.toml
+    if name != "__version__":
+        return _find(name)
+    from importlib.metadata import version  # the number is written once, in pyproject.toml
 
-        value: Any = version("clprompt")
-    elif name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
+    globals()[name] = value = version("clprompt")
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*_listed(), "__version__"})

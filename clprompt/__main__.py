@@ -1,6 +1,6 @@
 """`python -m clprompt` is the command `clprompt`."""
 
-from clprompt.cli import entry
+from clprompt.cli.main import entry
 
 if __name__ == "__main__":
     entry()

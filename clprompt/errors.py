@@ -7,6 +7,7 @@ that the command line prints. Any other exception is a bug of ours and keeps its
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,12 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     plain = {str(candidate).lower().replace("-", "_"): str(candidate) for candidate in allowed}
     close = difflib.get_close_matches(str(name).lower().replace("-", "_"), plain, n=1, cutoff=0.6)
     return f'; did you mean "{plain[close[0]]}"?' if close else ""
+
+
+class DataWarning(UserWarning):
+    """Something about data that a user should read although it stops nothing; one line."""
+
+
+def tell(text: str) -> None:
+    """Issue a :class:`DataWarning`."""
+    warnings.warn(text, DataWarning, stacklevel=3)

@@ -19,16 +19,13 @@ import importlib.metadata
 import pkgutil
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from clprompt.errors import ConfigError, nearest
 
 T = TypeVar("T", bound=Callable[..., Any])
-
-# `strategies.base` ties models to Avalanche, registers nothing, and would cost every command Avalanche's import.
-_WITHOUT_NAMES = {"clprompt.strategies.base"}
 
 
 @dataclass(frozen=True)
@@ -135,12 +132,7 @@ def load_builtin() -> None:
         return
     _loaded = True  # before the imports: a module may ask for a name while it is being imported
     try:
-        for package in (
-            "clprompt.strategies",
-            "clprompt.scenarios",
-            "clprompt.data",
-            "clprompt.multilabel_data",
-        ):
+        for package in ("clprompt.strategies", "clprompt.scenarios", "clprompt.data.sets"):
             _import_all(package)
         for group, registry in ENTRY_POINTS.items():
             for point in importlib.metadata.entry_points(group=group):
@@ -151,11 +143,11 @@ def load_builtin() -> None:
 
 
 def _import_all(package: str) -> None:
-    module = importlib.import_module(package)
-    for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
-        path = f"{package}.{found.name}"
-        if not found.name.startswith("_") and path not in _WITHOUT_NAMES:
-            importlib.import_module(path)
+    """Import every module of a package, and of a folder in it the ``model``; names with ``_`` register nothing."""
+    for found in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if not found.name.startswith("_"):
+            path = f"{package}.{found.name}"
+            importlib.import_module(f"{path}.model" if found.ispkg else path)
 
 
 def _load_entry_point(point: importlib.metadata.EntryPoint, registry: Registry) -> None:
@@ -177,3 +169,13 @@ ENTRY_POINTS = {
     "clprompt.scenarios": scenarios,
     "clprompt.datasets": datasets,
 }
+
+
+def make_registered(known: Registry, section: Mapping[str, Any], *positional: Any, **fixed: Any) -> Any:
+    """Call what is registered under a section's name with the section's arguments."""
+    from clprompt.seeding import derive, preserved_rng  # it imports torch, which a look-up does without
+
+    entry = known.get(section["name"])
+    # A constructor may draw its initial values from there.
+    with preserved_rng(derive(fixed.get("seed", 0), "build", entry.name)):
+        return entry.target(*positional, **fixed, **{k: v for k, v in section.items() if k != "name"})

@@ -7,8 +7,8 @@ clprompt run quickstart --import examples/new_method.py strategy=first_session  
 from torch import Tensor
 
 from clprompt import FrozenViT, PromptModel
-from clprompt.attention import BlockPrompt
-from clprompt.prompts import uniform
+from clprompt.backbones.attention import BlockPrompt
+from clprompt.prompting.prompts import uniform
 from clprompt.registry import strategies
 
 

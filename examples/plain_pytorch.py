@@ -5,11 +5,12 @@ python examples/plain_pytorch.py
 
 import torch
 
-from clprompt import FrozenViT, optim
+from clprompt import FrozenViT
 from clprompt.data import datasets_for, digits
-from clprompt.loading import training_batches
+from clprompt.data.loading import training_batches
 from clprompt.scenarios import split
 from clprompt.strategies.dualprompt import DualPromptModel
+from clprompt.training import optim
 
 
 def main(epochs: int = 2, seed: int = 0) -> DualPromptModel:

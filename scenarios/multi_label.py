@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from clprompt.data.plan import Plan
 from clprompt.errors import ConfigError, DataError
 from clprompt.registry import scenarios
-from clprompt.scenarios._plan import Plan
 from clprompt.seeding import derive
 
 

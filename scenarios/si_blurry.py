@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
+from clprompt.data.plan import Plan, class_ids
 from clprompt.errors import ConfigError
 from clprompt.registry import scenarios
 from clprompt.scenarios import _si_blurry_reference as reference
-from clprompt.scenarios._plan import Plan, class_ids
 from clprompt.seeding import derive
 
 KINDS = ("disjoint", "blurry", "dropped")  # dropped: only with compat="reference"

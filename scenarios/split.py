@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clprompt.data.plan import Plan, class_ids, group_indices
 from clprompt.errors import ConfigError
 from clprompt.registry import scenarios
 from clprompt.scenarios._class_orders import class_order as resolve_order
-from clprompt.scenarios._plan import Plan, class_ids, group_indices
 from clprompt.seeding import derive
 
 

@@ -3,12 +3,12 @@
     python scripts/pretrain_letters.py                                             # writes clprompt/assets/
     python scripts/pretrain_letters.py --glyphs 2000 --epochs 1 --out somewhere    # a small trial
 
-Letters are drawn by `clprompt.letters` as 8x8 images in [0, 1], resized to the model's 16x16 with
+Letters are drawn by `clprompt.data.sets.letters` as 8x8 images in [0, 1], resized to the model's 16x16 with
 `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, without anti-aliasing, and
 normalised with the recorded mean and standard deviation. Images that the model is used on later, the
 digits first of all, must be scaled to [0, 1] and resized in the same way. No digit takes part in the
 training or in its settings: scikit-learn's digits are read only at the end, to report how well the features
-carry over. (The drawing imitates their amount of ink and their placement, see `clprompt.letters`.)
+carry over. (The drawing imitates their amount of ink and their placement, see `clprompt.data.sets.letters`.)
 
 Two files are written, each atomically: `vit_letters.safetensors`, the weights without the head, under
 timm's names, in float16 (cast to float32 on loading); and `vit_letters.json`, the model's arguments, the
@@ -33,9 +33,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from clprompt.files import atomic_write
-from clprompt.letters import render_letters
+from clprompt.data.sets.letters import render_letters
 from clprompt.seeding import generator, preserved_rng
+from clprompt.system.files import atomic_write
 
 MODEL = {
     "img_size": 16,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 #: Commands of the command line that belong to one strategy: name -> "module:attribute" of a click command.
-COMMANDS = {"meta-init": "clprompt.strategies._damvp_command:meta_init"}
+COMMANDS = {"meta-init": "clprompt.strategies.damvp.command:meta_init"}
 
 
 def __getattr__(name: str) -> Any:
@@ -22,15 +22,11 @@ def __getattr__(name: str) -> Any:
         for entry in (strategies.get(known) for known in strategies.names())
     }
     if name == "PromptStrategy":
-        from clprompt.strategies.base import PromptStrategy
+        from clprompt.avalanche.strategy import PromptStrategy
 
         return PromptStrategy
-    if name == "MemoryEngine":
-        from clprompt.strategies._memory import MemoryEngine
-
-        return MemoryEngine
     if name not in models:
         raise AttributeError(f"clprompt.strategies has no {name}; there are: {', '.join(sorted(models))}")
-    from clprompt.strategies.base import make_strategy
+    from clprompt.avalanche.strategy import make_strategy
 
     return make_strategy(models[name])

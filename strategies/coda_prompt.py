@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clprompt.attention import BlockPrompt
-from clprompt.backbone import FrozenViT
-from clprompt.coordination import PromptSet
+from clprompt.backbones.attention import BlockPrompt
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
-from clprompt.model import Boundaries, Cache, Mask, PromptModel
+from clprompt.prompting.coordination import PromptSet
+from clprompt.prompting.model import Boundaries, Cache, Mask, PromptModel
 from clprompt.registry import strategies
 from clprompt.seeding import generator
 

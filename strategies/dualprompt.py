@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from clprompt.attention import BlockPrompt
-from clprompt.backbone import FrozenViT
-from clprompt.coordination import PromptSet
+from clprompt.backbones.attention import BlockPrompt
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
-from clprompt.model import Boundaries, Cache, Mask, PromptModel
-from clprompt.prompts import chosen_similarity, cosine, match, uniform
+from clprompt.prompting.coordination import PromptSet
+from clprompt.prompting.model import Boundaries, Cache, Mask, PromptModel
+from clprompt.prompting.prompts import chosen_similarity, cosine, match, uniform
 from clprompt.registry import strategies
 
 

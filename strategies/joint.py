@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from clprompt.backbone import FrozenViT
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
-from clprompt.model import PromptModel
+from clprompt.prompting.model import PromptModel
 from clprompt.registry import strategies
 from clprompt.strategies.vpt_deep import VPTDeepModel
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clprompt.attention import BlockPrompt
-from clprompt.backbone import FrozenViT
-from clprompt.coordination import PromptSet
+from clprompt.backbones.attention import BlockPrompt
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
-from clprompt.model import Cache, Mask, PromptModel, Step
-from clprompt.prompts import chosen_similarity, cosine, match, uniform
+from clprompt.prompting.coordination import PromptSet
+from clprompt.prompting.model import Cache, Mask, PromptModel, Step
+from clprompt.prompting.prompts import chosen_similarity, cosine, match, uniform
 from clprompt.registry import strategies
 
 HeadType = Literal["prompt", "token", "token+prompt", "gap"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clprompt.backbone import FrozenViT
-from clprompt.model import Cache, Mask, PromptModel
+from clprompt.backbones.vit import FrozenViT
+from clprompt.prompting.model import Cache, Mask, PromptModel
 from clprompt.registry import strategies
 
 

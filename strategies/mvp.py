@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clprompt.attention import BlockPrompt
-from clprompt.backbone import FrozenViT
-from clprompt.coordination import PromptSet
+from clprompt.backbones.attention import BlockPrompt
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
-from clprompt.losses import classification_loss, mask_logits
-from clprompt.model import Boundaries, Cache, PromptModel, Step
-from clprompt.prompts import cosine
+from clprompt.prompting.coordination import PromptSet
+from clprompt.prompting.losses import classification_loss, mask_logits
+from clprompt.prompting.model import Boundaries, Cache, PromptModel, Step
+from clprompt.prompting.prompts import cosine
 from clprompt.registry import strategies
 from clprompt.seeding import generator
 

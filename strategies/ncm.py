@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clprompt.backbone import FrozenViT
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
-from clprompt.heads import grow_rows
-from clprompt.losses import mask_logits
-from clprompt.model import Boundaries, Cache, PromptModel, Step
+from clprompt.prompting.heads import grow_rows
+from clprompt.prompting.losses import mask_logits
+from clprompt.prompting.model import Boundaries, Cache, PromptModel, Step
 from clprompt.registry import strategies
 
 

@@ -6,12 +6,12 @@ import math
 
 from torch import Tensor
 
-from clprompt.attention import BlockPrompt
-from clprompt.backbone import FrozenViT
-from clprompt.coordination import PromptSet
+from clprompt.backbones.attention import BlockPrompt
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
-from clprompt.model import Cache, Mask, PromptModel
-from clprompt.prompts import uniform
+from clprompt.prompting.coordination import PromptSet
+from clprompt.prompting.model import Cache, Mask, PromptModel
+from clprompt.prompting.prompts import uniform
 from clprompt.registry import strategies
 
 

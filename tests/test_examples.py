@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 import clprompt
-from clprompt.cli import main
-from clprompt.config import Training
+from clprompt.cli.main import main
 from clprompt.data import datasets_for, digits
-from clprompt.model import PromptModel
+from clprompt.prompting.model import PromptModel
 from clprompt.scenarios import split
 from clprompt.strategies.dualprompt import DualPromptModel
 from clprompt.testing import check_strategy
+from clprompt.training.settings import Training
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SEED = 3

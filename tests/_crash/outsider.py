@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from clprompt.attention import BlockPrompt
-from clprompt.backbone import FrozenViT
+from clprompt.backbones.attention import BlockPrompt
+from clprompt.backbones.vit import FrozenViT
 from clprompt.data import Augment, DataBundle, ImageSource
-from clprompt.heads import grow_rows, grown
-from clprompt.model import Boundaries, Cache, PromptModel, Step
+from clprompt.prompting.heads import grow_rows, grown
+from clprompt.prompting.model import Boundaries, Cache, PromptModel, Step
 from clprompt.registry import datasets, strategies
 from clprompt.seeding import generator
 

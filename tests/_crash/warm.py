@@ -28,7 +28,13 @@ from matplotlib.figure import Figure
 
 import clprompt.assets
 import clprompt.configs  # noqa: F401
-from clprompt import cli, events, experiment, figures, progress, registry, terminal, tracking  # noqa: F401
+from clprompt import registry
+from clprompt.cli import listing, results  # noqa: F401
+from clprompt.cli import main as cli
+from clprompt.experiment import run  # noqa: F401
+from clprompt.reporting import plots
+from clprompt.system import progress
+from clprompt.tracking import tensorboard, tracker  # noqa: F401
 
 
 def prepare() -> None:
@@ -36,11 +42,11 @@ def prepare() -> None:
     torch.set_num_threads(1)
     registry.load_builtin()
     with tempfile.TemporaryDirectory() as folder, progress.create():
-        events.EventFile(Path(folder), after=[]).file.close()
+        tensorboard.EventFile(Path(folder), after=[]).file.close()
     figure = Figure(figsize=(1, 1))
     figure.subplots().set_title("fonts")
     global _picture
-    _picture = figures.png(figure, 20)
+    _picture = plots.png(figure, 20)
     gc.collect()
     gc.freeze()  # a fork then leaves these objects' pages alone
 
@@ -51,8 +57,8 @@ _picture = b""
 def draw_nothing() -> None:
     """The same picture whatever it shows."""
     for name in ("accuracy_matrix", "accuracy_curves", "forgetting", "confusion_matrix"):
-        setattr(figures, name, lambda *_: None)
-    figures.png = lambda *_, **__: _picture
+        setattr(plots, name, lambda *_: None)
+    plots.png = lambda *_, **__: _picture
 
 
 def child(request: dict[str, Any]) -> int:

@@ -13,8 +13,8 @@ import pytest
 
 from clprompt import registry, testing
 from clprompt.errors import ClpromptError
-from clprompt.testbed import KINDS, Workbench
-from clprompt.testing_multilabel import ScenesBench
+from clprompt.testing.bench import KINDS, Workbench
+from clprompt.testing.label_sets import ScenesBench
 
 #: Further forms that only some methods have.
 FORMS: dict[str, list[dict[str, Any]]] = {

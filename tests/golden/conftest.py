@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from clprompt.backbone import FrozenViT
+from clprompt.backbones.vit import FrozenViT
 
 FOLDER = Path(__file__).parent
 

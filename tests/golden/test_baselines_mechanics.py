@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clprompt.attention import BlockPrompt
+from clprompt.backbones.attention import BlockPrompt
 
 DTYPES = [torch.float64, torch.float32]
 FLOAT64 = torch.float64

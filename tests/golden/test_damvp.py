@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from clprompt.clustering import cluster, summarise
-from clprompt.optim import set_learning_rate
-from clprompt.strategies.damvp import DAMVPModel, activity_rank
+from clprompt.strategies.damvp import DAMVPModel
+from clprompt.strategies.damvp.active import activity_rank
+from clprompt.strategies.damvp.clustering import cluster, summarise
+from clprompt.training.optim import set_learning_rate
 
 
 def same_partition(a: np.ndarray, b: np.ndarray) -> bool:

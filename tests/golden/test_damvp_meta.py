@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clprompt.clustering import cluster, summarise
-from clprompt.frames import frame_places
-from clprompt.strategies.damvp_meta import Batch, Source, adapt, inner_rate, meta_update
+from clprompt.strategies.damvp.clustering import cluster, summarise
+from clprompt.strategies.damvp.frames import frame_places
+from clprompt.strategies.damvp.meta import Batch, Source, adapt, inner_rate, meta_update
 
 from .test_damvp import same_partition
 

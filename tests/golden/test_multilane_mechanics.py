@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clprompt.attention import finish_attention, project, project_stream, residual_mlp, split_heads
+from clprompt.backbones.attention import finish_attention, project, project_stream, residual_mlp, split_heads
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from clprompt import optim
-from clprompt.evaluation import autocast
-from clprompt.losses import mask_logits
+from clprompt.prompting.losses import mask_logits
 from clprompt.strategies.mvp import MVPModel
+from clprompt.training import optim
+from clprompt.training.precision import autocast
 
 VARIANTS = {"pt": "prompt", "pf": "prefix"}
 PARAMETERS = {  # ours -> the file's

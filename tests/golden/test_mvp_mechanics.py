@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clprompt.attention import BlockPrompt
+from clprompt.backbones.attention import BlockPrompt
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clprompt.errors import ConfigError, DataError
-from clprompt.loading import visible
 from clprompt.scenarios.multi_label import plan
+from clprompt.targets import visible
 
 FILE = Path(__file__).parents[1] / "golden" / "multilane_metrics.npz"
 

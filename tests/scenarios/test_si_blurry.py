@@ -286,7 +286,7 @@ def test_targets_that_are_no_class_ids_are_refused(targets):
 
 
 def test_the_command_line_knows_the_stream_and_its_arguments():
-    from clprompt import config
+    from clprompt.experiment import config
 
     values = {"data": "digits", "backbone": "vit_letters", "strategy": "ncm"}
     scenario = {"name": "si-blurry", "n": 30, "compat": "reference"}

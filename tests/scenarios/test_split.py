@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clprompt.config import from_dict
 from clprompt.errors import ConfigError, DataError
+from clprompt.experiment.config import from_dict
 from clprompt.scenarios import Plan, benchmark, to_avalanche
 from clprompt.scenarios.split import plan
 from clprompt.schema import arguments
-from clprompt.testbed import ToyImages
+from clprompt.testing.bench import ToyImages
 
 BALANCED = np.arange(60) % 10
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clprompt.backbone import FrozenViT
-from clprompt.model import PromptModel, Step
+from clprompt.backbones.vit import FrozenViT
+from clprompt.prompting.model import PromptModel, Step
 
 _spec = importlib.util.spec_from_file_location(
     "golden_files", Path(__file__).parents[1] / "golden" / "conftest.py"

@@ -7,14 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clprompt import optim
 from clprompt.errors import ConfigError, ProtocolError
-from clprompt.strategies.coda_prompt import (
-    CODAPromptModel,
-    component_weights,
-    orthogonal_rows,
-    penalty,
-)
+from clprompt.strategies.coda_prompt import CODAPromptModel, component_weights, orthogonal_rows, penalty
+from clprompt.training import optim
 
 NAMES = {"K": "keys", "A": "attention", "P": "components"}
 SMALL = {"length": 4, "components_per_experience": 2}

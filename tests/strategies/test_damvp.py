@@ -10,12 +10,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from clprompt import optim
-from clprompt.backbone import FrozenViT
-from clprompt.clustering import cluster, mean_distance, nearest, sample_features
-from clprompt.frames import as_images, frame_places, frame_size, patch_offsets
+from clprompt.backbones.vit import FrozenViT
 from clprompt.seeding import generator, preserved_rng
 from clprompt.strategies.damvp import DAMVPModel
+from clprompt.strategies.damvp.clustering import cluster, mean_distance, nearest, sample_features
+from clprompt.strategies.damvp.frames import as_images, frame_places, frame_size, patch_offsets
+from clprompt.training import optim
 
 
 @pytest.fixture

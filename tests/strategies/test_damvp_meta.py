@@ -11,18 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clprompt import progress
-from clprompt.backbone import FrozenViT
-from clprompt.cli import main
-from clprompt.errors import CheckpointError, ConfigError
-from clprompt.frames import frame_places, frame_size, load_frame, save_frame
-from clprompt.images import DataWarning
-from clprompt.progress import Progress
+from clprompt.backbones.vit import FrozenViT
+from clprompt.cli.main import main
+from clprompt.errors import CheckpointError, ConfigError, DataWarning
 from clprompt.seeding import generator
-from clprompt.strategies._damvp_meta_init import Learner, moving_average, run
-from clprompt.strategies._damvp_sources import load
 from clprompt.strategies.damvp import DAMVPModel
-from clprompt.strategies.damvp_meta import Batch, Source, adapt, inner_rate, meta_update
+from clprompt.strategies.damvp.frames import frame_places, frame_size, load_frame, save_frame
+from clprompt.strategies.damvp.meta import Batch, Source, adapt, inner_rate, meta_update
+from clprompt.strategies.damvp.meta_init import Learner, moving_average, run
+from clprompt.strategies.damvp.meta_sources import load
+from clprompt.system import progress
+from clprompt.system.progress import Progress
 
 TINY = [
     "backbone={name: vit_tiny_patch16_224, embed_dim: 16, depth: 2, num_heads: 2, img_size: 32}",

@@ -9,11 +9,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from clprompt.backbone import FrozenViT
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, DataError, ProtocolError
-from clprompt.frames import frame_size, load_frame, save_frame
 from clprompt.seeding import generator, preserved_rng
 from clprompt.strategies.damvp import DAMVPModel
+from clprompt.strategies.damvp.frames import frame_size, load_frame, save_frame
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from clprompt import optim
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.strategies.dualprompt import DualPromptModel
+from clprompt.training import optim
 
 SMALL = {"g_length": 3, "e_length": 4}
 

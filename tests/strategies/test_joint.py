@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from clprompt.config import Online, Training
-from clprompt.engine import Engine
+from clprompt.avalanche.benchmark import to_avalanche
+from clprompt.data.plan import Plan
 from clprompt.errors import ConfigError, Interrupted, ProtocolError
-from clprompt.fitting import fit
-from clprompt.scenarios._benchmark import to_avalanche
-from clprompt.scenarios._plan import Plan
 from clprompt.seeding import generator
 from clprompt.strategies.joint import JointModel
 from clprompt.strategies.linear_probe import LinearProbeModel
 from clprompt.strategies.vpt_deep import VPTDeepModel
+from clprompt.training.engine import Engine
+from clprompt.training.fit import fit
+from clprompt.training.settings import Online, Training
 
 TRAINING = Training(train_mb_size=5, train_epochs=2, lr=0.01, log_every=1)
 CLASSES = ((3, 0), (1, 4), (5,))  # class 2 never occurs

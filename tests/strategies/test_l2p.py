@@ -6,10 +6,10 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from clprompt import optim
-from clprompt.backbone import FrozenViT
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.strategies.l2p import L2PModel
+from clprompt.training import optim
 
 SMALL = {"pool_size": 6, "length": 3, "top_k": 2}
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from clprompt import optim
-from clprompt.attention import finish_attention, project_stream, residual_mlp, split_heads
-from clprompt.backbone import FrozenViT
-from clprompt.lanes import merge_tokens
-from clprompt.losses import classification_loss
+from clprompt.backbones.attention import finish_attention, project_stream, residual_mlp, split_heads
+from clprompt.backbones.vit import FrozenViT
+from clprompt.prompting.losses import classification_loss
 from clprompt.seeding import preserved_rng
 from clprompt.strategies.multilane import MultiLaneModel
-from clprompt.testbed import tiny_vit
+from clprompt.strategies.multilane.lanes import merge_tokens
+from clprompt.testing.bench import tiny_vit
+from clprompt.training import optim
 
 _spec = importlib.util.spec_from_file_location(
     "golden_files", Path(__file__).parents[1] / "golden" / "conftest.py"

@@ -4,7 +4,7 @@ import pytest
 
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.strategies.multilane import MultiLaneModel
-from clprompt.testbed import tiny_vit
+from clprompt.testing.bench import tiny_vit
 
 
 @pytest.mark.parametrize(

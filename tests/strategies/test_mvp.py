@@ -3,11 +3,11 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
-from clprompt import optim
-from clprompt.backbone import FrozenViT
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
-from clprompt.steps import receive, train_step
 from clprompt.strategies.mvp import MVPModel
+from clprompt.training import optim
+from clprompt.training.steps import receive, train_step
 
 TINY = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 0}
 

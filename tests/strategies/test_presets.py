@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from clprompt import config, registry
+from clprompt import registry
+from clprompt.experiment import config
+from clprompt.system import overlay
 
 METHODS = ("l2p", "dualprompt", "coda-prompt", "vpt-deep", "linear-probe", "ncm")
 #: (samples per step, epochs on CIFAR-100, epochs on ImageNet-R, rate, schedule, clipping) where a paper has them.
@@ -48,7 +50,7 @@ def test_every_baseline_has_a_preset_with_the_papers_settings(method, data):
 
 
 def test_every_preset_begins_with_a_comment_that_summarises_it():
-    summaries = dict(config.names())
+    summaries = dict(overlay.names())
     for method in METHODS:
         for data, title in (("cifar100", "CIFAR-100"), ("imagenet-r", "ImageNet-R")):
             assert title in summaries[f"{method}-split-{data}"]

@@ -10,12 +10,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from clprompt.backbone import FrozenViT
-from clprompt.config import Online
-from clprompt.engine import Engine
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.seeding import generator, preserved_rng
 from clprompt.strategies.tcpa import TCPAModel
+from clprompt.training.engine import Engine
+from clprompt.training.settings import Online
 
 
 def backbone(**arguments: Any) -> FrozenViT:

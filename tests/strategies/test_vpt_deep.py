@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from clprompt import optim
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.strategies.vpt_deep import VPTDeepModel
+from clprompt.training import optim
 
 
 def golden_model(base, **arguments) -> VPTDeepModel:

@@ -1,0 +1,117 @@
+"""A plan and two data sets as an Avalanche benchmark."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import Dataset, Subset
+
+from clprompt import registry
+from clprompt.data.loading import Images
+from clprompt.data.plan import Plan
+from clprompt.targets import visible
+
+if TYPE_CHECKING:
+    from avalanche.benchmarks import CLScenario
+
+
+def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
+    """The Avalanche benchmark of a plan: one training and one test experience per experience of the plan.
+
+    Args:
+        plan: which training samples arrive when, and the class groups.
+        train, test: data sets of (image, label) with ``targets``.
+
+    Returns:
+        A CLScenario whose experiences know their classes (``classes_in_this_experience``); the task label is 0
+        throughout.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*QP solver.*")
+        from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+        from avalanche.benchmarks.utils import (
+            ConstantSequence,
+            as_classification_dataset,
+            as_taskaware_classification_dataset,
+        )
+        from avalanche.benchmarks.utils.data_attribute import TaskLabels
+
+    if np.ndim(train.targets) == 2:
+        return _label_sets(plan, train, test)
+
+    def parts(dataset: Any, groups: Any) -> list[Any]:
+        found = []
+        for indices in groups:
+            chosen = [int(i) for i in indices]
+            subset = Subset(dataset, chosen)
+            subset.targets = [int(dataset.targets[i]) for i in chosen]  # type: ignore[attr-defined]
+            # One task label for all samples: plugins such as LwF ask for it.
+            labels = TaskLabels(ConstantSequence(0, len(chosen)))
+            labelled = as_classification_dataset(subset).update_data_attribute("targets_task_labels", labels)
+            found.append(as_taskaware_classification_dataset(labelled))
+        return found
+
+    benchmark = benchmark_from_datasets(
+        train=parts(train, plan.indices), test=parts(test, plan.test_groups(test.targets))
+    )
+    return with_task_labels(with_classes_timeline(benchmark))
+
+
+class _Shown(Dataset):
+    """Some samples of a data set, their multi-hot targets restricted to some classes."""
+
+    def __init__(self, dataset: Any, indices: Any, classes: Sequence[int]) -> None:
+        self.dataset, self.indices, self.classes = dataset, [int(i) for i in indices], list(classes)
+        self.random_transform = getattr(dataset, "random_transform", True)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[Any, ...]:
+        image, target, *rest = self.dataset[self.indices[position]]
+        return image, visible(target[None], self.classes)[0], *rest
+
+
+def _label_sets(plan: Any, train: Any, test: Any) -> CLScenario:
+    """A multi-label stream: the data sets carry the visible labels as ``label_sets``; they have no ``targets``.
+
+    Test experience t is the one set that is evaluated after experience t: images with a seen label.
+    """
+    from avalanche.benchmarks import benchmark_from_datasets
+    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+
+    def part(dataset: Any, indices: Any, classes: Sequence[int]) -> Any:
+        hot = np.asarray(dataset.targets)[indices]
+        sets = [[c for c in classes if row[c]] for row in hot]
+        return AvalancheDataset(
+            [_Shown(dataset, indices, classes)], data_attributes=[DataAttribute(sets, "label_sets")]
+        )
+
+    seen = [[c for group in plan.classes[: t + 1] for c in group] for t in range(len(plan))]
+    made = benchmark_from_datasets(
+        train=[part(train, i, c) for i, c in zip(plan.indices, plan.classes, strict=True)],
+        test=[part(test, plan.seen_test(test.targets, t), seen[t]) for t in range(len(plan))],
+    )
+    for stream, groups in ((made.train_stream, plan.classes), (made.test_stream, seen)):
+        for experience, classes in zip(stream, groups, strict=True):
+            experience.classes_in_this_experience = list(classes)
+    return made
+
+
+def benchmark(name: str, train: Images, test: Images, *, seed: int = 0, **arguments: Any) -> CLScenario:
+    """An Avalanche benchmark of a registered stream, e.g. ``benchmark("split", train, test, experiences=5)``.
+
+    Args:
+        name: a registered scenario; ``clprompt list scenarios`` shows them.
+        train, test: data sets of (image, label) with ``targets`` (class ids 0..C-1).
+        seed: of the stream.
+        **arguments: the stream's own.
+
+    Raises:
+        ConfigError, DataError: an unknown name, or arguments that do not fit the data.
+    """
+    entry = registry.scenarios.get(name)
+    return to_avalanche(entry.target(train.targets, seed=seed, **arguments), train, test)  # type: ignore[attr-defined]

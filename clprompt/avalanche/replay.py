@@ -1,0 +1,155 @@
+"""A memory for any strategy on an online stream: Avalanche's replay plugin over its reservoir, under our engine.
+
+Nothing else in clprompt keeps an image. The engine stays what it is (data order, evaluations, records, checkpoints);
+the steps on each batch that arrives are those of a :class:`PromptStrategy` with Avalanche's ``ReplayPlugin``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from clprompt.avalanche.strategy import PromptStrategy
+from clprompt.data.loading import epoch_order
+from clprompt.training.engine import Engine
+from clprompt.training.settings import Memory
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=".*QP solver.*")
+    from avalanche.benchmarks import benchmark_from_datasets
+    from avalanche.benchmarks.utils import DataAttribute, as_classification_dataset
+    from avalanche.core import SupervisedPlugin
+    from avalanche.training.plugins import ReplayPlugin
+    from avalanche.training.storage_policy import ReservoirSamplingBuffer
+
+
+class MemoryEngine(Engine):
+    """The online loop with a reservoir of images; memory images join each of the iterations on a batch.
+
+    A checkpoint holds which samples are in the reservoir, no image, so a resumed run ends with the same bits.
+
+    Args:
+        memory: its size, and how much of it joins a step.
+        *arguments, **named: the engine's.
+
+    Raises:
+        ConfigError: what :meth:`clprompt.training.settings.Memory.check_model` refuses.
+    """
+
+    def __init__(self, *arguments: Any, memory: Memory, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        targets = np.asarray(self.train.targets)  # type: ignore[attr-defined]
+        memory.check_model(self.model, targets)
+        assert self.online is not None
+        images: Any = self.train
+        everything: Any = Subset(images, range(len(targets)))
+        everything.targets = targets.tolist()
+        self._data = as_classification_dataset(everything).update_data_attribute(
+            "sample", DataAttribute(np.arange(len(targets)).tolist(), "sample")
+        )
+        size = self.training.train_mb_size
+        self.reservoir = ReservoirSamplingBuffer(max_size=memory.size)
+        replay = ReplayPlugin(
+            memory.size,
+            batch_size=size,
+            batch_size_mem=memory.batch_size or max(size // 2, 1),
+            storage_policy=self.reservoir,
+        )
+        own: tuple[str, ...] = (
+            "lr",
+            "optimizer",
+            "weight_decay",
+            "momentum",
+            "schedule",
+            "warmup",
+            "clip_grad",
+        )
+        own += ("mixup", "mixup_probability", "label_smoothing")
+        self._at = (0, 1)
+        settings: dict[str, Any] = {key: getattr(self.training, key) for key in own}
+        settings["precision"] = self.precision
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No loggers specified")
+            self.strategy = _Counted(
+                model=self.model,
+                seed=self.seed,
+                train_mb_size=size,
+                train_epochs=self.online.iterations,
+                device=self.model.seen.device,
+                plugins=[replay, _Told(self)],
+                evaluator=None,
+                **settings,
+            )
+        self.strategy.engine = self
+
+    def _batches(self, part: np.ndarray, epoch: int, shuffle: bool) -> Iterable[Any]:
+        """The data sets of the batches that are left, in the engine's order."""
+        at, size = self.position, self.training.train_mb_size
+        order = (
+            epoch_order(len(part), self.seed, at.experience, epoch) if shuffle else torch.arange(len(part))
+        )
+        for batch in order.split(size)[at.batch :]:
+            yield self._data.subset(np.asarray(part)[batch.numpy()].tolist()), None
+
+    def _train_batch(self, images: Any, targets: Tensor | None, step: int, steps: int) -> None:
+        strategy = self.strategy
+        assert self.optimizer is not None  # a memory is refused to what trains nothing
+        strategy.optimizer, self._at = self.optimizer, (step, steps)
+        self.position.samples += len(images)
+        with warnings.catch_warnings(record=True) as caught:
+            strategy.train(benchmark_from_datasets(train=[images]).train_stream[0])
+        for (
+            warning
+        ) in caught:  # all but those of how Avalanche's plugins will be called one day, after each batch
+            if not issubclass(warning.category, DeprecationWarning):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        self._hold(list(self.reservoir.buffer.sample))
+        self._since += len(images)
+        if self.progress:
+            self.progress.step()
+
+    def _hold(self, samples: list[int]) -> None:
+        """The reservoir as one subset of the training data; Avalanche's nests one deeper with every batch."""
+        self.reservoir.buffer = self._data.subset(samples)
+
+    def state(self) -> dict[str, Any]:
+        """As the engine's, with the samples in the reservoir and their weights."""
+        held = torch.tensor(list(self.reservoir.buffer.sample) if len(self.reservoir.buffer) else [])
+        weights = self.reservoir._buffer_weights.clone()
+        seen = self.strategy.clock.train_exp_counter
+        return {**super().state(), "memory": {"samples": held.long(), "weights": weights, "batches": seen}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        super().load_state(state)
+        memory = state["memory"]
+        self._hold(memory["samples"].tolist())
+        self.reservoir._buffer_weights = memory["weights"].clone()
+        self.strategy.clock.train_exp_counter = memory["batches"]
+
+
+class _Counted(PromptStrategy):
+    """A strategy whose learning rate follows the engine's position; a batch is no experience of its own."""
+
+    engine: MemoryEngine
+
+    def _progress(self) -> tuple[int, int]:
+        return self.engine._at
+
+
+class _Told(SupervisedPlugin):
+    """Tells the engine of each step that Avalanche made."""
+
+    def __init__(self, engine: MemoryEngine) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def after_training_iteration(self, strategy: Any, *_: Any, **__: Any) -> None:
+        rate = float(strategy.optimizer.param_groups[0]["lr"])
+        self._engine._stepped(strategy._step, strategy.mb_y, rate)

@@ -1,0 +1,291 @@
+"""PromptStrategy: any registered PromptModel as an Avalanche strategy.
+
+Nobody writes these classes: ``clprompt.strategies.DualPrompt`` is made from ``DualPromptModel`` when it is first
+asked for. The steps are the engine's own, so a script, the command line and ``clprompt.fit`` give the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from clprompt.data.loading import image_stream, training_batches
+from clprompt.errors import ConfigError, ProtocolError
+from clprompt.prompting.losses import classification_loss
+from clprompt.prompting.model import PromptModel, Step
+from clprompt.training import optim
+from clprompt.training.mixing import soften
+from clprompt.training.precision import autocast
+from clprompt.training.settings import Training
+from clprompt.training.steps import make_optimizer, receive, train_step_loss
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=".*QP solver.*")
+    from avalanche.benchmarks.scenarios import NCExperience
+    from avalanche.benchmarks.utils import concat_datasets
+    from avalanche.training.plugins.evaluation import default_evaluator
+    from avalanche.training.templates import SupervisedTemplate
+
+
+class PromptStrategy(SupervisedTemplate):
+    """An Avalanche strategy around a PromptModel.
+
+    Args:
+        model: any PromptModel. The strategies of registered models (``clprompt.strategies.DualPrompt``) take
+            ``backbone`` and the model's own arguments in its place.
+        seed: data order and augmentation (and the model's initial values, where the strategy makes the model).
+        lr, optimizer, weight_decay, momentum, schedule, warmup, mixup, mixup_probability, label_smoothing, clip_grad:
+            as in the ``training`` section of a configuration.
+        precision: "float32" or "bf16".
+        workers: loader processes.
+        train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator, eval_every: Avalanche's.
+
+    Raises:
+        ConfigError: a setting out of range.
+        ProtocolError: a stream without boundaries for a model that needs them.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PromptModel,
+        seed: int = 0,
+        lr: float = 0.005,
+        optimizer: Literal["adam", "adamw", "sgd"] = "adam",
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        schedule: Literal["constant", "cosine"] = "constant",
+        warmup: float = 0.0,
+        mixup: float = 0.0,
+        mixup_probability: float = 1.0,
+        label_smoothing: float = 0.0,
+        clip_grad: float | None = None,
+        precision: Literal["float32", "bf16"] = "float32",
+        workers: int = 0,
+        train_mb_size: int = 32,
+        train_epochs: int = 1,
+        eval_mb_size: int = 128,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[Any] | None = None,
+        evaluator: Any = default_evaluator,
+        eval_every: int = -1,
+    ) -> None:
+        self.training_settings = Training(
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            lr=lr,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            schedule=schedule,
+            warmup=warmup,
+            mixup=mixup,
+            mixup_probability=mixup_probability,
+            label_smoothing=label_smoothing,
+            clip_grad=clip_grad,
+            eval_mb_size=eval_mb_size,
+            workers=workers,
+        )
+        self.seed = seed
+        self.precision = precision
+        self._step: Step | None = None
+        self._arrived: list[Any] = []  # the data sets so far, for a model that revisits them
+        model = model.to(device)
+        super().__init__(
+            model=model,
+            optimizer=_optimizer(model, self.training_settings),
+            criterion=torch.nn.CrossEntropyLoss(),
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=None if plugins is None else list(plugins),
+            evaluator=evaluator,
+            eval_every=eval_every,
+        )
+
+    # ------------------------------------------------------------------ before an experience
+
+    def train_dataset_adaptation(self, **kwargs: Any) -> None:
+        """The experience's data; all data so far for a model that revisits them."""
+        super().train_dataset_adaptation(**kwargs)
+        self.adapted_dataset = self._own_data().train()
+        if self.model.revisits != "never":
+            self._arrived.append(self._own_data())
+            self.adapted_dataset = concat_datasets(self._arrived).train()
+
+    def _own_data(self) -> Any:
+        """The experience's data; that of Avalanche's ``nc_benchmark`` sorted by class, as our split stream has it.
+
+        It comes class by class in the order of a Python set; the bits of a run should not hang on that.
+        """
+        dataset = self.experience.dataset
+        if not isinstance(self.experience, NCExperience):
+            return dataset
+        return dataset.subset(torch.as_tensor(list(dataset.targets)).argsort(stable=True).tolist())
+
+    def _skipped(self) -> bool:
+        """Whether the model trains only after the last experience, and this is an earlier one."""
+        if self.model.revisits != "last":
+            return False
+        return self.experience.current_experience + 1 < len(self.experience.origin_stream)
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        if not self._skipped():
+            super()._train_exp(experience, eval_streams, **kwargs)
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        """The engine's own order; Avalanche's loader shuffles differently for benchmarks with task labels."""
+        self.dataloader = _EpochLoader(self)
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        """Begin the experience, with a fresh optimizer where the method asks for one."""
+        if self._skipped():
+            return
+        begun = self.model.boundaries != "unused"
+        if begun:
+            which = "in_this_experience" if self.model.revisits == "never" else "seen_so_far"
+            classes = getattr(self.experience, f"classes_{which}", None)
+            if classes is None and self.model.boundaries == "required":
+                raise ProtocolError(
+                    f"{type(self.model).__name__} needs to know the classes of an experience, which "
+                    f"{type(self.experience).__name__} does not tell"
+                )
+            begun = classes is not None
+            if classes is not None:
+                self.model.begin_experience(classes, self._clean_images)
+        if begun and self.model.optimizer_reset == "experience":
+            self.optimizer = _optimizer(self.model, self.training_settings)
+        elif self.model.trains:
+            optim.sync(self.optimizer, self.model)
+
+    def _clean_images(self) -> Iterator[Tensor]:
+        dataset = self._own_data().eval()
+        for images in image_stream(dataset, self.eval_mb_size, self.training_settings.workers):
+            yield images.to(self.device)
+
+    def model_adaptation(self, model: Any = None) -> Any:
+        """Nothing to adapt: a model grows when it observes labels, never in evaluation."""
+        return (self.model if model is None else model).to(self.device)
+
+    def _before_training_epoch(self, **kwargs: Any) -> None:
+        self.model.begin_epoch(self.clock.train_exp_epochs)
+        super()._before_training_epoch(**kwargs)
+
+    # ------------------------------------------------------------------ an iteration
+
+    def forward(self) -> Tensor:
+        """Logits of the current batch; in training they come with the method's loss."""
+        if not self.is_training:
+            with autocast(self.device, self.precision):
+                logits = self.model(self.mb_x)
+            # Periodic evaluation starts before any class was seen, and metrics take a maximum over columns.
+            return logits if logits.shape[1] else logits.new_full((len(logits), 1), float("-inf"))
+        receive(self.model, self.optimizer if self.model.trains else None, self.mb_y)
+        if self.model.trains:
+            settings = self.training_settings
+            at, steps = self._progress()
+            optim.set_learning_rate(self.optimizer, settings.schedule, at, steps, settings.warmup)
+        where = (self.clock.train_exp_counter, self.clock.train_exp_iterations, 0)
+        images, soft = soften(
+            self.mb_x, self.mb_y, self.training_settings, self.model.num_classes, self.seed, *where
+        )
+        self._step = train_step_loss(self.model, images, self.mb_y, self.precision, soft)
+        return self._step.logits
+
+    def _progress(self) -> tuple[int, int]:
+        """Which step of how many in the experience this is: what the schedule follows."""
+        return self.clock.train_exp_iterations, self.train_epochs * len(self.dataloader)  # type: ignore[arg-type]
+
+    def criterion(self) -> Tensor:
+        """The method's loss in training; in evaluation the cross-entropy over samples of seen classes."""
+        if self.is_training:
+            assert self._step is not None
+            return self._step.loss
+        if self.mb_y.ndim == 2:
+            return classification_loss(self.mb_output, self.mb_y, self.model.seen)
+        known = self.model.knows(self.mb_y)
+        if not bool(known.any()):
+            return self.mb_output.new_zeros(())
+        return classification_loss(self.mb_output[known], self.mb_y[known])
+
+    def backward(self) -> None:
+        """Backward, where there is anything to train."""
+        if self.loss.requires_grad:
+            super().backward()
+
+    def optimizer_step(self) -> None:
+        """Clip and step, where there is anything to train."""
+        if self.model.trains:
+            optim.clip(self.optimizer, self.training_settings.clip_grad)
+            super().optimizer_step()
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        self.model.end_experience()  # before plugins copy or measure the model
+        super()._after_training_exp(**kwargs)
+
+
+class _EpochLoader:
+    """The batches of the epoch that the strategy's clock shows."""
+
+    def __init__(self, strategy: PromptStrategy) -> None:
+        self.strategy = strategy
+        self.dataset = strategy.adapted_dataset
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.strategy.train_mb_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        strategy = self.strategy
+        return iter(
+            training_batches(
+                self.dataset,
+                seed=strategy.seed,
+                experience=strategy.clock.train_exp_counter,
+                epoch=strategy.clock.train_exp_epochs,
+                batch_size=strategy.train_mb_size,
+                workers=strategy.training_settings.workers,
+            )
+        )
+
+
+def _optimizer(model: PromptModel, training: Training) -> torch.optim.Optimizer:
+    """The engine's optimizer; Avalanche wants one even where nothing is trained."""
+    idle = torch.nn.Parameter(torch.zeros(0), requires_grad=False)
+    return make_optimizer(model, training) or torch.optim.SGD([idle], lr=1.0)
+
+
+@functools.cache
+def make_strategy(model_class: type[PromptModel]) -> type[PromptStrategy]:
+    """The Avalanche strategy of a model class: ``DualPromptModel`` -> ``DualPrompt``."""
+    name = model_class.__name__.removesuffix("Model")
+    own = {n: p for n, p in inspect.signature(model_class).parameters.items() if n != "seed"}
+
+    def __init__(self: PromptStrategy, **arguments: Any) -> None:
+        if "backbone" not in arguments:
+            raise ConfigError(f"{name} needs a backbone (a FrozenViT)")
+        given = {key: arguments.pop(key) for key in own if key in arguments}
+        model = model_class(given.pop("backbone"), seed=arguments.get("seed", 0), **given)
+        PromptStrategy.__init__(self, model=model, **arguments)
+
+    # Avalanche checks argument names against the signature of __init__, and so does whoever asks for help
+    common = [p for n, p in inspect.signature(PromptStrategy.__init__).parameters.items() if n != "model"]
+    __init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*common, *(p.replace(kind=p.KEYWORD_ONLY) for p in own.values())]
+    )
+    document = f"{name} as an Avalanche strategy; the method: :class:`{model_class.__name__}`.\n\n"
+    return type(
+        name,
+        (PromptStrategy,),
+        {
+            "__init__": __init__,
+            "__module__": "clprompt.strategies",
+            "__doc__": document + (PromptStrategy.__doc__ or ""),
+        },
+    )

@@ -1,0 +1,23 @@
+"""Frozen towers and the one prompted attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clprompt import lazy_names
+
+if TYPE_CHECKING:
+    from clprompt.backbones.attention import BlockPrompt as BlockPrompt
+    from clprompt.backbones.sources import embedded_backbones as embedded_backbones
+    from clprompt.backbones.vit import FrozenViT as FrozenViT
+    from clprompt.backbones.vit import make_backbone as make_backbone
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "BlockPrompt": "clprompt.backbones.attention",
+        "FrozenViT": "clprompt.backbones.vit",
+        "embedded_backbones": "clprompt.backbones.sources",
+        "make_backbone": "clprompt.backbones.vit",
+    },
+)

@@ -1,0 +1,201 @@
+"""Where a backbone's weights come from: timm, a file, or the package; and what is refused by name in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from clprompt.errors import BackboneError, tell
+from clprompt.seeding import preserved_rng
+
+
+def create_vit(
+    source: str | nn.Module, pretrained: bool, checkpoint: str | Path | None, kwargs: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The timm module and its data configuration (mean, std, interpolation)."""
+    import timm
+    from timm.data import resolve_model_data_config
+
+    if isinstance(source, nn.Module):
+        if pretrained or checkpoint or kwargs:
+            raise BackboneError(
+                "a backbone given as a module takes no pretrained, checkpoint or timm arguments"
+            )
+        return source, resolve_model_data_config(source)
+    if source in embedded_backbones():
+        if checkpoint:
+            raise BackboneError(
+                f"the embedded backbone {source} brings its own weights; it takes no checkpoint"
+            )
+        return _create_embedded(source, kwargs)
+    if pretrained and checkpoint:
+        raise BackboneError("backbone: give pretrained=true or a checkpoint file, not both")
+    if not timm.is_model(source):
+        from clprompt.errors import nearest
+
+        hint = nearest(source.split(".")[0], [*timm.list_models("*vit*"), *embedded_backbones()])
+        raise BackboneError(f'backbone "{source}" is neither a timm model nor an embedded one{hint}')
+    try:
+        with preserved_rng(0):  # random weights are the same every time, and the caller's random state stays
+            vit = timm.create_model(source, pretrained=pretrained, num_classes=0, **kwargs)
+    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+        raise BackboneError(f'backbone "{source}" could not be built: {_one_line(error)}') from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise BackboneError(
+            f'backbone "{source}": its pretrained weights could not be loaded ({_one_line(error)}); give '
+            "backbone.checkpoint=FILE or backbone.pretrained=false"
+        ) from error
+    if "img_size" in kwargs:
+        _check_image_size(vit, source)
+    if checkpoint:
+        _load_checkpoint(vit, Path(checkpoint))
+    return vit, resolve_model_data_config(vit)
+
+
+def _check_image_size(vit: Any, name: str) -> None:
+    """timm leaves out the pixels that do not fill a patch; who asks for a size means all of it."""
+    embed = getattr(vit, "patch_embed", None)
+    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
+        return
+    for size, patch in zip(embed.img_size, embed.patch_size, strict=True):
+        if size % patch:
+            fits = max(size // patch, 1) * patch
+            raise BackboneError(
+                f"backbone {name}: img_size {size} is not a multiple of the patch size {patch}; "
+                f"{fits} or {fits + patch} would be"
+            )
+
+
+def embedded_backbones() -> list[str]:
+    """Names of the backbones that clprompt itself carries."""
+    files = resources.files("clprompt.assets").iterdir()
+    return sorted(item.name[:-5] for item in files if item.name.endswith(".json"))
+
+
+def _create_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    from safetensors.torch import load
+
+    folder = resources.files("clprompt.assets")
+    facts = json.loads((folder / f"{name}.json").read_text())
+    others = [key for key in kwargs if key != "img_size"]
+    if others:
+        raise BackboneError(
+            f"the embedded backbone {name} has a fixed shape; beside img_size it takes no {', '.join(others)}"
+        )
+    with preserved_rng(0):
+        vit = VisionTransformer(**{**facts["model"], "num_classes": 0, **kwargs})
+    _check_image_size(vit, name)
+    weights = load((folder / f"{name}.safetensors").read_bytes())
+    if kwargs:
+        grid = list(vit.patch_embed.grid_size)
+        weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"].float(), grid)
+    vit.load_state_dict({key: value.float() for key, value in weights.items()})
+    return vit, facts
+
+
+def _load_checkpoint(vit: Any, path: Path) -> None:
+    """Load timm-layout weights: wrappers unpacked, classifier left out, positions resampled."""
+    from timm.models import load_state_dict
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    if not path.is_file():
+        raise BackboneError(f"backbone.checkpoint: no file {path}")
+    try:
+        raw = load_state_dict(str(path), device="cpu", weights_only=True)
+        shapes = {key: tuple(value.shape) for key, value in raw.items() if isinstance(value, Tensor)}
+        state = checkpoint_filter_fn(raw, vit)
+    except Exception as error:  # torch, pickle and safetensors each have their own way to refuse a file
+        pickled = "weights_only" in str(error)
+        reason = "it holds pickled objects, only tensors are ever loaded" if pickled else _one_line(error)
+        raise BackboneError(f"backbone.checkpoint {path} could not be read: {reason}") from error
+    state = {
+        key: value.float()
+        for key, value in state.items()
+        if isinstance(value, Tensor) and key.split(".")[0] not in ("head", "head_dist")
+    }
+    own = vit.state_dict()
+    _check_patch_size(shapes, own, path)
+    problems = [f"{key} is missing" for key in own if key not in state]
+    problems += [f"{key} is not part of the model" for key in state if key not in own]
+    problems += [
+        f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the model"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise BackboneError(f"backbone.checkpoint {path} does not fit: {'; '.join(problems[:3])}{more}")
+    vit.load_state_dict(state)
+    _tell_resampling(shapes, vit, path)
+
+
+def _check_patch_size(shapes: dict[str, tuple[int, ...]], own: dict[str, Tensor], path: Path) -> None:
+    """timm would resample the patch embedding without a word: another model than the one that was trained."""
+    weight = own.get("patch_embed.proj.weight")
+    for key, shape in shapes.items():
+        if weight is None or len(shape) != 4 or not key.endswith(("patch_embed.proj.weight", "conv1.weight")):
+            continue
+        if key.endswith("patch_embed.proj.weight") or shape[0] == len(
+            weight
+        ):  # conv1: CLIP's, not a ResNet's
+            there, here = ("x".join(map(str, sides)) for sides in (shape[2:], weight.shape[2:]))
+            if there != here:
+                raise BackboneError(
+                    f"backbone.checkpoint {path} has patches of {there} pixels ({key}), the model of {here}; "
+                    "name a model of the same patch size"
+                )
+
+
+def _tell_resampling(shapes: dict[str, tuple[int, ...]], vit: Any, path: Path) -> None:
+    """Say so when the file's positions were made for another image size."""
+    found = [shape for key, shape in shapes.items() if key.endswith("pos_embed") and len(shape) == 3]
+    if not found or vit.pos_embed is None or found[0][1] == vit.pos_embed.shape[1]:
+        return
+    high, wide = vit.patch_embed.grid_size
+    before = math.isqrt(found[0][1])  # beside a square grid there are at most a few prefix tokens
+    patch = vit.patch_embed.patch_size[0]
+    tell(
+        f"backbone.checkpoint {path}: positions of {before}x{before} patches (images of {before * patch} pixels) are "
+        f"resampled to {high}x{wide}"
+    )
+
+
+def check_supported(vit: nn.Module, name: str) -> None:
+    """Refuse by name what is not a pre-norm ViT of plain blocks: prompts would mean something else there."""
+    allowed = "clprompt runs timm VisionTransformers of plain pre-norm blocks"
+    if (
+        not isinstance(vit, VisionTransformer)
+        or type(vit).forward_features is not VisionTransformer.forward_features
+    ):
+        raise BackboneError(f"backbone {name} ({type(vit).__name__}) is not supported; {allowed}")
+    if vit.global_pool == "":
+        raise BackboneError(f"backbone {name} has no pooling (global_pool=''), so no features to classify")
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        raise BackboneError(f"backbone {name}: {type(vit.patch_embed).__name__} is not supported; {allowed}")
+    for block in vit.blocks:
+        if type(block) is not Block:
+            raise BackboneError(f"backbone {name}: {type(block).__name__} is not supported; {allowed}")
+        if type(block.attn) is not Attention:
+            raise BackboneError(f"backbone {name}: {type(block.attn).__name__} is not supported; {allowed}")
+
+
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Normalisation constants for another number of channels than they were made for: their mean, repeated."""
+    if len(values) != channels:
+        values = [sum(values) / len(values)] * channels
+    return tuple(float(value) for value in values)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

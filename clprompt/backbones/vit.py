@@ -1,0 +1,264 @@
+"""FrozenViT: any plain timm vision transformer, frozen, always in eval mode, run block by block with prompts."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from clprompt.backbones.attention import (
+    BlockPrompt,
+    finish_attention,
+    project,
+    project_stream,
+    prompted_block,
+    residual_mlp,
+)
+from clprompt.backbones.sources import check_supported, create_vit, per_channel
+from clprompt.errors import BackboneError, ConfigError
+
+#: What a method hands to :meth:`FrozenViT.run`: ``prompts(block, x) -> BlockPrompt | several | None``.
+Prompts = Callable[[int, Tensor], "BlockPrompt | Sequence[BlockPrompt] | None"]
+
+
+class FrozenViT(nn.Module):
+    """A timm vision transformer whose weights never change.
+
+    It calls timm's own pieces (``patch_embed``, ``_pos_embed``, ``norm_pre``, ``blocks``, ``norm``, ``forward_head``)
+    and subclasses nothing, so its features are timm's features. Weights have ``requires_grad=False`` and the module
+    stays in eval mode whatever ``train()`` says.
+
+    Args:
+        source: a timm model name, the name of an embedded backbone (``vit_letters``), or a timm ``VisionTransformer``
+            of your own, which is frozen in place.
+        pretrained: load timm's weights for this name (needs the weights in timm's cache or a network).
+        checkpoint: a local ``.safetensors``, ``.pth`` or ``.bin`` file in timm's layout; a classifier in it is
+            left out, position embeddings are resampled to the image size.
+        normalise: "backbone" gives images the mean and standard deviation that the weights were trained with; "unit"
+            leaves pixels in [0, 1], as several published recipes do.
+        **timm_kwargs: passed to ``timm.create_model`` (``img_size=112``, ``depth=4``, ...).
+
+    Attributes:
+        depth, width, num_heads: blocks, width of the residual stream, attention heads.
+        num_prefix_tokens: class, distillation and register tokens in front of the patches.
+        num_tokens: tokens of one image, prefix included, at the model's own image size.
+        image_size: (height, width) in pixels. in_chans: colour channels.
+        mean, std: per-channel normalisation that the weights expect, on pixels in [0, 1].
+        interpolation, antialias: how images are resized for these weights.
+        head_rows: the rows that pooling reads after the last block; None for all.
+        share_prefix, trim_last_block: switches of two exact savings (blocks before the first prompt run once for
+            query and prompted pass; the last block computes only the rows that are read).
+
+    Raises:
+        BackboneError: the model is not a plain vision transformer, or the checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        source: str | nn.Module,
+        *,
+        pretrained: bool = False,
+        checkpoint: str | Path | None = None,
+        normalise: Literal["backbone", "unit"] = "backbone",
+        **timm_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.source = source if isinstance(source, str) else f"{type(source).__name__} given as a module"
+        self.vit, config = create_vit(source, pretrained, checkpoint, timm_kwargs)
+        check_supported(self.vit, self.source)
+        self.vit.requires_grad_(False)
+        self.vit.eval()
+        vit: Any = self.vit
+        self.depth = len(vit.blocks)
+        self.width = int(vit.embed_dim)
+        self.num_heads = int(vit.blocks[0].attn.num_heads)
+        self.num_prefix_tokens = int(vit.num_prefix_tokens)
+        self.num_tokens = int(vit.patch_embed.num_patches) + self.num_prefix_tokens
+        self.image_size = tuple(int(side) for side in vit.patch_embed.img_size)
+        self.patch_size = tuple(int(side) for side in vit.patch_embed.patch_size)
+        self.in_chans = int(vit.patch_embed.proj.in_channels)
+        if normalise not in ("backbone", "unit"):
+            raise BackboneError(f'backbone.normalise must be backbone or unit, got "{normalise}"')
+        unit = normalise == "unit"
+        self.mean = per_channel([0.0] if unit else config["mean"], self.in_chans)
+        self.std = per_channel([1.0] if unit else config["std"], self.in_chans)
+        self.interpolation = str(config.get("interpolation", "bicubic"))
+        self.antialias = bool(config.get("antialias", True))
+        self.head_rows = slice(0, self.num_prefix_tokens) if vit.global_pool == "token" else None
+        self.share_prefix = True
+        self.trim_last_block = True
+        #: what stands between a method's prompts and the blocks, see :meth:`with_prompts_through`
+        self.around: Callable[[Prompts, int | None, slice | None], Prompts] | None = None
+
+    def with_prompts_through(
+        self, around: Callable[[Prompts, int | None, slice | None], Prompts]
+    ) -> FrozenViT:
+        """The same weights under a second face, in whose runs ``around(prompts, block, rows)`` replaces the prompts.
+
+        It is called once per run, with the block of which only ``rows`` are computed (None: all of every block).
+        """
+        face = copy.copy(self)
+        face.around = around
+        return face
+
+    def train(self, mode: bool = True) -> FrozenViT:
+        """Stay in eval mode: a frozen backbone has no dropout and no stochastic depth."""
+        return super().train(False)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The frozen blocks."""
+        return self.vit.blocks  # type: ignore[return-value]
+
+    def patches(self, images: Tensor) -> Tensor:
+        """The patch embedding alone, without positions: [B, 3, H, W] -> [B, n, D]; see ``linear_patches``.
+
+        With ``dynamic_img_size`` the patches keep their grid, [B, h, w, D]; :meth:`position` takes both.
+        """
+        return self.vit.patch_embed(images)  # type: ignore[operator]
+
+    @property
+    def linear_patches(self) -> bool:
+        """Whether ``patches`` is linear up to a bias: patches(x + y) = patches(x) + patches(y) - patches(0)."""
+        return isinstance(self.vit.patch_embed.norm, nn.Identity)  # type: ignore[union-attr]
+
+    def position(self, patches: Tensor) -> Tensor:
+        """Add class token, registers and positions to patches: [B, n, D] -> tokens [B, N, D]."""
+        vit: Any = self.vit
+        return vit.norm_pre(vit._pos_embed(patches))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> the tokens that enter block 0, [B, N, D]."""
+        return self.position(self.patches(images))
+
+    def run(
+        self,
+        tokens: Tensor,
+        prompts: Prompts | None = None,
+        *,
+        blocks: slice | None = None,
+        rows: slice | None = None,
+    ) -> Tensor:
+        """Run blocks one after the other, each with what ``prompts`` gives it.
+
+        Args:
+            tokens: the stream that enters the first of these blocks, [B, N, D].
+            prompts: called as ``prompts(block, x)`` with the stream that enters the block, so that a method may
+                match on it; returns a BlockPrompt, a sequence of them, or None.
+            blocks: which blocks, as a slice of 0..depth-1; all by default.
+            rows: the rows that the caller reads after the last of these blocks; only they are computed there.
+
+        Returns:
+            [B, N (+ carried prompts), D], or only the rows asked for.
+        """
+        indices = range(self.depth)[blocks or slice(None)]
+        trimmed = indices[-1] if indices and rows is not None and self.trim_last_block else None
+        if prompts is not None and self.around is not None:
+            prompts = self.around(prompts, trimmed, rows)
+        for index in indices:
+            given = None if prompts is None else prompts(index, tokens)
+            given = () if given is None else (given,) if isinstance(given, BlockPrompt) else tuple(given)
+            if index == trimmed:
+                tokens = prompted_block(self.blocks[index], tokens, given, rows)
+            elif given:
+                tokens = prompted_block(self.blocks[index], tokens, given)
+            else:
+                tokens = self.blocks[index](tokens)
+        return tokens if rows is None or trimmed is not None else tokens[:, rows]
+
+    def norm(self, tokens: Tensor) -> Tensor:
+        """The final norm, token by token: [B, R, D] -> [B, R, D]."""
+        return self.vit.norm(tokens)  # type: ignore[operator]
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Final norm and the model's own pooling: [B, N or head rows, D] -> [B, D]."""
+        return self.vit.forward_head(self.norm(tokens), pre_logits=True)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def features(self, x: Tensor, *, start: int = 0) -> Tensor:
+        """The query: the unprompted model's pooled features, without gradient.
+
+        Args:
+            x: images [B, 3, H, W], or tokens [B, N, D] that enter block ``start``.
+            start: the first block to run when tokens are given.
+
+        Returns:
+            [B, D].
+        """
+        tokens = self.embed(x) if x.ndim == 4 else x
+        return self.pool(self.run(tokens, blocks=slice(start, None), rows=self.head_rows))
+
+    def prompted(self, stem: Tensor, prompts: Prompts | None = None, *, start: int = 0) -> Tensor:
+        """Pooled features of a prompted pass, with gradient: tokens entering block ``start`` -> [B, D].
+
+        Pooling reads the stream's own tokens; carried prompts that joined on the way are left out. Without prompts:
+        features with gradient, for methods that prompt the pixels.
+        """
+        rows = self.head_rows or slice(0, stem.shape[1])
+        return self.pool(self.run(stem, prompts, blocks=slice(start, None), rows=rows))
+
+    def class_position(self) -> Tensor:
+        """The position embedding of the class token, [D]; zeros where the backbone has none."""
+        vit: Any = self.vit
+        if not vit.has_class_token or vit.no_embed_class or vit.pos_embed is None:
+            return torch.zeros_like(vit.blocks[0].norm2.weight)
+        return vit.pos_embed[0, 0]
+
+    def check_layers(self, name: str, layers: Sequence[int]) -> tuple[int, ...]:
+        """Block indices as a tuple; refuses repeated ones and ones that this backbone does not have.
+
+        Raises:
+            ConfigError: naming the argument ``name``.
+        """
+        wrong = [layer for layer in layers if not 0 <= layer < self.depth]
+        if wrong:
+            raise ConfigError(f"{name}: block {wrong[0]} is not among 0..{self.depth - 1} of this backbone")
+        if len(set(layers)) != len(tuple(layers)):
+            raise ConfigError(f"{name} names a block twice: {list(layers)}")
+        return tuple(int(layer) for layer in layers)
+
+    @torch.no_grad()
+    def stem(self, images: Tensor, first: int) -> Tensor:
+        """The tokens that enter block ``first``, the first one with prompts; no gradient is needed before it."""
+        return self.run(self.embed(images), blocks=slice(0, first))
+
+    @torch.no_grad()
+    def walk(self, images: Tensor) -> Iterator[tuple[Block, Tensor, Tensor, Tensor, Tensor]]:
+        """The unprompted stream, block by block, for methods that read it.
+
+        Yields:
+            (block, x [B, N, D], normed x [B, N, D], keys [B, H, N, d], values [B, H, N, d]); the last block's own
+            attention and MLP are not computed, as nobody reads what would follow.
+        """
+        x = self.embed(images)
+        for index, block in enumerate(self.blocks):
+            attn: Any = block.attn
+            normed = block.norm1(x)
+            if index == self.depth - 1:
+                yield block, x, normed, *project(attn, normed, "kv")
+                return
+            query, keys, values = project_stream(attn, normed)
+            yield block, x, normed, keys, values
+            heads = F.scaled_dot_product_attention(query, keys, values)
+            x = residual_mlp(block, x, finish_attention(attn, normed, heads))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and bytes of all weights: tells whether two runs used the same backbone."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.vit.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def make_backbone(section: dict[str, Any]) -> FrozenViT:
+    """The frozen backbone of a `backbone` section."""
+    arguments = dict(section)
+    return FrozenViT(arguments.pop("name"), **arguments)

@@ -1,0 +1,50 @@
+"""Commands that strategies bring themselves, so that the command line knows none of them by name.
+
+clprompt's own stand in ``clprompt.strategies.COMMANDS``; an installed package adds its own by entry points of the group
+``clprompt.cli.commands``. Either names a click command as ``module:attribute``. The module is imported for help already:
+it should leave whatever is heavy to the command's body.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import warnings
+from functools import cache
+
+import click
+
+
+@cache
+def places() -> dict[str, str]:
+    """Where each command is, by its name; nothing is imported but the list."""
+    found = {
+        point.name: point.value for point in importlib.metadata.entry_points(group="clprompt.cli.commands")
+    }
+    return found | importlib.import_module("clprompt.strategies").COMMANDS
+
+
+class Group(click.Group):
+    """A group of commands that also finds those of :func:`places`, behind its own."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted({*super().list_commands(context), *places()})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        own = super().get_command(context, name)
+        if own is not None or name not in places():
+            return own
+        module, _, attribute = places()[name].partition(":")
+        try:
+            found: click.Command = getattr(importlib.import_module(module), attribute)
+            known = {parameter.name for parameter in found.params}
+            # --import stands behind every command's name too
+            found.params += [
+                p
+                for p in self.params
+                if p.multiple and not p.expose_value and p.name not in known  # type: ignore[attr-defined]
+            ]
+            return found
+        except Exception as error:  # somebody else's package stops no other command
+            warnings.warn(f"the command {name} ({places()[name]}) is left out: {error}")
+            return None

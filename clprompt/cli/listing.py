@@ -1,0 +1,97 @@
+"""What the command line prints: lists of what is there, and the block at the end of a run."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from clprompt import registry, schema
+from clprompt.errors import ClpromptError
+from clprompt.reporting.tables import columns
+from clprompt.system import overlay
+
+if TYPE_CHECKING:
+    pass
+
+
+# timm's names of vision transformers whose blocks are parallel, post-norm or differential: no place for a prompt.
+_OTHER_BLOCKS = re.compile(r"_(18x2|rpn|xp)_|^vit_(d|p|dp)(wee|little)_")
+
+
+# ----------------------------------------------------------------------------------------------- lists
+
+
+def listing(kind: str, short: bool = False) -> list[str]:
+    """The lines of `clprompt list KIND`; kind is one of `clprompt.cli.KINDS`.
+
+    Args:
+        kind: what to list. short: of long lists only how much there is.
+    """
+    if kind in ("configs", "studies"):
+        return columns(overlay.names("study" if kind == "studies" else "configuration"))
+    if kind == "backbones":
+        return _backbones(short)
+    known = {
+        "strategies": registry.strategies,
+        "scenarios": registry.scenarios,
+        "datasets": registry.datasets,
+    }[kind]
+    entries = [known.get(name) for name in known.names()]
+    if kind != "strategies":
+        return columns([(entry.name, entry.summary) for entry in entries])
+    rows = [("name", "year", "boundaries", "paper")]
+    backbone = _small_backbone()
+    for entry in entries:
+        paper = entry.info.get("paper") or entry.summary
+        year = entry.info.get("year") or "-"
+        rows.append((entry.name, str(year), _boundaries(entry.target, backbone), str(paper)))
+    return columns(rows)
+
+
+def timm_backbones() -> list[str]:
+    """Names of timm's pretrained vision transformers that `FrozenViT` runs; told by their names, none is built."""
+    import timm
+
+    names = [
+        name
+        for module in ("vision_transformer", "deit")
+        for name in timm.list_models(module=module, pretrained=True)
+    ]
+    return [name for name in names if not _OTHER_BLOCKS.search(name)]
+
+
+def _backbones(short: bool) -> list[str]:
+    from clprompt.backbones.sources import embedded_backbones
+
+    assets = importlib.resources.files("clprompt.assets")
+    rows = []
+    for name in embedded_backbones():
+        facts = json.loads((assets / f"{name}.json").read_text())
+        size = "x".join([str(facts["model"]["img_size"])] * 2)
+        parameters = f"{facts['parameters']:,} parameters, " if "parameters" in facts else ""
+        rows.append((name, f"embedded; {parameters}{size} images"))
+    names = timm_backbones()
+    more = f"and {len(names)} of timm with pretrained weights (or random ones: pretrained=false)"
+    return [*columns(rows), *([f"{more}: clprompt list backbones"] if short else [f"{more}:", *names])]
+
+
+def _small_backbone() -> Any:
+    from clprompt.backbones.vit import FrozenViT
+
+    return FrozenViT("vit_tiny_patch16_224", embed_dim=16, num_heads=2, img_size=32)
+
+
+def _boundaries(strategy: Any, backbone: Any) -> str:
+    """Whether the method needs to know where experiences begin: its arguments decide, so instances are asked."""
+    said = []
+    choices: list[dict[str, Any]] = [{}]
+    if "boundary_free" in schema.parameters(strategy)[0]:
+        choices.append({"boundary_free": True})
+    for arguments in choices:
+        try:
+            said.append(str(strategy(backbone, **arguments).boundaries))
+        except (ClpromptError, TypeError):  # it has arguments without defaults: nobody can say
+            said.append("-")
+    return " or ".join(dict.fromkeys(said))

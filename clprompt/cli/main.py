@@ -1,0 +1,404 @@
+"""The command `clprompt`. Nothing here imports torch before a command needs it: help comes at once.
+
+A user's mistake is one line on stderr and exit code 2; `CLPROMPT_DEBUG=1` shows the traceback as well. Any other
+exception is a bug of clprompt's and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clprompt.cli import commands
+from clprompt.errors import ClpromptError, ConfigError, Interrupted, RunFolderError, RunsFailed
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+KINDS = ("strategies", "scenarios", "datasets", "configs", "studies", "backbones")
+SECTIONS = ("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory")
+
+_imported: list[str] = []  # by --import: a resume line has to repeat them
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: its words, without the program's name; None for those of the process.
+
+    Returns:
+        The exit code: 0, 2 for a user's mistake, 130 or 143 for an interrupted run that can be resumed.
+    """
+    _imported.clear()
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            group.main(args=None if argv is None else list(argv), prog_name="clprompt", standalone_mode=False)
+    except Interrupted as stop:
+        _show(stop.finished)
+        words = [word for module in _imported for word in ("--import", module)]
+        again = stop.again or ["clprompt", "resume", *map(str, stop.folders)]
+        line = shlex.join([*again[:2], *words, *again[2:]])
+        known = stop.again or stop.folders
+        print(f"interrupted; continue with: {line}" if known else "interrupted", file=sys.stderr)
+        return 128 + stop.signal
+    except click.Abort:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except click.ClickException as error:
+        return _mistake(error, error.format_message())
+    except ClpromptError as error:
+        _show(getattr(error, "finished", []))
+        return _mistake(error, str(error))
+    except OSError as error:
+        about = f": {error.filename}" if error.filename is not None else ""
+        return _mistake(error, f"{error.strerror or error}{about}")
+    except SystemExit as stop:  # click ends completion and broken pipes this way
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _show(results: list[Any]) -> None:
+    """Print the block of what is finished, if anything is."""
+    if results:
+        from clprompt.cli.results import results as block
+
+        click.echo(block(results))
+
+
+_show_warning = warnings.showwarning
+
+
+def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """What a user should read about the data is one line; other warnings look as Python shows them."""
+    if category.__name__ == "DataWarning":  # by name: the class's module loads torch
+        print("clprompt: note:", " ".join(str(message).split()), file=sys.stderr)
+    else:
+        _show_warning(message, category, *where, **more)
+
+
+def _mistake(error: Exception, text: str) -> int:
+    if os.environ.get("CLPROMPT_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+    print("clprompt: error:", " ".join(text.split()) or type(error).__name__, file=sys.stderr)
+    return 2
+
+
+# ------------------------------------------------------------------------------------------ completion
+
+
+def _complete_config(
+    context: click.Context, parameter: click.Parameter, word: str, kind: str = "configuration"
+) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from clprompt.system import overlay
+
+    found = [CompletionItem(name, help=text) for name, text in overlay.names(kind) if name.startswith(word)]
+    return found or [CompletionItem(word, type="file")]
+
+
+def _complete_override(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from clprompt import schema
+    from clprompt.experiment import config
+    from clprompt.training.settings import Online, Training
+
+    keys = [f"{key}=" for key in ("seed", "precision", "device", "runs_dir", "export", "name", *SECTIONS)]
+    for section, settings in (
+        ("training", Training),
+        ("online", Online),
+        ("memory", config.Memory),
+    ):
+        keys += [f"{section}.{key}=" for key in schema.parameters(settings)[0]]
+    return [CompletionItem(key) for key in keys if key.startswith(word)]
+
+
+# -------------------------------------------------------------------------------------------- commands
+
+
+def _import(context: click.Context, parameter: click.Parameter, modules: tuple[str, ...]) -> None:
+    if context.resilient_parsing:
+        return
+    for module in modules:
+        if module not in _imported:
+            _import_one(module)
+            _imported.append(module)
+
+
+def _import_one(module: str) -> None:
+    from clprompt.registry import load_builtin
+
+    load_builtin()  # ours first, so that a name taken twice is told to whoever took it second
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        if module.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+            assert spec is not None  # the suffix is known
+            assert spec.loader is not None
+            loaded = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = loaded
+            spec.loader.exec_module(loaded)
+        else:
+            importlib.import_module(module)
+    except ClpromptError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--import {module}: {type(error).__name__}: {error}") from error
+
+
+_import_option: Callable[[Any], Any] = click.option(
+    "--import",
+    "modules",
+    metavar="MODULE",
+    multiple=True,
+    expose_value=False,
+    callback=_import,
+    help="Import a module (or a .py file) first, so that what it registers counts. Repeatable.",
+)
+_config_argument = click.argument("config", metavar="CONFIG", shell_complete=_complete_config)
+_overrides_argument = click.argument(
+    "overrides", metavar="[KEY=VALUE]...", nargs=-1, shell_complete=_complete_override
+)
+
+
+@click.group(
+    cls=commands.Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog='Shell completion: eval "$(_CLPROMPT_COMPLETE=bash_source clprompt)" (or zsh_source, fish_source).',
+)
+@click.version_option(package_name="clprompt", message="%(prog)s %(version)s")
+@_import_option
+@click.pass_context
+def group(context: click.Context) -> None:
+    """Prompt-based, rehearsal-free continual learning over frozen vision transformers."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@group.command()
+@_config_argument
+@_overrides_argument
+@_import_option
+def run(config: str, overrides: tuple[str, ...]) -> None:
+    """Run an experiment.
+
+    CONFIG is the name of a packaged configuration (`clprompt list configs`) or a path to a .yaml file. Overrides
+    change single values (training.lr=0.01, seed=0,1,2), or a whole section by name (strategy=l2p, data=digits).
+    """
+    from clprompt.experiment import config as configs
+
+    resolved = configs.load(config, overrides)
+    from clprompt.experiment import run as experiment
+    from clprompt.system import progress  # after the cheap mistakes are told
+
+    with progress.create() as bar:
+        results = experiment.run(resolved, progress=bar)
+    _show(results)
+
+
+@group.command(short_help="Continue interrupted runs from their checkpoints.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@_import_option
+def resume(runs: tuple[str, ...]) -> None:
+    """Continue interrupted runs from their checkpoints, to the same results.
+
+    RUN is the folder of a run, as `clprompt run` printed it.
+    """
+    folders = list(dict.fromkeys(Path(folder) for folder in runs))
+    for folder in folders:
+        if not (folder / "config.yaml").is_file():
+            what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
+            raise RunFolderError(f"{folder} is not the folder of a run: {what}")
+    from clprompt.experiment import run as experiment
+    from clprompt.system import progress
+
+    results: list[Any] = []
+    failures: dict[Path, ClpromptError] = {}
+    with progress.create() as bar:
+        for position, folder in enumerate(folders):
+            try:
+                results.append(experiment.resume(folder, progress=bar))
+            except Interrupted as stop:
+                left = [*failures, *stop.folders, *folders[position + 1 :]]
+                raise Interrupted(stop.signal, dict.fromkeys(left), results) from None
+            except ClpromptError as error:
+                if len(folders) == 1:
+                    raise
+                failures[folder] = error
+    if failures:
+        raise RunsFailed(failures, results)
+    _show(results)
+
+
+@group.command(short_help="Run a grid of strategies, scenarios and seeds.")
+@click.argument("study", metavar="STUDY", shell_complete=functools.partial(_complete_config, kind="study"))
+@_overrides_argument
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time, at most one a core.  [default: 1]")
+@click.option("--only", metavar="LABEL", multiple=True, help="Only this strategy. Repeatable.")
+@click.option("--scenario", metavar="LABEL", multiple=True, help="Only this scenario. Repeatable.")
+@click.option("--seed", metavar="K", type=int, multiple=True, help="Only this seed. Repeatable.")
+@click.option("--again", is_flag=True, help="Run again, from the start, what has another configuration now.")
+@click.option("--dry-run", is_flag=True, help="Print one command for each run that is left, and run nothing.")
+@click.option("--launcher", default="local", show_default=True, help="local, or ray (extra clprompt[ray]).")
+@_import_option
+def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
+    """Run a grid of strategies, scenarios and seeds, each run in a process and a folder of its own.
+
+    STUDY is the name of a packaged study (`clprompt list studies`) or a path to a .yaml file; overrides are those of
+    `clprompt run`. What is finished is skipped, what was interrupted goes on; the report comes at the end.
+    """
+    from clprompt.cli import study as study_command
+
+    study_command.run(study, overrides, imports=_imported, **options)
+
+
+@group.command(short_help="Compare finished runs: tables, drawings, one HTML file.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--out", metavar="DIR", type=click.Path(), help="Where to write; also out=DIR.  [default: report]"
+)
+@click.option("--against", metavar="LABEL", default="", help="Add a table of differences to this row.")
+def report(runs: tuple[str, ...], out: str | None, against: str) -> None:
+    """Compare finished runs: means and standard errors over seeds, drawings, one self-contained HTML file.
+
+    RUN is a run folder, or a folder with run folders somewhere below it. Unfinished runs are named and left out.
+    """
+    words = [run for run in runs if not run.startswith("out=")]
+    named = [run.removeprefix("out=") for run in runs if run.startswith("out=")]
+    if not words:
+        raise click.UsageError("Missing argument 'RUN...'.")
+    from clprompt.reporting import report as reports
+
+    found = reports.collect(words, against)
+    written = found.write(out or (named[-1] if named else "") or "report")
+    click.echo(found.text())
+    click.echo("\n" + "\n".join(map(str, written)))
+
+
+_run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+_images_argument = click.argument("images", metavar="IMAGES...", nargs=-1, required=True, type=click.Path())
+_device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ...")
+
+
+@group.command(short_help="Classify images with a trained model; CSV.")
+@_run_argument
+@_images_argument
+@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time."
+)
+@click.option(
+    "--out", metavar="FILE", type=click.Path(), help="Where to write the CSV; standard output else."
+)
+@_device_option
+@_import_option
+def predict(
+    run: Path, images: tuple[str, ...], top_k: int, batch_size: int, out: str | None, device: str
+) -> None:
+    """Classify images with the model of a finished run, as CSV: path, rank, class, probability.
+
+    RUN is the folder of the run; IMAGES are files, folders and patterns ("photos/**/*.jpg").
+    """
+    from clprompt.experiment import inference
+
+    facts, paths = inference.read_facts(run), inference.find_images(images)
+    model = inference.load(run, device=device)
+    multi_label = bool(facts.get("multi_label"))
+    found = inference.predict(model, paths, top_k=top_k, batch_size=batch_size, multi_label=multi_label)
+    text = inference.to_csv(found)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        from clprompt.system.files import atomic_write
+
+        atomic_write(out, text)
+
+
+@group.command(short_help="Draw how a trained model sees images, where its method can.")
+@_run_argument
+@_images_argument
+@click.option(
+    "--out", metavar="DIR", type=click.Path(), default="explain", show_default=True, help="Where to draw."
+)
+@_device_option
+@_import_option
+def explain(run: Path, images: tuple[str, ...], out: str, device: str) -> None:
+    """Draw how the model of a finished run sees images, where its method can; one PNG per drawing.
+
+    RUN is the folder of the run; IMAGES are files, folders and patterns.
+    """
+    from clprompt.experiment import inference
+
+    inference.read_facts(run)
+    plots = inference.explain(run, inference.find_images(images), device=device)
+    for path in inference.draw(plots, Path(out)):
+        click.echo(path)
+
+
+@group.command(short_help="Draw what arrives when in a stream: a table and a PNG.")
+@click.argument("stream", metavar="CONFIG|SCENARIO", shell_complete=_complete_config)
+@_overrides_argument
+@_import_option
+def stream(stream: str, overrides: tuple[str, ...]) -> None:
+    """Draw what arrives when in a stream; no model is loaded.
+
+    The stream is that of a configuration, or a scenario by name (`clprompt list scenarios`) with data=NAME or
+    labels=FILE.npy (class ids). Overrides are those of a run (scenario.n=30, seed=3); out=FILE.png says where to draw.
+    """
+    from clprompt.cli.stream import read
+    from clprompt.reporting import plots
+    from clprompt.system import files
+
+    drawn, out = read(stream, overrides)
+    click.echo(drawn.table())
+    files.atomic_write(out, plots.png(drawn.figure()))
+    click.echo(f"\ndrawn: {out}")
+
+
+@group.command(
+    "list", short_help="List strategies, scenarios, data sets, configurations, studies or backbones."
+)
+@click.argument("kind", required=False, type=click.Choice(KINDS))
+@_import_option
+def list_(kind: str | None) -> None:
+    """List strategies, scenarios, data sets, configurations, studies or backbones; all of them without an argument."""
+    from clprompt.cli import listing
+
+    for position, chosen in enumerate([kind] if kind else KINDS):
+        if kind is None:
+            click.echo(("\n" if position else "") + f"{chosen}:")
+        for line in listing.listing(chosen, short=kind is None):
+            click.echo(line)
+
+
+@group.command("config", short_help="Print a configuration, resolved; nothing is run.")
+@_config_argument
+@_overrides_argument
+@_import_option
+def config_(config: str, overrides: tuple[str, ...]) -> None:
+    """Print a configuration with every default and override written out; nothing is run."""
+    from clprompt.experiment import config as configs
+
+    click.echo(configs.to_yaml(configs.load(config, overrides)), nl=False)

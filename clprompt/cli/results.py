@@ -1,0 +1,60 @@
+"""The block that the command line prints at the end of a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from clprompt.reporting.tables import columns, mean_and_error
+
+if TYPE_CHECKING:
+    from clprompt.experiment.run import Result
+
+
+# --------------------------------------------------------------------------------------------- results
+
+
+def results(found: Sequence[Result]) -> str:
+    """The block at the end: accuracies, means over seeds, run folders, and how to look at them.
+
+    Args:
+        found: what was run, of one or several strategies and seeds.
+    """
+    from clprompt.reporting import summary
+
+    groups: dict[str, dict[int, Result]] = {}  # strategy -> seed -> result
+    for result in found:
+        group, count = result.name, 1
+        while result.seed in groups.setdefault(group, {}):  # one strategy twice, with other arguments
+            count += 1
+            group = f"{result.name} ({count})"
+        groups[group][result.seed] = result
+    several = any(len(of_seeds) > 1 for of_seeds in groups.values())
+    labelled = {
+        f"{group}, seed {seed}" if several else group: result
+        for group, of_seeds in groups.items()
+        for seed, result in of_seeds.items()
+    }
+    tables = {label: (result.matrix, result.summary) for label, result in labelled.items()}
+    parts = [summary.text_summary(tables).rstrip("\n")]
+    if several:
+        parts.append("\n".join(_over_seeds(groups)))
+    parts.append("\n".join(columns([(label, str(result.folder)) for label, result in labelled.items()])))
+    folders = dict.fromkeys(str(result.folder.parent) for result in found)
+    parts.append("\n".join(shlex.join(["tensorboard", "--logdir", folder]) for folder in folders))
+    return "\n\n".join(parts)
+
+
+def _over_seeds(groups: dict[str, dict[int, Result]]) -> list[str]:
+    from clprompt.reporting.summary import columns_of
+
+    shown = columns_of(result.summary for of_seeds in groups.values() for result in of_seeds.values())
+    averaged = {key: shown[key] for key in shown if key not in ("backward_transfer", "last_accuracy")}
+    rows: list[Sequence[str]] = [("percent, mean +- standard error", "seeds", *averaged.values())]
+    for group, of_seeds in groups.items():
+        cells = [
+            mean_and_error([result.summary.get(key) for result in of_seeds.values()]) for key in averaged
+        ]
+        rows.append((group, str(len(of_seeds)), *cells))
+    return columns(rows)

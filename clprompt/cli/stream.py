@@ -1,0 +1,86 @@
+"""What ``clprompt stream`` asks for: the map of a stream from a configuration, a scenario or labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clprompt import registry, schema
+from clprompt.errors import ConfigError, DataError
+from clprompt.experiment import config
+from clprompt.reporting.stream_map import StreamMap
+from clprompt.system import overlay
+
+# ------------------------------------------------------------------------------------------ from the command line
+
+
+def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
+    """The map that ``clprompt stream NAME [KEY=VALUE]...`` asks for, and the file of its drawing.
+
+    Args:
+        name: a scenario, or a packaged configuration, or a path to a .yaml file.
+        overrides: as for a run (``scenario.n=30``, ``data=digits``, ``seed=3``); besides, ``labels=FILE.npy`` reads
+            class ids instead of a data set, and ``out=FILE.png`` says where to draw.
+
+    Raises:
+        ClpromptError: whatever a user can get wrong, in one line.
+    """
+    own: dict[str, str | None] = {"labels": None, "out": None}
+    rest = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if equals and key.strip() in own:
+            own[key.strip()] = value.strip()
+        else:
+            rest.append(text)
+    values = _values(name, rest)
+    scenario = config.named(values.get("scenario"), "scenario")
+    seed = values.get("seed", 0)
+    seed = schema.check(seed[0] if isinstance(seed, list) and seed else seed, int, "seed")
+    if own["labels"] is None and values.get("data") is None:
+        raise ConfigError("the stream needs labels: give data=NAME or labels=FILE.npy")
+    if own["labels"] is not None:
+        targets, names, source = _labels(own["labels"]), None, Path(own["labels"]).name
+    else:
+        data = config.named(values["data"], "data")
+        bundle = registry.datasets.get(data["name"]).target(**_arguments(data))
+        targets, names, source = bundle.train.targets, bundle.class_names, data["name"]
+    found = registry.scenarios.get(scenario["name"])
+    plan = found.target(targets, seed=seed, **_arguments(scenario))
+    title = f"{found.name} stream of {source}, seed {seed}"
+    out = Path(own["out"] or f"stream-{found.name}-seed{seed}.png")
+    return StreamMap.of(plan, targets, title, names), out
+
+
+def _values(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The top level of the configuration of that name, or of one that holds nothing but the scenario of that name."""
+    scenarios = registry.scenarios.names()
+    if name.replace("-", "_") in {known.replace("-", "_") for known in scenarios}:
+        raw: dict[str, Any] = {"scenario": {"name": name}}
+        path = Path(name)
+    else:
+        try:
+            path = overlay.find(name)
+        except ConfigError as error:
+            raise ConfigError(f"{error}, or a scenario ({', '.join(scenarios)})") from None
+        raw = overlay.read(path)
+    overlay.apply(raw, overrides, sections={"data", "scenario"})
+    schema.check_keys(raw, config.KEYS, "")
+    return overlay.resolve(raw, path)
+
+
+def _arguments(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != "name"}
+
+
+def _labels(path: str) -> np.ndarray:
+    """Class ids from a .npy file."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"labels: there is no file {path}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"labels: {path} is not a .npy file of class ids: {error}") from None

@@ -1,0 +1,108 @@
+"""`clprompt study`: what it prints, in which order, and how it ends."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from clprompt.errors import Interrupted
+from clprompt.experiment import study as studies
+
+
+def run(
+    name: str,
+    overrides: Sequence[str],
+    *,
+    imports: Sequence[str],
+    jobs: int | None,
+    only: Sequence[str],
+    scenario: Sequence[str],
+    seed: Sequence[int],
+    again: bool,
+    dry_run: bool,
+    launcher: str,
+) -> None:
+    """Run a study, or print its commands; see `clprompt study --help`.
+
+    Raises:
+        ClpromptError: a mistake, found before anything is run where that is possible.
+        StudyFailed: some runs failed; the report over the others is written.
+        Interrupted: a signal came.
+    """
+    whole = studies.load(name, overrides)
+    chosen = studies.select(whole, only, scenario, seed)
+    from clprompt.experiment import launch, study_runs  # after the cheap mistakes are told
+
+    launcher_of_runs = launch.launcher(launcher, jobs)
+    for note in whole.notes:
+        _say(note)
+    found = study_runs.survey(chosen, again=again)
+    if dry_run:
+        _print_commands(found.waiting, name, overrides, imports, again)
+        _say(f"# {len(found.waiting)} to run, {len(found.finished)} finished; at the end, for the report:")
+        _say(f"# {studies.command(name, overrides)}")
+        for line in study_runs.failures({}, found.changed):
+            _say(f"# {line}")
+        return
+    if found.finished:
+        _say(f"{len(found.finished)} of {len(chosen.runs)} runs are finished already")
+    study_runs.check(chosen, found.waiting)
+    try:
+        failed = study_runs.execute(found.waiting, launcher_of_runs, imports, _say)
+    except Interrupted as stop:
+        options: dict[str, Any] = {"--jobs": jobs, "--launcher": None if launcher == "local" else launcher}
+        words = [word for key, value in options.items() if value is not None for word in (key, str(value))]
+        words += [word for label in only for word in ("--only", label)]
+        words += [word for label in scenario for word in ("--scenario", label)]
+        words += [word for number in seed for word in ("--seed", str(number))]
+        raise Interrupted(stop.signal, again=["clprompt", "study", name, *overrides, *words]) from None
+    lines = study_runs.failures(failed, found.changed)
+    if chosen.runs == whole.runs:
+        _end(whole)
+    elif not lines:
+        rest = studies.command(name, overrides)
+        _say(f"{len(chosen.runs)} of {len(whole.runs)} runs are done; the others and the report: {rest}")
+    for line in lines:
+        _say(line)
+    if lines:
+        of = f"of {len(chosen.runs)} runs"
+        text = f"{len(failed)} {of} failed" if failed else ""
+        left = f"{len(found.changed)} {of} left out, of another configuration (--again runs them again)"
+        raise study_runs.StudyFailed("; ".join(filter(None, [text, left if found.changed else ""])))
+
+
+def _end(study: studies.Study) -> None:
+    """The report over what is finished, the best of a sweep, and where everything is."""
+    from clprompt.experiment import study_runs
+
+    finished = study_runs.survey(study).finished
+    if not finished:
+        return
+    text, written = study_runs.write_report(study, finished)
+    click.echo(text)
+    lines, path = study_runs.best(study, finished)
+    if path is not None:
+        click.echo("\n" + "\n".join(lines))
+        written.append(path)
+    click.echo("\n" + "\n".join(map(str, written)))
+    click.echo("\n" + shlex.join(["tensorboard", "--logdir", str(study.folder)]))
+
+
+def _print_commands(
+    runs: Sequence[studies.Planned],
+    name: str,
+    overrides: Sequence[str],
+    imports: Sequence[str],
+    again: bool,
+) -> None:
+    options = [word for module in imports for word in ("--import", module)] + ["--again"] * again
+    for run in runs:
+        click.echo(studies.command_of(run, name, overrides, options))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

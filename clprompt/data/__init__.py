@@ -1,0 +1,65 @@
+"""Images, label sets, bundles, plans, transforms and batches; ``data/sets/`` holds one data set a file.
+
+========================================= ==========================================================
+digits, letters                           8x8 images that come with clprompt; no download
+synthetic                                 generated coloured blobs, of any size and number
+imagefolder, csv, npz                     your own images, see :mod:`clprompt.data.sets.imagefolder`
+cifar100, flowers102, ...                 torchvision's, see :mod:`clprompt.data.sets.torchvision`
+multi_label_csv, coco, voc2007, ...       label sets
+========================================= ==========================================================
+
+A data set of your own is a function that returns a :class:`DataBundle`; its typed keyword arguments are the keys of
+the configuration's ``data`` section:
+
+    @datasets.register("mine")
+    def mine(*, path: str = "data") -> DataBundle: ..."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clprompt import lazy_names
+
+if TYPE_CHECKING:
+    from clprompt.data.bundle import DataBundle as DataBundle
+    from clprompt.data.bundle import Selection as Selection
+    from clprompt.data.bundle import assemble as assemble
+    from clprompt.data.dataset import ImageDataset as ImageDataset
+    from clprompt.data.dataset import datasets_for as datasets_for
+    from clprompt.data.images import ImageArray as ImageArray
+    from clprompt.data.images import ImageFiles as ImageFiles
+    from clprompt.data.images import ImageSource as ImageSource
+    from clprompt.data.loading import image_stream as image_stream
+    from clprompt.data.loading import training_batches as training_batches
+    from clprompt.data.plan import Plan as Plan
+    from clprompt.data.sets.digits import digits as digits
+    from clprompt.data.sets.letters import letters as letters
+    from clprompt.data.sets.mosaic import mosaic as mosaic
+    from clprompt.data.sets.synthetic import synthetic as synthetic
+    from clprompt.data.transforms import Augment as Augment
+    from clprompt.data.transforms import make_transform as make_transform
+    from clprompt.registry import datasets as datasets
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Augment": "clprompt.data.transforms",
+        "DataBundle": "clprompt.data.bundle",
+        "ImageArray": "clprompt.data.images",
+        "ImageDataset": "clprompt.data.dataset",
+        "ImageFiles": "clprompt.data.images",
+        "ImageSource": "clprompt.data.images",
+        "Plan": "clprompt.data.plan",
+        "Selection": "clprompt.data.bundle",
+        "assemble": "clprompt.data.bundle",
+        "datasets": "clprompt.registry",
+        "datasets_for": "clprompt.data.dataset",
+        "digits": "clprompt.data.sets.digits",
+        "image_stream": "clprompt.data.loading",
+        "letters": "clprompt.data.sets.letters",
+        "make_transform": "clprompt.data.transforms",
+        "mosaic": "clprompt.data.sets.mosaic",
+        "synthetic": "clprompt.data.sets.synthetic",
+        "training_batches": "clprompt.data.loading",
+    },
+)

@@ -1,0 +1,79 @@
+"""What training and evaluation read: a source of images under a transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clprompt.backbones.vit import FrozenViT
+from clprompt.data.bundle import DataBundle
+from clprompt.data.images import ImageCache, ImageSource
+from clprompt.data.transforms import Transform, make_transform
+
+#: What the prepared images of one data set (training, or test) may take in memory.
+CACHE_BYTES = 2**30
+
+
+class ImageDataset(Dataset):
+    """A source under a transform: items are (image [3, H, W], label), or (image, multi-hot [C]).
+
+    Args:
+        source: images and labels.
+        transform: image -> tensor.
+        random_transform: whether the transform draws random numbers.
+        cache_bytes: how much of what a :class:`Transform` computes the same way every time stays in memory: the
+            resized image, or the decoded one before a random transform. It changes time, not a bit of any item.
+
+    Attributes:
+        targets: int64 [n], or multi-hot [n, C].
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Callable[[Any], Tensor],
+        *,
+        random_transform: bool,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.source = source
+        self.transform = transform
+        self.targets = source.targets
+        self.random_transform = random_transform
+        # images that lie in memory need not be remembered unless they are resized
+        worth_it = isinstance(transform, Transform) and (source.encoded or not transform.random)
+        self._cache = ImageCache(len(source), cache_bytes) if worth_it and cache_bytes else None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        index = range(len(self.source))[index]
+        target = self.targets[index]
+        return self._image(index), torch.tensor(target) if target.ndim else int(target)
+
+    def _image(self, index: int) -> Tensor:
+        if self._cache is None:
+            return self.transform(self.source.load(index))
+        assert isinstance(self.transform, Transform)
+        image = self._cache.get(index)
+        if image is None:
+            image = self.transform.fixed(self.source.load(index))
+            self._cache.put(index, image)
+        return self.transform.rest(image)
+
+
+def datasets_for(bundle: DataBundle, backbone: FrozenViT) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+    """The training set augmented, the training set under the evaluation transform, and the test set."""
+    limit = CACHE_BYTES if bundle.cache else 0
+    plain = make_transform(backbone)
+    augmented = make_transform(backbone, bundle.augment)
+    clean = ImageDataset(bundle.train, plain, random_transform=False, cache_bytes=limit)
+    train = clean
+    if augmented.random:
+        train = ImageDataset(bundle.train, augmented, random_transform=True, cache_bytes=limit)
+    return train, clean, ImageDataset(bundle.test, plain, random_transform=False, cache_bytes=limit)

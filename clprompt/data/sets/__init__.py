@@ -1,0 +1,1 @@
+"""One data set, or one layout of files, a module; each registers itself by name."""

@@ -1,0 +1,47 @@
+"""scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from clprompt.data.bundle import DataBundle
+from clprompt.data.images import ImageArray, ImageSource
+from clprompt.data.transforms import Augment
+from clprompt.errors import ConfigError
+from clprompt.registry import datasets
+
+# ------------------------------------------------------------------------------------ sets without any file
+
+
+@datasets.register("digits")
+def digits(*, test_fraction: float = 0.2, augment: Augment = "none") -> DataBundle:
+    """scikit-learn's 1797 handwritten digits, 8x8, 10 classes; no download.
+
+    Args:
+        test_fraction: share of each class that is the test set.
+        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    if not 0 < test_fraction < 1:
+        raise ConfigError(f"data.test_fraction must be between 0 and 1, got {test_fraction}")
+    data = load_digits()
+    images = torch.from_numpy(data.images).float().div(16)[:, None]  # (n, 1, 8, 8) in [0, 1]
+    targets = data.target.astype(np.int64)
+    train, test = train_test_split(
+        np.arange(len(targets)), test_size=test_fraction, random_state=0, stratify=targets
+    )
+
+    def part(indices: np.ndarray) -> ImageSource:
+        indices = np.sort(indices)
+        return ImageSource(ImageArray(images[torch.from_numpy(indices)]), targets[indices])
+
+    return DataBundle(
+        name="digits",
+        train=part(train),
+        test=part(test),
+        class_names=[str(digit) for digit in range(10)],
+        augment=augment,
+    )

@@ -1,0 +1,164 @@
+"""Mosaics: label sets composed from the images of a single-label data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as transforms
+
+from clprompt import schema
+from clprompt.data.bundle import DataBundle
+from clprompt.data.images import ImageSource
+from clprompt.data.transforms import Augment
+from clprompt.errors import ConfigError
+from clprompt.registry import datasets
+from clprompt.seeding import derive
+
+# ------------------------------------------------------------------------------------------------ mosaics
+
+
+def make_mosaic(
+    source: ImageSource,
+    num_classes: int,
+    *,
+    grid: int,
+    images: int,
+    most: int,
+    empty: float,
+    seed: int,
+    name: str,
+) -> ImageSource:
+    """Mosaics of a source's images: a grid of cells, some of them filled, the labels those of what they show.
+
+    Which image stands where is a function of the seed; pixels are put together when an image is loaded.
+
+    Args:
+        source: single-label images, all of the shape of the first.
+        num_classes: C.
+        grid: cells a side. images: how many mosaics.
+        most: cells that are filled at most; the number is drawn from 1..most.
+        empty: share of mosaics without any image.
+        seed, name: decide the draws.
+    """
+    rng = np.random.default_rng(derive(seed, "mosaic", name))
+    cells = np.full((images, grid * grid), -1)
+    for row in cells:
+        count = 0 if rng.random() < empty else rng.integers(1, most + 1)
+        row[rng.choice(grid * grid, count, replace=False)] = rng.integers(0, len(source), count)
+    targets = np.zeros((images, num_classes), dtype=np.uint8)
+    rows, _ = filled = np.nonzero(cells >= 0)
+    targets[rows, source.targets[cells[filled]]] = 1
+    return ImageSource(Mosaics(source.load, cells, _as_tensor(source.load(0))), targets, encoded=True)
+
+
+@dataclass(frozen=True)
+class Mosaics:
+    """Index -> a mosaic, tensor [channels, grid * H, grid * W].
+
+    Attributes:
+        load: of the cells' images. first: an image [channels, H, W] whose shape every cell has.
+        cells: index of the image in each cell, -1 for an empty one, [n, grid * grid].
+    """
+
+    load: Callable[[int], Any]
+    cells: np.ndarray
+    first: Tensor
+
+    def __call__(self, index: int) -> Tensor:
+        channels, high, wide = self.first.shape
+        grid = math.isqrt(self.cells.shape[1])
+        canvas = torch.zeros(channels, grid * high, grid * wide, dtype=self.first.dtype)
+        for cell, chosen in enumerate(self.cells[index]):
+            if chosen >= 0:
+                image = _as_tensor(self.load(int(chosen)))
+                if image.shape != self.first.shape:
+                    image = transforms.resize(image.expand(channels, -1, -1), [high, wide], antialias=True)
+                y, x = divmod(cell, grid)
+                canvas[:, y * high : (y + 1) * high, x * wide : (x + 1) * wide] = image
+        return canvas
+
+
+def _as_tensor(image: Any) -> Tensor:
+    return image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(image)
+
+
+@datasets.register("mosaic")
+def mosaic(
+    *,
+    source: str | dict[str, Any] = "digits",
+    grid: int = 2,
+    train_images: int = 1500,
+    test_images: int = 500,
+    most: int | None = None,
+    empty: float = 0.05,
+    seed: int = 0,
+    augment: Augment = "none",
+) -> DataBundle:
+    """Multi-label mosaics of any single-label data set: a grid of cells, each empty or with one of its images.
+
+    Args:
+        source: a registered data set: its name, or {name: ..., and its arguments}.
+        grid: cells a side.
+        train_images, test_images: how many mosaics; training and test images of the source do not mix.
+        most: filled cells at most; null for all of them.
+        empty: share of mosaics without any image, and so without labels.
+        seed: decides the mosaics, whatever the seed of the run.
+        augment: "none" or "standard".
+    """
+    if grid < 1 or train_images < 1 or test_images < 1:
+        raise ConfigError("data.grid, data.train_images and data.test_images must be at least 1")
+    most = grid * grid if most is None else most
+    if not 1 <= most <= grid * grid:
+        raise ConfigError(f"data.most must be 1..{grid * grid}, the cells of the grid, got {most}")
+    if not 0 <= empty < 1:
+        raise ConfigError(f"data.empty must be a share below 1, got {empty}")
+    bundle = _source(source)
+    if bundle.train.targets.ndim != 1:
+        raise ConfigError(f"data.source must be a single-label data set; {bundle.name} is multi-label")
+    parts = {
+        name: make_mosaic(
+            part,
+            len(bundle.class_names),
+            grid=grid,
+            images=count,
+            most=most,
+            empty=empty,
+            seed=seed,
+            name=name,
+        )
+        for name, part, count in (("train", bundle.train, train_images), ("test", bundle.test, test_images))
+    }
+    return DataBundle(f"mosaics of {bundle.name}", parts["train"], parts["test"], bundle.class_names, augment)
+
+
+def _source(section: str | dict[str, Any]) -> DataBundle:
+    """The data set of a section inside a section."""
+    given = {"name": section} if isinstance(section, str) else dict(section)
+    if not isinstance(given.get("name"), str):
+        raise ConfigError("data.source.name is missing: a data set's name")
+    try:
+        target = datasets.get(given.pop("name")).target
+    except ConfigError as error:
+        raise ConfigError(f"data.source.name: {error}") from None
+    return target(**schema.arguments(target, given, "data.source"))
+
+
+@datasets.register("digit_mosaics")
+def digit_mosaics(
+    *, train_images: int = 1500, test_images: int = 500, seed: int = 0, augment: Augment = "none"
+) -> DataBundle:
+    """2x2 mosaics of scikit-learn's digits, 16x16, none to four digits each, 10 classes; no download.
+
+    Args:
+        train_images, test_images: how many mosaics; a digit is in training mosaics or in test mosaics, never both.
+        seed: decides the mosaics, whatever the seed of the run.
+        augment: "none" or "standard".
+    """
+    return mosaic(train_images=train_images, test_images=test_images, seed=seed, augment=augment)

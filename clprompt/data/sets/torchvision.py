@@ -1,0 +1,224 @@
+"""Data sets that torchvision knows, by name. Nothing is downloaded unless ``download`` says so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clprompt.data.bundle import Classes, DataBundle, Selection, assemble
+from clprompt.data.images import UnreadableImage
+from clprompt.data.transforms import Augment
+from clprompt.errors import DataError
+from clprompt.registry import datasets
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Where torchvision keeps a data set.
+
+    Attributes:
+        kind: the class in torchvision.datasets.
+        folder: what it looks for below ``path``.
+        train, test: the arguments that select a part; ``test`` is None where there is only one.
+        summary: the first line of the documentation.
+    """
+
+    kind: str
+    folder: str
+    train: dict[str, Any]
+    test: dict[str, Any] | None
+    summary: str
+
+
+_BOOL = ({"train": True}, {"train": False})
+_SPLIT = ({"split": "train"}, {"split": "test"})
+_SETS = {
+    "cifar10": _Set(
+        "CIFAR10", "cifar-10-batches-py", *_BOOL, "CIFAR-10: 10 classes, 50000 + 10000 images, 32x32."
+    ),
+    "cifar100": _Set(
+        "CIFAR100", "cifar-100-python", *_BOOL, "CIFAR-100: 100 classes, 50000 + 10000 images, 32x32."
+    ),
+    "dtd": _Set("DTD", "dtd", *_SPLIT, "Describable textures: 47 classes, 1880 + 1880 images (partition 1)."),
+    "flowers102": _Set(
+        "Flowers102", "flowers-102", *_SPLIT, "Oxford flowers: 102 classes, 1020 + 6149 images."
+    ),
+    "food101": _Set("Food101", "food-101", *_SPLIT, "Food-101: 101 classes, 75750 + 25250 images."),
+    "gtsrb": _Set("GTSRB", "gtsrb", *_SPLIT, "German traffic signs: 43 classes, 26640 + 12630 images."),
+    "oxford_pets": _Set(
+        "OxfordIIITPet",
+        "oxford-iiit-pet",
+        {"split": "trainval"},
+        {"split": "test"},
+        "Oxford-IIIT pets: 37 breeds of cats and dogs, 3680 + 3669 images.",
+    ),
+    "stl10": _Set("STL10", "stl10_binary", *_SPLIT, "STL-10: 10 classes, 5000 + 8000 images, 96x96."),
+    "svhn": _Set(
+        "SVHN", "train_32x32.mat", *_SPLIT, "Street view house numbers: 10 digits, 73257 + 26032 images."
+    ),
+    "eurosat": _Set(
+        "EuroSAT", "eurosat", {}, None, "EuroSAT: 10 kinds of land use, 27000 images, 64x64, no split."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Index -> PIL image, over a training set and the test set behind it."""
+
+    name: str
+    parts: tuple[Any, ...]
+
+    def __call__(self, index: int) -> Any:
+        at = index
+        for part in self.parts:
+            if at < len(part):
+                break
+            at -= len(part)
+        try:
+            return part[at][0]
+        except Exception as error:  # decoders of broken files raise whatever their code runs into
+            text = " ".join(str(error).split())
+            raise UnreadableImage(f"{self.name}: image {index} cannot be read: {text}") from error
+
+
+def _open(name: str, path: str, download: bool, arguments: dict[str, Any]) -> Any:
+    from torchvision import datasets as theirs
+
+    known = _SETS[name]
+    try:
+        return getattr(theirs, known.kind)(path, download=download, **arguments)
+    except ImportError:
+        raise
+    except Exception as error:  # network, disk, checksums and parsers each fail in their own way
+        where = os.path.join(path, known.folder)
+        reason = " ".join(str(error).split())[:200]
+        if download:
+            text = f"data set {name} could not be downloaded to {path}: {reason}"
+        elif "not found" in reason.lower() or isinstance(error, FileNotFoundError):
+            found = "is incomplete or damaged" if os.path.exists(where) else "is not there"
+            text = (
+                f"data set {name}: {where} {found}; set data.download=true to get it, or data.path to the folder "
+                f"that holds {known.folder} as torchvision.datasets.{known.kind} lays it out"
+            )
+        else:
+            text = f"data set {name} in {where} cannot be read: {reason}"
+        raise DataError(text) from error
+
+
+def _labels(part: Any) -> np.ndarray:
+    """Class ids without decoding an image; every set of torchvision keeps them in a place of its own."""
+    for attribute in ("targets", "labels", "_labels"):
+        if hasattr(part, attribute):
+            return np.asarray(getattr(part, attribute), dtype=np.int64)
+    return np.array([label for _, label in part._samples], dtype=np.int64)
+
+
+def _bundle(
+    name: str, path: str, download: bool, selection: Selection, augment: Augment, cache: bool
+) -> DataBundle:
+    known = _SETS[name]
+    parts = [_open(name, path, download, known.train)]
+    if known.test is not None:
+        parts.append(_open(name, path, download, known.test))
+    ids = [_labels(part) for part in parts]
+    labels = np.concatenate(ids)
+    return assemble(
+        name,
+        _Images(name, tuple(parts)),
+        labels,
+        None if known.test is None else np.arange(len(labels)) >= len(ids[0]),
+        selection,
+        augment=augment,
+        cache=cache,
+        encoded=not hasattr(parts[0], "data"),  # the others lie in memory
+        names=getattr(parts[0], "classes", None),
+    )
+
+
+_ARGUMENTS = """
+
+    Args:
+        path: the folder that torchvision's download made, or shall make.
+        download: get the data where it is not there yet.
+        classes: the classes to keep: names, or class ids such as 0-19.
+        train_per_class, test_per_class: at most so many images of each class.
+        split_seed: decides which images those are.
+        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
+        cache: keep prepared images in memory.
+
+    Raises:
+        DataError: the data is not there, or cannot be read.
+    """
+
+
+def _register(name: str) -> Callable[..., DataBundle]:
+    def load(
+        *,
+        path: str = "data",
+        download: bool = False,
+        classes: Classes | None = None,
+        train_per_class: int | None = None,
+        test_per_class: int | None = None,
+        split_seed: int = 0,
+        augment: Augment = "none",
+        cache: bool = True,
+    ) -> DataBundle:
+        selection = Selection(
+            classes=classes,
+            train_per_class=train_per_class,
+            test_per_class=test_per_class,
+            split_seed=split_seed,
+        )
+        return _bundle(name, path, download, selection, augment, cache)
+
+    load.__name__ = load.__qualname__ = name
+    load.__doc__ = _SETS[name].summary + _ARGUMENTS
+    return datasets.register(name)(load)
+
+
+for _name, _set in _SETS.items():
+    if _set.test is not None:
+        _register(_name)
+
+
+@datasets.register("eurosat")
+def eurosat(
+    *,
+    path: str = "data",
+    download: bool = False,
+    test_fraction: float = 0.2,
+    classes: Classes | None = None,
+    train_per_class: int | None = None,
+    test_per_class: int | None = None,
+    split_seed: int = 0,
+    augment: Augment = "none",
+    cache: bool = True,
+) -> DataBundle:
+    """EuroSAT: 10 kinds of land use, 27000 satellite images, 64x64; test images are drawn from each class.
+
+    Args:
+        path: the folder that torchvision's download made, or shall make.
+        download: get the data where it is not there yet.
+        test_fraction: share of each class that is the test set.
+        classes: the classes to keep: names, or class ids such as 0-9.
+        train_per_class, test_per_class: at most so many images of each class.
+        split_seed: decides which images those are, test images included.
+        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
+        cache: keep prepared images in memory.
+
+    Raises:
+        DataError: the data is not there, or cannot be read.
+    """
+    selection = Selection(
+        classes=classes,
+        train_per_class=train_per_class,
+        test_per_class=test_per_class,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+    )
+    return _bundle("eurosat", path, download, selection, augment, cache)

@@ -1,0 +1,144 @@
+"""From an image to what a backbone takes: channels, size, augmentation, normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from clprompt.backbones.vit import FrozenViT
+from clprompt.errors import ConfigError, DataError
+
+Augment = Literal["none", "standard", "autoaugment-cifar", "autoaugment-imagenet"]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Image -> tensor [channels, H, W], in two parts: what is the same every time, and the rest.
+
+    Attributes:
+        fixed: image -> uint8 or float32 tensor; its result may be kept between epochs.
+        rest: that tensor -> what the backbone takes.
+        random: whether ``rest`` draws random numbers (from torch's global state).
+    """
+
+    fixed: Callable[[Any], Tensor]
+    rest: Callable[[Tensor], Tensor]
+    random: bool
+
+    def __call__(self, image: Any) -> Tensor:
+        """[channels, H, W], float32."""
+        return self.rest(self.fixed(image))
+
+
+def make_transform(backbone: FrozenViT, augment: Augment = "none") -> Transform:
+    """Image -> tensor [channels, H, W] as the backbone expects it.
+
+    Images of 8 bits are resized in 8 bits, as timm does it: the weights have seen nothing else, and it is several
+    times as fast as in floating point.
+
+    Args:
+        backbone: gives size, channels, interpolation, mean and standard deviation.
+        augment: how training images are varied.
+
+            - "none": scaled until it covers the backbone's size, then the centre of it; no distortion.
+            - "standard": random resized crop (8 to 100 % of the area), horizontal flip.
+            - "autoaugment-cifar", "autoaugment-imagenet": that AutoAugment policy, then as "none", a random crop
+              with 4 pixels of padding, horizontal flip.
+
+    Raises:
+        ConfigError: an unknown augmentation, or a backbone with neither 1 nor 3 channels.
+
+    Source: AutoAugment, Cubuk et al., CVPR 2019.
+    """
+    if backbone.in_chans not in (1, 3):
+        raise ConfigError(f"images have 1 or 3 channels, the backbone takes {backbone.in_chans}")
+    size = (backbone.image_size[0], backbone.image_size[1])
+    how: dict[str, Any] = {
+        "interpolation": InterpolationMode(backbone.interpolation),
+        "antialias": backbone.antialias,
+    }
+    fit, normalise = _Fit(size, **how), _Normalise(backbone.mean, backbone.std)
+    if augment == "none":
+        return Transform(_Pixels(backbone.in_chans, fit), normalise, random=False)
+    if augment == "standard":
+        crop = [v2.RandomResizedCrop(size, (0.08, 1.0), **how), v2.RandomHorizontalFlip()]
+        return Transform(_Pixels(backbone.in_chans), v2.Compose([*crop, normalise]), random=True)
+    if augment in get_args(Augment):
+        policy = v2.AutoAugmentPolicy("cifar10" if augment == "autoaugment-cifar" else "imagenet")
+        chain = [
+            v2.ToDtype(torch.uint8, scale=True),  # the policies count in 256 levels
+            v2.AutoAugment(policy),
+            fit,
+            v2.RandomCrop(size, padding=4),
+            v2.RandomHorizontalFlip(),
+            normalise,
+        ]
+        return Transform(_Pixels(backbone.in_chans), v2.Compose(chain), random=True)
+    raise ConfigError(f'data.augment must be one of {", ".join(get_args(Augment))}, got "{augment}"')
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Scale an image until it covers a size, and keep the centre."""
+
+    size: tuple[int, int]
+    interpolation: InterpolationMode
+    antialias: bool
+
+    def __call__(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        scale = max(self.size[0] / height, self.size[1] / width)
+        cover = (max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale)))
+        if cover != (height, width):
+            image = F.resize(image, list(cover), interpolation=self.interpolation, antialias=self.antialias)
+        return image if cover == self.size else F.center_crop(image, list(self.size))
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """An image of any kind -> uint8 or float32 [channels, H, W], resized if asked for."""
+
+    channels: int
+    fit: _Fit | None = None
+
+    def __call__(self, image: Any) -> Tensor:
+        tensor = image if isinstance(image, Tensor) else F.to_image(image)
+        tensor = tensor.as_subclass(Tensor)  # torchvision's own class would dispatch every operation twice
+        if tensor.ndim == 2:
+            tensor = tensor[None]
+        if tensor.dtype not in (torch.uint8, torch.float32):
+            tensor = F.to_dtype(tensor, torch.float32, scale=True)
+        found = len(tensor) if tensor.ndim == 3 else 0
+        if found not in (1, 3, 4):
+            raise DataError(f"an image has shape {list(tensor.shape)}; it must be [1, 3 or 4 channels, H, W]")
+        if found == 4:
+            tensor, found = tensor[:3], 3  # transparency is dropped
+        if found == 3 and self.channels == 1:
+            tensor = F.rgb_to_grayscale(tensor)
+        if self.fit is not None:
+            tensor = self.fit(tensor)
+        if found == 1 and self.channels == 3:
+            tensor = tensor.expand(3, -1, -1)
+        if self.fit is not None:
+            return tensor.contiguous()
+        # what is still to be resized stays as a decoder gives it, channels last: twice as fast
+        return tensor.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+class _Normalise:
+    """uint8, or float32 in [0, 1] -> (pixel - mean) / std, always a new float32 tensor."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
+        self.std = torch.tensor(std, dtype=torch.float32)[:, None, None]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        if image.dtype == torch.uint8:  # scaling the constants saves a pass over the pixels
+            return image.contiguous().to(torch.float32).sub_(self.mean * 255).div_(self.std * 255)
+        return image.sub(self.mean).div_(self.std)

@@ -1,0 +1,69 @@
+"""From a checked configuration to the parts of one run: data, backbone, stream and model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from clprompt import registry
+from clprompt.backbones.vit import FrozenViT, make_backbone
+from clprompt.data.bundle import DataBundle
+from clprompt.data.transforms import make_transform
+from clprompt.errors import ConfigError
+from clprompt.experiment.config import Config
+from clprompt.prompting.model import PromptModel
+from clprompt.registry import make_registered
+from clprompt.system.runtime import find_device
+
+
+@dataclass
+class Parts:
+    """What a configuration names, built: the data, the backbone, the stream and the model of one run."""
+
+    bundle: DataBundle
+    backbone: FrozenViT
+    plan: Any
+    model: PromptModel
+    device: torch.device
+    test_groups: list[np.ndarray] = field(default_factory=list)
+
+
+class Builder:
+    """Builds the parts of runs; data and backbone are shared by runs that name the same ones."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def build(self, config: Config) -> Parts:
+        """The parts of one run.
+
+        Raises:
+            ClpromptError: whatever does not fit together.
+        """
+        device = find_device(config.device)
+        bundle = self._once("data", config.data, lambda: make_registered(registry.datasets, config.data))
+        backbone = self._once("backbone", config.backbone, lambda: make_backbone(config.backbone))
+        make_transform(backbone)  # refuses a backbone that no image fits
+        seed = config.seeds[0]
+        plan = make_registered(registry.scenarios, config.scenario, bundle.train.targets, seed=seed)
+        model = make_registered(registry.strategies, config.strategy, backbone, seed=seed)
+        if config.online and model.boundaries == "required":
+            raise ConfigError(
+                f"strategy {config.strategy['name']} needs experience boundaries, which an online stream does not "
+                "show; use its boundary-free form (strategy.boundary_free=true) where it has one"
+            )
+        if config.memory:
+            config.memory.check_model(model, bundle.train.targets)
+        model.meet([bundle.class_names[c] for group in plan.classes for c in group])
+        groups = list(plan.test_groups(bundle.test.targets))
+        return Parts(bundle, backbone, plan, model.to(device), device, groups)
+
+    def _once(self, kind: str, section: dict[str, Any], make: Callable[[], Any]) -> Any:
+        key = f"{kind}:{sorted(section.items(), key=str)!r}"
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]

@@ -1,0 +1,261 @@
+"""The configuration of an experiment: one YAML, dotted overrides, checked before anything is computed.
+
+The sections `data`, `scenario` and `strategy` hold a registered name and the arguments of what is registered
+under it; their keys are checked against its signature. `training` and `online` are the dataclasses below.
+`backbone` holds a timm name and, beside `pretrained` and `checkpoint`, any keyword that timm takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from clprompt import registry, schema
+from clprompt.errors import ConfigError
+from clprompt.system import overlay
+from clprompt.system.overlay import find
+from clprompt.training.settings import Memory, Online, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole experiment, checked. `to_dict` gives it as plain YAML values, defaults written out.
+
+    Args:
+        name: folder of its runs below `runs_dir`.
+        label: what a report calls a run; None for the strategy's name.
+        seed: one, or several that are run one after the other.
+        precision: float32, or bf16 (autocast).
+        device: "auto", or a torch device.
+        runs_dir: where run folders are written.
+        export: what model.safetensors holds at the end: the method's tensors alone, which need the backbone's
+            source to be loaded, or "full" with those of the backbone.
+        data, scenario, strategy: `name` and the arguments of what is registered under it.
+        backbone: `name`, `pretrained`, `checkpoint`, and what else timm takes.
+        compare: further strategies on the same stream and seeds; a `training` mapping in one of them holds
+            overrides of training settings for that strategy alone.
+        training: see `Training`.
+        online: see `Online`; None trains experience by experience.
+        memory: see `Memory`; None keeps no image.
+    """
+
+    name: str
+    label: str | None = None
+    data: dict[str, Any]
+    scenario: dict[str, Any]
+    backbone: dict[str, Any]
+    strategy: dict[str, Any]
+    seed: int | list[int] = 0
+    precision: Literal["float32", "bf16"] = "float32"
+    device: str = "auto"
+    runs_dir: str = "runs"
+    export: Literal["method", "full"] = "method"
+    compare: list[dict[str, Any]] = field(default_factory=list)
+    training: Training = field(default_factory=Training)
+    online: Online | None = None
+    memory: Memory | None = None
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds to run, one or more."""
+        return list(self.seed) if isinstance(self.seed, list) else [self.seed]
+
+    def strategies(self) -> list[tuple[dict[str, Any], Training]]:
+        """The strategy and those it is compared with, each as its section (without `training`) and its settings."""
+        found = [(self.strategy, self.training)]
+        for section in self.compare:
+            own = {key: value for key, value in section.items() if key != "training"}
+            found.append((own, dataclasses.replace(self.training, **section.get("training", {}))))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+
+# The order of the keys in a resolved configuration, which is the order of the packaged files.
+KEYS = (
+    *("name", "label", "seed", "precision", "device", "runs_dir", "export"),
+    *("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory"),
+)
+_NAMED = {  # section -> what the caller provides itself
+    "data": (),
+    "scenario": ("targets", "seed"),
+    "strategy": ("backbone", "seed"),
+}
+
+
+# --------------------------------------------------------------------------------------------- reading
+
+
+def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a packaged configuration or a YAML file, apply overrides, check everything.
+
+    Args:
+        name_or_path: the name of a packaged configuration (`-` equals `_`), or a path to a .yaml file.
+        overrides: `section.key=value`, `key=value`, or `section=name`, which replaces the whole section by that
+            name's defaults. Replacements come first whatever the order, then dotted keys as they stand.
+
+    Raises:
+        ConfigError: whatever a user can get wrong, in one line.
+    """
+    path = find(str(name_or_path))
+    raw = overlay.read(path)
+    overlay.apply(raw, overrides, sections={*_NAMED, "backbone"})
+    return from_dict(overlay.resolve(raw, path), name=path.stem)
+
+
+def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
+    """A checked configuration from plain nested values, such as `Config.to_dict` gives.
+
+    Args:
+        values: the top level of the YAML form.
+        name: the configuration's name unless `values` holds one.
+
+    Raises:
+        ConfigError: an unknown key or name, a wrong type, a value out of range.
+    """
+    schema.check_keys(values, KEYS, "")
+    found = {key: values[key] for key in KEYS if key in values}
+    if found.get("name") is None:
+        found["name"] = name
+    hints = typing.get_type_hints(Config)
+    for key in ("name", "label", "seed", "precision", "device", "runs_dir", "export"):
+        if key in found:  # what costs no import is checked first
+            found[key] = schema.check(found[key], hints[key], key)
+    _check_name(found["name"])
+    _check_seed(found.get("seed", 0))
+    for key in ("device", "runs_dir"):
+        if found.get(key) == "":
+            raise ConfigError(f"{key} must not be empty")
+    training = found["training"] = _settings(Training, found.get("training"), "training")
+    if found.get("online") is not None:
+        found["online"] = _settings(Online, found["online"], "online")
+    if found.get("memory") is not None:
+        found["memory"] = _settings(Memory, found["memory"], "memory")
+        found["memory"].check(found.get("online"), training.workers)
+    compare = _compare(found.get("compare"), training)
+    for key in ("data", "scenario", "backbone", "strategy"):
+        found[key] = _section(found.get(key), key)
+    found["backbone"] = _backbone(found["backbone"])
+    online = found.get("online") is not None
+    for key in _NAMED:  # from here on the registries are asked, which import torch
+        found[key] = named(found[key], key, online)
+    found["compare"] = [named(section, f"compare.{index}", online) for index, section in enumerate(compare)]
+    return Config(**found)
+
+
+# -------------------------------------------------------------------------------------------- sections
+
+
+def _check_name(name: str) -> None:
+    if not name.strip() or name in (".", "..") or any(mark in name for mark in "/\\\0\n"):
+        raise ConfigError(f"name must be the plain name of a folder, got {schema.show(name)}")
+
+
+def _check_seed(seed: int | list[int]) -> None:
+    seeds = seed if isinstance(seed, list) else [seed]
+    if not seeds:
+        raise ConfigError("seed must be a number or a list of numbers, got an empty list")
+    for value in seeds:
+        if not 0 <= value < 2**32:
+            raise ConfigError(f"seed must be between 0 and {2**32 - 1}, got {value}")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seed names a seed twice: {schema.show(seeds)}")
+
+
+S = typing.TypeVar("S", Training, Online, Memory)
+
+
+def _settings(kind: Callable[..., S], given: Any, path: str) -> S:
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{path} must be a mapping, got {schema.show(given)}")
+    schema.check_keys(given, schema.parameters(kind)[0], path)
+    return kind(**given)
+
+
+def _section(given: Any, path: str) -> dict[str, Any]:
+    """A section with a name; a bare string is short for {name: string}."""
+    if isinstance(given, str):
+        given = {"name": given}
+    if given is None:
+        raise ConfigError(f"{path} is missing; it must be a mapping with a name")
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{path} must be a name or a mapping with a name, got {schema.show(given)}")
+    if given.get("name") is None:
+        raise ConfigError(f"{path}.name is missing")
+    schema.check(given["name"], str, f"{path}.name")
+    for key in given:
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: a key must be a name, got {schema.show(key)}")
+    return dict(given)
+
+
+def _backbone(section: dict[str, Any]) -> dict[str, Any]:
+    checked = {"name": section["name"], "pretrained": False, "checkpoint": None} | section
+    schema.check(checked["pretrained"], bool, "backbone.pretrained")
+    schema.check(checked["checkpoint"], str | None, "backbone.checkpoint")
+    return checked
+
+
+def _compare(given: Any, training: Training) -> list[dict[str, Any]]:
+    if isinstance(given, str):
+        given = [item.strip() for item in given.split(",")]
+    if given is None:
+        return []
+    if not isinstance(given, list | tuple):
+        raise ConfigError(f"compare must be a list of strategies, got {schema.show(given)}")
+    sections = [_section(item, f"compare.{index}") for index, item in enumerate(given)]
+    for index, section in enumerate(sections):
+        own = section.get("training")
+        if own is None:
+            section.pop("training", None)
+            continue
+        try:
+            schema.check(own, dict, "training")
+            schema.check_keys(own, schema.parameters(Training)[0], "training")
+            merged = dataclasses.replace(training, **own)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("training", f"compare.{index}.training", 1)) from None
+        section["training"] = {key: getattr(merged, key) for key in own}
+    return sections
+
+
+def named(given: Any, path: str, online: bool = False) -> dict[str, Any]:
+    """A section (or its bare name) checked against what is registered under its name, defaults written out.
+
+    Under the online protocol a strategy with a boundary-free form takes that one unless it is told otherwise.
+    """
+    section = _section(given, path)
+    kind = path.partition(".")[0]
+    known = {"data": registry.datasets, "scenario": registry.scenarios}.get(kind, registry.strategies)
+    try:
+        entry = known.get(section["name"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}.name: {error}") from None
+    apart = ("name", "training") if kind == "compare" else ("name",)
+    given = {key: value for key, value in section.items() if key not in apart}
+    own = {"training": section["training"]} if "training" in section and kind == "compare" else {}
+    skip = _NAMED.get(kind, _NAMED["strategy"])
+    own_arguments = schema.parameters(entry.target)[0] if known is registry.strategies else {}
+    if known is registry.strategies and given.get("coordinate") and "coordinate" not in own_arguments:
+        raise ConfigError(
+            f"{path}.coordinate: strategy {entry.name} has no prompt tokens that tokens could choose among"
+        )
+    if online and "boundary_free" in own_arguments:
+        given.setdefault("boundary_free", True)  # the only form that can run there
+    checked = schema.arguments(entry.target, given, path, skip=skip)
+    return {"name": entry.name} | checked | own
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML text that `load` reads back to an equal one."""
+    from omegaconf import OmegaConf
+
+    values = config.to_dict()
+    return OmegaConf.to_yaml(OmegaConf.create({key: values[key] for key in KEYS}))

@@ -1,0 +1,190 @@
+"""The run folder: what an experiment leaves behind, and how it is told apart from one that is not finished.
+
+==================== ==================================================================================
+config.yaml          the resolved configuration of this one run
+environment.json     versions, source revision, machine, parameter counts, backbone source and fingerprint
+run.log              what happened, with times
+metrics.jsonl        every record (append-only, no times: equal for equal runs)
+tensorboard/         event files (append-only)
+checkpoint/          from which ``clprompt resume`` continues to the same bits
+figures/, *.csv      drawings and tables of the metrics
+model.safetensors    the method's tensors (and the backbone's, as `export` says); model.json says which method,
+                     backbone, classes and transforms
+results.json         written last: its presence means that the run is done
+==================== ==================================================================================
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from clprompt.data.bundle import DataBundle
+from clprompt.errors import RunFolderError
+from clprompt.experiment import config as configuration
+from clprompt.experiment.config import Config
+from clprompt.prompting.model import PromptModel
+from clprompt.system.files import atomic_write
+
+RESULTS = "results.json"
+_PACKAGES = ("clprompt", "torch", "torchvision", "timm", "avalanche-lib", "numpy", "scikit-learn")
+
+
+def create(parent: Path, name: str, config: Config) -> Path:
+    """Make a run folder with its configuration; a name that is taken gets a number.
+
+    Raises:
+        ClpromptError: the folder cannot be written.
+    """
+    for number in range(1, 1000):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        atomic_write(folder / "config.yaml", configuration.to_yaml(config))
+        return folder
+    raise RunFolderError(f"{parent / name} and its numbered successors exist already")
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run folder.
+
+    Raises:
+        RunFolderError: not a run folder.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise RunFolderError(f"{folder} is not a run folder: it has no config.yaml")
+    return configuration.load(path)
+
+
+def refuse_finished(folder: Path) -> None:
+    """Refuse to continue a run that is done.
+
+    Raises:
+        RunFolderError: it has its results.
+    """
+    if (folder / RESULTS).exists():
+        raise RunFolderError(f"{folder} is complete: it has {RESULTS}; start a new run instead")
+
+
+def log(folder: Path, text: str) -> None:
+    """Append a line with the time to run.log."""
+    with open(folder / "run.log", "a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically; nan becomes null."""
+    atomic_write(path, json.dumps(_finite(values), indent=2) + "\n")
+
+
+def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
+    """Where a run was made: versions, machine, parameters."""
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    backbone = sum(p.numel() for p in model.backbone.parameters())
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "versions": versions,
+        "git": _git_state(),
+        "parameters": {"backbone": backbone},
+        "backbone": {"source": model.backbone.source, "sha256": model.backbone.fingerprint()},
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes: of the GPU's allocator, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:  # getrusage counts what the parent process held when it started this one
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration, ValueError):  # another system than Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataBundle) -> None:
+    """Write the method's tensors, with `export: full` the backbone's too, and what else it takes to build the model."""
+    state = model.state_dict() if config.export == "full" else model.method_state()
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    atomic_write(folder / "model.safetensors", save(tensors))
+    backbone = model.backbone
+    write_json(
+        folder / "model.json",
+        {
+            "strategy": config.strategy,
+            "seed": config.seeds[0],
+            "backbone": {**config.backbone, "sha256": backbone.fingerprint()},
+            "class_names": bundle.class_names,
+            "multi_label": bundle.train.targets.ndim > 1,
+            "transform": {
+                "image_size": list(backbone.image_size),
+                "channels": backbone.in_chans,
+                "interpolation": backbone.interpolation,
+                "antialias": backbone.antialias,
+                "mean": list(backbone.mean),
+                "std": list(backbone.std),
+            },
+        },
+    )
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _git_state() -> dict[str, Any] | None:
+    """The source revision, where clprompt runs from a checkout."""
+
+    where = Path(str(importlib.resources.files("clprompt")))
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(where), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        if git("ls-files", "--full-name", "__init__.py") != "clprompt/__init__.py":
+            return None  # installed inside somebody else's repository
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and value != value:
+        return None
+    return value

@@ -1,0 +1,237 @@
+"""A trained model at work: loaded from its run folder, predicting and explaining images of any kind."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clprompt import registry
+from clprompt.backbones.vit import FrozenViT, make_backbone
+from clprompt.data.images import read_image
+from clprompt.data.transforms import make_transform
+from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError
+from clprompt.prompting.model import PromptModel
+from clprompt.registry import make_registered
+from clprompt.system.files import atomic_write, one_line_errors
+from clprompt.system.runtime import find_device
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+
+
+# ------------------------------------------------------------------------------------------------ loading
+
+
+def load(folder: str | Path, *, device: str = "cpu") -> PromptModel:
+    """The trained model of a finished run folder, in eval mode.
+
+    It carries `class_names`, by class id, and `transform`, which makes the tensor [C, H, W] that the model expects
+    from a PIL image. A run with `export: full` needs nothing but its folder; else the backbone is built again from
+    where the run had it.
+
+    Args:
+        folder: of the run. device: where the model shall be; "auto" takes a GPU where there is one.
+
+    Raises:
+        RunFolderError: not a run folder, or the run is not finished.
+        CheckpointError: its model cannot be read.
+        ClpromptError: the backbone cannot be built, or its weights are others than in the run.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    facts = read_facts(folder)
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / 'model.safetensors'} cannot be read: {error}") from error
+    prefix = "backbone."
+    weights = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
+    backbone = _backbone_of(folder, facts, weights)
+    model: PromptModel = make_registered(registry.strategies, facts["strategy"], backbone, seed=facts["seed"])
+    model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(prefix)})
+    model.class_names = list(facts["class_names"])
+    model.transform = make_transform(backbone)
+    return model.to(find_device(device)).eval()
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What model.json says of a finished run.
+
+    Raises:
+        RunFolderError: not a run folder, or the run is not finished.
+        CheckpointError: the file is damaged.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        if not (folder / "config.yaml").is_file():
+            what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
+            raise RunFolderError(f"{folder} is not the folder of a run: {what}")
+        raise RunFolderError(f"{folder} holds no trained model; finish the run first")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"strategy", "seed", "backbone", "class_names", "transform"} - facts.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if missing:
+        raise CheckpointError(f"{path} cannot be read: it says nothing of {', '.join(sorted(missing))}")
+    return facts
+
+
+def _backbone_of(folder: Path, facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FrozenViT:
+    """The backbone of a run, from its weights where the folder holds them, else from its source."""
+    section = dict(facts["backbone"])
+    fingerprint = section.pop("sha256")
+    if weights:
+        section |= {"pretrained": False, "checkpoint": None}
+    backbone = make_backbone(section)
+    if weights:
+        try:
+            backbone.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{folder}: the exported backbone does not fit {backbone.source}"
+            ) from error
+    if backbone.fingerprint() != fingerprint:
+        raise CheckpointError(f"{folder}: backbone {backbone.source} has other weights than in the run")
+    for key in ("interpolation", "antialias", "mean", "std"):  # as in the run, whatever timm says of it now
+        if key in facts["transform"]:
+            value = facts["transform"][key]
+            setattr(backbone, key, tuple(value) if isinstance(value, list) else value)
+    return backbone
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def find_images(words: Iterable[str]) -> list[Path]:
+    """The image files that words name: files as they stand, folders with all images below, patterns.
+
+    Raises:
+        DataError: a word that names no file.
+    """
+    found: list[Path] = []
+    for word in words:
+        path = Path(word)
+        if path.is_dir():
+            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not below:
+                raise DataError(f"{word}: no image in this folder; images end in {', '.join(SUFFIXES)}")
+            found += below
+        elif path.exists():
+            found.append(path)
+        else:
+            matches = [
+                match for match in map(Path, sorted(glob.glob(word, recursive=True))) if match.is_file()
+            ]
+            if not matches:
+                raise DataError(f"{word}: there is no such image")
+            found += matches
+    return list(dict.fromkeys(found))
+
+
+def batches(model: PromptModel, paths: Sequence[Path], size: int) -> Iterator[tuple[Sequence[Path], Tensor]]:
+    """Image files in batches [B, C, H, W] on the model's device, under its transform."""
+    for start in range(0, len(paths), size):
+        chosen = paths[start : start + size]
+        images = torch.stack([model.transform(read_image(path)) for path in chosen])
+        yield chosen, images.to(model.seen.device)
+
+
+# ------------------------------------------------------------------------------------------------ prediction
+
+
+class Prediction(NamedTuple):
+    """One of the likeliest classes of one image; rank counts from 1."""
+
+    path: Path
+    rank: int
+    class_name: str
+    probability: float
+
+
+@torch.no_grad()
+def predict(
+    model: PromptModel,
+    paths: Sequence[Path],
+    *,
+    top_k: int = 5,
+    batch_size: int = 32,
+    multi_label: bool = False,
+) -> Iterator[Prediction]:
+    """The likeliest classes of image files, among those that the model has seen.
+
+    Args:
+        model: as `load` returns it.
+        paths: image files.
+        top_k: classes per image; fewer where the model has seen fewer.
+        batch_size: changes speed and memory alone.
+        multi_label: the probability of each class by itself, in place of a distribution over all.
+
+    Yields:
+        `top_k` predictions per image, images in order, the likeliest class first.
+    """
+    count = min(top_k, int(model.seen.sum()))
+    for chosen, images in batches(model, paths, batch_size):
+        logits = model(images).double()
+        probabilities = logits.sigmoid() if multi_label else logits.softmax(dim=1)
+        ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, :count]  # (B, top_k)
+        for path, row, classes in zip(chosen, probabilities, ranked.tolist(), strict=True):
+            for rank, number in enumerate(classes, start=1):
+                yield Prediction(path, rank, model.class_names[number], float(row[number]))
+
+
+def to_csv(predictions: Iterable[Prediction]) -> str:
+    """A header and one line per prediction."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["path", "rank", "class", "probability"])
+    writer.writerows([path, rank, name, f"{chance:.6f}"] for path, rank, name, chance in predictions)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------ explanation
+
+
+def explain(folder: str | Path, paths: Sequence[Path], *, device: str = "cpu") -> Mapping[str, Figure]:
+    """What the run's method has to show about how it sees these images, as figures by name.
+
+    Args:
+        folder: of a finished run whose strategy has `explain(images) -> mapping of figures`.
+        paths: image files; the method gets all of them as one batch.
+
+    Raises:
+        ConfigError: the strategy explains nothing.
+        ClpromptError: see `load`.
+    """
+    name = read_facts(Path(folder))["strategy"]["name"]
+    if not callable(getattr(registry.strategies.get(name).target, "explain", None)):
+        raise ConfigError(f"strategy {name} explains nothing: it has no explain(images)")
+    model: Any = load(folder, device=device)
+    ((_, images),) = batches(model, paths, len(paths))
+    return model.explain(images)
+
+
+def draw(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write figures as PNG files named after them; their paths."""
+    from clprompt.reporting.plots import png
+
+    with one_line_errors(f"make the folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        plain = "".join(mark if mark.isalnum() or mark in "-_." else "_" for mark in name)
+        paths.append(folder / f"{plain}.png")
+        atomic_write(paths[-1], png(figure))
+    return paths

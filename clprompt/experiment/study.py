@@ -1,0 +1,264 @@
+"""A study: a grid of strategies, scenarios and seeds in one YAML, each run an ordinary run folder.
+
+    name: letters                       # by default that of the file
+    seed: [0, 1, 2]
+    data: {name: letters}               # these sections, and precision, device, runs_dir, export: as in an experiment
+    backbone: {name: vit_letters}
+    training: {train_epochs: 3}
+    scenario: {name: split}             # or scenarios: {LABEL: section, ...}
+    strategies:                         # LABEL: section; the name is the label unless it is given
+      l2p:
+      l2p 20: {name: l2p, pool_size: 20, training: {lr: 0.01}}
+    sweep: {training.lr: [0.001, 0.01]} # one run for every value, "l2p lr=0.001"; a strategy may have its own, or null
+    tuned: best.yaml                    # what the sweep of another study found best, by label (a strategy's key
+    metric: average_accuracy            #   `tuned` names another label); the metric that decides
+
+A run's place is `runs_dir/name[/scenario]/label/seedK`, so that a study knows what is finished. Runs are ordered by
+seed first: all strategies have their first run before any has its second.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clprompt import schema
+from clprompt.errors import ConfigError, nearest
+from clprompt.experiment import config as configuration
+from clprompt.experiment.config import Config
+from clprompt.system import overlay
+
+_SHARED = (
+    *("seed", "precision", "device", "runs_dir", "export"),
+    *("data", "backbone", "training", "online", "memory"),
+)
+KEYS = ("name", *_SHARED, "scenario", "scenarios", "strategies", "sweep", "tuned", "metric")
+METRICS = (
+    *("average_accuracy", "average_incremental_accuracy", "last_accuracy", "A_auc", "A_avg", "A_last"),
+    *("mAP_last", "mAP_average", "CF1", "OF1"),
+)
+_SECTIONS = ("data", "backbone", "scenario")
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """One run of a study.
+
+    Attributes:
+        label: of its strategy, with the sweep's values. base: the label without them. scenario: label, or "".
+        values: the sweep's values by dotted key.
+        config: of this one run. folder: its place.
+    """
+
+    label: str
+    base: str
+    scenario: str
+    values: dict[str, Any]
+    config: Config
+    folder: Path
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return self.config.seeds[0]
+
+    def __str__(self) -> str:
+        return f"{self.label}, {self.scenario + ', ' if self.scenario else ''}seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study.
+
+    Attributes:
+        name: of its folder below runs_dir. runs: in the order in which they run. folder: the place of all.
+        metric: what decides a sweep; None for the first figure of its kind of stream.
+        notes: lines worth reading.
+    """
+
+    name: str
+    runs: list[Planned]
+    folder: Path
+    metric: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a packaged study or a YAML file, apply overrides as `clprompt run` does, check every run's configuration.
+
+    Raises:
+        ConfigError: whatever a user can get wrong, in one line.
+    """
+    path = overlay.find(str(name_or_path), "study")
+    raw = overlay.read(path)
+    # what may be a bare name, short for {name: ...}, and get arguments from an override
+    labels = {label for key in ("strategies", "scenarios") for label in raw.get(key) or ()}
+    overlay.apply(raw, overrides, sections={*_SECTIONS, *labels})
+    return from_dict(overlay.resolve(raw, path), name=path.stem)
+
+
+def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
+    """A checked study from plain nested values; see `load`."""
+    schema.check_keys(values, KEYS, "")
+    name = schema.check(values.get("name") or name, str, "name")
+    metric = schema.check(values.get("metric"), typing.Literal[METRICS] | None, "metric")
+    tuned = schema.check(values.get("tuned"), str | None, "tuned")
+    best = _tuned(Path(tuned)) if tuned else {}
+    shared = {key: values[key] for key in _SHARED if key in values} | {"name": name}
+    training = _mapping(values.get("training"), "training")
+    configs: list[tuple[str, str, str, dict[str, Any], Config]] = []
+    untuned = []
+    for label, section in _labelled(values, "strategies").items():
+        own_training = _mapping(section.pop("training", None), f"strategies.{label}.training")
+        sweep = section.pop("sweep", values.get("sweep"))
+        memory = section.pop("memory", values.get("memory"))
+        source = schema.check(section.pop("tuned", label), str, f"strategies.{label}.tuned")
+        if best and source not in best:
+            untuned.append(label)
+        for chosen in _grid(sweep, f"strategies.{label}.sweep" if "sweep" in section else "sweep"):
+            strategy, own = dict(section), training | own_training
+            for key, value in {**best.get(source, {}), **chosen}.items():
+                into, _, argument = key.partition(".")
+                (own if into == "training" else strategy)[argument] = value
+            of_run = " ".join([label, *(f"{key.rpartition('.')[2]}={_text(v)}" for key, v in chosen.items())])
+            for scenario, stream in _scenarios(values).items():
+                given = shared | {"scenario": stream, "strategy": strategy, "training": own, "label": of_run}
+                given["memory"] = memory
+                try:
+                    config = configuration.from_dict(given)
+                except ConfigError as error:
+                    text = str(error).replace('"strategy.', f'"strategies.{label}.', 1)
+                    raise ConfigError(f"strategies.{label}: {text}") from None
+                configs.append((of_run, label, scenario, chosen, config))
+    top = Path(configs[0][-1].runs_dir) / name
+    runs = [
+        Planned(label, base, scenario, chosen, replace(config, seed=seed), _place(top, scenario, label, seed))
+        for seed in configs[0][-1].seeds
+        for label, base, scenario, chosen, config in configs
+    ]
+    places: dict[Path, Planned] = {}
+    for run in runs:
+        other = places.setdefault(run.folder, run)
+        if other is not run:
+            raise ConfigError(f'"{other.label}" and "{run.label}" would share the folder {run.folder}')
+    notes = [f"not in {tuned}, so with the study's own values: {', '.join(untuned)}"] if untuned else []
+    return Study(name, runs, top, metric, tuple(notes))
+
+
+def select(study: Study, only: Iterable[str], scenarios: Iterable[str], seeds: Iterable[int]) -> Study:
+    """The runs of these labels (with or without a sweep's values), scenarios and seeds; all where none is named."""
+    only, scenarios, seeds = list(only), list(scenarios), list(seeds)
+    given: tuple[list[Any], ...] = (only, scenarios, seeds)
+    known: dict[str, list[Any]] = {
+        "--only": [*dict.fromkeys([r.base for r in study.runs] + [r.label for r in study.runs])],
+        "--scenario": [*dict.fromkeys(r.scenario for r in study.runs if r.scenario)],
+        "--seed": [*dict.fromkeys(r.seed for r in study.runs)],
+    }
+    for option, chosen in zip(known, given, strict=True):
+        for value in chosen:
+            if value not in known[option]:
+                allowed = [str(one) for one in known[option]]
+                raise ConfigError(
+                    f"{option} {value}: the study has no such run{nearest(str(value), allowed)}; "
+                    f"known: {', '.join(allowed) or 'none'}"
+                )
+    runs = [
+        run
+        for run in study.runs
+        if (not only or run.label in only or run.base in only)
+        and (not scenarios or run.scenario in scenarios)
+        and (not seeds or run.seed in seeds)
+    ]
+    return replace(study, runs=runs)
+
+
+def command(name: str, overrides: Sequence[str], options: Sequence[str] = ()) -> str:
+    """A line for a shell that starts (a part of) the study again."""
+    return shlex.join(["clprompt", "study", name, *overrides, *options])
+
+
+def command_of(run: Planned, name: str, overrides: Sequence[str], options: Sequence[str] = ()) -> str:
+    """The line that starts one run alone."""
+    where = ["--scenario", run.scenario] if run.scenario else []
+    chosen = ["--only", run.label, *where, "--seed", str(run.seed)]
+    return command(name, overrides, [*chosen, *options])
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def _mapping(given: Any, path: str) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"{path} must be a mapping, got {schema.show(given)}")
+    return dict(given or {})
+
+
+def _labelled(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """Sections by label; a missing name is the label, a bare string is the name."""
+    given = values.get(key)
+    if not isinstance(given, Mapping) or not given:
+        example = "strategies: {l2p: , dualprompt: {e_length: 4}}"
+        raise ConfigError(f"{key} must map labels to sections, such as {example}, got {schema.show(given)}")
+    found = {}
+    for label, section in given.items():
+        label = str(label)
+        if not label.strip() or not any(mark.isalnum() for mark in label):
+            raise ConfigError(f"{key}: a label must hold a letter or a digit, got {schema.show(label)}")
+        section = {"name": section} if isinstance(section, str) else _mapping(section, f"{key}.{label}")
+        found[label] = {"name": label} | section
+    return found
+
+
+def _scenarios(values: Mapping[str, Any]) -> dict[str, Any]:
+    several, one = values.get("scenarios"), values.get("scenario")
+    if several is not None and one is not None:
+        raise ConfigError(
+            "give scenario (one section) or scenarios (a mapping of labels to sections), not both"
+        )
+    return {"": one} if several is None else dict(_labelled(values, "scenarios"))
+
+
+def _grid(sweep: Any, path: str) -> list[dict[str, Any]]:
+    """One mapping of dotted keys for every combination of a sweep's values; one empty mapping without a sweep."""
+    flat = overlay.flat(_mapping(sweep, path)) if sweep else {}
+    for key, given in flat.items():
+        _check_dotted(key, path)
+        if not isinstance(given, list) or not given or any(given.count(value) > 1 for value in given):
+            raise ConfigError(f"{path}.{key} must be a list of different values, got {schema.show(given)}")
+    return [dict(zip(flat, chosen, strict=True)) for chosen in itertools.product(*flat.values())]
+
+
+def _check_dotted(key: str, path: str) -> None:
+    if key.partition(".")[0] not in ("training", "strategy") or not key.partition(".")[2]:
+        raise ConfigError(f'{path}: a key must begin with "training." or "strategy.", got "{key}"')
+
+
+def _tuned(path: Path) -> dict[str, dict[str, Any]]:
+    """The values of a file that `best` wrote, by label."""
+    held = overlay.read(path)
+    schema.check_keys(held, ("study", "metric", "strategies"), str(path))
+    found = {
+        str(label): overlay.flat(_mapping(values, f"{path}: {label}"))
+        for label, values in _mapping(held.get("strategies"), f"{path}: strategies").items()
+    }
+    for label, values in found.items():
+        for key in values:
+            _check_dotted(key, f"{path}: {label}")
+    return found
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else schema.show(value)
+
+
+def _place(top: Path, scenario: str, label: str, seed: int) -> Path:
+    plain = (
+        "".join(mark if mark.isalnum() or mark in "-_.=" else "-" for mark in part).strip("-.")
+        for part in (scenario, label)
+    )
+    return top.joinpath(*(part for part in plain if part), f"seed{seed}")

@@ -1,0 +1,255 @@
+"""The runs of a study: what is finished is skipped, what was interrupted goes on, what fails is listed; then the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clprompt.errors import ClpromptError, Interrupted
+from clprompt.experiment import build
+from clprompt.experiment import config as configuration
+from clprompt.experiment import folder as runfolder
+from clprompt.experiment.launch import Launcher, Outcome
+from clprompt.experiment.study import Planned, Study
+from clprompt.reporting import report
+from clprompt.reporting.summary import columns_of
+from clprompt.reporting.tables import columns, mean_and_error
+from clprompt.system import overlay, runtime
+from clprompt.system.files import FolderLock, atomic_write, one_line_errors
+
+# What may differ between a finished run and the study without any effect on its results.
+_NO_MATTER = {
+    *("device", "runs_dir", "export", "compare", "data.download"),
+    *(f"training.{key}" for key in ("eval_mb_size", "workers", "checkpoint_every", "log_every")),
+}
+
+
+class StudyFailed(ClpromptError):
+    """Some runs of a study failed, or are of another configuration; they were listed."""
+
+
+@dataclass
+class State:
+    """What is to be done, by run.
+
+    Attributes:
+        finished: runs with results. waiting: runs to start or continue. changed: runs whose folder holds another
+            configuration, with a line about it.
+    """
+
+    finished: list[Planned] = field(default_factory=list)
+    waiting: list[Planned] = field(default_factory=list)
+    changed: dict[Planned, str] = field(default_factory=dict)
+
+
+def survey(study: Study, *, again: bool = False) -> State:
+    """Look at the folders of a study's runs; nothing is written.
+
+    Args:
+        study: it.
+        again: whether runs of another configuration are to be run again, from the start.
+    """
+    found = State()
+    for run in study.runs:
+        done = (run.folder / runfolder.RESULTS).exists()
+        other = _other(run, done)
+        if other and not again:
+            found.changed[run] = f"{run.folder} {other}"
+        elif done and not other:
+            found.finished.append(run)
+        else:
+            found.waiting.append(run)
+    return found
+
+
+def _other(run: Planned, done: bool) -> str:
+    """What is different in the configuration of a run's folder, as the rest of a sentence; "" for nothing."""
+    if not (run.folder / "config.yaml").is_file():
+        return ""
+    if not done and not _has_checkpoint(run.folder):
+        return ""  # nothing to lose: it starts with the configuration of now
+    try:
+        there = runfolder.read_config(run.folder)
+    except ClpromptError as error:
+        return f"has a configuration that cannot be read: {error}"
+    before, now = overlay.flat(there.to_dict()), overlay.flat(run.config.to_dict())
+    keys = [key for key in overlay.difference(there.to_dict(), run.config.to_dict()) if key not in _NO_MATTER]
+    if not keys:
+        return ""
+    key, more = keys[0], f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return f"was run with {key}={before.get(key)}, not {now.get(key)}{more}"
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / "checkpoint").glob("*")) if (folder / "checkpoint").is_dir() else False
+
+
+def check(study: Study, waiting: Sequence[Planned]) -> None:
+    """Build the parts of every kind of run once, so that mistakes show before hours are spent.
+
+    Raises:
+        ClpromptError: of the first that does not fit together; the line begins with its label.
+    """
+    builder, seen = build.Builder(), set()
+    for run in waiting:
+        if (run.label, run.scenario) in seen:
+            continue
+        seen.add((run.label, run.scenario))
+        try:
+            builder.build(replace(run.config, device="cpu"))  # a GPU's memory is for the runs
+        except ClpromptError as error:
+            raise type(error)(f"{run.label}: {error}") from error
+    for device in dict.fromkeys(run.config.device for run in waiting):
+        runtime.find_device(device)
+
+
+def prepare(run: Planned) -> None:
+    """Make a run's folder with its configuration, unless it holds a checkpoint of it.
+
+    Raises:
+        ClpromptError: the folder cannot be written, or another process uses it.
+    """
+    if _has_checkpoint(run.folder) and not _other(run, False):
+        return  # its own configuration stays as the checkpoint knows it
+    with one_line_errors(f"make the folder {run.folder}"):
+        run.folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(run.folder):
+        if _other(run, (run.folder / runfolder.RESULTS).exists()):
+            for path in run.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != "lock":
+                    path.unlink()
+        atomic_write(run.folder / "config.yaml", configuration.to_yaml(run.config))
+
+
+def execute(
+    waiting: Sequence[Planned], launch: Launcher, imports: Sequence[str], say: Callable[[str], None]
+) -> dict[Planned, Outcome]:
+    """Run them all; the outcomes of those that failed.
+
+    Raises:
+        Interrupted: a signal came; all that ran have written their checkpoints.
+    """
+    by_folder: dict[Path, Planned] = {}
+    failed: dict[Planned, Outcome] = {}
+    for run in waiting:
+        try:
+            prepare(run)
+            by_folder[run.folder] = run
+        except ClpromptError as error:
+            failed[run] = Outcome("failed", str(error))
+    count = 0
+    with runtime.stop_signal() as stop:
+        for folder, outcome in launch(list(by_folder), imports, stop):
+            run = by_folder[folder]
+            if outcome is None:
+                say(f"{run}: started; {folder / 'output.log'} follows it")
+                continue
+            count += 1
+            position = f"[{count}/{len(waiting)}] {run}"
+            if outcome.status == "done" or (run.folder / runfolder.RESULTS).exists():
+                say(f"{position}: {_headline(folder)}{outcome.seconds:.0f} s")
+            elif outcome.status == "failed":
+                failed[run] = outcome
+                say(f"{position}: failed: {outcome.reason}")
+            else:
+                say(f"{position}: stopped")
+        signal = stop()
+    if signal is not None:
+        raise Interrupted(signal)
+    return failed
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """The results of a finished run; empty where there are none."""
+    try:
+        return json.loads((folder / runfolder.RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _headline(folder: Path) -> str:
+    results = results_of(folder)
+    shown = [
+        f"{title} {100 * results[key]:.1f}"
+        for key, title in columns_of([results]).items()
+        if isinstance(results.get(key), float)
+    ]
+    return f"{', '.join(shown)} (%), " if shown else ""
+
+
+# -------------------------------------------------------------------------------------- the end of a study
+
+
+def failures(failed: dict[Planned, Outcome], changed: dict[Planned, str]) -> list[str]:
+    """One line for every reason, with the runs that it stopped."""
+    alike: dict[str, list[str]] = {}
+    for run, outcome in failed.items():
+        reason = outcome.reason.removeprefix(f"{run.folder}: ").replace(str(run.folder), "its folder")
+        alike.setdefault(reason, []).append(str(run))
+    lines = [f"failed: {'; '.join(runs)}: {reason}" for reason, runs in alike.items()]
+    return lines + [f"left out: {run}: {reason}" for run, reason in changed.items()]
+
+
+def write_report(study: Study, finished: Sequence[Planned]) -> tuple[str, list[Path]]:
+    """The report over the finished runs of a study, for a terminal, and the files it wrote."""
+    found = report.collect(run.folder for run in finished)
+    return found.text(), found.write(study.folder / "report")
+
+
+def best(study: Study, finished: Sequence[Planned]) -> tuple[list[str], Path | None]:
+    """The best values of a sweep for every strategy: lines for a terminal, and `best.yaml`; nothing without a sweep.
+
+    Args:
+        study: it. finished: its finished runs; a value counts when all its runs are among them.
+    """
+    swept, done = [run for run in study.runs if run.values], set(finished)
+    results = {run.folder: results_of(run.folder) if run in done else {} for run in swept}
+    known = [found for found in results.values() if found]
+    if not known:
+        return [], None
+    metric = study.metric or next(iter(columns_of(known)))
+    rows = [("strategy", f"best by {metric}", "percent", "the others")]
+    chosen: dict[str, dict[str, Any]] = {}
+    for base in dict.fromkeys(run.base for run in swept):
+        figures: dict[str, list[float | None]] = {}
+        values: dict[str, dict[str, Any]] = {}
+        for run in (run for run in swept if run.base == base):
+            told = run.label.removeprefix(base).strip()
+            figures.setdefault(told, []).append(results[run.folder].get(metric))
+            values[told] = run.values
+        means = {told: _mean(of_label) for told, of_label in figures.items()}
+        ranked = sorted((told for told in means if means[told] is not None), key=lambda told: -means[told])  # type: ignore[operator]
+        if not ranked:
+            continue
+        first = ranked[0]
+        chosen[base] = values[first]
+        others = [f"{told}: {mean_and_error(figures[told])}" for told in figures if told != first]
+        rows.append((base, first + _edge(values, first), mean_and_error(figures[first]), ", ".join(others)))
+    path = study.folder / "best.yaml"
+    held = {"study": study.name, "metric": metric, "strategies": chosen}
+    atomic_write(path, yaml.safe_dump(held, sort_keys=False))
+    return columns(rows), path
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Over the runs of one value; None unless all of them have a figure."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _edge(values: dict[str, dict[str, Any]], first: str) -> str:
+    """A remark where a number is the smallest or largest that was tried: a better one may lie outside."""
+    for key, value in values[first].items():
+        tried = sorted({own[key] for own in values.values() if isinstance(own[key], int | float)})
+        if len(tried) > 1 and value in (tried[0], tried[-1]):
+            return " (at the edge)"
+    return ""

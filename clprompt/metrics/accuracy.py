@@ -1,0 +1,234 @@
+"""Figures of merit of class-incremental learning, in plain numpy.
+
+Everything but the per-class figures is a function of the accuracy matrix R [T, T]: `R[i, j]` is the accuracy,
+in [0, 1], on class group j after experience i, and nan where no class of the group had been seen. A class
+group holds the classes that are new with one experience. A group without classes or without test samples is a
+column of nan; every mean runs over what is not nan, and a mean over nothing is nan.
+
+Sources: Lopez-Paz and Ranzato 2017 (GEM; backward transfer), Chaudhry et al. 2018 (Riemannian walk;
+forgetting), Rebuffi et al. 2017 (iCaRL; average incremental accuracy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clprompt.errors import DataError
+
+FloatArray = NDArray[np.float64]
+
+
+def accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
+    """Accuracy matrix of a run from what its engine reported.
+
+    Args:
+        records: the lines of `metrics.jsonl`; only evaluations at the end of an experience count, and the
+            last one of an experience if there are several.
+
+    Returns:
+        R [T, T], T the number of class groups; rows of experiences that were not evaluated are nan. [0, 0]
+        without any such evaluation.
+
+    Raises:
+        DataError: records of a run on multi-hot targets.
+        ValueError: records that differ in the number of groups or whose experience has no group.
+    """
+    records = list(records)
+    if any("mAP" in record for record in records if record.get("kind") == "evaluation"):
+        raise DataError(
+            "accuracy is not defined for a run on multi-hot targets; see clprompt.metrics.label_sets"
+        )
+    rows = {
+        int(record["experience"]): record["groups"]
+        for record in records
+        if record.get("kind") == "evaluation" and record.get("when") == "experience"
+    }
+    size = len(next(iter(rows.values()), ()))
+    matrix = np.full((size, size), np.nan)
+    for experience, groups in rows.items():
+        if len(groups) != size:
+            raise ValueError(f"experience {experience} reports {len(groups)} class groups, others {size}")
+        if not 0 <= experience < size:
+            raise ValueError(f"experience {experience} was reported, but there are {size} class groups")
+        matrix[experience] = [np.nan if value is None else value for value in groups]
+    return matrix
+
+
+def average_accuracy(matrix: ArrayLike) -> float:
+    """Mean accuracy over the class groups after the last experience: mean_j R[T-1, j]."""
+    matrix = _square(matrix)
+    return _mean(matrix[-1]) if len(matrix) else float("nan")
+
+
+def accuracy_curve(matrix: ArrayLike) -> FloatArray:
+    """Mean accuracy over the groups seen so far, after each experience: [T], mean_{j<=i} R[i, j]."""
+    matrix = _square(matrix)
+    return np.array([_mean(row[: i + 1]) for i, row in enumerate(matrix)], dtype=np.float64)
+
+
+def average_incremental_accuracy(matrix: ArrayLike) -> float:
+    """Mean of the accuracy curve over the experiences: mean_i mean_{j<=i} R[i, j]."""
+    return _mean(accuracy_curve(matrix))
+
+
+def group_forgetting(matrix: ArrayLike) -> FloatArray:
+    """What each class group lost since its best day: [T], max_{i<T-1} R[i, j] - R[T-1, j].
+
+    Negative where a group ended better than it ever was. nan for the last group, which had no time to be
+    forgotten, and for groups that were never measured before the last experience.
+    """
+    matrix = _square(matrix)
+    if len(matrix) == 0:
+        return np.empty(0)
+    # fmax ignores nan and, unlike nanmax, says nothing about a column that holds nothing else.
+    best = np.fmax.reduce(matrix[:-1], axis=0, initial=np.nan)
+    lost = best - matrix[-1]
+    lost[-1] = np.nan
+    return lost
+
+
+def forgetting(matrix: ArrayLike) -> float:
+    """Mean of `group_forgetting`, mean_{j<T-1} (max_{i<T-1} R[i, j] - R[T-1, j]); nan for T=1."""
+    return _mean(group_forgetting(matrix))
+
+
+def forgetting_curve(matrix: ArrayLike) -> FloatArray:
+    """Forgetting as it stood after each experience: [T], nan at the first."""
+    matrix = _square(matrix)
+    return np.array([forgetting(matrix[:n, :n]) for n in range(1, len(matrix) + 1)], dtype=np.float64)
+
+
+def backward_transfer(matrix: ArrayLike) -> float:
+    """Mean gain of the older groups since they were learnt, mean_{j<T-1} R[T-1, j] - R[j, j]; nan for T=1."""
+    matrix = _square(matrix)
+    return _mean((matrix[-1] - np.diagonal(matrix))[:-1]) if len(matrix) else float("nan")
+
+
+def last_forgetting(matrix: ArrayLike) -> float:
+    """F_last of a blurry stream: what the classes that were ever known lost by the end of the last session.
+
+    Args:
+        matrix: [T, C], accuracy of each class after each session, 0 while the class was not seen.
+
+    Returns:
+        mean of max_{k<T-1} acc[k, j] - acc[T-1, j] over the classes j whose maximum is above 0; may be negative. nan
+        for T=1, and where no class was ever right before the last session.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    if len(matrix) < 2:
+        return float("nan")
+    best = matrix[:-1].max(axis=0, initial=0)
+    return _mean((best - matrix[-1])[best > 0])
+
+
+def class_accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
+    """Accuracy of each class after each session, [T, C], 0 while a class was not seen; from the confusion counts."""
+    confusions = [record["confusion"] for record in _session_ends(records)]
+    classes = 1 + max((max(cell[:2]) for cells in confusions for cell in cells), default=-1)
+    return np.array([np.nan_to_num(per_class_accuracy(cells, classes)) for cells in confusions])
+
+
+def online_figures(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The figures of an online run, on the classes of which a sample had been received by then.
+
+    A_auc: mean of the periodic accuracies, the area under their curve over the samples. A_avg: mean of the accuracies
+    at the session ends. A_last: accuracy at the last session's end. F_last: see :func:`last_forgetting`.
+
+    Source: Moon et al. 2023 (arXiv 2308.09303) and its released code, with exact counts in place of count + 1e-5.
+    """
+    records = list(records)
+    ends = [_number(record["accuracy"]) for record in _session_ends(records)]
+    return {
+        "A_auc": _mean(np.array([_number(record["accuracy"]) for record in _anytime(records)])),
+        "A_avg": _mean(np.array(ends)),
+        "A_last": ends[-1] if ends else float("nan"),
+        "F_last": last_forgetting(class_accuracy_matrix(records)),
+    }
+
+
+def is_online(records: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the records are those of an online run: their evaluations say when they were due."""
+    return any("nominal" in record for record in records if record.get("kind") == "evaluation")
+
+
+def _session_ends(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The evaluations at the ends of sessions, in order; the last one of a session if there are several."""
+    found = {
+        int(record["experience"]): record
+        for record in records
+        if record.get("kind") == "evaluation" and record["when"] == "experience"
+    }
+    return [found[experience] for experience in sorted(found)]
+
+
+def _anytime(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [r for r in records if r.get("kind") == "evaluation" and r["when"] == "anytime"]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def confusion_matrix(triplets: Iterable[Sequence[int]], num_classes: int) -> NDArray[np.int64]:
+    """Counts [C, C] by true class (rows) and predicted class (columns).
+
+    Args:
+        triplets: `[target, predicted, count]`; pairs that appear more than once are added up.
+        num_classes: C.
+
+    Raises:
+        ValueError: a class id outside 0..C-1 or a negative count.
+    """
+    matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
+    for target, predicted, count in triplets:
+        if not (0 <= target < num_classes and 0 <= predicted < num_classes) or count < 0:
+            raise ValueError(f"bad entry [{target}, {predicted}, {count}] for {num_classes} classes")
+        matrix[target, predicted] += count
+    return matrix
+
+
+def per_class_accuracy(triplets: Iterable[Sequence[int]], num_classes: int) -> FloatArray:
+    """Accuracy of each class [C] from the confusion triplets; nan for a class without test samples."""
+    matrix = confusion_matrix(triplets, num_classes)
+    samples = matrix.sum(axis=1)
+    return np.divide(np.diagonal(matrix), samples, out=np.full(num_classes, np.nan), where=samples > 0)
+
+
+def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The figures of a run by their names in `results.json`, as fractions; nan where one is not defined.
+
+    Of a run that is not over, the figures are those after its last evaluated experience. `last_accuracy` is
+    over all test samples of the classes seen by the last evaluation, of either kind; the others weigh class
+    groups equally. The records of an online run give its own figures as well, see :func:`online_figures`.
+    """
+    records = list(records)
+    evaluations = [record for record in records if record.get("kind") == "evaluation"]
+    matrix = accuracy_matrix(records)
+    done = 1 + max((int(r["experience"]) for r in evaluations if r["when"] == "experience"), default=-1)
+    matrix = matrix[:done, :done]
+    last = evaluations[-1]["accuracy"] if evaluations else None
+    own = online_figures(records) if is_online(records) else {}
+    return {
+        **own,
+        "average_accuracy": average_accuracy(matrix),
+        "average_incremental_accuracy": average_incremental_accuracy(matrix),
+        "forgetting": forgetting(matrix),
+        "backward_transfer": backward_transfer(matrix),
+        "last_accuracy": float("nan") if last is None else float(last),
+    }
+
+
+def _square(matrix: ArrayLike) -> FloatArray:
+    array = np.asarray(matrix, dtype=np.float64)
+    if array.ndim != 2 or array.shape[0] != array.shape[1]:
+        raise ValueError(f"an accuracy matrix is square, [T, T]; this one has the shape {list(array.shape)}")
+    return array
+
+
+def _mean(values: FloatArray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")

@@ -1,0 +1,33 @@
+"""What a method is made of: the contract, heads, losses, pools and plug-ins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clprompt import lazy_names
+
+if TYPE_CHECKING:
+    from clprompt.prompting.coordination import Coordination as Coordination
+    from clprompt.prompting.coordination import PromptSet as PromptSet
+    from clprompt.prompting.heads import LinearHead as LinearHead
+    from clprompt.prompting.losses import classification_loss as classification_loss
+    from clprompt.prompting.losses import mask_logits as mask_logits
+    from clprompt.prompting.model import Cache as Cache
+    from clprompt.prompting.model import PromptModel as PromptModel
+    from clprompt.prompting.model import Step as Step
+    from clprompt.prompting.prompts import uniform as uniform
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Cache": "clprompt.prompting.model",
+        "Coordination": "clprompt.prompting.coordination",
+        "LinearHead": "clprompt.prompting.heads",
+        "PromptModel": "clprompt.prompting.model",
+        "PromptSet": "clprompt.prompting.coordination",
+        "Step": "clprompt.prompting.model",
+        "classification_loss": "clprompt.prompting.losses",
+        "mask_logits": "clprompt.prompting.losses",
+        "uniform": "clprompt.prompting.prompts",
+    },
+)

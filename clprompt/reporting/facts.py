@@ -1,0 +1,81 @@
+"""What a report says about runs beside their figures: the settings that they share, and where they were made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clprompt import schema
+
+
+def value_text(value: Any) -> str:
+    """A setting's value; of a file its name alone, for folders differ between machines."""
+    if not isinstance(value, str):
+        return schema.show(value)
+    return Path(value).name if Path(value).suffix and "/" in value else value
+
+
+def arguments(settings: Mapping[str, Any]) -> str:
+    """Settings as "key=value, key=value"."""
+    return ", ".join(f"{key}={value_text(value)}" for key, value in settings.items())
+
+
+def shared(settings: Sequence[Mapping[str, Any]]) -> str:
+    """What all rows of a table have in common beside their stream.
+
+    Settings that are off (0, false) are left out, and with them those that say how (``mixup_probability``).
+
+    Args:
+        settings: of each row by dotted key, as `clprompt.reporting.report.Run.settings` gives them.
+    """
+    first, *others = settings
+    common = {key: value for key, value in first.items() if all(key in own for own in others)}
+    common = {key: value for key, value in common.items() if all(own[key] == value for own in others)}
+    told = ("backbone.", "training.", "online.", "memory.", "precision")
+    off = tuple(f"{key}_" for key, value in common.items() if value in (0, False))
+    return arguments(
+        {
+            key.removesuffix(".name").removeprefix("training."): value
+            for key, value in common.items()
+            if key.startswith(told) and value not in (0, False) and not key.startswith(off)
+        }
+    )
+
+
+def machines(folders: Iterable[Path]) -> list[str]:
+    """A line for each kind of machine, set of versions and revision that runs were made with, and of how many runs."""
+    counts: dict[str, int] = {}
+    total = 0
+    for folder in folders:
+        try:
+            facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        total += 1
+        for line in filter(None, (_machine(facts), _versions(facts), _revision(facts))):
+            counts[line] = counts.get(line, 0) + 1
+    return [
+        line if count == total else f"{line} ({count} of {total} runs)"
+        for line, count in sorted(counts.items())
+    ]
+
+
+def _machine(facts: Mapping[str, Any]) -> str:
+    parts = [str(facts.get("device"))] if facts.get("device") not in ("cpu", None) else []
+    parts.append(str(facts.get("processor") or "processor of unknown kind"))
+    threads = facts.get("threads")
+    used = f" ({threads} used by a run)" if threads != facts.get("processors") else ""
+    parts.append(f"{facts.get('processors')} cores{used}")
+    return f"hardware: {', '.join(parts)}; {facts.get('platform')}"
+
+
+def _versions(facts: Mapping[str, Any]) -> str:
+    known = {"python": facts.get("python"), **(facts.get("versions") or {})}
+    return f"versions: {', '.join(f'{name} {number}' for name, number in known.items() if number)}"
+
+
+def _revision(facts: Mapping[str, Any]) -> str:
+    git = facts.get("git") or {}
+    return f"revision: {git['commit'][:12]}{' (modified)' * bool(git.get('modified'))}" if git else ""

@@ -1,0 +1,292 @@
+"""The drawings of a run (accuracy matrix, accuracy curves, forgetting, confusion matrix) and of several together.
+
+Each function returns a `matplotlib.figure.Figure` that belongs to nobody: no pyplot, no global state, nothing
+to close. The colours are cividis and viridis, which read the same for colour-blind eyes and in grey print.
+Class groups and experiences are counted from 1, as on the axes of the TensorBoard dashboards.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from clprompt.metrics import accuracy
+
+_ANNOTATED = 20  # cells a side up to which every cell of a heat map carries its number
+_NAMED = 40  # classes up to which every one is named on the axes
+_UNSEEN = "#e8e8e8"  # cells that have no value
+_NAME_LENGTH = 18  # characters of a class name that are drawn
+# Okabe and Ito's colours, which stay apart for colour-blind eyes; markers and dashes tell the rest.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_LINES = ("-", "--", ":", "-.")
+
+
+def png(figure: Figure, dpi: int = 120) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # Class names may be in any script; a box in place of a letter is no reason to warn on every drawing.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # "tight" makes room for whatever labels there are, at half of the constrained layout's cost.
+        figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.08)
+    return buffer.getvalue()
+
+
+def accuracy_matrix(matrix: ArrayLike) -> Figure:
+    """Heat map of the accuracy matrix R [T, T] in percent; grey where a group had not been seen."""
+    percent = 100 * np.asarray(matrix, dtype=np.float64)
+    size = max(len(percent), 1)
+    side = float(np.clip(1.6 + 0.5 * size, 4.0, 9.5))
+    figure = Figure(figsize=(side + 1.0, side))
+    axes = figure.add_subplot()
+    image = _heat(axes, percent, Normalize(0, 100))
+    if size <= _ANNOTATED:
+        _annotate(axes, percent, image.to_rgba(percent), ".1f" if size <= 10 else ".0f", font=9)
+    ticks = _ticks(size, _ANNOTATED)
+    axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])
+    axes.set_yticks(ticks, [str(tick + 1) for tick in ticks])
+    axes.set(xlabel="class group", ylabel="after experience", title="Accuracy per class group")
+    figure.colorbar(image, ax=axes, label="accuracy (%)", fraction=0.046, pad=0.03)
+    return figure
+
+
+def accuracy_curves(matrix: ArrayLike) -> Figure:
+    """One line per class group over the experiences, with their average: how each group is remembered."""
+    percent = 100 * np.asarray(matrix, dtype=np.float64)
+    size = len(percent)
+    figure = Figure(figsize=(8.0, 4.8))
+    axes = figure.add_subplot()
+    experiences = np.arange(1, size + 1)
+    # The last tenth of viridis is too pale for a line on white.
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(size, 1)))
+    marker = "o" if size <= _ANNOTATED else None
+    for group in range(size):
+        axes.plot(
+            experiences,
+            percent[:, group],
+            color=colours[group],
+            marker=marker,
+            markersize=4,
+            linewidth=1.3 if size <= _ANNOTATED else 0.8,
+            label=f"group {group + 1}",
+        )
+    axes.plot(
+        experiences,
+        accuracy.accuracy_curve(percent),
+        "k--",
+        marker=marker and "s",
+        markersize=4,
+        label="average",
+    )
+    _experience_axis(axes, size, "How each class group is remembered")
+    axes.set(ylabel="accuracy (%)", ylim=(-2, 102))
+    if size <= 12:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    else:
+        axes.legend(handles=axes.lines[-1:], loc="lower left")
+        norm = BoundaryNorm(np.arange(size + 1) + 0.5, size)
+        scale = ScalarMappable(norm, ListedColormap(colours))
+        figure.colorbar(scale, ax=axes, label="class group", ticks=_ticks(size, 10) + 1)
+    return figure
+
+
+def anytime_accuracy(records: Iterable[Mapping[str, Any]]) -> Figure:
+    """Accuracy on the seen classes over the samples received, of an online run; sessions are shaded in turn.
+
+    Args:
+        records: of the run; the periodic evaluations are the line, those at session ends the squares.
+    """
+    found = [r for r in records if r.get("kind") == "evaluation" and r["accuracy"] is not None]
+    periodic = [r for r in found if r["when"] == "anytime"]
+    ends = [r for r in found if r["when"] == "experience"]
+    figure = Figure(figsize=(8.0, 4.2))
+    axes = figure.add_subplot()
+    bounds = [0, *(r["samples"] for r in ends)]
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        axes.axvspan(start, stop, color="#e6eef5" if number % 2 == 0 else "#fbf3e4", linewidth=0, zorder=0)
+        if len(ends) <= _ANNOTATED and stop - start > 0.03 * bounds[-1]:
+            name = str(ends[number]["experience"] + 1)
+            axes.text((start + stop) / 2, 101, name, ha="center", va="bottom", fontsize=8, color="#555555")
+    axes.plot(
+        [r["samples"] for r in periodic],
+        [100 * r["accuracy"] for r in periodic],
+        color="#0072b2",
+        marker="o" if len(periodic) <= 60 else None,
+        markersize=3,
+        label="periodic",
+    )
+    axes.plot(
+        [r["samples"] for r in ends],
+        [100 * r["accuracy"] for r in ends],
+        color="#d55e00",
+        linestyle="none",
+        marker="s",
+        markersize=5,
+        clip_on=False,  # the last one stands on the edge
+        zorder=3,
+        label="at a session's end",
+    )
+    axes.set(xlabel="samples received", ylabel="accuracy on seen classes (%)", ylim=(0, 101))
+    axes.set_xlim(0, max([1, *(r["samples"] for r in found)]))
+    axes.set_title("Anytime accuracy (shaded: sessions)", pad=16)
+    axes.grid(axis="y", color="#ffffff", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def forgetting(matrix: ArrayLike) -> Figure:
+    """Average forgetting over the experiences, and what each class group lost by the last one."""
+    percent = 100 * np.asarray(matrix, dtype=np.float64)
+    size = len(percent)
+    figure = Figure(figsize=(9.5, 4.0))
+    curve, bars = figure.subplots(1, 2, gridspec_kw={"wspace": 0.25})
+    values = accuracy.forgetting_curve(percent)
+    curve.plot(
+        np.arange(1, size + 1), values, color="#0072b2", marker="o" if size <= 50 else None, markersize=4
+    )
+    _experience_axis(curve, size, "Average forgetting")
+    curve.set(ylabel="forgetting (percentage points)")
+    evaluated = np.flatnonzero(~np.isnan(percent).all(axis=1))
+    done = int(evaluated[-1]) + 1 if evaluated.size else 0
+    lost = accuracy.group_forgetting(percent[:done, :done])
+    bars.bar(np.arange(1, done + 1), np.nan_to_num(lost), color="#d55e00")
+    _experience_axis(bars, size, f"Lost per class group by experience {done}")
+    bars.set(xlabel="class group", ylabel="best earlier accuracy - accuracy now")
+    for axes in (curve, bars):
+        axes.axhline(0, color="black", linewidth=0.8)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, -1), max(high, 5))  # a flat line at zero should look flat
+        if not np.isfinite(lost).any():
+            note = "defined from the second\nexperience on"
+            axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center")
+    return figure
+
+
+def overlay(
+    curves: Mapping[str, ArrayLike],
+    title: str,
+    label: str,
+    *,
+    at: Sequence[float] | None = None,
+    axis: str = "after experience",
+) -> Figure:
+    """Several strategies over the experiences, or over something else: their means over seeds, with a band of the standard error.
+
+    Args:
+        curves: by strategy, fractions [S, T] of S seeds; nan where a value is not defined.
+        title: above the drawing. label: of the vertical axis.
+        at: where the T values stand on the horizontal axis; None for experiences 1..T. axis: its label.
+    """
+    figure = Figure(figsize=(8.0, 4.8))
+    axes = figure.add_subplot()
+    size = max((np.shape(values)[1] for values in curves.values()), default=0)
+    experiences = np.arange(1, size + 1) if at is None else np.asarray(at)
+    for number, (name, values) in enumerate(curves.items()):
+        percent = 100 * np.asarray(values, dtype=np.float64)
+        known = ~np.isnan(percent)
+        seeds = known.sum(axis=0)
+        mean = np.divide(np.nansum(percent, axis=0), seeds, out=np.full(size, np.nan), where=seeds > 0)
+        squares = np.nansum(np.where(known, percent - mean, np.nan) ** 2, axis=0)
+        # the standard error of one seed is unknown and drawn as no band
+        variance = np.divide(squares, seeds - 1, out=np.zeros(size), where=seeds > 1)
+        error = np.sqrt(variance / np.maximum(seeds, 1))
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.plot(
+            experiences,
+            mean,
+            color=colour,
+            linestyle=_LINES[number // len(_COLOURS) % len(_LINES)],
+            marker=_MARKERS[number % len(_MARKERS)] if size <= _ANNOTATED else None,
+            markersize=5,
+            linewidth=1.6,
+            label=name.replace("$", r"\$"),  # a name is text, not a formula
+        )
+        axes.fill_between(experiences, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+    if at is None:
+        _experience_axis(axes, size, title)
+    else:
+        axes.set(xlabel=axis, title=title)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+    axes.set(ylabel=label)
+    if curves:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    return figure
+
+
+def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
+    """Heat map of the confusion counts [C, C]: the colour is the share of the true class."""
+    counts = np.asarray(counts)
+    samples = counts.sum(axis=1, keepdims=True)
+    share = np.divide(
+        100.0 * counts, samples, out=np.full(counts.shape, np.nan, dtype=np.float64), where=samples > 0
+    )
+    size = max(len(counts), 1)
+    side = float(np.clip(1.8 + 0.42 * size, 4.2, 11.0))
+    figure = Figure(figsize=(side + 1.0, side))
+    axes = figure.add_subplot()
+    # The square root brings out the few per cent that make up most of a good model's confusions.
+    image = _heat(axes, share, PowerNorm(0.5, 0, 100))
+    if size <= _ANNOTATED:
+        _annotate(axes, np.where(counts > 0, counts, np.nan), image.to_rgba(share), ".0f", font=8)
+    ticks = _ticks(size, _NAMED)[: len(class_names)]
+    names = [_short(class_names[tick]) for tick in ticks]
+    font = 9 if size <= _ANNOTATED else 7
+    # A class may be called "$5_bill$": names are text, not formulas.
+    axes.set_xticks(ticks, names, rotation=90, fontsize=font, parse_math=False)
+    axes.set_yticks(ticks, names, fontsize=font, parse_math=False)
+    axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix")
+    figure.colorbar(image, ax=axes, label="share of the true class (%)", fraction=0.046, pad=0.03)
+    return figure
+
+
+def _heat(axes: Axes, values: NDArray[np.float64], norm: Normalize) -> ScalarMappable:
+    """Draw a square matrix as cells, grey where it is nan."""
+    colours = matplotlib.colormaps["cividis"].with_extremes(bad=_UNSEEN)
+    if values.size == 0:
+        values = np.full((1, 1), np.nan)
+    # "nearest" keeps the cells sharp; a matrix with more cells than pixels must be averaged instead.
+    interpolation = "nearest" if len(values) <= 100 else "antialiased"
+    return axes.imshow(values, cmap=colours, norm=norm, interpolation=interpolation)
+
+
+def _annotate(
+    axes: Axes, numbers: NDArray[np.float64], cells: NDArray[np.float64], form: str, font: float
+) -> None:
+    """Write the finite numbers into their cells, of colours [T, T, 4]: dark on bright and bright on dark."""
+    brightness = cells[..., :3] @ (0.299, 0.587, 0.114)
+    for row, column in np.argwhere(np.isfinite(numbers)):
+        colour = "black" if brightness[row, column] > 0.5 else "white"
+        text = format(numbers[row, column], form)
+        axes.text(column, row, text, ha="center", va="center", fontsize=font, color=colour)
+
+
+def _ticks(size: int, most: int) -> NDArray[np.int64]:
+    """At most `most` evenly spaced indices of 0..size-1, the first included."""
+    return np.arange(0, size, max(1, -(-size // most)))
+
+
+def _experience_axis(axes: Axes, size: int, title: str) -> None:
+    """A horizontal axis that counts experiences (or groups) from 1, in whole numbers."""
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+    axes.set(xlabel="after experience", title=title, xlim=(0.5, max(size, 1) + 0.5))
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"

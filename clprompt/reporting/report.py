@@ -1,0 +1,349 @@
+"""The report over many runs: one table and two drawings for every stream, as text, Markdown and one HTML file.
+
+Runs of one configuration that differ in their seed alone are one row: means with standard errors. Rows of one
+stream (the same data, scenario and number of class groups) stand in one table; another stream has a table of its
+own, for its figures do not compare. Everything is read from the run folders; no torch, no model, no registry.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from clprompt.errors import RunFolderError
+from clprompt.metrics import accuracy as metrics
+from clprompt.reporting import facts, plots
+from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
+from clprompt.reporting.markup import html_image, html_page, html_table, markdown_table
+from clprompt.reporting.rows import Row, difference, labels_of, rates_of
+from clprompt.reporting.summary import COLUMNS, columns_of
+from clprompt.reporting.tables import columns
+from clprompt.system.files import atomic_write, one_line_errors
+from clprompt.system.overlay import flat
+
+#: Figures of results.json by their title in the table; those that no run of a stream has are left out.
+METRICS = {
+    "average_accuracy": "average accuracy",
+    "average_incremental_accuracy": "incremental",
+    "forgetting": "forgetting",
+    "A_auc": "A_auc",
+    "A_avg": "A_avg",
+    "A_last": "A_last",
+    "F_last": "F_last",
+    "mAP_last": "mAP last",
+    "mAP_average": "mAP average",
+    "CF1": "CF1",
+    "OF1": "OF1",
+}
+#: Numbers under `cost` by their title, the factor that they are shown with, and the decimals.
+_COSTS = {
+    "method_parameters": ("parameters", 1, 0),
+    "seconds": ("seconds", 1, 1),
+    "experience_seconds": ("s/experience", 1, 1),
+    "peak_memory_bytes": ("peak MiB", 2**-20, 0),
+}
+
+Curves = dict[str, NDArray[np.float64]]
+
+
+@dataclass
+class Section:
+    """One stream and what ran on it.
+
+    Attributes:
+        title: data set, scenario and class groups. slug: the same for file names. details: their arguments.
+        rows: by strategy, the best by the first figure of the table first.
+    """
+
+    title: str
+    slug: str
+    details: str
+    rows: list[Row]
+    shared: str = ""
+
+    def figures(self) -> list[str]:
+        """The figures of results.json that its table shows: those of the protocol, as far as some run has them."""
+        results = [
+            {key: value for key, value in run.results.items() if value is not None}
+            for row in self.rows
+            for run in row.runs.values()
+        ]
+        own = columns_of(results)
+        own = METRICS if own is COLUMNS else own
+        return [key for key in METRICS if key in own and any(key in found for found in results)]
+
+    def table(self) -> list[list[str]]:
+        """The header and one line of cells per row."""
+        used = self.figures()
+        costs = [key for key in _COSTS if any(row.cost(key) is not None for row in self.rows)]
+        costs = list(dict.fromkeys(["method_parameters", "seconds", *costs]))
+        rates = [rates_of(row) for row in self.rows]
+        several = ["lr"] if len(set(rates)) > 1 else []
+        lines = [
+            [
+                "strategy",
+                "seeds",
+                *several,
+                *(METRICS[key] for key in used),
+                *(_COSTS[key][0] for key in costs),
+            ]
+        ]
+        for row, rate in zip(self.rows, rates, strict=True):
+            cells = [row.label, str(len(row.runs)), *([rate] if several else []), *map(row.mean, used)]
+            for key in costs:
+                _, factor, decimals = _COSTS[key]
+                value = row.cost(key)
+                cells.append("-" if value is None else f"{value * factor:,.{decimals}f}")
+            lines.append(cells)
+        return lines
+
+    def differences(self, against: str) -> list[list[str]]:
+        """The figures of every row less those of one of them, on the seeds that both have; nothing without that row."""
+        base = next((row for row in self.rows if row.label == against), None)
+        if base is None:
+            return []
+        used = self.figures()
+        lines = [[f"minus {against}", "seeds", *(METRICS[key] for key in used)]]
+        for row in self.rows:
+            if row is not base:
+                seeds = str(len(row.runs.keys() & base.runs.keys()))
+                lines.append([row.label, seeds, *(difference(row, base, key) for key in used)])
+        return lines
+
+    def drawings(self) -> dict[str, bytes]:
+        """PNG files by name; none where no accuracy was measured after each experience."""
+        runs = [run for row in self.rows for run in row.runs.values()]
+        if any(len(run.precision) for run in runs):
+            curves = {row.label: np.stack([run.precision for run in row.runs.values()]) for row in self.rows}
+            return {"mAP": plots.png(plots.overlay(curves, "mAP over the classes seen", "mAP (%)"))}
+        if not any(len(run.matrix) for run in runs):
+            return {}
+        accuracy, lost = self._curves(metrics.accuracy_curve), self._curves(metrics.forgetting_curve)
+        return self._anytime() | {
+            "average_accuracy": plots.png(
+                plots.overlay(accuracy, "Average accuracy over the class groups seen", "accuracy (%)")
+            ),
+            "forgetting": plots.png(
+                plots.overlay(lost, "Average forgetting", "forgetting (percentage points)")
+            ),
+        }
+
+    def _anytime(self) -> dict[str, bytes]:
+        """The accuracy over the samples received, at the counts that all runs of an online stream have."""
+        counts = [set(run.anytime) for row in self.rows for run in row.runs.values()]
+        at = sorted(set.intersection(*counts)) if counts else []
+        if not at:
+            return {}
+        curves = {
+            row.label: np.array([[run.anytime[count] for count in at] for run in row.runs.values()])
+            for row in self.rows
+        }
+        drawn = plots.overlay(
+            curves, "Accuracy on the classes received", "accuracy (%)", at=at, axis="samples received"
+        )
+        return {"anytime_accuracy": plots.png(drawn)}
+
+    def _curves(self, curve: Any) -> Curves:
+        return {
+            row.label: np.stack([curve(run.matrix) for run in row.runs.values()])
+            for row in self.rows
+            if row.runs
+        }
+
+
+@dataclass
+class Report:
+    """What was found below the folders that somebody named.
+
+    Attributes:
+        sections: one for every stream.
+        left_out: folder and reason of each run that does not count.
+        against: the label of the row that a second table subtracts from the others; "" for no such table.
+    """
+
+    sections: list[Section]
+    left_out: list[tuple[Path, str]] = field(default_factory=list)
+    against: str = ""
+
+    def text(self) -> str:
+        """For a terminal."""
+        parts = []
+        for section in self.sections:
+            heading = [section.title, "=" * len(section.title)]
+            heading += filter(None, [section.details, section.shared])
+            first, *others = self.tables(section)
+            parts.append("\n".join([*heading, *columns(first)]))
+            parts += ["\n".join(columns(table)) for table in others]
+        parts.append("\n".join([_NOTE, *self.machines()]))
+        if self.left_out:
+            parts.append("\n".join(["left out:", *(f"  {folder}: {why}" for folder, why in self.left_out)]))
+        return "\n\n".join(parts)
+
+    def tables(self, section: Section) -> list[list[list[str]]]:
+        """What a section shows: its table, and the differences where they were asked for."""
+        return [table for table in (section.table(), section.differences(self.against)) if table]
+
+    def machines(self) -> list[str]:
+        """Hardware and versions of the runs, a line each."""
+        runs = [run for section in self.sections for row in section.rows for run in row.runs.values()]
+        return facts.machines(run.folder for run in runs)
+
+    def write(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write report.md, report.html and the drawings; the paths of all of them.
+
+        Raises:
+            ClpromptError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        with one_line_errors(f"make the folder {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+        written, markdown = [], ["# Report", ""]
+        pages = [f"<p>{html.escape(_NOTE).replace('+-', '&plusmn;')}</p>"]
+        for section in self.sections:
+            markdown += [
+                f"## {section.title}",
+                "",
+                section.details,
+                *(["", section.shared] if section.shared else []),
+                "",
+            ]
+            pages.append(f"<h2>{html.escape(section.title)}</h2>\n<p>{html.escape(section.details)}</p>")
+            pages.append(f"<p>{html.escape(section.shared)}</p>" if section.shared else "")
+            for table in self.tables(section):
+                markdown += [*markdown_table(table), ""]
+                pages.append(html_table(table))
+            for name, data in section.drawings().items():
+                path = folder / (f"{name}.png" if len(self.sections) == 1 else f"{name}-{section.slug}.png")
+                atomic_write(path, data)
+                written.append(path)
+                what = f"{name.replace('_', ' ')} over the experiences"
+                markdown += [f"![{what}]({path.name})", ""]
+                pages.append(html_image(data, f"{what}, {section.title}"))
+            rows = [["strategy", "seed", "run folder"], *_run_rows(section)]
+            markdown += ["Runs:", "", *markdown_table(rows), ""]
+            pages.append(f"<details><summary>Runs</summary>\n{html_table(rows)}</details>")
+        markdown += [_NOTE, "", *(f"* {line}" for line in self.machines()), ""]
+        pages += [f"<p>{html.escape(line)}</p>" for line in self.machines()]
+        if self.left_out:
+            rows = [["left out", "reason"], *([str(path), why] for path, why in self.left_out)]
+            markdown += [*markdown_table(rows), ""]
+            pages.append(html_table(rows))
+        atomic_write(folder / "report.md", "\n".join(markdown))
+        atomic_write(folder / "report.html", html_page("Report", pages))
+        return [folder / "report.md", folder / "report.html", *written]
+
+
+_NOTE = (
+    "Percent, mean +- standard error over seeds. Average accuracy: over the class groups after the last experience; "
+    "incremental: its mean over the experiences. Parameters: of the method beside the backbone; seconds: per run; "
+    "peak MiB: of the process, of the allocator on a GPU."
+)
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def collect(paths: Iterable[str | os.PathLike[str]], against: str = "") -> Report:
+    """Read all runs in the given folders.
+
+    Args:
+        paths: run folders, or folders with run folders somewhere below; files beside them are ignored.
+        against: the label of a row; a table of differences to it is added for every stream that it ran on.
+
+    Raises:
+        RunFolderError: a path that is not there, no finished run at all, or no row of that label.
+    """
+    given = [Path(path) for path in paths]
+    for path in given:
+        if not path.exists():
+            raise RunFolderError(f"{path} is not the folder of a run: there is no such folder")
+    folders = list(dict.fromkeys(folder for path in given for folder in find_runs(path)))
+    if not folders:
+        raise RunFolderError(f"no run folder in {', '.join(map(str, given))}")
+    runs: list[Run] = []
+    left_out: list[tuple[Path, str]] = []
+    for folder in folders:
+        if not (folder / "results.json").exists():
+            left_out.append((folder, "not finished"))
+            continue
+        try:
+            runs.append(read_run(folder))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            left_out.append((folder, f"it cannot be read: {' '.join(str(error).split())[:200]}"))
+    if not runs:
+        first, why = left_out[0]
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        raise RunFolderError(f"no finished run to report; left out: {first} ({why}){more}")
+    streams: dict[str, list[Run]] = {}
+    for run in runs:
+        streams.setdefault(run.stream, []).append(run)
+    sections = [_section(of_stream, left_out) for of_stream in streams.values()]
+    for number, section in enumerate(sections):  # two streams may differ in arguments that no file name shows
+        if section.slug in [other.slug for other in sections[:number]]:
+            section.slug += f"-{number + 1}"
+    labels = list(dict.fromkeys(row.label for section in sections for row in section.rows))
+    if against and against not in labels:
+        raise RunFolderError(f"no row {against!r} to compare with; the rows are {', '.join(labels)}")
+    return Report(sections, left_out, against)
+
+
+def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
+    by_settings: dict[str, dict[int, Run]] = {}
+    # the folder names begin with the time: the last of equal runs counts
+    for run in sorted(runs, key=lambda run: run.folder.name):
+        of_seeds = by_settings.setdefault(json.dumps(run.settings, sort_keys=True, default=str), {})
+        if run.seed in of_seeds:
+            left_out.append(
+                (of_seeds[run.seed].folder, f"{run.folder} is a later run of the same configuration")
+            )
+        of_seeds[run.seed] = run
+    groups = list(by_settings.values())
+    rows = [Row(label, dict(sorted(g.items()))) for label, g in zip(labels_of(groups), groups, strict=True)]
+    first = runs[0]
+    sections = flat({key: first.config.get(key) for key in STREAM})
+    arguments = facts.arguments(
+        {
+            key.split(".", 1)[1]: value
+            for key, value in sections.items()
+            if value is not None and not key.endswith(".name") and _is_told(key, value)
+        }
+    )
+    names = [str(first.config[key]["name"]) for key in STREAM]
+    count = f"{first.experiences} class groups"
+    online = "online" if first.config.get("online") is not None else ""
+    title = ", ".join(filter(None, [" on ".join(reversed(names)), online, count]))
+    slug = "-".join(filter(None, [*names, online, str(first.experiences)]))
+    slug = "".join(mark if mark.isalnum() or mark in "-_" else "_" for mark in slug)
+    shared = facts.shared([run.settings for row in rows for run in row.runs.values()])
+    section = Section(title, slug, arguments, rows, shared)
+    first_figure = next(iter(section.figures()), "")
+
+    def order(row: Row) -> tuple[float, str]:
+        known = [run.results.get(first_figure) for run in row.runs.values()]
+        values = [value for value in known if value is not None]
+        return (-sum(values) / len(values) if values else math.inf, row.label)
+
+    rows.sort(key=order)
+    return section
+
+
+def _is_told(key: str, value: Any) -> bool:
+    """A folder of data says nothing, the name of a file does."""
+    return key not in NO_MATTER or (key.endswith(".path") and bool(Path(str(value)).suffix))
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def _run_rows(section: Section) -> list[list[str]]:
+    return [[row.label, str(seed), str(run.folder)] for row in section.rows for seed, run in row.runs.items()]

@@ -1,0 +1,91 @@
+"""The rows of a report: runs that differ in their seed alone, their labels, rates and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clprompt.reporting import facts
+from clprompt.reporting.finished import Run
+from clprompt.reporting.tables import mean_and_error
+
+
+@dataclass
+class Row:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        label: its label or strategy, with what tells it apart from others of its name.
+        runs: by seed.
+    """
+
+    label: str
+    runs: dict[int, Run]
+
+    def mean(self, key: str) -> str:
+        """A figure of results.json over the seeds."""
+        return mean_and_error([run.results.get(key) for run in self.runs.values()])
+
+    def cost(self, key: str) -> float | None:
+        """The mean of a number under `cost`; None where no run has it."""
+        found = [run.results.get("cost", {}).get(key) for run in self.runs.values()]
+        # of a list, such as the seconds of each experience, its mean
+        found = [sum(v) / len(v) if isinstance(v, list) and v else v for v in found]
+        known = [value for value in found if isinstance(value, int | float)]
+        return sum(known) / len(known) if known else None
+
+
+def difference(row: Row, base: Row, key: str) -> str:
+    """A figure of one row less that of another, paired by seed, which takes out what the order of classes does to both.
+
+    Mean and standard error of the differences in percentage points; "-" where no seed has both.
+    """
+    found: list[float | None] = []
+    for seed in sorted(row.runs.keys() & base.runs.keys()):
+        own, other = (of.runs[seed].results.get(key) for of in (row, base))
+        found.append(None if own is None or other is None else own - other)
+    return mean_and_error(found, signed=True)
+
+
+def rates_of(row: Row) -> str:
+    """The learning rate of a row's runs; where the method has rates of its own, those that were set; of nothing, "-"."""
+    if row.cost("method_parameters") == 0:
+        return "-"
+    values: dict[str, None] = {}
+    for settings in (run.settings for run in row.runs.values()):
+        own = {
+            key.removeprefix("strategy."): value
+            for key, value in settings.items()
+            if key.startswith("strategy.") and key.endswith("_lr")
+        }
+        rate = facts.arguments(own) if own else facts.value_text(settings.get("training.lr"))
+        values[rate] = None
+    return "/".join(values)
+
+
+def labels_of(groups: Sequence[Mapping[int, Run]]) -> list[str]:
+    """Their labels or strategies; where one appears more than once, with what differs: the configuration's name or arguments.
+
+    No two labels are equal.
+    """
+    first = [next(iter(group.values())) for group in groups]
+    settings = [run.settings for run in first]
+    names = [run.config.get("label") or _name(run.settings) for run in first]
+    labels: list[str] = []
+    for name, own in zip(names, settings, strict=True):
+        same = [other for other, its in zip(settings, names, strict=True) if its == name]
+        keys = sorted({key for other in same for key in {*own, *other} if own.get(key) != other.get(key)})
+        if len({str(other["name"]) for other in same}) == len(same) > 1:
+            told = [str(own["name"])]
+        else:
+            told = [f"{key.removeprefix('strategy.')}={facts.value_text(own.get(key))}" for key in keys]
+        label = f"{name} ({', '.join(told)})" if told else name
+        labels.append(label if label not in labels else f"{label} #{len(labels) + 1}")
+    return labels
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    """The strategy; a memory of images beside it is always told."""
+    size = settings.get("memory.size")
+    return str(settings["strategy.name"]) + (f" + {size} images" if size else "")

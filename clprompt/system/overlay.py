@@ -1,0 +1,178 @@
+"""A YAML file, read, with dotted overrides laid over it and its interpolations resolved; no key is known here."""
+
+from __future__ import annotations
+
+import importlib.resources
+import io
+import typing
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from clprompt import schema
+from clprompt.errors import ConfigError, nearest
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, interpolations as they are written.
+
+    Raises:
+        ConfigError: the file is missing, empty, broken (with the line), or holds no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    try:
+        node = yaml.compose(text)
+        if node is None:
+            raise ConfigError(f"{path}: the file is empty; it must hold the sections of an experiment")
+        if not isinstance(node, yaml.MappingNode):
+            kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+            raise ConfigError(f"{path}: must hold a mapping of sections, not {kind}")
+        raw = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{where}: {getattr(error, 'problem', None) or error}") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from None
+    return typing.cast(dict[str, Any], raw)
+
+
+def resolve(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The values with every `${...}` replaced.
+
+    Raises:
+        ConfigError: an interpolation that leads nowhere, or a `???` that nobody replaced.
+    """
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(raw), resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or "a value"
+        raise ConfigError(f"{key} has no value in {path}; set it with {key}=...") from None
+    except (OmegaConfBaseException, RecursionError) as error:
+        key = getattr(error, "full_key", None)
+        raise ConfigError(f"{path}: {f'{key}: ' if key else ''}{_first_line(error)}") from None
+    return typing.cast(dict[str, Any], values)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def apply(raw: dict[str, Any], overrides: Sequence[str], sections: Container[str] = ()) -> None:
+    """Lay overrides over the raw values, in place: replacements of whole keys first, then dotted keys.
+
+    Args:
+        raw: what `read` returned.
+        overrides: `key=value` and `section.key=value`; a position addresses an item of a list (`compare.0.lr=1`).
+        sections: keys whose value may be a bare string, short for {name: string}.
+
+    Raises:
+        ConfigError: an override that is none, that is not YAML, or that goes through something without keys.
+    """
+    parsed: list[tuple[list[str], Any]] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.strip().split(".")):
+            raise ConfigError(f'"{text}" is not an override; write key=value or section.key=value')
+        try:
+            parsed.append((key.strip().replace("[", ".").replace("]", "").split("."), schema.parse(value)))
+        except ValueError as error:
+            raise ConfigError(f'the override "{text}" is not valid YAML: {error}') from None
+    for keys, value in sorted(parsed, key=lambda pair: len(pair[0]) > 1):
+        _set(raw, keys, value, sections)
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, sections: Container[str]) -> None:
+    path = ".".join(keys)
+    inner: Any = values
+    for depth, key in enumerate(keys):
+        at: Any = key
+        if isinstance(inner, list):
+            if not key.isdigit() or int(key) >= len(inner):
+                allowed = f"0 to {len(inner) - 1}" if inner else "none, it is empty"
+                raise ConfigError(
+                    f'"{path}": {".".join(keys[:depth])} is a list; allowed positions: {allowed}'
+                )
+            at = int(key)
+        elif not isinstance(inner, dict):
+            raise ConfigError(
+                f'"{path}": {".".join(keys[:depth])} is a value ({schema.show(inner)}), not a section'
+            )
+        if depth == len(keys) - 1:
+            inner[at] = value
+            return
+        into_list = keys[depth + 1].isdigit()
+        if isinstance(inner, dict) and inner.get(at) is None:
+            inner[at] = [] if into_list else {}
+        elif into_list and isinstance(inner[at], str):
+            inner[at] = [item.strip() for item in inner[at].split(",")]  # a list without brackets
+        elif isinstance(inner[at], str) and (at in sections or isinstance(inner, list)):
+            inner[at] = {"name": inner[at]}  # the short form of a section, about to get arguments
+        inner = inner[at]
+
+
+def flat(values: Any, path: str = "") -> dict[str, Any]:
+    """Nested plain values by dotted keys; a list of mappings by position, any other list as a whole."""
+    items: Iterable[tuple[Any, Any]] | None = None
+    if isinstance(values, Mapping):
+        items = values.items()
+    elif isinstance(values, list | tuple) and any(isinstance(item, Mapping) for item in values):
+        items = enumerate(values)
+    if items is None or (path and not values):
+        return {path: list(values) if isinstance(values, tuple) else values}
+    return {
+        key: value for name, item in items for key, value in flat(item, f"{path}.{name}".lstrip(".")).items()
+    }
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The dotted keys whose values differ, or that only one of the two has; sorted."""
+    first, second = flat(a), flat(b)
+    absent = object()
+    return sorted(key for key in {*first, *second} if first.get(key, absent) != second.get(key, absent))
+
+
+def find(name: str, kind: str = "configuration") -> Path:
+    """The file of a packaged configuration, study or other kind (`-` equals `_`), or the path that `name` is."""
+    packaged = {path.stem.replace("-", "_"): path for path in _packaged(kind)}
+    found = packaged.get(name.replace("-", "_"))
+    if found is not None:
+        return found
+    if name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name:
+        return Path(name)
+    names = [path.stem for path in packaged.values()]
+    hint = nearest(name, names) or (
+        f"; did you mean the file {name}.yaml?" if Path(f"{name}.yaml").exists() else ""
+    )
+    raise ConfigError(
+        f'no {kind} is called "{name}"{hint}; known: {", ".join(names) or "none"}, or a path to a .yaml file'
+    )
+
+
+def _packaged(kind: str = "configuration") -> list[Path]:
+    home = Path(str(importlib.resources.files("clprompt.configs")))
+    return sorted((home / {"configuration": "", "study": "studies"}.get(kind, kind)).glob("*.yaml"))
+
+
+# -------------------------------------------------------------------------------------------- showing
+
+
+def names(kind: str = "configuration") -> list[tuple[str, str]]:
+    """The packaged configurations, or studies, and the first comment line of each."""
+    found = []
+    for path in _packaged(kind):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
+        found.append((path.stem, comment))
+    return found

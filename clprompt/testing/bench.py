@@ -1,0 +1,251 @@
+"""A workbench for trying a method in seconds: tiny vision transformers, a separable toy stream, short runs.
+
+:mod:`clprompt.testing` checks methods on it; it is useful while writing one, too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from clprompt.backbones.vit import FrozenViT
+from clprompt.prompting.model import PromptModel
+from clprompt.seeding import generator, preserved_rng
+from clprompt.testing.asserts import chunked, steady
+from clprompt.training.engine import Engine
+from clprompt.training.evaluation import Evaluator
+from clprompt.training.settings import Online, Training
+from clprompt.training.steps import make_optimizer, receive, train_step
+
+#: Class ids by experience: not in order, with gaps (2, 3, 6, 8 and 9 never occur).
+CLASSES = ((4, 1), (0, 7), (10, 5))
+SIDE = 16
+
+#: What timm builds for each kind of backbone that a method is tried on.
+KINDS: dict[str, dict[str, Any]] = {
+    "class token": {},
+    "registers and layer scale": {"reg_tokens": 2, "init_values": 0.5},
+    "average pooling and q/k norm": {"class_token": False, "global_pool": "avg", "qk_norm": True},
+}
+
+
+def tiny_vit(kind: str = "class token", *, depth: int = 5, width: int = 32) -> FrozenViT:
+    """A vision transformer of 16 patches with random weights, large enough that features tell images apart.
+
+    Args:
+        kind: a key of ``KINDS``.
+        depth, width: five blocks by default, so that the layer lists of published methods exist.
+    """
+    with preserved_rng(0):
+        vit = VisionTransformer(
+            img_size=SIDE,
+            patch_size=4,
+            embed_dim=width,
+            depth=depth,
+            num_heads=2,
+            mlp_ratio=2,
+            num_classes=0,
+            **KINDS[kind],
+        )
+        for name, parameter in vit.named_parameters():
+            if parameter.ndim == 2:  # timm's initial 0.02 would drown the image in the position embedding
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+            elif name.endswith("bias"):
+                nn.init.normal_(parameter, std=0.05)
+    return FrozenViT(vit)
+
+
+class ToyImages:
+    """One pattern per class and noise around it: items are (image [3, 16, 16], class id).
+
+    Args:
+        per_class: samples per class.
+        part: "train" and "test" draw different noise around the same patterns.
+    """
+
+    random_transform = False
+
+    def __init__(self, per_class: int, part: str = "train") -> None:
+        ids = [c for group in CLASSES for c in group]
+        self.targets = np.repeat(np.array(ids, dtype=np.int64), per_class)
+        shape = (3, SIDE, SIDE)
+        patterns = {c: torch.randn(shape, generator=generator(0, "pattern", c)) for c in ids}
+        noise = torch.randn(len(self.targets), *shape, generator=generator(0, "noise", part))
+        self.images = torch.stack([patterns[int(c)] for c in self.targets]) + 0.5 * noise
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.targets[index])
+
+    def groups(self) -> list[np.ndarray]:
+        """Sample indices of each experience."""
+        return [np.flatnonzero(np.isin(self.targets, group)) for group in CLASSES]
+
+
+class Log:
+    """A listener that keeps every record."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def record(self, record: Any, /) -> None:
+        self.records.append(dict(record))
+
+    def speed(self, step: int, images_per_second: float, /) -> None: ...
+
+    def diagnostics(self, step: int, values: Any, /) -> None: ...
+
+
+class Workbench:
+    """A method on the toy stream; what takes time is done once.
+
+    A method that can do without boundaries is tried without them: one pass over the stream, several iterations per
+    batch, no experience begun or ended.
+
+    Args:
+        model_class: the method.
+        **arguments: its own; every check constructs it with them.
+    """
+
+    def __init__(self, model_class: type[PromptModel], **arguments: Any) -> None:
+        self.model_class = model_class
+        self.arguments = arguments
+        self.train, self.test = self.images(17), self.images(6, "test")  # 17: the last batch is a small one
+
+    def images(self, per_class: int, part: str = "train") -> Any:
+        """The toy data."""
+        return ToyImages(per_class, part)
+
+    def evaluator(self) -> Evaluator:
+        """An evaluator of the toy stream's test images."""
+        return Evaluator(self.test, self.test.targets, self.test.groups(), batch_size=16)
+
+    @cached_property
+    def backbones(self) -> dict[str, FrozenViT]:
+        """One backbone of each kind."""
+        return {kind: tiny_vit(kind) for kind in KINDS}
+
+    @cached_property
+    def online(self) -> bool:
+        """Whether the method is tried without boundaries."""
+        return self.make().boundaries != "required"
+
+    def make(self, kind: str = "class token", seed: int = 0) -> PromptModel:
+        """A new model."""
+        return self.model_class(self.backbones[kind], seed=seed, **self.arguments)
+
+    def training(self, epochs: int = 1) -> Training:
+        """The training section of every run here."""
+        return Training(train_mb_size=8, train_epochs=epochs, lr=0.02, eval_mb_size=16, log_every=1)
+
+    def engine(
+        self,
+        model: PromptModel,
+        *,
+        epochs: int = 1,
+        experiences: int = len(CLASSES),
+        train: Any = None,
+        online: bool | None = None,
+        precision: str = "float32",
+        log: Log | None = None,
+        **arguments: Any,
+    ) -> Engine:
+        """An engine over the first experiences of the toy stream; ``epochs`` are iterations per batch when online."""
+        train = train or self.train
+        without = self.online if online is None else online
+        return Engine(
+            model,
+            train,
+            train.groups()[:experiences],
+            CLASSES[:experiences],
+            evaluator=self.evaluator(),
+            training=self.training(1 if without else epochs),
+            online=Online(iterations=epochs) if without else None,
+            precision=precision,
+            listeners=[] if log is None else [log],
+            **arguments,
+        )
+
+    def run(self, model: PromptModel, **arguments: Any) -> list[dict[str, Any]]:
+        """Train a model as :meth:`engine` says; returns the records."""
+        log = Log()
+        self.engine(model, log=log, **arguments).run()
+        return log.records
+
+    @cached_property
+    def short(self) -> tuple[PromptModel, list[dict[str, Any]]]:
+        """A model after two epochs on each of two experiences, not to be trained on, and the records of its run."""
+        model = self.make()
+        return model, self.run(model, epochs=2, experiences=2)
+
+    @cached_property
+    def stages(self) -> list[PromptModel]:
+        """The model as it is after each experience of the whole stream; take :meth:`copy` to go on with one."""
+        model = self.make()
+        engine = self.engine(model, epochs=5, log=self.log)
+        stages = []
+        for _ in CLASSES:
+            engine.run_experience()
+            stages.append(copy.deepcopy(model).eval())
+        return stages
+
+    @cached_property
+    def log(self) -> Log:
+        """The records of the run that ``stages`` made."""
+        return Log()
+
+    def copy(self, stage: int = -1) -> PromptModel:
+        """A model of one's own as it was after an experience."""
+        return copy.deepcopy(self.stages[stage])
+
+    @cached_property
+    def alone(self) -> tuple[Tensor, Tensor]:
+        """Logits of the test images one by one after the stream [B, C], and which of them are steady [B]."""
+        model = self.copy()
+        logits = chunked(model, self.test.images, 1)
+        return logits, steady(model, self.test.images, logits)
+
+    def arrived(self, parts: Sequence[Any], experience: int) -> list[Any]:
+        """What an experience gives to training: its own part, or all so far for a model that revisits them."""
+        first = experience if self.make().revisits == "never" else 0
+        return [item for part in parts[first : experience + 1] for item in part]
+
+    def seen(self, stage: int) -> list[int]:
+        """The classes that the model has seen after an experience."""
+        if self.make().revisits == "last" and stage < len(CLASSES) - 1:
+            return []
+        return [c for group in CLASSES[: stage + 1] for c in group]
+
+    def batch(self, experience: int, size: int = 8) -> tuple[Tensor, Tensor]:
+        """Training samples of an experience, classes mixed: [B, 3, 16, 16] and [B]."""
+        indices = np.array(self.arrived(self.train.groups(), experience))
+        indices = indices[np.linspace(0, len(indices) - 1, size).astype(int)]
+        return self.train.images[indices], torch.from_numpy(self.train.targets[indices])
+
+    def begun(self, steps: int = 0, experience: int = 1) -> tuple[PromptModel, Optimizer | None]:
+        """A model in training mode inside an experience, after some steps there, and its optimizer."""
+        model = self.copy(experience - 1) if experience else self.make()
+        model.train()
+        indices = self.arrived(self.train.groups(), experience)
+
+        def images() -> Iterator[Tensor]:
+            yield from self.train.images[indices].split(16)
+
+        if not self.online:
+            model.begin_experience(self.arrived(CLASSES, experience), images)
+        optimizer = make_optimizer(model, self.training())
+        inputs, targets = self.batch(experience)
+        for _ in range(steps):
+            receive(model, optimizer, targets)
+            train_step(model, optimizer, inputs, targets)
+        return model, optimizer

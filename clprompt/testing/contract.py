@@ -1,0 +1,99 @@
+"""check_strategy: the contract of :class:`clprompt.prompting.model.PromptModel` as checks that a method can be run through.
+
+    from clprompt.testing import check_strategy
+    check_strategy(MyModel, boundary_free=True)
+
+Each check is a function of a :class:`clprompt.testing.bench.Workbench` that raises AssertionError with a sentence and the
+numbers; ``CHECKS`` lists them, so that a test may run them one by one. Nothing here knows a method: what is expected
+follows from what the model declares (``boundaries``, ``trains``, ``rehearsal_free``, ``optimizer_reset``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from clprompt.prompting.model import PromptModel
+from clprompt.testing import label_sets, state
+from clprompt.testing.bench import Workbench
+from clprompt.testing.label_sets import ScenesBench
+from clprompt.testing.learning import (
+    check_boundaries,
+    check_declarations,
+    check_declared_parameters,
+    check_frozen_backbone,
+    check_kinds_of_backbone,
+    check_learning,
+    check_refusals,
+)
+from clprompt.testing.prediction import (
+    check_autocast,
+    check_batch_companions,
+    check_batch_size,
+    check_cache,
+    check_forward_changes_nothing,
+    check_savings,
+    check_unseen_classes,
+)
+
+Check = Callable[[Workbench], None]
+
+
+def check_strategy(model_class: type[PromptModel], *, multi_label: bool = False, **arguments: Any) -> None:
+    """Run a method through every check, on tiny vision transformers and a toy stream, in a few seconds.
+
+    A model that does not require boundaries is checked without them; call this once for each form of a method.
+
+    Args:
+        model_class: the method, a PromptModel; it need not be registered.
+        multi_label: run it on multi-hot targets instead, through the checks that have a meaning there.
+        **arguments: its own, for all checks. The backbones have 5 blocks, width 32 and 16 patches.
+
+    Raises:
+        AssertionError: one sentence: the check, what was expected, and the numbers.
+    """
+    bench = (ScenesBench if multi_label else Workbench)(model_class, **arguments)
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    for check in MULTI_LABEL_CHECKS if multi_label else CHECKS:
+        try:
+            check(bench)
+        except Exception as error:
+            text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            raise AssertionError(f"{model_class.__name__}({given}): {check.__name__}: {text}") from error
+
+
+#: Every check, the quick and telling ones first.
+CHECKS: tuple[Check, ...] = (
+    check_declarations,
+    check_learning,
+    check_boundaries,
+    check_frozen_backbone,
+    check_declared_parameters,
+    check_unseen_classes,
+    check_refusals,
+    check_batch_companions,
+    check_batch_size,
+    check_forward_changes_nothing,
+    check_cache,
+    check_savings,
+    check_autocast,
+    check_kinds_of_backbone,
+    *state.CHECKS,
+)
+
+#: The checks of a method on multi-hot targets: what is special there, and what could depend on the targets.
+MULTI_LABEL_CHECKS: tuple[Check, ...] = (
+    *label_sets.CHECKS,
+    check_frozen_backbone,
+    check_declared_parameters,
+    check_unseen_classes,
+    check_batch_companions,
+    check_batch_size,
+    check_forward_changes_nothing,
+    check_cache,
+    state.check_counting,
+    state.check_growth,
+    state.check_save_and_load,
+    state.check_resume,
+    state.check_determinism,
+)

@@ -1,0 +1,160 @@
+"""Checks of what a method learns, and of what it may not touch."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+
+import torch
+
+from clprompt.errors import BackboneError, ConfigError
+from clprompt.prompting.model import PromptModel
+from clprompt.testing.asserts import bits, changed, chunked, finite_losses, near, refused, require, steady
+from clprompt.testing.bench import CLASSES, KINDS, Workbench, tiny_vit
+from clprompt.training.steps import receive, train_step
+
+# ------------------------------------------------------------------------------------------------ what it declares
+
+
+def check_declarations(bench: Workbench) -> None:
+    """The constructor can be configured, and what the model says of itself is among what may be said."""
+    for name, parameter in list(inspect.signature(bench.model_class).parameters.items())[1:]:
+        configurable = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+        require(
+            configurable and parameter.annotation is not parameter.empty,
+            f"constructor argument {name} must be keyword-only, with a type and a default",
+        )
+    model = bench.make()
+    for name, allowed in {
+        "boundaries": ("required", "optional", "unused"),
+        "optimizer_reset": ("experience", "never"),
+        "trains": (True, False),
+        "rehearsal_free": (True, False),
+        "revisits": ("never", "each", "last"),
+    }.items():
+        value = getattr(model, name)
+        require(value in allowed, f"{name} must be one of {allowed}, got {value!r}")
+    require(
+        model.revisits == "never" or not model.rehearsal_free,
+        f"revisits is {model.revisits}, so rehearsal_free must be False",
+    )
+    require(
+        model.rehearsal_free or "rehears" in (inspect.getdoc(bench.model_class) or "").lower(),
+        "rehearsal_free is False, and the class docstring does not say so",
+    )
+
+
+def check_boundaries(bench: Workbench) -> None:
+    """A stream without boundaries is refused, or one with them is no obstacle, as ``boundaries`` says."""
+    model = bench.make()
+    if model.boundaries == "required":
+        refused(lambda: bench.engine(model, online=True), "a stream without boundaries")
+        images, targets = bench.batch(0)
+        model.observe(targets)
+        refused(lambda: model.train().training_loss(images, targets), "a step before begin_experience")
+    else:  # the form that the other checks do not try
+        finite_losses(bench.run(model, online=False, epochs=2, experiences=2), " of a stream with boundaries")
+
+
+# ------------------------------------------------------------------------------------------------ learning
+
+
+def check_learning(bench: Workbench) -> None:
+    """It learns above chance on a separable problem, with finite loss terms."""
+    require(len(bench.stages) == len(CLASSES), "the stream did not run to its end")
+    finite_losses(bench.log.records, "")
+    evaluations = [record for record in bench.log.records if record["kind"] == "evaluation"]
+    for record, least in ((evaluations[0], 0.8), (evaluations[-1], 1.5 / sum(map(len, CLASSES)))):
+        accuracy, seen = record["accuracy"], len(bench.seen(record["experience"]))
+        require(
+            accuracy >= least,
+            f"accuracy {accuracy:.2f} after experience {record['experience'] + 1} of a separable problem; "
+            f"at least {least:.2f} is expected, chance is {1 / seen:.2f}",
+        )
+
+
+def check_kinds_of_backbone(bench: Workbench) -> None:
+    """It works with a class token, with registers and layer scale, with average pooling and q/k norm.
+
+    A method that reads what a backbone does not have may refuse it, in one line, when it is constructed.
+    """
+    for kind in KINDS:
+        where = f" on a backbone with {kind}"
+        try:
+            model = bench.make(kind)
+        except (BackboneError, ConfigError) as error:
+            require(kind != "class token" and "\n" not in str(error), f"refused{where}: {error}")
+            continue
+        records = bench.run(model, epochs=4, experiences=1)
+        finite_losses(records, where)
+        accuracy = records[-1]["accuracy"]
+        require(accuracy >= 0.75, f"accuracy {accuracy:.2f}{where}; at least 0.75 is expected, chance is 0.5")
+        images = bench.test.images[:9]
+        alone = chunked(model.eval(), images, 1)
+        near(chunked(model, images, 9), alone, steady(model, images, alone), f"alone and in a batch{where}")
+
+
+def check_frozen_backbone(bench: Workbench) -> None:
+    """The backbone keeps its bits, takes no gradient and stays in eval mode."""
+    model, _ = bench.short
+    model.train()
+    moved = changed(tiny_vit().state_dict(), model.backbone.state_dict())
+    require(not moved, f"training changed {len(moved)} tensors of the backbone: {moved[:3]}")
+    open_ = [n for n, p in model.backbone.named_parameters() if p.requires_grad or p.grad is not None]
+    require(not open_, f"{len(open_)} parameters of the backbone take a gradient: {open_[:3]}")
+    training = [name for name, module in model.backbone.named_modules() if module.training]
+    require(not training, f"{len(training)} modules of the backbone are in training mode: {training[:3]}")
+
+
+def check_declared_parameters(bench: Workbench) -> None:
+    """The optimizer holds what is declared and nothing of the backbone; nothing else is trained."""
+    for experience in range(2):
+        model, optimizer = bench.begun(experience=experience)
+        images, targets = bench.batch(experience)
+        receive(model, optimizer, targets)
+        declared = _declared(model)
+        if optimizer is None:
+            continue
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        lost = [name for name, p in model.named_parameters() if (id(p) in held) != (name in declared)]
+        require(not lost, f"optimizer and param_groups disagree on {lost[:3]}")
+        before = bits(model)
+        for _ in range(3):
+            train_step(model, optimizer, images, targets)
+        after = dict(model.named_parameters())
+        moved = [name for name in changed(before, bits(model)) if name in after]
+        other = [name for name in moved if name not in declared]
+        require(not other, f"three steps changed parameters that are not declared: {other[:3]}")
+        require(bool(moved), f"three steps changed none of {len(declared)} declared parameters")
+
+
+def _declared(model: PromptModel) -> list[str]:
+    declared = [name for group in model.param_groups() for name in group["params"]]
+    known = dict(model.named_parameters())
+    require(len(set(declared)) == len(declared), f"param_groups names a parameter twice: {sorted(declared)}")
+    wrong = [name for name in declared if name not in known or name.startswith("backbone.")]
+    require(not wrong, f"param_groups names {wrong[:3]}, which are not the method's parameters")
+    require(bool(declared) == model.trains, f"trains is {model.trains}, but param_groups has {len(declared)}")
+    missing = sorted(set(model.trainable()) ^ set(declared))
+    require(not missing, f"requires_grad and param_groups disagree on {missing[:3]}")
+    return declared
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+def check_refusals(bench: Workbench) -> None:
+    """Labels never observed, bad labels and empty batches are refused, in one line each."""
+    model, optimizer = bench.begun()
+    images, targets = bench.batch(1)
+    receive(model, optimizer, targets)
+    for label in (2, CLASSES[2][0], 99):
+        wrong = targets.clone()
+        wrong[-1] = label
+        refused(partial(model.training_loss, images, wrong), f"label {label}, never observed,")
+    refused(lambda: model.training_loss(images[:0], targets[:0]), "an empty batch")
+    refused(lambda: model.observe(targets - 8), "a negative label")
+    refused(lambda: model.observe(targets.float()), "a label that is no integer")
+    if not model.multi_label:
+        hot = torch.nn.functional.one_hot(targets, model.num_classes)
+        refused(lambda: model.training_loss(images, hot), "multi-hot targets where multi_label is False")

@@ -1,0 +1,129 @@
+"""Checks of what a prediction depends on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clprompt.seeding import generator
+from clprompt.testing.asserts import (
+    bits,
+    changed,
+    chunked,
+    columns,
+    finite_losses,
+    near,
+    require,
+    same_bits,
+    scale,
+)
+from clprompt.testing.bench import CLASSES, Workbench
+from clprompt.training.precision import autocast
+from clprompt.training.steps import receive, train_step
+
+# ------------------------------------------------------------------------------------------------ prediction
+
+
+def check_batch_companions(bench: Workbench) -> None:
+    """In eval mode a sample's logits depend neither on its companions in the batch nor on its place in it."""
+    model, images = bench.copy(), bench.test.images
+    alone, kept = bench.alone
+    order = torch.randperm(len(images), generator=generator(0, "companions"))
+    for size in (8, 7):  # published mix-ups of the batch axis show on even or on odd batches only
+        mixed = torch.empty_like(alone)
+        mixed[order] = chunked(model, images[order], size)
+        near(mixed, alone, kept, f"alone and in a mixed batch of {size}")
+    with torch.no_grad():
+        repeated = model(images[:1].expand(5, -1, -1, -1))
+    near(repeated, alone[:1].expand(5, -1), kept[:1].expand(5), "alone and beside copies of itself")
+
+
+def check_batch_size(bench: Workbench) -> None:
+    """Predictions do not depend on the evaluation batch size."""
+    model, images = bench.copy(), bench.test.images
+    alone, kept = bench.alone
+    for size in (2, 5, 16, len(images)):
+        near(chunked(model, images, size), alone, kept, f"in evaluation batches of 1 and of {size}")
+
+
+def check_unseen_classes(bench: Workbench) -> None:
+    """Exactly the classes seen so far have finite logits, in evaluation and in training, whatever their ids."""
+    with torch.no_grad():
+        columns(bench.make().eval()(bench.test.images), [], "before any class was observed")
+    for stage in range(len(CLASSES)):
+        with torch.no_grad():
+            columns(bench.copy(stage)(bench.test.images), bench.seen(stage), f"after experience {stage + 1}")
+    model, optimizer = bench.begun(1)
+    images, targets = bench.batch(1)
+    receive(model, optimizer, targets)
+    step = model.training_loss(images, targets)
+    columns(step.logits, [c for group in CLASSES[:2] for c in group], "in training")
+    require(step.loss.ndim == 0, f"the loss must be a scalar, got {list(step.loss.shape)}")
+    attached = [name for name, term in step.terms.items() if term.requires_grad]
+    require(not attached, f"the loss terms {attached} keep the graph alive; detach them")
+
+
+def check_forward_changes_nothing(bench: Workbench) -> None:
+    """forward leaves the state alone, and training does not notice an evaluation between two steps."""
+    (model, optimizer), (other, other_optimizer) = bench.begun(1), bench.begun(1)
+    images, targets = bench.batch(1)
+    before = bits(model)
+    for mode in (False, True):
+        with torch.no_grad():
+            model.train(mode)(bench.test.images[:5])
+        moved = changed(before, bits(model))
+        require(not moved, f"forward in {'training' if mode else 'eval'} mode changed {moved[:3]}")
+    for learner, its in ((model, optimizer), (other, other_optimizer)):
+        receive(learner, its, targets)
+        if learner is model:
+            with torch.no_grad():
+                learner.eval()(bench.test.images[:5])
+        train_step(learner.train(), its, images, targets)
+    moved = changed(bits(other), bits(model))
+    require(
+        not moved, f"an evaluation between observe and training_loss changed what was learned: {moved[:3]}"
+    )
+
+
+def check_cache(bench: Workbench) -> None:
+    """Logits are the same bits without a cache, with an empty one, and with one filled earlier in the stream."""
+    images = bench.test.images[:6]
+    kept: dict[str, Tensor] = {}
+    for stage in range(len(CLASSES)):
+        model = bench.copy(stage)
+        with torch.no_grad():
+            plain = model(images)
+            for text, cache in (("an empty cache", {}), ("a cache filled earlier", kept)):
+                same = same_bits(model(images, cache), plain)
+                require(same, f"{text} changes the logits after experience {stage + 1}")
+    wrong = [key for key, value in kept.items() if value.shape[:1] != images.shape[:1]]
+    require(not wrong, f"cached values must be per sample, [B, ...]; {wrong} are not")
+
+
+def check_savings(bench: Workbench) -> None:
+    """What the backbone saves (a shared start, a trimmed last block) changes no prediction."""
+    model, images = bench.copy(), bench.test.images[:16]
+    alone, kept = (values[:16] for values in bench.alone)
+    for switch in ("share_prefix", "trim_last_block"):
+        setattr(model.backbone, switch, False)
+        near(chunked(model, images, 16), alone, kept, f"with backbone.{switch} on and off")
+
+
+def check_autocast(bench: Workbench) -> None:
+    """bf16 autocast trains with finite losses and predicts the same where the margin is not tiny."""
+    finite_losses(bench.run(bench.make(), experiences=2, precision="bf16"), " under bf16 autocast")
+    # training images too: among few predictions, one that flips is more than 3 %
+    model, images = bench.copy(), torch.cat([bench.test.images, bench.train.images])
+    with torch.no_grad():
+        full = model(images)
+        with autocast(images.device, "bf16"):
+            half = model(images)
+    columns(half, bench.seen(len(CLASSES) - 1), "under bf16 autocast")
+    best = full.topk(2, dim=1).values  # (B, 2)
+    clear = best[:, 0] - best[:, 1] > 0.02 * scale(full)
+    require(bool(clear.any()), "no prediction has a margin of 2 % of the logits' range")
+    equal = float((full.argmax(1) == half.argmax(1))[clear].float().mean())
+    require(
+        equal >= 0.97,
+        f"bf16 autocast keeps {equal:.1%} of {int(clear.sum())} clear predictions; 97 % expected",
+    )

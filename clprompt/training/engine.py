@@ -1,0 +1,378 @@
+"""The one training loop. The command line, ``clprompt.fit`` and the Avalanche strategy all run these steps.
+
+The order of data, the augmentation and the learning rate are functions of the seed and the position in the stream,
+so a run can be entered again at any batch: :meth:`Engine.state` holds the position, the method's tensors and the
+optimizer's moments, and that is all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from clprompt.data.loading import Images, image_stream, subset, training_batches
+from clprompt.errors import Interrupted, ProtocolError
+from clprompt.prompting.model import PromptModel, Step
+from clprompt.seeding import rng_state, set_rng_state
+from clprompt.targets import visible
+from clprompt.training import optim
+from clprompt.training.evaluation import Evaluation, Evaluator, Shown
+from clprompt.training.mixing import soften
+from clprompt.training.online import marks, stretch
+from clprompt.training.settings import Online, Training
+from clprompt.training.steps import make_optimizer, receive, train_step
+
+#: Evaluation images that a model may look at after an experience.
+_PROBED = 1024
+
+
+class Listener(Protocol):
+    """What the engine tells while it runs; a run folder's tracker is one."""
+
+    def record(self, record: Mapping[str, Any], /) -> None: ...
+
+    def speed(self, step: int, images_per_second: float, /) -> None: ...
+
+    def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None: ...
+
+
+class ProgressLike(Protocol):
+    """A progress display; whoever makes a run starts it, the engine tells the rest."""
+
+    def start(self, description: str, total_experiences: int, /) -> None: ...
+
+    def experience(self, index: int, total: int, /) -> None: ...
+
+    def epoch(self, epoch: int, epochs: int, steps: int, /) -> None: ...
+
+    def step(self) -> None: ...
+
+    def message(self, text: str, /) -> None: ...
+
+
+@dataclass
+class Position:
+    """Where in the stream a run is: everything before has been done.
+
+    Attributes:
+        experience, epoch, batch: the next batch to train on.
+        step: optimizer steps made. samples: training samples received.
+        evaluated: samples at the last periodic evaluation (online only).
+    """
+
+    experience: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    samples: int = 0
+    evaluated: int = 0
+
+
+class Engine:
+    """Trains a model on a stream and evaluates it.
+
+    Args:
+        model: on the device where it shall train.
+        train: training data under the training transform.
+        indices: sample indices into ``train``, one array per experience.
+        classes: the classes of each experience; needed for methods with boundaries.
+        evaluator: evaluates after each experience; None for no evaluation.
+        clean: the training data under the evaluation transform, for methods that look at it before training;
+            ``train`` itself by default.
+        training, online: the sections of the configuration.
+        seed: decides data order and augmentation.
+        precision: "float32" or "bf16".
+        listeners: get every record. progress: a display.
+        checkpoint: called at every point from which the run may be resumed.
+        stop: asked after each batch; a signal number makes the engine write a checkpoint and raise Interrupted.
+
+    Raises:
+        ProtocolError: online training of a method that needs boundaries.
+    """
+
+    def __init__(
+        self,
+        model: PromptModel,
+        train: Images,
+        indices: Sequence[np.ndarray],
+        classes: Sequence[Sequence[int]],
+        *,
+        evaluator: Evaluator | None = None,
+        clean: Images | None = None,
+        training: Training | None = None,
+        online: Online | None = None,
+        seed: int = 0,
+        precision: str = "float32",
+        listeners: Sequence[Listener] = (),
+        progress: ProgressLike | None = None,
+        checkpoint: Callable[[], None] | None = None,
+        stop: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        if online is not None and model.boundaries == "required":
+            raise ProtocolError(
+                f"{type(model).__name__} needs experience boundaries, which an online stream does not show; "
+                "use its boundary-free form (boundary_free=true) where it has one"
+            )
+        self.model = model
+        self.train = train
+        self.clean = train if clean is None else clean
+        self.indices = indices
+        self.classes = classes
+        self.evaluator = evaluator
+        self.training = training or Training()
+        self.online = online
+        self.seed = seed
+        self.precision = precision
+        self.listeners = listeners
+        self.progress = progress
+        self.checkpoint = checkpoint or (lambda: None)
+        self.stop = stop
+        self.position = Position()
+        self.optimizer: Optimizer | None = None
+        self._saved = 0
+        self._loss = torch.zeros(())
+        self._clock = time.perf_counter()
+        self._since = 0
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Train from the current position to the end of the stream."""
+        while self.position.experience < len(self.indices):
+            self.run_experience()
+
+    def run_experience(self) -> None:
+        """Train on the current experience from the current position, then evaluate."""
+        at, online = self.position, self.online
+        if self.model.revisits == "last" and at.experience + 1 < len(self.indices):
+            at.experience += 1
+            return
+        size, cut = self.training.train_mb_size, online is None or online.cut_at_sessions
+        part = self._arrived(self.indices) if cut else stretch(self.indices, at.experience, size, self.seed)
+        if self.progress:
+            self.progress.experience(at.experience, len(self.indices))
+        if at.epoch == 0 and at.batch == 0:
+            self._begin()
+        epochs = 1 if online else self.training.train_epochs
+        steps = -(-len(part) // size)
+        self.model.train()
+        for epoch in range(at.epoch, epochs):
+            self.model.begin_epoch(epoch)
+            if self.progress:
+                self.progress.epoch(epoch, epochs, steps)
+            batches = self._batches(part, epoch, cut)
+            self._clock, self._since = time.perf_counter(), 0
+            for images, targets, *_ in batches:
+                self._train_batch(images, targets, epoch * steps + at.batch, epochs * steps)
+                at.batch += 1
+                self._between_batches()
+            at.epoch, at.batch = epoch + 1, 0
+        self.model.end_experience()
+        self._evaluate("experience")
+        self._tell(self.model.diagnostics)
+        self._tell(self._probe)
+        at.experience, at.epoch, at.batch = at.experience + 1, 0, 0
+        self._save()
+        signal = self.stop()  # it may have come during the evaluation
+        if signal is not None:
+            raise Interrupted(signal)
+
+    def _batches(self, part: np.ndarray, epoch: int, shuffle: bool) -> Iterable[Any]:
+        """What is left of an epoch over these samples, batch by batch."""
+        return training_batches(
+            subset(self.train, part),
+            seed=self.seed,
+            experience=self.position.experience,
+            epoch=epoch,
+            batch_size=self.training.train_mb_size,
+            workers=self.training.workers,
+            skip=self.position.batch,
+            shuffle=shuffle,
+        )
+
+    def _arrived(self, parts: Sequence[Any]) -> np.ndarray:
+        """What training may use now: the current experience's part, or all so far for a model that revisits them."""
+        now = self.position.experience
+        first = now if self.model.revisits == "never" else 0
+        return np.concatenate([np.asarray(part) for part in parts[first : now + 1]])
+
+    def _begin(self) -> None:
+        begun = self.online is None and self.model.boundaries != "unused"
+        if begun:
+            clean = subset(self.clean, self._arrived(self.indices))
+            device = self.model.seen.device
+
+            def images() -> Any:
+                for batch in image_stream(clean, self.training.eval_mb_size, self.training.workers):
+                    yield batch.to(device)
+
+            self.model.begin_experience(self._arrived(self.classes), images)
+            self._tell(self.model.opening_diagnostics)
+        if self.optimizer is None or (begun and self.model.optimizer_reset == "experience"):
+            self.optimizer = make_optimizer(self.model, self.training)
+        else:
+            optim.sync(self.optimizer, self.model)
+
+    def _train_batch(self, images: Tensor, targets: Tensor, step: int, steps: int) -> None:
+        at, device = self.position, self.model.seen.device
+        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        if targets.ndim == 2:  # the classes of an experience are not looked at otherwise
+            targets = visible(targets, self._arrived(self.classes))
+        receive(self.model, self.optimizer, targets)
+        at.samples += len(targets)
+        for iteration in range(self.online.iterations if self.online else 1):
+            lr = self.training.lr
+            if self.optimizer is not None:
+                lr = optim.set_learning_rate(
+                    self.optimizer, self.training.schedule, step, steps, self.training.warmup
+                )
+            where = (at.experience, step, iteration)
+            mixed, soft = soften(images, targets, self.training, self.model.num_classes, self.seed, *where)
+            result = train_step(
+                self.model,
+                self.optimizer,
+                mixed,
+                targets,
+                clip_grad=self.training.clip_grad,
+                precision=self.precision,
+                soft=soft,
+            )
+            self._stepped(result, targets, lr)
+        self._since += len(targets)
+        if self.progress:
+            self.progress.step()
+
+    def _stepped(self, result: Step, targets: Tensor, lr: float) -> None:
+        """Count an optimizer step, and record it where its turn has come."""
+        self._loss = result.loss.detach()
+        self.position.step += 1
+        if (self.position.step - 1) % self.training.log_every == 0:
+            self._log(result, targets, lr)
+
+    def _between_batches(self) -> None:
+        at, online = self.position, self.online
+        if online and online.eval_every and at.samples > at.evaluated + online.eval_every:
+            at.evaluated += online.eval_every
+            self._evaluate("anytime")
+        every = self.training.checkpoint_every
+        if every and at.step - self._saved >= every:
+            self._save()
+        signal = self.stop()
+        if signal is not None:
+            self._save()
+            raise Interrupted(signal)
+
+    def _finite_loss(self) -> float:
+        at, loss = self.position, float(self._loss)
+        if not np.isfinite(loss):
+            raise ProtocolError(
+                f"the loss is {loss} at step {at.step} (experience {at.experience}); lower training.lr or set clip_grad"
+            )
+        return loss
+
+    def _save(self) -> None:
+        self._finite_loss()  # a checkpoint never holds what a broken step left
+        self._saved = self.position.step
+        self.checkpoint()
+
+    # ------------------------------------------------------------------ what is told
+
+    def _evaluate(self, when: str) -> Evaluation | None:
+        if self.evaluator is None:
+            return None
+        at = self.position
+        evaluation = self.evaluator.run(self.model)
+        record = {
+            "kind": "evaluation",
+            "when": when,
+            "step": at.step,
+            "samples": at.samples,
+            "experience": at.experience,
+            **evaluation.record(),
+            **(marks(when, at.evaluated) if self.online else {}),
+        }
+        if when == "anytime":
+            record.pop("confusion", None)
+        for listener in self.listeners:
+            listener.record(record)
+        self._clock, self._since = time.perf_counter(), 0
+        return evaluation
+
+    def _tell(self, ask: Callable[[], Mapping[str, Any]]) -> None:
+        """What the model says of itself, to whoever listens; nobody is asked where nobody does."""
+        values = ask() if self.listeners else {}
+        for listener in self.listeners if values else ():
+            listener.diagnostics(self.position.experience + 1, values)
+
+    @torch.no_grad()
+    def _probe(self) -> Mapping[str, Any]:
+        evaluator, device = self.evaluator, self.model.seen.device
+        if evaluator is None:
+            return {}
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return self.model.probe(Shown(evaluator, _PROBED, device))
+        finally:
+            self.model.train(was_training)
+
+    def _log(self, result: Step, targets: Tensor, lr: float) -> None:
+        at = self.position
+        loss = self._finite_loss()
+        accuracy = None
+        if targets.ndim == 1:
+            accuracy = float((result.logits.argmax(1) == targets).float().mean())
+        terms = {"loss": loss, **{name: float(value) for name, value in result.terms.items()}}
+        record = {
+            "kind": "train",
+            "step": at.step,
+            "samples": at.samples,
+            "experience": at.experience,
+            "epoch": at.epoch,
+            "terms": terms,
+            "accuracy": accuracy,
+            "lr": lr,
+        }
+        seconds = time.perf_counter() - self._clock
+        for listener in self.listeners:
+            listener.record(record)
+            if self._since and seconds > 0:
+                listener.speed(at.step, self._since / seconds)
+        self._clock, self._since = time.perf_counter(), 0
+
+    # ------------------------------------------------------------------ state
+
+    def state(self) -> dict[str, Any]:
+        """Everything from which the run continues to the same bits, tensors and plain values only."""
+        return {
+            "position": dict(vars(self.position)),
+            "model": {
+                name: value.detach().cpu().clone() for name, value in self.model.method_state().items()
+            },
+            "optimizer": None
+            if self.optimizer is None
+            else optim.optimizer_state(self.optimizer, self.model),
+            "exposed": list(self.evaluator.exposed) if self.evaluator else [],
+            "rng": rng_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.position = Position(**state["position"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer = None
+        if state["optimizer"] is not None:
+            self.optimizer = make_optimizer(self.model, self.training)
+            if self.optimizer is not None:
+                optim.load_optimizer_state(self.optimizer, self.model, state["optimizer"])
+        if self.evaluator:
+            self.evaluator.restore(state["exposed"])
+        set_rng_state(state["rng"])
+        self._saved = self.position.step

@@ -1,0 +1,76 @@
+"""``clprompt.fit``: a model trained on a whole stream in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clprompt.data.loading import Images
+from clprompt.prompting.model import PromptModel
+from clprompt.training.engine import Engine, Listener, ProgressLike
+from clprompt.training.label_set_evaluation import evaluator_for
+from clprompt.training.settings import Online, Training
+
+
+class _Collector:
+    """Keeps the evaluation records of a fit."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def record(self, record: Mapping[str, Any], /) -> None:
+        if record["kind"] == "evaluation":
+            self.records.append(dict(record))
+
+    def speed(self, step: int, images_per_second: float, /) -> None: ...
+
+    def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None: ...
+
+
+def fit(
+    model: PromptModel,
+    plan: Any,
+    train: Images,
+    test: Any = None,
+    *,
+    clean: Images | None = None,
+    training: Training | None = None,
+    online: Online | None = None,
+    seed: int = 0,
+    precision: str = "float32",
+    listeners: Sequence[Listener] = (),
+    progress: ProgressLike | None = None,
+) -> list[dict[str, Any]]:
+    """Train a model on a whole stream in one call; no run folder, no Avalanche.
+
+    Args:
+        model: any PromptModel, on its device.
+        plan: a stream, e.g. ``clprompt.scenarios.split.plan(train.targets, experiences=5)``.
+        train: (image [3, H, W], label) items under the training transform.
+        test: items under the evaluation transform, with ``targets``; None for no evaluation.
+        clean, training, online, seed, precision, listeners, progress: see :class:`Engine`.
+
+    Returns:
+        The evaluation records, one after each experience; :func:`clprompt.metrics.accuracy.summarise` reads them.
+    """
+    training = training or Training()
+    evaluator = None
+    if test is not None:
+        size = training.eval_mb_size
+        evaluator = evaluator_for(plan, test, test.targets, batch_size=size, precision=precision)
+    collector = _Collector()
+    Engine(
+        model,
+        train,
+        plan.indices,
+        plan.classes,
+        clean=clean,
+        evaluator=evaluator,
+        training=training,
+        online=online,
+        seed=seed,
+        precision=precision,
+        listeners=[collector, *listeners],
+        progress=progress,
+    ).run()
+    return collector.records

@@ -1,0 +1,155 @@
+"""Optimizers over what a model declares: groups by name, growth of their state, schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from clprompt.errors import CheckpointError
+from clprompt.prompting.model import PromptModel
+
+
+def build(
+    model: PromptModel,
+    *,
+    name: Literal["adam", "adamw", "sgd"] = "adam",
+    lr: float = 0.005,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+) -> Optimizer | None:
+    """An optimizer over the model's trainable parameters; None for a model that trains nothing.
+
+    A group of the model may override ``lr`` and other settings; frozen parameters are in no group.
+    """
+    groups = [
+        {
+            **{k: v for k, v in group.items() if k not in ("params", "name")},
+            "params": list(group["params"].values()),
+            "names": list(group["params"]),
+            "group": group["name"],
+        }
+        for group in model.param_groups()
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        return None
+    if name == "sgd":
+        optimizer: Optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+        optimizer = kind(groups, lr=lr, weight_decay=weight_decay)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def sync(optimizer: Optimizer, model: PromptModel) -> None:
+    """Bring an optimizer in line with a model that has grown or frozen parameters.
+
+    New parameters join the group of their name, frozen ones leave with their state. A parameter that grew is another
+    object under the same name: its moments are padded with zeros, so old rows keep theirs.
+    """
+    moments = {
+        name: optimizer.state.pop(parameter)
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        if parameter in optimizer.state
+    }
+    groups = {group["group"]: group for group in optimizer.param_groups}
+    for group in groups.values():
+        group["params"], group["names"] = [], []
+    for wanted in model.param_groups():
+        settings = dict(wanted)
+        name, params = settings.pop("name"), settings.pop("params")
+        if name in groups:
+            groups[name]["params"], groups[name]["names"] = list(params.values()), list(params)
+        elif params:
+            members = {"params": list(params.values()), "names": list(params), "group": name}
+            optimizer.add_param_group({**settings, **members})
+            optimizer.param_groups[-1]["initial_lr"] = optimizer.param_groups[-1]["lr"]
+        for key, parameter in params.items():
+            if key in moments:
+                optimizer.state[parameter] = {k: _padded(v, parameter) for k, v in moments[key].items()}
+
+
+def _padded(value: Any, like: Tensor) -> Any:
+    """A moment brought to a parameter's shape; counters stay as they are."""
+    if not isinstance(value, Tensor) or not value.ndim or value.shape == like.shape:
+        return value
+    out = torch.zeros_like(like.data, dtype=value.dtype)
+    out[tuple(slice(0, size) for size in value.shape)] = value
+    return out
+
+
+def set_learning_rate(
+    optimizer: Optimizer,
+    schedule: Literal["constant", "cosine"],
+    step: int,
+    steps: int,
+    warmup: float = 0.0,
+) -> float:
+    """Set every group's rate for step ``step`` of ``steps`` of an experience; returns the first group's.
+
+    The rate rises linearly over the first ``warmup`` share of the steps (its last step has the full rate) and then
+    follows the schedule to the end. It is a function of the step alone, so any step can be entered again.
+    """
+    rising = int(warmup * steps)
+    if step < rising:
+        factor = (step + 1) / rising
+    elif schedule == "constant":
+        factor = 1.0
+    else:
+        factor = (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def clip(optimizer: Optimizer, largest: float | None) -> None:
+    """Scale the gradient down to a norm of at most ``largest`` over all parameters; None for no clipping."""
+    if largest is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, largest)
+
+
+def optimizer_state(optimizer: Optimizer, model: PromptModel) -> dict[str, Any]:
+    """The groups with their settings, and the moments, by parameter name, for a checkpoint.
+
+    The groups are saved too: they came into being one after the other, and their order and their rates need not be
+    those of an optimizer that is built anew.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+        "moments": {names[id(p)]: _copied(state) for p, state in optimizer.state.items() if id(p) in names},
+    }
+
+
+def load_optimizer_state(optimizer: Optimizer, model: PromptModel, state: Mapping[str, Any]) -> None:
+    """Put saved groups and moments back by parameter name.
+
+    Raises:
+        CheckpointError: state of a parameter that the model does not have.
+    """
+    parameters = dict(model.named_parameters())
+    for name in [*state["moments"], *(name for group in state["groups"] for name in group["names"])]:
+        if name not in parameters:
+            raise CheckpointError(f"the checkpoint holds optimizer state for {name}, which the model lacks")
+    optimizer.param_groups[:] = [
+        {"params": [parameters[name] for name in group["names"]], **group} for group in state["groups"]
+    ]
+    for name, values in state["moments"].items():
+        optimizer.state[parameters[name]] = _copied(values, parameters[name].device)
+
+
+def _copied(moments: Mapping[str, Any], device: torch.device | None = None) -> dict[str, Any]:
+    """A copy on a device; counters stay where they are."""
+    return {
+        k: v.to(device if v.ndim else None, copy=True) if isinstance(v, Tensor) else v
+        for k, v in moments.items()
+    }

@@ -1,0 +1,303 @@
+"""`clprompt meta-init`: from a configuration of sources to a file with a meta-learnt frame, resumable at any step."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from clprompt.backbones.vit import make_backbone
+from clprompt.data.loading import image_stream, subset, training_batches
+from clprompt.errors import CheckpointError, ConfigError, DataError, Interrupted
+from clprompt.seeding import derive, generator
+from clprompt.strategies.damvp.active import activity_rank, noise_features
+from clprompt.strategies.damvp.clustering import cluster, mean_distance, summarise
+from clprompt.strategies.damvp.frames import check_frame, default_pad, frame_places, frame_size, save_frame
+from clprompt.strategies.damvp.meta import Batch, InnerOptimizer, Source, adapt, inner_rate, meta_update
+from clprompt.strategies.damvp.meta_sources import MetaInit, gather
+from clprompt.system import checkpoint, overlay
+from clprompt.system.files import FolderLock, atomic_write
+from clprompt.system.progress import Progress
+from clprompt.system.runtime import find_device, reproducible, stop_signal
+
+_AVERAGED = 10  # meta-steps in the moving average of the loss
+
+
+class Learner:
+    """A meta-init under way: everything of it but the backbone and the data is in :meth:`state`."""
+
+    def __init__(self, settings: MetaInit) -> None:
+        self.settings = settings
+        self.device = find_device(settings.device)
+        section = {"pretrained": False, "checkpoint": None} | settings.backbone
+        if not isinstance(section.get("name"), str):
+            raise ConfigError("backbone must be a name or a mapping with a name")
+        self.backbone = make_backbone(section).to(self.device)
+        side, channels = check_frame(self.backbone, settings.pad), self.backbone.in_chans
+        self.pad = default_pad(side) if settings.pad is None else settings.pad
+        self.places = frame_places(channels, side, self.pad).to(self.device)
+        self.material = gather(settings, self.backbone)
+        self.per_epoch = min(-(-len(m.train) // settings.train_mb_size) for m in self.material)
+        self.steps = settings.steps or settings.epochs * self.per_epoch
+        if self.steps < 1:
+            raise DataError("no meta-step can be made: a source holds no image")
+        self.step = 0
+        start = torch.randn(frame_size(channels, side, self.pad), generator=generator(settings.seed, "meta"))
+        self.frame = (settings.init_std * start).to(self.device)
+        self.best = self.frame
+        self.losses: list[list[float]] = []  # per meta-step: first and last inner loss, loss after the update
+        self.sources: list[Source] = []
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Cluster the sources, each by the features of its images; the threshold is the first one's."""
+        settings, tau = self.settings, self.settings.threshold
+        columns = None
+        if settings.head == "active":
+            columns = activity_rank(noise_features(self.backbone, settings.seed))
+        for number, material in enumerate(self.material):
+            classes = len(material.class_names)
+            order = torch.randperm(len(material.clean), generator=generator(settings.seed, "samples", number))
+            part = subset(material.clean, order[: settings.cluster_samples].tolist())
+            images = image_stream(part, settings.train_mb_size, settings.workers)
+            found = torch.cat(
+                [self.backbone.features(batch.to(self.device)).float() for batch in images]
+            ).cpu()
+            labels = torch.zeros(len(found), dtype=torch.int64)
+            if settings.cluster:
+                tau = tau or max(settings.threshold_ratio * mean_distance(found), 1e-12)
+                limits = {"max_clusters": settings.max_clusters, "min_size": settings.min_cluster_size}
+                labels = torch.from_numpy(cluster(found, tau, **limits))  # type: ignore[arg-type]
+            prototypes = summarise(found, labels).prototypes.to(self.device)
+            if columns is None:
+                head = nn.Linear(self.backbone.width, classes)
+                bound = self.backbone.width**-0.5
+                for name, values in head.named_parameters():
+                    draw = generator(settings.seed, "head", number, name)
+                    nn.init.uniform_(values, -bound, bound, generator=draw)
+                self.sources.append(Source(material.name, prototypes, head.to(self.device)))
+            elif classes > self.backbone.width:
+                raise ConfigError(
+                    f"head=active has {self.backbone.width} coordinates for the {classes} classes of {material.name}"
+                )
+            else:
+                self.sources.append(
+                    Source(material.name, prototypes, columns=columns[:classes].to(self.device))
+                )
+
+    def batches(self) -> Iterator[list[Any]]:
+        """One batch per source and meta-step, from the current step on; a function of seed and step alone."""
+        settings = self.settings
+        while self.step < self.steps:
+            epoch, skip = divmod(self.step, self.per_epoch)
+            loaders = [
+                training_batches(
+                    material.train,
+                    seed=derive(settings.seed, "meta-init"),
+                    experience=number,
+                    epoch=epoch,
+                    batch_size=settings.train_mb_size,
+                    workers=settings.workers,
+                    skip=skip,
+                )
+                for number, material in enumerate(self.material)
+            ]
+            for together in zip(*loaders, strict=False):  # the shortest source ends an epoch
+                yield list(together)
+                if self.step >= self.steps:
+                    return
+
+    def meta_step(self, together: Sequence[Any]) -> None:
+        """Adapt copies of the frame to a batch of each source, and move the frame towards their mean."""
+        settings = self.settings
+        rate = inner_rate(settings.inner_lr, self.step + 1, self.steps)
+        batches, moved, told = [], [], []
+        for source, (images, labels, *_) in zip(self.sources, together, strict=True):
+            batch = Batch(self.backbone, self.places, source, images.to(self.device), labels.to(self.device))
+            optimizer: InnerOptimizer = settings.inner_optimizer
+            inner = list(
+                adapt(
+                    batch,
+                    self.frame,
+                    steps=settings.inner_steps,
+                    lr=rate,
+                    optimizer=optimizer,
+                    weight_decay=settings.weight_decay,
+                    head_lr=settings.head_lr,
+                )
+            )
+            told.append((inner[0][0], inner[-1][0]))
+            moved.append(inner[-1][1])
+            batches.append(batch)
+        self.frame = meta_update(
+            self.frame,
+            moved,
+            [len(source.prototypes) for source in self.sources],
+            step_size=settings.step_size,
+            count_idle=settings.count_idle,
+        )
+        with torch.no_grad():
+            after = float(torch.stack([batch.loss(self.frame[None]) for batch in batches]).mean())
+        if not np.isfinite(after):
+            raise DataError(f"the loss is {after} at meta-step {self.step}; lower inner_lr or head_lr")
+        self.losses.append([*np.mean(told, axis=0).tolist(), after])
+        self.step += 1
+        averages = moving_average([loss[-1] for loss in self.losses])
+        if averages[-1] == min(averages):
+            self.best = self.frame
+
+    def state(self) -> dict[str, Any]:
+        """All that it takes to go on to the same bits."""
+        heads = [s.head.state_dict() for s in self.sources if s.head is not None]
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "step": self.step,
+            "frame": self.frame,
+            "best": self.best,
+            "losses": self.losses,
+            "prototypes": [source.prototypes for source in self.sources],
+            "columns": [source.columns for source in self.sources],
+            "heads": [{key: value.clone() for key, value in head.items()} for head in heads],
+        }
+
+    def load_state(self, saved: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state` gave."""
+        self.step, self.losses = saved["step"], saved["losses"]
+        self.frame, self.best = saved["frame"].to(self.device), saved["best"].to(self.device)
+        self.sources = []
+        for number, material in enumerate(self.material):
+            columns = saved["columns"][number]
+            head = None
+            if columns is None:
+                head = nn.Linear(self.backbone.width, len(material.class_names))
+                head.load_state_dict(saved["heads"][number])
+                head.to(self.device)
+            else:
+                columns = columns.to(self.device)
+            self.sources.append(
+                Source(material.name, saved["prototypes"][number].to(self.device), head, columns)
+            )
+
+
+def moving_average(values: Sequence[float]) -> list[float]:
+    """The mean of each value and up to nine before it."""
+    return [float(np.mean(values[max(0, i + 1 - _AVERAGED) : i + 1])) for i in range(len(values))]
+
+
+# --------------------------------------------------------------------------------------------------- run
+
+
+def run(settings: MetaInit, out: Path, *, progress: Progress, command: Sequence[str]) -> list[Path]:
+    """Learn a frame and write it; an interrupted meta-init of the same file and settings goes on where it was.
+
+    Args:
+        settings: checked.
+        out: the file to write; its loss curve is drawn beside it.
+        progress: a display.
+        command: the words that continue it.
+
+    Returns:
+        The file and the drawing.
+
+    Raises:
+        ConfigError: the file exists, or a setting does not fit the data.
+        CheckpointError: what is there to go on from is of other settings.
+        Interrupted: a signal stopped it; its checkpoint is written.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists; remove it, or give another file with out=FILE")
+    if not out.parent.is_dir():
+        raise ConfigError(f"out={out}: there is no folder {out.parent}")
+    partial = out.with_name(out.name + ".partial")
+    saved = checkpoint.load_checkpoint(partial)
+    if saved is not None:
+        different = overlay.difference(saved["settings"], dataclasses.asdict(settings))
+        if different:
+            raise CheckpointError(
+                f"{partial} is of other settings ({', '.join(different)}); remove it, or give another file"
+            )
+    with reproducible(), stop_signal() as stop:
+        learner = Learner(settings)
+        partial.mkdir(exist_ok=True)
+        with FolderLock(partial):
+            if saved is None:
+                learner.look()
+            else:
+                learner.load_state(saved)
+                progress.message(f"{partial}: continued after {learner.step} of {learner.steps} meta-steps")
+            _train(learner, partial, progress, stop, command)
+            written = _write(learner, out)
+    shutil.rmtree(partial)
+    return written
+
+
+def _train(
+    learner: Learner,
+    partial: Path,
+    progress: Progress,
+    stop: Callable[[], int | None],
+    command: Sequence[str],
+) -> None:
+    counts = ", ".join(f"{source.name} {len(source.prototypes)}" for source in learner.sources)
+    progress.message(f"clusters: {counts}")
+    epochs = -(-learner.steps // learner.per_epoch)
+    progress.start("meta-init", 1)
+    progress.experience(0, 1)
+    shown = -1
+    for together in learner.batches():
+        epoch = learner.step // learner.per_epoch
+        if epoch != shown:
+            shown = epoch
+            left = min(learner.per_epoch * (epoch + 1), learner.steps) - learner.step
+            progress.epoch(epoch, epochs, left)
+        learner.meta_step(together)
+        progress.step()
+        asked = stop()
+        if asked is not None or learner.step % learner.settings.checkpoint_every == 0:
+            checkpoint.save_checkpoint(partial, learner.state())
+        if asked is not None:
+            raise Interrupted(asked, again=command)
+
+
+def _write(learner: Learner, out: Path) -> list[Path]:
+    from clprompt.reporting.plots import png
+
+    settings = learner.settings
+    facts = {
+        "sources": [{"name": m.name, "classes": m.class_names} for m in learner.material],
+        "clusters": [len(source.prototypes) for source in learner.sources],
+        "seed": settings.seed,
+        "steps": learner.step,
+        "last_losses": learner.losses[-1],
+        "settings": dataclasses.asdict(settings),
+    }
+    frame = learner.best if settings.keep == "lowest" else learner.frame
+    drawing = out.with_suffix(".png")
+    atomic_write(drawing, png(loss_curve(learner.losses)))
+    save_frame(out, frame, learner.backbone, learner.pad, facts)
+    return [out, drawing]
+
+
+def loss_curve(losses: Sequence[Sequence[float]]) -> Any:
+    """The losses of all meta-steps: before and after the inner steps, and of the frame after its update."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    steps = np.arange(1, len(losses) + 1)
+    columns = np.asarray(losses).T
+    names = ("before the inner steps", "at the last inner step", "of the frame after its update")
+    for values, name, colour in zip(columns, names, ("#d55e00", "#009e73", "#0072b2"), strict=True):
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, moving_average(values.tolist()), color=colour, linewidth=1.7, label=name)
+    axes.set(xlabel="meta-step", ylabel="cross-entropy, mean over sources", ylim=(0, None))
+    axes.set_title(f"Meta-init: the loss, and its mean over {_AVERAGED} steps", fontsize=10)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,400 @@
+"""DAM-VP: one pixel prompt per cluster of images, chosen by the nearest prototype."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from clprompt import schema
+from clprompt.backbones.attention import BlockPrompt
+from clprompt.backbones.vit import FrozenViT
+from clprompt.errors import ConfigError, DataError, ProtocolError
+from clprompt.prompting.heads import grow_rows
+from clprompt.prompting.model import Boundaries, Cache, PromptModel
+from clprompt.registry import strategies
+from clprompt.seeding import derive, generator
+from clprompt.strategies.damvp import plots as views
+from clprompt.strategies.damvp.active import activity_rank, noise_features
+from clprompt.strategies.damvp.clustering import (
+    ClusterMap,
+    cluster,
+    mean_distance,
+    nearest,
+    project,
+    sample_features,
+    summarise,
+)
+from clprompt.strategies.damvp.frames import (
+    OffsetCache,
+    as_images,
+    check_frame,
+    check_images,
+    default_pad,
+    frame_places,
+    frame_size,
+    framed_tokens,
+    load_frame,
+    tell_of_leaks,
+)
+from clprompt.targets import classes_in
+
+
+@strategies.register("damvp", paper="Huang et al., CVPR 2023, arXiv 2303.08138", year=2023)
+class DAMVPModel(PromptModel):
+    """DAM-VP (Huang et al., "Diversity-Aware Meta Visual Prompting"), made class-incremental.
+
+    At the start of an experience its images are clustered by their frozen features (average linkage; a more diverse
+    set gives more clusters); every cluster keeps its mean as a prototype and gets a prompt, a frame added around the
+    normalised image. An image takes the prompt of its nearest prototype, in training as at test. Nothing of an image
+    is kept. The published method adapts to a single task; experiences, growth and freezing are ours.
+
+    Where the released code differs, and the switch that brings it back:
+
+    * An absolute distance threshold per backbone (``threshold``); here relative to the mean pairwise distance of the
+      first experience (``threshold_ratio``), with a cap and a smallest cluster size, as the count of clusters is a
+      knife-edge function of the threshold (``max_clusters=null``, ``min_cluster_size=1``).
+    * Frames start from N(0, 1) (``init="random"``) or a meta-prompt; here from zero, the bare model.
+    * Momentum misspelt and ignored, the head's rate overwritten by the frames': two rates here.
+    * A square root of a possibly negative number in the assignment; here no root.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: where all initial values come from.
+        prompt: "pixel" (frames) or "token" (prompt tokens by the same clusters; not in the released code).
+        pad: thickness of the frame in pixels; None for 30 of 224, in proportion.
+        length, deep, layers: of token prompts: tokens per block, new in each of ``layers`` or carried from block 0.
+        cluster_samples: images of an experience that are clustered, a seeded random subset.
+        threshold, threshold_ratio: absolute, or relative to the first experience's mean distance (default 0.9).
+        max_clusters, min_cluster_size: per experience.
+        cluster: False for one prompt per experience.
+        init, init_std, meta_file: how frames start; "nearest" copies the frame of the nearest older prototype.
+        share, share_ratio: let a cluster close to an older one (in its radii) use that one's frame.
+        max_prompts: beyond so many frames, clusters share the nearest one.
+        train_shared: an older frame is trained again while a cluster of the current experience shares it.
+        freeze_old: older frames are frozen.
+        train_assign: training matches "all" prototypes, as at test, or those of the "current" experience.
+        head: "linear", or "active": feature coordinates in order of their activity on noise, nothing learned.
+        active_order: coordinates by "arrival" of the classes (stable under growth) or "sorted" (the released code).
+        prompt_lr, head_lr: rates in place of the training section's; None for 0.05 of frames, 0.005 of tokens.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenViT,
+        *,
+        seed: int = 0,
+        prompt: Literal["pixel", "token"] = "pixel",
+        pad: int | None = None,
+        length: int = 10,
+        deep: bool = True,
+        layers: tuple[int, ...] | None = None,
+        cluster_samples: int = 1000,
+        threshold: float | None = None,
+        threshold_ratio: float | None = None,
+        max_clusters: int | None = 16,
+        min_cluster_size: int = 5,
+        cluster: bool = True,
+        init: Literal["meta", "zero", "random", "nearest"] | None = None,
+        init_std: float = 1.0,
+        meta_file: str | None = None,
+        share: bool = False,
+        share_ratio: float = 0.25,
+        max_prompts: int | None = None,
+        train_shared: bool = False,
+        freeze_old: bool = True,
+        train_assign: Literal["all", "current"] = "all",
+        head: Literal["linear", "active"] = "linear",
+        active_order: Literal["arrival", "sorted"] = "arrival",
+        prompt_lr: float | None = None,
+        head_lr: float = 1e-3,
+    ) -> None:
+        super().__init__(backbone, seed=seed)
+        if threshold is not None and threshold_ratio is not None:
+            raise ConfigError("give threshold or threshold_ratio, not both")
+        schema.above_zero(threshold=threshold, threshold_ratio=threshold_ratio)
+        schema.at_least(2 if cluster else 1, cluster_samples=cluster_samples)
+        schema.at_least(1, max_clusters=max_clusters, min_cluster_size=min_cluster_size)
+        schema.at_least(1, max_prompts=max_prompts, length=length)
+        schema.at_least(0, init_std=init_std, share_ratio=share_ratio, prompt_lr=prompt_lr, head_lr=head_lr)
+        init = init or ("meta" if meta_file else "zero")
+        if (init == "meta") != (meta_file is not None):
+            raise ConfigError("init=meta and meta_file belong together")
+        if init == "meta" and prompt == "token":
+            raise ConfigError("a meta-prompt is a pixel frame; it cannot start token prompts")
+        self.prompt, self.deep = prompt, deep
+        self.cluster_samples, self.threshold, self.ratio = cluster_samples, threshold, threshold_ratio or 0.9
+        self.max_clusters, self.min_cluster_size, self.cluster = max_clusters, min_cluster_size, cluster
+        self.init, self.init_std, self.meta_file = init, init_std, meta_file
+        self.share, self.share_ratio, self.max_prompts = share, share_ratio, max_prompts
+        self.train_shared, self.freeze_old, self.train_assign = train_shared, freeze_old, train_assign
+        self.active_order, self.head_lr = active_order, head_lr
+        self.prompt_lr = prompt_lr if prompt_lr is not None else 0.05 if prompt == "pixel" else 0.005
+        self.meta_facts: Mapping[str, Any] = {}
+        width, channels = backbone.width, backbone.in_chans
+        if prompt == "pixel":
+            side = check_frame(backbone, pad)
+            pad = default_pad(side) if pad is None else pad
+            self.pad = pad
+            self.shape: tuple[int, ...] = (frame_size(channels, side, pad),)
+            self.register_buffer("places", frame_places(channels, side, pad), persistent=False)
+            frame = torch.zeros(self.shape)
+            if meta_file is not None:
+                frame, self.meta_facts = load_frame(meta_file, backbone, pad)
+            self.register_buffer("meta_frame", frame, persistent=False)
+        else:
+            chosen = range(backbone.depth) if layers is None else layers
+            self.layers = backbone.check_layers("layers", chosen if deep else (0,))
+            self.first_block = min(self.layers, default=0)
+            self.shape = (len(self.layers), length, width)
+        self._map: ClusterMap | None = None  # until it is drawn, before training
+        self._offsets = OffsetCache()
+        self.places: Tensor
+        self.meta_frame: Tensor
+        self.prototypes: Tensor
+        self.radius: Tensor
+        self.counts: Tensor
+        self.experience_of: Tensor
+        self.frame_of: Tensor
+        self.tau: Tensor
+        self.rank: Tensor
+        self.arrival: Tensor
+        self.frames = nn.ParameterList()  # one vector [F], or [blocks, length, D], per prompt
+        self.register_buffer("prototypes", torch.zeros(0, width))
+        self.register_buffer("radius", torch.zeros(0))  # root mean squared distance of the members
+        for name in ("counts", "experience_of", "frame_of"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("tau", torch.tensor(float("nan")))
+        self.active = head == "active"
+        if self.active:
+            self.head = None
+            self.register_buffer("rank", activity_rank(noise_features(backbone, seed)))
+            self.register_buffer("arrival", torch.full((0,), -1))
+
+    @property
+    def boundaries(self) -> Boundaries:
+        return "required"
+
+    # ------------------------------------------------------------------ forward
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        pixel = self.prompt == "pixel"
+        if pixel:
+            check_images(self.backbone, images)
+        patches = self.backbone.patches(images) if pixel and self.backbone.linear_patches else None
+        if patches is not None:
+            stem = self.backbone.position(patches)
+            query = self.features(images, cached, stem=stem)
+        else:
+            stem, query = self.query(images, self.first_block, cached)
+        if not len(self.prototypes):  # before any experience: the bare model
+            return query, {}
+        frame = self.frame_of[self.assign(query)]
+        if patches is not None and not self.training and not torch.is_grad_enabled():
+            offsets = self._offsets.of(self.backbone, list(self.frames), self.framed)
+            return self.backbone.prompted(self.backbone.position(patches + offsets[frame])), {}
+        used, inverse = frame.unique(return_inverse=True)  # idle frames have no gradient, and stand still
+        prompts = torch.stack([self.frames[k] for k in used.tolist()])
+        if not pixel:
+            return self.backbone.prompted(stem, self._tokens(prompts[inverse]), start=self.first_block), {}
+        tokens = framed_tokens(self.backbone, images, patches, self.framed(prompts), inverse)
+        return self.backbone.prompted(tokens), {}
+
+    def framed(self, prompts: Tensor) -> Tensor:
+        """Frame vectors [K, F] -> images [K, channels, H, W], zero inside."""
+        return as_images(prompts, self.places, self.backbone.in_chans, self.backbone.image_size[0])
+
+    def _tokens(self, prompts: Tensor) -> Callable[[int, Tensor], BlockPrompt | None]:
+        """[B, blocks, length, D] -> what each block gets."""
+
+        def given(block: int, x: Tensor) -> BlockPrompt | None:
+            if block not in self.layers:
+                return None
+            return BlockPrompt("fresh" if self.deep else "carried", prompts[:, self.layers.index(block)])
+
+        return given
+
+    def assign(self, query: Tensor) -> Tensor:
+        """The nearest prototype of each query, [B, D] -> int64 [B]; in training perhaps of this experience alone."""
+        current = self.training and self.train_assign == "current"
+        return nearest(query, self.prototypes, self.experience_of != self.experience if current else None)
+
+    def logits(self, features: Tensor) -> Tensor:
+        if not self.active:
+            return super().logits(features)
+        width = self.backbone.width
+        if self.num_classes > width:
+            raise ConfigError(f"head=active has {width} coordinates for {self.num_classes} classes")
+        columns = self.rank[: self.num_classes]
+        if self.active_order == "sorted":
+            return features[:, columns.sort().values]
+        return features[:, columns[self.arrival.clamp(min=0)]]
+
+    # ------------------------------------------------------------------ experiences
+
+    def check_targets(self, targets: Tensor) -> None:
+        super().check_targets(targets)
+        if not bool((self.experience_of == self.experience).any()):
+            raise ProtocolError(
+                "this experience has no prompts: pass images to begin_experience, or call fit_clusters(features)"
+            )
+
+    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+        """Cluster the experience's images by their features; the features are dropped afterwards."""
+        if images is not None:
+            seed = derive(self.seed, "cluster samples", index)
+            self.fit_clusters(sample_features(images(), self.backbone.features, self.cluster_samples, seed))
+
+    @torch.no_grad()
+    def fit_clusters(self, features: Tensor) -> int:
+        """Append a prototype and a prompt per cluster of the features [n, D]; returns the number of clusters.
+
+        Raises:
+            DataError: no features, or nan among them.
+        """
+        if self.threshold is not None:
+            self.tau.fill_(self.threshold)
+        elif bool(self.tau.isnan()) and self.cluster:
+            self.tau.fill_(max(self.ratio * mean_distance(features), 1e-12))
+        if not len(features):
+            raise DataError("there are no images to cluster")
+        labels = torch.zeros(len(features), dtype=torch.int64)
+        if self.cluster:
+            most, least = self.max_clusters, self.min_cluster_size
+            labels = torch.from_numpy(cluster(features, float(self.tau), max_clusters=most, min_size=least))
+        features = features.to(self.prototypes)
+        made = summarise(features, labels.to(features.device))
+        self._map = None if len(features) < 2 else project(features, labels, made.prototypes)
+        old = len(self.prototypes)
+        for prototype in made.prototypes:
+            frame = self._frame_for(prototype, old)
+            grow_rows(self.prototypes, prototype[None])
+            grow_rows(self.experience_of, self.experience[None])
+            grow_rows(self.frame_of, torch.tensor([frame]))
+        grow_rows(self.radius, made.radius)
+        grow_rows(self.counts, made.counts)
+        self.to(self.seen.device)
+        self.set_stage()
+        return len(made.prototypes)
+
+    def _frame_for(self, prototype: Tensor, old: int) -> int:
+        """The frame of a new cluster: a new one, or one that it shares."""
+        distance = (self.prototypes[:old] - prototype).square().sum(1).sqrt()
+        if self.share and old:
+            near = distance <= self.share_ratio * self.radius[:old]
+            if bool(near.any()):
+                return int(self.frame_of[distance.masked_fill(~near, float("inf")).argmin()])
+        if self.max_prompts is not None and len(self.frames) >= self.max_prompts:
+            every = (self.prototypes - prototype).square().sum(1)
+            return int(self.frame_of[every.argmin()])
+        nearest = self.frames[int(self.frame_of[distance.argmin()])] if old else None
+        self.frames.append(nn.Parameter(self._initial(len(self.frames), nearest).to(self.prototypes)))
+        return len(self.frames) - 1
+
+    def _initial(self, index: int, nearest: Tensor | None) -> Tensor:
+        if self.init == "nearest" and nearest is not None:
+            return nearest.detach().clone()
+        if self.prompt == "pixel" and self.init != "random":
+            return self.meta_frame.clone()  # zeros where there is no file
+        std = 0.02 if self.prompt == "token" else self.init_std  # zero tokens are one direction to the norm
+        return std * torch.randn(*self.shape, generator=generator(self.seed, "prompt", index))
+
+    def set_stage(self) -> None:
+        """Frames made in the current experience are trained, and others as ``freeze_old``, ``train_shared`` say."""
+        now = int(self.experience)
+        in_use = set(self.frame_of[self.experience_of == now].tolist()) if self.train_shared else set()
+        for index, (frame, home) in enumerate(zip(self.frames, self.homes(), strict=True)):
+            frame.requires_grad_(not self.freeze_old or home == now or index in in_use)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Frames and head, each with its own learning rate."""
+        rest = self.trainable()
+        frames = {name: rest.pop(name) for name in list(rest) if name.startswith("frames.")}
+        return [
+            {"name": "prompts", "params": frames, "lr": self.prompt_lr},
+            {"name": "head", "params": rest, "lr": self.head_lr},
+        ]
+
+    # ------------------------------------------------------------------ classes and state
+
+    def observe(self, targets: Tensor) -> bool:
+        self._map = None  # training begins: whoever wanted to see it has seen it
+        grew = super().observe(targets)
+        if self.active:  # classes read coordinates in the order of their arrival
+            for label in classes_in(targets):
+                if int(self.arrival[label]) < 0:
+                    self.arrival[label] = int(self.arrival.max()) + 1
+        return grew
+
+    def grow_classes(self, num_classes: int) -> None:
+        if self.active:
+            grow_rows(self.arrival, torch.full((num_classes - len(self.arrival),), -1))
+
+    def finish_experience(self) -> None:
+        self._map = None
+
+    def opening_diagnostics(self) -> dict[str, Any]:
+        """The map of the clusters just made; the projection is drawn once and kept no longer."""
+        found, self._map = self._map, None
+        if found is None:
+            return {}
+        first = len(self.prototypes) - len(found.prototypes)
+        return {"clusters/map": views.draw_map(found, first, int(self.experience) + 1)}
+
+    def diagnostics(self) -> dict[str, Any]:
+        """The number of clusters, and pixel frames as images."""
+        return views.diagnostics(self)
+
+    def probe(self, images: Callable[[], Iterable[Tensor]]) -> dict[str, Any]:
+        """A contact sheet of the images nearest to each prototype; none of them is kept."""
+        return views.probe(self, images())
+
+    @torch.no_grad()
+    def explain(self, images: Tensor) -> dict[str, Any]:
+        """One figure: per image the cluster it falls to, that cluster's frame, and what the backbone then sees."""
+        return views.explain(self, images)
+
+    def describe(self) -> dict[str, int]:
+        """With the number of clusters and prompts, and what one prompt takes."""
+        one = math.prod(self.shape)
+        return {
+            **super().describe(),
+            "clusters": len(self.prototypes),
+            "prompts": len(self.frames),
+            "numbers_per_prompt": one,
+            "bytes_per_prompt": one * self.prototypes.element_size(),
+        }
+
+    def meet(self, class_names: Sequence[str]) -> None:
+        tell_of_leaks(self.meta_facts, class_names, str(self.meta_file))
+
+    def homes(self) -> list[int]:
+        """The experience that each frame was made in; while a state is loaded, 0 for those not known yet."""
+        made: dict[int, int] = {}
+        for frame, experience in zip(self.frame_of.tolist(), self.experience_of.tolist(), strict=True):
+            made.setdefault(frame, experience)
+        return [made.get(frame, 0) for frame in range(len(self.frames))]
+
+    def max_state_size(self, experiences: int) -> int | None:
+        """Clusters follow from the data, up to ``max_clusters`` in an experience; None without that cap."""
+        if self.max_clusters is None:
+            return None
+        cluster, frame = self.backbone.width + 4, math.prod(self.shape)
+        fixed = self.state_size() - len(self.prototypes) * cluster - len(self.frames) * frame
+        return fixed + experiences * (self.max_clusters if self.cluster else 1) * (cluster + frame)
+
+    def resize_to(self, state: dict[str, Tensor]) -> None:  # type: ignore[override]
+        super().resize_to(state)
+        missing = state["prototypes"].shape[0] - len(self.prototypes)
+        for name in ("prototypes", "radius", "counts", "experience_of", "frame_of"):
+            buffer = getattr(self, name)
+            if missing > 0:
+                grow_rows(buffer, torch.zeros(missing, *buffer.shape[1:]))
+            else:
+                buffer.data = buffer.data[: len(buffer) + missing]
+        count = sum(name.startswith("frames.") for name in state)
+        self.frames = nn.ParameterList(self.prototypes.new_zeros(self.shape) for _ in range(count))
+        self.to(self.seen.device)

@@ -1,0 +1,388 @@
+"""TCPA: every token matches prompts of its own, and sees no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clprompt.backbones.attention import BlockPrompt
+from clprompt.backbones.vit import FrozenViT
+from clprompt.errors import ConfigError
+from clprompt.prompting.model import Boundaries, Cache, Glimpse, Mask, PromptModel, Step
+from clprompt.prompting.prompts import token_choice, uniform
+from clprompt.registry import strategies
+from clprompt.seeding import generator
+
+ROLES = ("cls", "image")
+
+
+@strategies.register("tcpa", paper="Liu et al., ICML 2025, arXiv 2505.02406", year=2025)
+class TCPAModel(PromptModel):
+    """TCPA (Liu et al., "Token Coordinated Prompt Attention is Needed for Visual Prompting"), made class-incremental.
+
+    VPT-deep with two pools per block, one for the class token (and other prefix tokens) and one for the patches. A
+    token compares the residual stream with the keys of its role's pool and sees, in that block's attention, the
+    prompts of its ``top_k`` entries alone. A matching loss pulls chosen keys to their tokens. The published method
+    trains on one task; what tasks share here is ours:
+
+    * ``prompts="grow"``: each experience adds entries, older ones are frozen. A token's computation then changes
+      only if it switches to a newer key.
+    * ``prompts="shared"``: one pool trained throughout; needs no boundaries.
+    * ``prompts="first"``: trained in the first experience, frozen after.
+
+    Where the released code differs, and the switch that brings it back:
+
+    * It multiplies the mask after the softmax, without renormalising, so forbidden prompts drain attention and get
+      gradient: ``mask="after"``. By default forbidden columns are absent.
+    * It is built on a Fourier transform of the prompts, which mixes all of them: ``fourier="joint"``.
+    * Prompt dropout 0.1 (``prompt_dropout``); warm-up with random choices for 10 of 100 epochs (``random_epochs``).
+    * An unused pool class there indexes similarities by row; entries are always gathered per token here.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: where all initial values and random choices come from.
+        pool_cls, pool_image: entries of each role's pool (per experience when growing); 0 for none. For the class
+            role None is 10, or 0 where the backbone has no class token.
+        top_k_cls, top_k_image: entries that a token sees.
+        length_cls, length_image: prompt tokens per entry.
+        layers: the prompted blocks; None for all.
+        prompts, select: what experiences share; whether training ranks all entries or those of the task.
+        mask: forbidden columns are absent ("before" the softmax) or zeroed "after" it.
+        fourier: "none" or "joint".
+        token_matching: False for roles alone: no keys, every token sees its role's whole pool.
+        matching_weight: weight of the matching loss, a sum over blocks.
+        detach_query: keep the matching loss out of the prompts of earlier blocks.
+        random_epochs: epochs of each experience with random choices (of new entries), training only.
+        prompt_dropout: per sample, on the prompts.
+        loss_mask: which classes compete in training; None for "experience" ("seen" for shared prompts).
+        boundary_free: use without experiences; needs ``prompts="shared"``, which it implies.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenViT,
+        *,
+        seed: int = 0,
+        pool_cls: int | None = None,
+        pool_image: int = 10,
+        top_k_cls: int = 5,
+        top_k_image: int = 5,
+        length_cls: int = 1,
+        length_image: int = 1,
+        layers: tuple[int, ...] | None = None,
+        prompts: Literal["grow", "shared", "first"] = "grow",
+        select: Literal["all", "task"] = "all",
+        mask: Literal["before", "after"] = "before",
+        fourier: Literal["none", "joint"] = "none",
+        token_matching: bool = True,
+        matching_weight: float = 0.01,
+        detach_query: bool = False,
+        random_epochs: int = 1,
+        prompt_dropout: float = 0.0,
+        loss_mask: Mask | None = None,
+        boundary_free: bool = False,
+    ) -> None:
+        super().__init__(backbone, seed=seed, mask=loss_mask, boundary_free=boundary_free)
+        self.prompts: Literal["grow", "shared", "first"] = "shared" if boundary_free else prompts
+        if pool_cls is None:
+            pool_cls = 10 if backbone.num_prefix_tokens else 0
+        self.pool = {"cls": pool_cls, "image": pool_image}
+        self.top_k = {"cls": top_k_cls, "image": top_k_image}
+        self.length = {"cls": length_cls, "image": length_image}
+        self.layers = backbone.check_layers("layers", range(backbone.depth) if layers is None else layers)
+        self.first_block = min(self.layers, default=backbone.depth)
+        self.select, self.mask_position, self.fourier = select, mask, fourier
+        self.token_matching, self.matching_weight, self.detach_query = (
+            token_matching,
+            matching_weight,
+            detach_query,
+        )
+        self.random_epochs = 0 if boundary_free else random_epochs
+        self.prompt_dropout = prompt_dropout
+        self._check()
+        self.rows = {
+            "cls": slice(0, backbone.num_prefix_tokens),
+            "image": slice(backbone.num_prefix_tokens, None),
+        }
+        self._tasks: int | None = None  # how many tasks' entries are looked at; None for all
+        self.epoch: int | None = None  # told by the loop; None: no warm-up
+        self.steps: Tensor
+        self.register_buffer("steps", torch.tensor(0))  # training steps, from which random choices are drawn
+        # per role: one parameter per task, [blocks, entries, D] and [blocks, entries, length, D]
+        self.keys: Any = nn.ModuleDict({role: nn.ParameterList() for role in ROLES})
+        self.entries: Any = nn.ModuleDict({role: nn.ParameterList() for role in ROLES})
+        if self.prompts != "grow":
+            self._add_task()
+
+    def _check(self) -> None:
+        def refuse(condition: bool, text: str) -> None:
+            if condition:
+                raise ConfigError(text)
+
+        for role in ROLES:
+            pool, k = self.pool[role], self.top_k[role]
+            refuse(pool < 0, f"pool_{role} must not be negative, got {pool}")
+            refuse(self.length[role] < 1, f"length_{role} must be at least 1, got {self.length[role]}")
+            if pool and self.token_matching:
+                refuse(not 1 <= k <= pool, f"top_k_{role} must be 1..{pool} (pool_{role}), got {k}")
+        refuse(not any(self.pool.values()), "pool_cls and pool_image are both 0: nothing would be prompted")
+        prefix = self.backbone.num_prefix_tokens
+        refuse(bool(self.pool["cls"]) and not prefix, "pool_cls must be 0: the backbone has no class token")
+        refuse(self.matching_weight < 0, f"matching_weight must not be negative, got {self.matching_weight}")
+        refuse(self.random_epochs < 0, f"random_epochs must not be negative, got {self.random_epochs}")
+        refuse(
+            not 0 <= self.prompt_dropout < 1, f"prompt_dropout must be in [0, 1), got {self.prompt_dropout}"
+        )
+        for name, value, allowed in (
+            ("prompts", self.prompts, ("grow", "shared", "first")),
+            ("select", self.select, ("all", "task")),
+            ("mask", self.mask_position, ("before", "after")),
+            ("fourier", self.fourier, ("none", "joint")),
+        ):
+            refuse(value not in allowed, f'{name} must be one of {", ".join(allowed)}, got "{value}"')
+
+    @property
+    def boundaries(self) -> Boundaries:
+        if self.prompts in ("grow", "first"):
+            return "required"
+        return super().boundaries
+
+    # ------------------------------------------------------------------ forward
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.encode_tokens(self.backbone.stem(images, self.first_block))
+
+    def encode_tokens(self, stem: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What :meth:`encode` returns, from the tokens [B, N, D] that enter the first prompted block.
+
+        Gradient reaches the tokens: something learned may stand before the prompts.
+        """
+        matching: list[Tensor] = []
+        tokens = self._tokens(len(stem))
+        feature = self.backbone.prompted(
+            stem,
+            lambda block, x: self._block_prompts(block, x, tokens, matching),
+            start=self.first_block,
+        )
+        if not matching:
+            return feature, {}
+        return feature, {"matching": self.matching_weight * torch.stack(matching).sum()}
+
+    def _tokens(self, batch: int) -> dict[str, Tensor]:
+        """Every prompt token of a role, [blocks, 1 or B, P, D], oldest entries first."""
+        tasks = [
+            [part.flatten(1, 2) for part in list(self.entries[role])[: self._tasks]] for role in ROLES
+        ]  # (blocks, P, D) each
+        if self.fourier == "joint":  # each task's own slice, else new entries would rewrite old ones
+            for task, (cls, image) in enumerate(zip(*tasks, strict=True)):
+                mixed = torch.fft.fft2(torch.cat([cls, image], dim=1)).real
+                tasks[0][task], tasks[1][task] = mixed.split([cls.shape[1], image.shape[1]], dim=1)
+        found = {
+            role: torch.cat(parts, dim=1)[:, None] for role, parts in zip(ROLES, tasks, strict=True) if parts
+        }
+        if self.training and self.prompt_dropout:
+            for number, role in enumerate(found):
+                kept = self._draw("dropout", number, (batch, *found[role].shape[2:])) >= self.prompt_dropout
+                found[role] = found[role] * kept / (1 - self.prompt_dropout)
+        return found
+
+    def _block_prompts(
+        self, block: int, x: Tensor, tokens: dict[str, Tensor], matching: list[Tensor]
+    ) -> list[BlockPrompt]:
+        """What each role's rows see in one block; appends the block's matching loss in training."""
+        if block not in self.layers or not tokens:
+            return []
+        layer = self.layers.index(block)
+        # in the last block the head reads some rows only: the others' choices matter for the matching loss alone
+        read = self.backbone.head_rows if block == self.backbone.depth - 1 and not self.training else None
+        given: list[BlockPrompt] = []
+        losses: list[Tensor] = []
+        prefix = self.backbone.num_prefix_tokens
+        # split, as the backward pass of a slice would fill a whole gradient with zeros for each role
+        queries = dict(zip(ROLES, x.split([prefix, x.shape[1] - prefix], dim=1), strict=True))
+        for role in ROLES:
+            rows = self.rows[role]
+            if not self.pool[role] or (
+                read is not None and role == "image" and self.mask_position == "before"
+            ):
+                continue
+            shown = BlockPrompt("fresh", tokens[role][layer], rows=rows)
+            if self.token_matching and not (read is not None and role == "image"):
+                visible, loss = self._match(role, layer, queries[role])
+                losses += [] if loss is None else [loss]
+                shown = replace(shown, mask=visible.repeat_interleave(self.length[role], dim=-1)[:, None])
+            given.append(shown)
+            if self.mask_position == "after":  # what a row may not see still takes its share of attention
+                if shown.mask is not None:
+                    given.append(replace(shown, mask=~shown.mask, zero_values=True))
+                for other in ROLES:
+                    if other != role:
+                        given.append(
+                            BlockPrompt("fresh", tokens[role][layer], rows=self.rows[other], zero_values=True)
+                        )
+        if losses:
+            matching.append(torch.stack(losses).sum())
+        return given
+
+    def _match(self, role: str, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The entries that each row chooses, boolean [B, R, M], and in training the mean of 1 - cosine over them."""
+        query = x.detach() if self.detach_query else x
+        keys = torch.cat([part[layer] for part in list(self.keys[role])[: self._tasks]])  # (M, D)
+        old = len(keys) - self.pool[role]  # entries of earlier tasks
+        ranks = None
+        if self.training and self.epoch is not None and self.epoch < self.random_epochs:
+            ranks = self._draw(f"choice {role}", layer, (*x.shape[:2], len(keys)))
+            ranks[..., :old] = -1.0
+        elif self.training and self.select == "task":
+            visible, loss = token_choice(query, keys[old:], self.top_k[role])
+            return F.pad(visible, (old, 0)), loss
+        return token_choice(query, keys, self.top_k[role], ranked=ranks, loss=self.training)
+
+    def _draw(self, name: str, number: int, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers as a function of the seed and the training step."""
+        source = generator(self.seed, name, number, int(self.steps))
+        return torch.rand(*shape, generator=source).to(self.seen.device)
+
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        step = super().training_loss(images, targets)
+        self.steps += 1
+        return step
+
+    # ------------------------------------------------------------------ experiences
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+        """Growing: a new set of entries; the older ones are frozen."""
+        self.epoch = None
+        if self.prompts == "grow" and len(self.entries["cls"]) <= index:
+            self._add_task()
+
+    def _add_task(self) -> None:
+        task, width, blocks = len(self.entries["cls"]), self.backbone.width, len(self.layers)
+        for role in ROLES:
+            shape = (blocks, self.pool[role], self.length[role], width)
+            self.entries[role].append(uniform(*shape, seed=self.seed, name=f"prompts {role}", index=task))
+            if self.token_matching:
+                self.keys[role].append(
+                    uniform(blocks, self.pool[role], width, seed=self.seed, name=f"keys {role}", index=task)
+                )
+
+    def set_stage(self) -> None:
+        if self.prompts == "shared":
+            return
+        experience = max(int(self.experience), 0)
+        for lists in (self.keys, self.entries):
+            for role in ROLES:
+                for task, part in enumerate(lists[role]):
+                    part.requires_grad_(task == experience)
+
+    def resize_to(self, state: dict[str, Tensor]) -> None:  # type: ignore[override]
+        super().resize_to(state)
+        for _ in range(sum(k.startswith("entries.cls.") for k in state) - len(self.entries["cls"])):
+            self._add_task()
+        self.to(self.seen.device)
+
+    # ------------------------------------------------------------------ what it looks like
+
+    @torch.no_grad()
+    def choices(self, images: Tensor, tasks: int | None = None) -> dict[str, Tensor]:
+        """Which entries each token sees in evaluation, per role a boolean [blocks, B, R, M]; {} without keys.
+
+        Args:
+            images: [B, 3, H, W].
+            tasks: as if only the entries of the first so many tasks were there, which for growing prompts is what
+                the model did after those tasks: later entries are all that has been added.
+        """
+        found: dict[str, list[Tensor]] = {role: [] for role in ROLES if self.pool[role]}
+        if not self.token_matching or not len(self.keys["image"]):
+            return {}
+
+        def prompts(block: int, x: Tensor) -> list[BlockPrompt]:
+            if block in self.layers:
+                layer = self.layers.index(block)
+                for role, parts in found.items():
+                    parts.append(self._match(role, layer, x[:, self.rows[role]])[0])
+            return self._block_prompts(block, x, tokens, [])
+
+        was_training = self.training
+        self.eval()
+        self._tasks = tasks
+        try:
+            tokens = self._tokens(len(images))
+            self.backbone.run(self.backbone.embed(images), prompts)
+        finally:
+            self._tasks = None
+            self.train(was_training)
+        return {role: torch.stack(parts) for role, parts in found.items()}
+
+    def interference(self, groups: Sequence[Tensor]) -> dict[int, list[float]]:
+        """How many tokens of earlier experiences switched entries since, as shares by class group.
+
+        Old entries are frozen and can be looked at without the later ones, so the whole history follows from the
+        model as it is and from a few images; nothing has to be remembered.
+
+        Args:
+            groups: images [n, 3, H, W] of each class group, in the order of the experiences.
+
+        Returns:
+            For each group that had later experiences, the share of tokens (of all blocks and roles) whose set of
+            entries is not that of the group's own experience, from that experience (0) to the last one.
+        """
+        tasks = len(self.entries["image"])
+        shares: dict[int, list[float]] = {}
+        if self.prompts != "grow" or not self.token_matching:
+            return shares
+        for group, images in enumerate(groups[: tasks - 1]):
+            own = self.choices(images, group + 1)
+            shares[group] = [0.0]
+            for later in range(group + 2, tasks + 1):
+                now = self.choices(images, later)
+                moved = [
+                    (now[role] != F.pad(own[role], (0, now[role].shape[-1] - own[role].shape[-1]))).any(-1)
+                    for role in own
+                ]
+                shares[group].append(float(torch.cat([m.flatten() for m in moved]).double().mean()))
+        return shares
+
+    def probe(self, images: Glimpse) -> dict[str, Any]:
+        """The choices for some images, and for growing prompts the interference so far."""
+        from clprompt.strategies.tcpa import plots
+
+        groups = images.groups(8)
+        if not groups:
+            return {}
+        shown: dict[str, Any] = self.explain(torch.cat([group[:1] for group in groups])[:6])
+        shares = self.interference(groups)
+        if shares:
+            shown["interference"] = plots.switched(shares)
+            shown |= {f"interference/group_{group + 1:02d}": v[-1] for group, v in shares.items()}
+            shown["interference/switched"] = sum(v[-1] for v in shares.values()) / len(shares)
+        return shown
+
+    def explain(self, images: Tensor) -> dict[str, Any]:
+        """One figure: per image and block, the entries that each patch and the class token see, as colours."""
+        from clprompt.strategies.tcpa import plots
+
+        found = {role: chosen.cpu().numpy() for role, chosen in self.choices(images).items()}
+        if not found:
+            return {}
+        height, width = (
+            size // patch
+            for size, patch in zip(self.backbone.image_size, self.backbone.patch_size, strict=True)
+        )
+        drawn = plots.choices(
+            images.detach().float().cpu().permute(0, 2, 3, 1).numpy(),
+            found.get("image"),
+            found["cls"][:, :, 0] if "cls" in found else None,
+            grid=(height, width),
+            blocks=self.layers,
+            added=self.pool["image"] or self.pool["cls"],
+        )
+        return {"coordination": drawn}

@@ -1,0 +1,350 @@
+"""Avalanche, both ways round: its benchmarks, plugins, loggers and metrics with our strategies; our streams with its."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from avalanche.benchmarks import CLScenario, nc_benchmark
+from avalanche.benchmarks.scenarios.online import split_online_stream
+from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.core import SupervisedPlugin
+from avalanche.evaluation.metrics import (
+    accuracy_metrics,
+    confusion_matrix_metrics,
+    forgetting_metrics,
+    loss_metrics,
+)
+from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger, TextLogger
+from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LwFPlugin, ReplayPlugin
+from avalanche.training.supervised import Naive
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from clprompt import FrozenViT
+from clprompt.avalanche.strategy import PromptStrategy, make_strategy
+from clprompt.data.plan import group_indices
+from clprompt.errors import ConfigError, ProtocolError
+from clprompt.registry import strategies
+from clprompt.scenarios import Plan, benchmark, to_avalanche
+from clprompt.testing.asserts import bits, changed, same_bits
+from clprompt.testing.bench import CLASSES, ToyImages, tiny_vit
+from clprompt.training.engine import Engine
+from clprompt.training.settings import Online, Training
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:avalanche"),
+    pytest.mark.filterwarnings("ignore::UserWarning:torch"),
+]
+SETTINGS: dict[str, Any] = {"train_mb_size": 8, "train_epochs": 2, "lr": 0.02}
+#: What each of several strategies has that a plugin on old losses can act on: something shared between experiences.
+SEVERAL = ["dualprompt", "l2p", "vpt_deep"]
+
+
+def toy() -> tuple[ToyImages, ToyImages]:
+    return ToyImages(12), ToyImages(6, "test")
+
+
+def stream() -> CLScenario:
+    train, test = toy()
+    plan = Plan(tuple(group_indices(train.targets, CLASSES, 11)), CLASSES, 11)
+    return to_avalanche(plan, train, test)
+
+
+def avalanches_own(task_labels: bool) -> CLScenario:
+    train, test = (as_classification_dataset(part) for part in toy())
+    order = [c for group in CLASSES for c in group]
+    return nc_benchmark(
+        train, test, n_experiences=3, task_labels=task_labels, shuffle=False, fixed_class_order=order
+    )
+
+
+class Watch(SupervisedPlugin):
+    """Keeps the loss of every step, plugins' terms included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.losses.append(float(strategy.loss.detach()))
+
+
+def strategy(
+    name: str, plugins: Sequence[Any] = (), evaluator: Any = None, **arguments: Any
+) -> PromptStrategy:
+    made = make_strategy(strategies.get(name).target)
+    return made(
+        backbone=arguments.pop("backbone", None) or tiny_vit(),
+        plugins=list(plugins),
+        evaluator=evaluator or EvaluationPlugin(),
+        **{**SETTINGS, **arguments},
+    )
+
+
+def trained(name: str, scenario: CLScenario | None = None, **arguments: Any) -> PromptStrategy:
+    made = strategy(name, **arguments)
+    for experience in (scenario or stream()).train_stream:
+        made.train(experience)
+    return made
+
+
+# ------------------------------------------------------------------------------------------------ plugins
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize(
+    "plugin",
+    [lambda: ReplayPlugin(mem_size=20), lambda: EWCPlugin(ewc_lambda=100.0), lambda: LwFPlugin(alpha=1.0)],
+    ids=["replay", "ewc", "lwf"],
+)
+def test_a_plugin_of_avalanche_changes_the_result_and_keeps_losses_finite(
+    name: str, plugin: Callable[[], SupervisedPlugin]
+) -> None:
+    plain, watch = trained(name), Watch()
+    torch.manual_seed(0)  # Avalanche's buffers and loaders draw from there
+    changed_by = trained(name, plugins=[plugin(), watch])
+    assert len(watch.losses) >= 18
+    assert np.isfinite(watch.losses).all()
+    assert changed(bits(plain.model), bits(changed_by.model))
+    assert all(value.isfinite().all() for value in changed_by.model.method_state().values())
+    assert changed_by.model(toy()[1].images)[:, [4, 1, 0, 7, 10, 5]].isfinite().all()
+
+
+def test_replayed_samples_of_old_classes_are_learned_from() -> None:
+    torch.manual_seed(0)
+    replay = trained("linear_probe", plugins=[ReplayPlugin(mem_size=30)], mask="seen")
+    without = trained("linear_probe", mask="seen")
+    images, targets = toy()[1].images, torch.as_tensor(toy()[1].targets)
+    old = torch.isin(targets, torch.tensor([4, 1, 0, 7]))
+
+    def accuracy(made: PromptStrategy) -> float:
+        with torch.no_grad():
+            return float((made.model.eval()(images[old]).argmax(1) == targets[old]).float().mean())
+
+    assert accuracy(replay) > accuracy(without) + 0.2
+
+
+def test_replay_fills_class_means_too() -> None:
+    torch.manual_seed(0)
+    plain, replay = trained("ncm"), trained("ncm", plugins=[ReplayPlugin(mem_size=20)])
+    assert int(replay.model.counts.sum()) > int(plain.model.counts.sum())
+
+
+# ------------------------------------------------------------------------------------------------ loggers, metrics
+
+
+def evaluator(folder: Path | None = None, text: Any = None) -> EvaluationPlugin:
+    loggers: list[Any] = []
+    if folder is not None:
+        loggers = [TensorboardLogger(folder / "tb"), CSVLogger(folder / "csv"), InteractiveLogger()]
+        loggers.append(TextLogger(text))
+    return EvaluationPlugin(
+        accuracy_metrics(minibatch=True, epoch=True, experience=True, stream=True),
+        loss_metrics(minibatch=True, epoch=True, experience=True, stream=True),
+        forgetting_metrics(experience=True, stream=True),
+        confusion_matrix_metrics(num_classes=11, stream=True, save_image=False),
+        loggers=loggers,
+    )
+
+
+def test_loggers_and_metrics_of_avalanche_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = io.StringIO()
+    made = strategy("dualprompt", evaluator=evaluator(tmp_path, text))
+    scenario, results = stream(), []
+    for experience in scenario.train_stream:
+        made.train(experience)
+        results.append(made.eval(scenario.test_stream))
+    made.evaluator.loggers[1].close()
+    last = results[-1]
+    scalars = {key: value for key, value in last.items() if isinstance(value, float)}
+    assert all(math.isfinite(value) for value in scalars.values())
+    stem = "eval_phase/test_stream/Task000"
+    images, targets = toy()[1].images, torch.as_tensor(toy()[1].targets)
+    with torch.no_grad():
+        predicted = made.model.eval()(images).argmax(1)
+    assert last[f"Top1_Acc_Stream/{stem}"] == pytest.approx(float((predicted == targets).float().mean()))
+    lost = [
+        results[i][f"Top1_Acc_Exp/{stem}/Exp00{i}"] - last[f"Top1_Acc_Exp/{stem}/Exp00{i}"] for i in (0, 1)
+    ]
+    assert [last[f"ExperienceForgetting/{stem}/Exp00{i}"] for i in (0, 1)] == pytest.approx(lost)
+    matrix = last["ConfusionMatrix_Stream/eval_phase/test_stream"]
+    assert int(matrix.sum()) == len(targets)
+    assert int(matrix.diag().sum()) == int((predicted == targets).sum())
+    assert list((tmp_path / "tb").rglob("events.out.tfevents.*"))
+    with (tmp_path / "csv" / "eval_results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 9
+    assert "Top1_Acc_Stream" in text.getvalue()
+    assert "Top1_Acc_Stream" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["dualprompt", "ncm"])
+def test_experiences_to_come_are_evaluated_with_a_finite_loss(name: str) -> None:
+    made, scenario = strategy(name, evaluator=evaluator()), stream()
+    made.train(scenario.train_stream[0])
+    results = made.eval(scenario.test_stream)
+    losses = {key: value for key, value in results.items() if key.startswith("Loss")}
+    assert any(key.endswith("Exp002") for key in losses)
+    assert all(math.isfinite(value) for value in losses.values())
+    stem = "Top1_Acc_Exp/eval_phase/test_stream/Task000"
+    assert results[f"{stem}/Exp000"] > 0.8
+    assert results[f"{stem}/Exp002"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["dualprompt", "ncm", "joint"])
+def test_an_evaluation_before_any_training_is_finite_too(name: str) -> None:
+    results = strategy(name, evaluator=evaluator()).eval(stream().test_stream)
+    assert all(math.isfinite(value) for value in results.values() if isinstance(value, float))
+
+
+def test_periodic_evaluation_changes_nothing_that_is_learned() -> None:
+    scenario, watched = stream(), evaluator()
+    made = strategy("dualprompt", evaluator=watched, eval_every=1)
+    for experience in scenario.train_stream:
+        made.train(experience, eval_streams=[scenario.test_stream])
+    _, values = watched.all_metric_results["Top1_Acc_Stream/eval_phase/test_stream/Task000"]
+    assert len(values) >= 3 * 2
+    assert not changed(bits(trained("dualprompt").model), bits(made.model))
+
+
+# ------------------------------------------------------------------------------------------------ streams
+
+
+@pytest.mark.parametrize("task_labels", [False, True])
+@pytest.mark.parametrize("name", ["dualprompt", "linear_probe", "ncm", "joint"])
+def test_avalanches_own_benchmark_trains_to_the_same_bits(name: str, task_labels: bool) -> None:
+    theirs = trained(name, avalanches_own(task_labels))
+    assert not changed(bits(trained(name).model), bits(theirs.model))
+    theirs.eval(avalanches_own(task_labels).test_stream)
+
+
+class SmallCNN(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 6)
+        )
+
+
+def test_our_stream_trains_avalanches_own_naive() -> None:
+    train, test = toy()
+    for part in (train, test):
+        part.targets = np.searchsorted([0, 1, 4, 5, 7, 10], part.targets)  # class ids without gaps
+    scenario = benchmark("split", train, test, experiences=3, seed=1)
+    assert [len(experience.dataset) for experience in scenario.train_stream] == [24, 24, 24]
+    torch.manual_seed(0)
+    model = SmallCNN()
+    naive = Naive(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=0.01),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=8,
+        train_epochs=8,
+        evaluator=evaluator(),
+    )
+    for experience in scenario.train_stream:
+        naive.train(experience)
+    results = naive.eval(scenario.test_stream)
+    stem = "Top1_Acc_Exp/eval_phase/test_stream/Task000"
+    assert results[f"{stem}/Exp002"] > 0.8  # and it forgets, as it must
+    assert results[f"{stem}/Exp000"] < results[f"{stem}/Exp002"]
+
+
+def test_a_timm_module_of_ones_own_is_a_backbone() -> None:
+    torch.manual_seed(3)
+    mine = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=7)
+    before = {key: value.clone() for key, value in mine.state_dict().items()}
+    made = trained("vpt_deep", backbone=FrozenViT(mine))
+    assert made.model.backbone.vit is mine
+    assert all(same_bits(value, before[key]) for key, value in mine.state_dict().items())
+    assert made.model(toy()[1].images).shape == (36, 11)
+
+
+# ------------------------------------------------------------------------------------------------ boundaries
+
+
+class Guarded:
+    """An experience that shows its data and what Avalanche's loop itself asks for, and nothing else."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.origin_stream = SimpleNamespace(name="train")
+
+    def logging(self) -> Guarded:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        raise PermissionError(f"a boundary-free strategy has read {name}")
+
+
+def parameters(name: str) -> Mapping[str, Any]:
+    return inspect.signature(strategies.get(name).target).parameters
+
+
+BOUNDARY_FREE = [
+    *((name, {"boundary_free": True}) for name in strategies.names() if "boundary_free" in parameters(name)),
+    ("mvp", {}),
+    ("ncm", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), BOUNDARY_FREE, ids=str)
+def test_a_boundary_free_strategy_reads_no_attribute_of_an_experience(
+    name: str, arguments: dict[str, Any]
+) -> None:
+    made = strategy(name, train_epochs=1, **arguments)
+    assert made.model.boundaries == "unused"
+    for experience in stream().train_stream:
+        made.train(Guarded(experience.dataset))
+    assert int(made.model.seen.sum()) == 6
+
+
+def test_the_engine_does_not_look_at_classes_without_boundaries() -> None:
+    class Nothing(Sequence):
+        def __getitem__(self, index: Any) -> Any:
+            raise PermissionError("the classes of an experience were read")
+
+        def __len__(self) -> int:
+            raise PermissionError("the number of experiences was read")
+
+    train, _ = toy()
+    model = strategies.get("dualprompt").target(tiny_vit(), boundary_free=True)
+    settings = Training(train_mb_size=8)
+    Engine(model, train, train.groups(), Nothing(), training=settings, online=Online(iterations=1)).run()
+    assert int(model.seen.sum()) == 6
+
+
+def online_experiences(size: int = 6) -> list[Any]:
+    return list(split_online_stream(stream().train_stream, experience_size=size, drop_last=False))
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_strategy_that_needs_boundaries_is_refused_on_an_online_stream_in_one_line(name: str) -> None:
+    with pytest.raises(ProtocolError, match="OnlineCLExperience") as caught:
+        strategy(name).train(online_experiences()[0])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_boundary_free_strategy_trains_on_an_online_stream_of_avalanche(name: str) -> None:
+    made, watch = strategy(name, boundary_free=True, train_epochs=1), Watch()
+    made.plugins.append(watch)
+    optimizer = made.optimizer
+    for experience in online_experiences():
+        made.train(experience)
+    assert made.optimizer is optimizer
+    assert np.isfinite(watch.losses).all()
+    assert int(made.model.seen.sum()) == 6
+
+
+def test_a_strategy_without_a_backbone_says_so() -> None:
+    with pytest.raises(ConfigError, match="DualPrompt needs a backbone"):
+        make_strategy(strategies.get("dualprompt").target)()

@@ -1,0 +1,114 @@
+"""What is printed: aligned columns, means over seeds, one label per run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from clprompt.cli import listing, results
+from clprompt.metrics import accuracy as metrics
+from clprompt.reporting import tables
+
+Summary = dict[str, Any]
+
+
+def result(name: str, seed: int, accuracy: float, folder: str) -> Any:
+    """What an experiment returns for a run of two experiences."""
+    records = [
+        {"kind": "evaluation", "when": "experience", "experience": 0, "accuracy": 1.0, "groups": [1.0, None]},
+        {"kind": "evaluation", "when": "experience", "experience": 1, "accuracy": 0.5, "groups": [0.5, 0.5]},
+    ]
+    summary: Summary = {
+        "average_accuracy": accuracy,
+        "average_incremental_accuracy": 0.75,
+        "forgetting": 0.5,
+        "backward_transfer": -0.5,
+        "last_accuracy": 0.5,
+    }
+    matrix = metrics.accuracy_matrix(records)
+    return SimpleNamespace(
+        name=name, seed=seed, folder=Path(folder), records=records, summary=summary, matrix=matrix
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.5], "50.0"),
+        ([0.5, 0.7], "60.0 +- 10.0"),
+        ([0.1, 0.2, 0.3], "20.0 +- 5.8"),
+        ([0.5, None, float("nan")], "50.0"),
+        ([], "-"),
+        ([None], "-"),
+    ],
+)
+def test_a_mean_comes_with_its_standard_error_in_percent(values: list[float | None], text: str) -> None:
+    assert tables.mean_and_error(values) == text
+
+
+def test_columns_are_aligned_without_trailing_blanks() -> None:
+    assert tables.columns([("a", "b"), ("long", "c")]) == ["a     b", "long  c"]
+    assert tables.columns([]) == []
+
+
+def test_one_seed_needs_no_seed_in_its_label_and_no_mean() -> None:
+    text = results.results([result("alpha", 0, 0.5, "runs/x/a"), result("beta", 0, 0.6, "runs/x/b")])
+    assert "seed" not in text
+    assert "+-" not in text
+    assert text.splitlines()[-4:] == ["alpha  runs/x/a", "beta   runs/x/b", "", "tensorboard --logdir runs/x"]
+
+
+def test_several_seeds_are_summed_up_by_strategy() -> None:
+    runs = [result(name, seed, 0.5 + 0.2 * seed, f"runs/x/{name}{seed}") for seed in (0, 1) for name in "ab"]
+    lines = results.results(runs).splitlines()
+    (mean,) = [line.split() for line in lines if line.startswith("a ") and "+-" in line]
+    assert mean == ["a", "2", "60.0", "+-", "10.0", "75.0", "+-", "0.0", "50.0", "+-", "0.0"]
+    assert "b, seed 1  runs/x/b1" in lines
+
+
+def test_a_strategy_that_is_compared_with_itself_has_two_labels() -> None:
+    runs = [result("alpha", seed, 0.5, f"runs/x/{seed}{which}") for seed in (0, 1) for which in "pq"]
+    lines = results.results(runs).splitlines()
+    assert "alpha (2), seed 1  runs/x/1q" in lines
+    assert sum("+-" in line and line.startswith("alpha") for line in lines) == 2
+
+
+def test_runs_in_several_folders_have_a_tensorboard_line_each() -> None:
+    lines = results.results([result("a", 0, 0.5, "runs/x/1"), result("b", 0, 0.5, "runs/y z/1")]).splitlines()
+    assert lines[-2:] == ["tensorboard --logdir runs/x", "tensorboard --logdir 'runs/y z'"]
+
+
+# ------------------------------------------------------------------------------------------------ backbones
+
+
+def test_the_list_of_backbones_begins_with_the_embedded_ones_and_says_how_many_there_are() -> None:
+    first, count, *names = listing.listing("backbones")
+    assert first.startswith("vit_letters  embedded; ")
+    assert count.startswith(f"and {len(names)} of timm with pretrained weights")
+    assert {"vit_base_patch16_224.augreg_in21k", "deit_small_patch16_224.fb_in1k"} <= {*names}
+    assert listing.listing("backbones", short=True)[-1].endswith(": clprompt list backbones")
+
+
+def test_timm_models_that_are_not_listed_are_those_that_a_frozen_vit_refuses() -> None:
+    import timm
+    import torch
+
+    from clprompt.backbones.vit import FrozenViT
+    from clprompt.errors import BackboneError
+
+    listed = {name.split(".")[0] for name in listing.timm_backbones()}
+    small = dict(pretrained=False, num_classes=0, depth=1)
+    for module in ("vision_transformer", "deit"):
+        names = {name.split(".")[0] for name in timm.list_models(module=module, pretrained=True)}
+        # one of each size and family is enough, and all that are left out
+        for name in {*sorted(names)[::8], *(names - listed)}:
+            with torch.device("meta"):
+                vit = timm.create_model(name, **small)
+            if name in listed:
+                FrozenViT(vit)
+            else:
+                with pytest.raises(BackboneError):
+                    FrozenViT(vit)

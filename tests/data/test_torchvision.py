@@ -1,0 +1,263 @@
+"""torchvision's data sets by name: its own loading code reads small files in its own layouts."""
+
+import csv
+import hashlib
+import json
+import pickle
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+import torchvision
+from PIL import Image
+
+from clprompt.backbones.vit import FrozenViT
+from clprompt.data import datasets_for
+from clprompt.errors import ClpromptError, ConfigError, DataError, DataWarning
+from clprompt.registry import datasets
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: Patch) -> None:
+    def refuse(*arguments: Any, **more: Any) -> None:
+        raise OSError("there is no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def image(path: Path, shade: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 7), (shade,) * 3).save(path)
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def dumped(path: Path, value: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(value))
+    return md5(path)
+
+
+# Each writes 2 classes with images of shades 0, 10, ... in training order and 100, 110, ... in test order, labelled
+# 0, 1, 0, 1, ... Where torchvision checks checksums, it is told those of these files.
+
+
+def cifar(root: Path, patch: Patch, kind: Any, folder: str, key: str, meta: str) -> None:
+    for name, shade, lists in (("train", 0, "train_list"), ("test", 100, "test_list")):
+        pixels = np.repeat((shade + 10 * np.arange(4, dtype=np.uint8))[:, None], 3072, 1)
+        check = dumped(root / folder / name, {"data": pixels, key: [0, 1, 0, 1]})
+        patch.setattr(kind, lists, [[name, check]])
+    names = {"fine_label_names": ["apple", "bee"], "label_names": ["apple", "bee"]}
+    patch.setattr(
+        kind,
+        "meta",
+        kind.meta | {"filename": "meta", "md5": dumped(root / folder / "meta", names), "key": meta},
+    )
+
+
+def cifar10(root: Path, patch: Patch) -> None:
+    kind = torchvision.datasets.CIFAR10
+    cifar(root, patch, kind, "cifar-10-batches-py", "labels", "label_names")
+
+
+def cifar100(root: Path, patch: Patch) -> None:
+    kind = torchvision.datasets.CIFAR100
+    cifar(root, patch, kind, "cifar-100-python", "fine_labels", "fine_label_names")
+
+
+def svhn(root: Path, patch: Patch) -> None:
+    checks = {}
+    for part, shade in (("train", 0), ("test", 100)):
+        path = root / f"{part}_32x32.mat"
+        pixels = np.broadcast_to(shade + 10 * np.arange(4, dtype=np.uint8), (32, 32, 3, 4))
+        scipy.io.savemat(path, {"X": pixels, "y": np.array([[10], [1], [10], [1]], np.uint8)})
+        checks[part] = ["", path.name, md5(path)]
+    patch.setattr(torchvision.datasets.SVHN, "split_list", checks)
+
+
+def stl10(root: Path, patch: Patch) -> None:
+    folder = root / "stl10_binary"
+    folder.mkdir()
+    for part, shade in (("train", 0), ("test", 100)):
+        np.repeat(shade + 10 * np.arange(4, dtype=np.uint8), 3 * 96 * 96).tofile(folder / f"{part}_X.bin")
+        np.array([1, 2, 1, 2], np.uint8).tofile(folder / f"{part}_y.bin")
+        files = [[name, md5(folder / name)] for name in (f"{part}_X.bin", f"{part}_y.bin")]
+        patch.setattr(torchvision.datasets.STL10, f"{part}_list", files)
+    (folder / "class_names.txt").write_text("apple\nbee\n")
+
+
+def flowers102(root: Path, patch: Patch) -> None:
+    folder = root / "flowers-102"
+    for number in range(8):
+        image(folder / "jpg" / f"image_{number + 1:05d}.jpg", 10 * number if number < 4 else 60 + 10 * number)
+    scipy.io.savemat(folder / "imagelabels.mat", {"labels": np.array([[1, 2] * 4], np.uint8)})
+    ids = {"trnid": [[1, 2, 3, 4]], "tstid": [[5, 6, 7, 8]], "valid": [[1]]}
+    scipy.io.savemat(folder / "setid.mat", {key: np.array(value) for key, value in ids.items()})
+    kind = torchvision.datasets.Flowers102
+    files = {
+        "label": ("imagelabels.mat", md5(folder / "imagelabels.mat")),
+        "setid": ("setid.mat", md5(folder / "setid.mat")),
+    }
+    patch.setattr(kind, "_file_dict", kind._file_dict | files)
+
+
+def food101(root: Path, patch: Patch) -> None:
+    folder = root / "food-101"
+    (folder / "meta").mkdir(parents=True)
+    for part, shade in (("train", 0), ("test", 100)):
+        names = {name: [f"{name}/{part}{i}" for i in (c, c + 2)] for c, name in enumerate(("apple", "bee"))}
+        (folder / "meta" / f"{part}.json").write_text(json.dumps(names))
+        for i in range(4):
+            image(folder / "images" / ("apple", "bee")[i % 2] / f"{part}{i}.jpg", shade + 10 * i)
+
+
+def dtd(root: Path, patch: Patch) -> None:
+    folder = root / "dtd" / "dtd"
+    for part, shade in (("train", 0), ("test", 100)):
+        names = [f"{('apple', 'bee')[i % 2]}/{part}{i}.jpg" for i in range(4)]
+        (folder / "labels").mkdir(parents=True, exist_ok=True)
+        (folder / "labels" / f"{part}1.txt").write_text("\n".join(names))
+        for i, name in enumerate(names):
+            image(folder / "images" / name, shade + 10 * i)
+
+
+def oxford_pets(root: Path, patch: Patch) -> None:
+    folder = root / "oxford-iiit-pet"
+    (folder / "annotations").mkdir(parents=True)
+    for part, shade in (("trainval", 0), ("test", 100)):
+        names = [f"{('apple', 'bee')[i % 2]}_{part}{i}" for i in range(4)]
+        lines = [f"{name} {1 + i % 2} 1 1\n" for i, name in enumerate(names)]
+        (folder / "annotations" / f"{part}.txt").write_text("".join(lines))
+        for i, name in enumerate(names):
+            image(folder / "images" / f"{name}.jpg", shade + 10 * i)
+
+
+def gtsrb(root: Path, patch: Patch) -> None:
+    folder = root / "gtsrb"
+    for i in range(4):
+        image(folder / "GTSRB" / "Training" / f"{i % 2:05d}" / f"{i}.ppm", 10 * i)
+        image(folder / "GTSRB" / "Final_Test" / "Images" / f"{i}.ppm", 100 + 10 * i)
+    with open(folder / "GT-final_test.csv", "w", newline="") as file:
+        csv.writer(file, delimiter=";").writerows(
+            [["Filename", "ClassId"], *[[f"{i}.ppm", i % 2] for i in range(4)]]
+        )
+
+
+LAYOUTS = [cifar10, cifar100, svhn, stl10, flowers102, food101, dtd, oxford_pets, gtsrb]
+NAMES = {
+    svhn: ["0", "1"],
+    gtsrb: ["0", "1"],
+    flowers102: ["pink primrose", "hard-leaved pocket orchid"],
+    oxford_pets: ["Apple", "Bee"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_images_labels_and_names_are_torchvisions(
+    layout: Callable, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    layout(tmp_path, monkeypatch)
+    bundle = datasets.get(layout.__name__).target(path=str(tmp_path))
+    assert bundle.class_names == NAMES.get(layout, ["apple", "bee"])
+    for part, shade in ((bundle.train, 0), (bundle.test, 100)):
+        found = [
+            (round(int(np.asarray(part.load(i))[0, 0, 0]), -1), int(part.targets[i]))
+            for i in range(len(part))
+        ]
+        assert sorted(found) == [(shade + 10 * i, i % 2) for i in range(4)]
+    vit = FrozenViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, num_heads=2, depth=1)
+    for dataset in datasets_for(bundle, vit):
+        assert torch.stack([dataset[i][0] for i in range(4)]).shape == (4, 3, 16, 16)
+
+
+@pytest.mark.parametrize("layout", [cifar100, dtd], ids=lambda layout: layout.__name__)
+@pytest.mark.filterwarnings("ignore:.*one training image only")
+def test_classes_and_limits_select(layout: Callable, tmp_path: Path, monkeypatch: Patch) -> None:
+    layout(tmp_path, monkeypatch)
+    load = datasets.get(layout.__name__).target
+    bundle = load(path=str(tmp_path), classes=["bee"], test_per_class=1)
+    assert bundle.class_names == ["bee"]
+    assert (len(bundle.train), len(bundle.test)) == (2, 1)
+    assert round(int(np.asarray(bundle.train.load(0))[0, 0, 0]), -1) == 10
+    with pytest.raises(ConfigError, match=r"data\.classes: 0-99 is not within the 2 classes 0-1"):
+        load(path=str(tmp_path), classes="0-99")
+
+
+def test_eurosat_has_no_split_and_gets_one(tmp_path: Path) -> None:
+    for i in range(20):
+        image(tmp_path / "eurosat" / "2750" / ("River", "Forest")[i % 2] / f"{i}.jpg", i)
+    load = datasets.get("eurosat").target
+    bundle = load(path=str(tmp_path), test_fraction=0.3)
+    assert bundle.class_names == ["Forest", "River"]
+    assert np.bincount(bundle.test.targets).tolist() == [3, 3]
+    shades = [
+        int(np.asarray(part.load(i))[0, 0, 0])
+        for part in (bundle.train, bundle.test)
+        for i in range(len(part))
+    ]
+    assert sorted(shades) == list(range(20))
+    assert load(path=str(tmp_path), split_seed=1).test.targets.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("name", [*(layout.__name__ for layout in LAYOUTS), "eurosat"])
+def test_a_missing_folder_is_one_line_that_says_how_to_get_the_data(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as told:
+        datasets.get(name).target(path=str(tmp_path / "data"))
+    text = str(told.value)
+    assert text.startswith(f"data set {name}: {tmp_path}/data/")
+    assert "is not there; set data.download=true to get it, or data.path to the folder" in text
+    assert "\n" not in text
+    assert not (tmp_path / "data").exists()
+
+
+def test_files_of_another_checksum_are_called_damaged(tmp_path: Path) -> None:
+    dumped(tmp_path / "cifar-100-python" / "train", {})
+    with pytest.raises(
+        DataError, match=r"cifar-100-python is incomplete or damaged; set data\.download=true"
+    ):
+        datasets.get("cifar100").target(path=str(tmp_path))
+
+
+def test_a_layout_that_breaks_off_is_one_line(tmp_path: Path, monkeypatch: Patch) -> None:
+    food101(tmp_path, monkeypatch)
+    (tmp_path / "food-101" / "meta" / "test.json").write_text("{")
+    with pytest.raises(DataError, match=r"data set food101 in .*food-101 cannot be read: Expecting property"):
+        datasets.get("food101").target(path=str(tmp_path))
+    (tmp_path / "food-101" / "meta" / "test.json").unlink()
+    with pytest.raises(DataError, match="food-101 is incomplete or damaged"):
+        datasets.get("food101").target(path=str(tmp_path))
+
+
+def test_a_download_that_fails_is_one_line(tmp_path: Path) -> None:
+    for name in ("cifar100", "dtd", "eurosat"):
+        with pytest.raises(
+            ClpromptError, match=f"data set {name} could not be downloaded to .*no network"
+        ) as told:
+            datasets.get(name).target(path=str(tmp_path), download=True)
+        assert "\n" not in str(told.value)
+
+
+def test_an_unreadable_image_is_one_line(tmp_path: Path, monkeypatch: Patch) -> None:
+    dtd(tmp_path, monkeypatch)
+    (tmp_path / "dtd" / "dtd" / "images" / "apple" / "train2.jpg").write_bytes(b"junk")
+    bundle = datasets.get("dtd").target(path=str(tmp_path))
+    with pytest.raises(DataError, match=r"dtd: image 2 cannot be read: .*train2\.jpg"):
+        [bundle.train.load(i) for i in range(4)]
+
+
+def test_a_class_that_the_test_set_lacks_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
+    oxford_pets(tmp_path, monkeypatch)
+    listed = tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt"
+    listed.write_text("".join(line for line in listed.open() if line.startswith("apple")))
+    with pytest.warns(DataWarning, match='oxford_pets: class "Bee" has no test image'):
+        datasets.get("oxford_pets").target(path=str(tmp_path))

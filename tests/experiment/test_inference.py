@@ -1,0 +1,298 @@
+"""A trained model at work: `clprompt predict`, `clprompt explain`, `clprompt.load`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import clprompt
+from clprompt import registry
+from clprompt.cli.main import main
+from clprompt.errors import CheckpointError, DataError
+from clprompt.experiment import inference
+from clprompt.strategies.linear_probe import LinearProbeModel
+from clprompt.training.evaluation import Evaluator
+
+
+class ShowsBrightness(LinearProbeModel):
+    """A linear probe that draws how bright each image is."""
+
+    def explain(self, images: torch.Tensor) -> dict[str, Any]:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(2, 1))
+        figure.add_subplot().bar(range(len(images)), images.mean((1, 2, 3)).tolist())
+        return {"brightness / image": figure, "again": figure}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy() -> Iterator[None]:
+    """A strategy that can explain, for the tests of this file."""
+    registry.strategies.register("shows-brightness")(ShowsBrightness)
+    yield
+    registry.strategies._entries.pop("shows_brightness")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, toy: None) -> dict[str, Path]:
+    """Finished runs by strategy: the embedded backbone, and a random one exported in full."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = [
+        "data.test_fraction=0.6",
+        "scenario.experiences=2",
+        "training.train_epochs=2",
+        f"runs_dir={folder}",
+    ]
+    assert main(["run", "quickstart", *words, "strategy=shows-brightness", "compare=[]"]) == 0
+    tiny = "backbone={name: vit_tiny_patch16_224, embed_dim: 16, depth: 2, num_heads: 2, img_size: 32}"
+    words += ["strategy=ncm", "compare=[]", "export=full", tiny]
+    assert main(["run", "quickstart", *words]) == 0
+    return {
+        json.loads((path / "results.json").read_text())["strategy"]: path
+        for path in (folder / "quickstart").iterdir()
+    }
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve digits as PNG files in two folders, named after their class and number."""
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("images")
+    data = load_digits()
+    for number in range(12):
+        below = folder / ("a" if number < 5 else "b")
+        below.mkdir(exist_ok=True)
+        picture = Image.fromarray((data.images[number] / 16 * 255).astype(np.uint8))
+        picture.save(below / f"{data.target[number]}-{number:02d}.png")
+    (folder / "a" / "notes.txt").write_text("no image")
+    return folder
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+# ------------------------------------------------------------------------------------------------ predict
+
+
+def test_predict_writes_the_likeliest_classes_of_every_image(
+    runs: dict[str, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["predict", str(runs["shows-brightness"]), str(images), "--top-k", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    found = rows(out)
+    assert list(found[0]) == ["path", "rank", "class", "probability"]
+    assert [row["rank"] for row in found] == ["1", "2", "3"] * 12
+    files = sorted(images.rglob("*.png"))
+    assert [row["path"] for row in found[::3]] == list(map(str, files))
+    for best, second in zip(found[::3], found[1::3], strict=True):
+        assert float(best["probability"]) >= float(second["probability"]) > 0
+    hits = sum(row["class"] == Path(row["path"]).name[0] for row in found[::3])
+    assert hits >= 5  # a linear probe without rehearsal remembers the newer classes at least
+    assert (
+        main(
+            [
+                "predict",
+                str(runs["shows-brightness"]),
+                str(images),
+                "--top-k",
+                "3",
+                "--out",
+                str(tmp_path / "p.csv"),
+            ]
+        )
+        == 0
+    )
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "p.csv").read_text() == out
+
+
+def test_all_probabilities_of_an_image_add_up_to_one_whatever_the_batch_size(
+    runs: dict[str, Path], images: Path
+) -> None:
+    model = clprompt.load(runs["shows-brightness"])
+    paths = sorted(images.rglob("*.png"))
+    whole = list(inference.predict(model, paths, top_k=99))
+    assert len(whole) == 10 * 12
+    for path in paths:
+        assert sum(found.probability for found in whole if found.path == path) == pytest.approx(1)
+    for size in (1, 5):
+        parts = list(inference.predict(model, paths, top_k=99, batch_size=size))
+        assert [p.probability for p in parts] == pytest.approx([w.probability for w in whole], abs=1e-6)
+        assert [p[:3] for p in parts if p.rank == 1] == [w[:3] for w in whole if w.rank == 1]
+
+
+def test_predictions_are_those_of_the_evaluation(runs: dict[str, Path]) -> None:
+    from clprompt.data import datasets_for, digits
+
+    bundle = digits(test_fraction=0.6)
+    model = clprompt.load(runs["shows-brightness"])
+    test = datasets_for(bundle, model.backbone)[2]
+    groups = [np.arange(len(bundle.test))]
+    accuracy = Evaluator(test, bundle.test.targets, groups).run(model).accuracy
+    results = json.loads((runs["shows-brightness"] / "results.json").read_text())
+    assert accuracy == pytest.approx(results["last_accuracy"], abs=1e-9)
+
+
+def test_an_image_may_be_grey_coloured_transparent_deep_or_turned(
+    tmp_path: Path, runs: dict[str, Path]
+) -> None:
+    grey = np.zeros((40, 20), dtype=np.uint8)
+    grey[:20] = 200
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey).convert("RGB").save(tmp_path / "colour.png")
+    Image.fromarray(grey).convert("RGBA").save(tmp_path / "transparent.png")
+    Image.fromarray(grey).convert("P").save(tmp_path / "palette.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    turned = Image.fromarray(np.rot90(grey).copy())
+    exif = turned.getexif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    model = clprompt.load(runs["ncm"])
+    paths = sorted(tmp_path.glob("*.png"))
+    ((_, tensors),) = inference.batches(model, paths, 99)
+    assert tensors.shape == (6, 3, 32, 32)
+    for path, tensor in zip(paths, tensors, strict=True):
+        assert torch.allclose(tensor, tensors[0], atol=1e-4), path
+
+
+def test_images_are_named_by_file_folder_or_pattern_each_once(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images)
+    assert len(inference.find_images(["a", "a/0-00.png", "b/1*.png"])) == 6
+    assert len(inference.find_images(["**/*.png"])) == 12
+
+
+# ------------------------------------------------------------------------------------------------ load
+
+
+def test_a_loaded_model_has_class_names_and_a_transform(runs: dict[str, Path], images: Path) -> None:
+    model = clprompt.load(str(runs["shows-brightness"]))
+    assert not model.training
+    assert model.class_names == [str(digit) for digit in range(10)]
+    with Image.open(images / "a" / "0-00.png") as image:
+        tensor = model.transform(image)
+    assert tensor.shape == (1, 16, 16)
+    assert model(tensor[None]).shape == (1, 10)
+
+
+def test_a_run_exported_in_full_needs_no_source_of_its_backbone(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(runs["ncm"], tmp_path / "copy")
+    first = clprompt.load(folder)
+    facts = json.loads((folder / "model.json").read_text())
+    facts["backbone"]["checkpoint"] = "/there/is/no/such/file.safetensors"
+    facts["backbone"]["pretrained"] = True
+    (folder / "model.json").write_text(json.dumps(facts))
+    again = clprompt.load(folder)
+    image = torch.rand(2, 3, 32, 32)
+    assert torch.equal(first(image), again(image))
+
+
+def test_a_backbone_with_other_weights_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs["shows-brightness"], tmp_path / "copy")
+    text = (folder / "model.json").read_text()
+    (folder / "model.json").write_text(text.replace('"sha256": "', '"sha256": "0'))
+    with pytest.raises(CheckpointError, match="other weights than in the run"):
+        clprompt.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_damaged_export_is_named(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs["shows-brightness"], tmp_path / "copy")
+    (folder / name).write_text("{")
+    with pytest.raises(CheckpointError, match=name):
+        clprompt.load(folder)
+
+
+# ------------------------------------------------------------------------------------------------ explain
+
+
+def test_explain_draws_what_the_method_shows(
+    runs: dict[str, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    words = [str(runs["shows-brightness"]), str(images / "a"), "--out", str(tmp_path / "drawn")]
+    assert main(["explain", *words]) == 0
+    drawn = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in drawn] == ["brightness___image.png", "again.png"]
+    for path in drawn:
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    with pytest.raises(DataError, match=r"broken\.jpg: the image cannot be read: "):
+        inference.read_image(tmp_path / "broken.jpg")
+    Image.new("L", (64, 64)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
+    with pytest.raises(DataError, match=r"cut\.png: the image cannot be read: "):
+        inference.read_image(tmp_path / "cut.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "{run}"], "Missing argument 'IMAGES...'"),
+        (["predict", "{run}", "{images}", "--top-k", "0"], "0 is not in the range x>=1"),
+        (["predict", "{run}", "nowhere.png"], "nowhere.png: there is no such image"),
+        (["predict", "{run}", "{images}/*.gif"], "*.gif: there is no such image"),
+        (["predict", "{run}", "{run}/checkpoint"], "checkpoint: no image in this folder"),
+        (["predict", "{run}", "{images}/a/notes.txt"], "notes.txt: the image cannot be read"),
+        (["predict", "nowhere", "{images}"], "nowhere is not the folder of a run: there is no such folder"),
+        (["predict", "{images}", "{images}"], "is not the folder of a run: it holds no config.yaml"),
+        (["predict", "{unfinished}", "{images}"], "holds no trained model; finish the run first"),
+        (["predict", "{run}", "{images}", "--device", "gpu"], 'device "gpu" is not there'),
+        (
+            ["predict", "{run}", "{images}", "--out", "no/such/folder/p.csv"],
+            "cannot write no/such/folder/p.csv",
+        ),
+        (["explain", "{ncm}", "{images}"], "strategy ncm explains nothing: it has no explain(images)"),
+        (["explain", "{run}", "{images}", "--out", "{images}/a/notes.txt"], "cannot make the folder"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    words: list[str],
+    message: str,
+    runs: dict[str, Path],
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(
+        runs["ncm"], tmp_path / "unfinished", ignore=lambda folder, names: {"model.json"} & {*names}
+    )
+    places = {
+        "run": runs["shows-brightness"],
+        "ncm": runs["ncm"],
+        "images": images,
+        "unfinished": "unfinished",
+    }
+    capsys.readouterr()
+    assert main([word.format(**places) for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("clprompt: error: ")
+    assert err.count("\n") == 1
+    assert message in err

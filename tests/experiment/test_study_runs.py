@@ -1,0 +1,208 @@
+"""Studies that run: real processes, tiny models."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clprompt.cli.main import main
+from clprompt.experiment import config, launch, run
+from clprompt.system.files import FolderLock
+
+SETTINGS: dict[str, Any] = {
+    "data": {"name": "digits", "test_fraction": 0.9},
+    "backbone": {"name": "vit_tiny_patch16_224", "embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 32},
+    "scenario": {"name": "split", "experiences": 2},
+    "training": {"train_epochs": 1, "lr": 0.01},
+    "strategies": {
+        "probe": {"name": "linear_probe", "sweep": {"training.lr": [0.001, 0.1]}},
+        "ncm": {"training": {"train_epochs": 1}},
+    },
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"runs_dir": str(folder / "runs")} | SETTINGS | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a study that ran, two runs at a time."""
+    file = write(tmp_path_factory.mktemp("study"))
+    assert main(["study", str(file), "--jobs", "2"]) == 0
+    return file
+
+
+def test_a_run_of_a_study_is_an_ordinary_run(finished: Path, tmp_path: Path) -> None:
+    folder = finished.parent / "runs" / "tiny" / "probe-lr=0.1" / "seed0"
+    held = config.load(folder / "config.yaml", [f"runs_dir={tmp_path}"])
+    assert (held.label, held.training.lr) == ("probe lr=0.1", 0.1)
+    (alone,) = run.run(held)
+    assert (alone.folder / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+
+
+def test_what_is_finished_is_skipped_and_the_end_shows_labels_and_the_best_value(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    top = finished.parent / "runs" / "tiny"
+    before = {path: path.stat().st_mtime_ns for path in top.glob("*/seed0/*")}
+    assert main(["study", str(finished)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in top.glob("*/seed0/*")}
+    shown = capsys.readouterr()
+    assert "3 of 3 runs are finished already" in shown.err
+    results = {
+        lr: json.loads((top / f"probe-lr={lr}" / "seed0" / "results.json").read_text())["average_accuracy"]
+        for lr in (0.001, 0.1)
+    }
+    best = max(results, key=lambda lr: results[lr])
+    assert yaml.safe_load((top / "best.yaml").read_text()) == {
+        **{"study": "tiny", "metric": "average_accuracy", "strategies": {"probe": {"training.lr": best}}},
+    }
+    assert f"lr={best} (at the edge)" in shown.out
+    table = (top / "report" / "report.md").read_text()
+    assert all(f"| {label} |" in table for label in ("probe lr=0.001", "probe lr=0.1", "ncm"))
+
+
+def test_a_run_of_another_configuration_is_left_out_with_one_line_until_it_is_asked_for_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["study", str(finished), "strategies.ncm.training.lr=0.5"]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert "seed0 was run with training.lr=0.01, not 0.5" in err
+    assert err.splitlines()[-1].startswith("clprompt: error: 1 of 3 runs left out")
+    top = finished.parent / "runs" / "tiny"
+    assert "ncm" not in (top / "report" / "report.md").read_text()
+    assert main(["study", str(finished), "strategies.probe.training.weight_decay=0.1"]) == 2
+    assert "probe" not in (top / "report" / "report.md").read_text()
+    assert (
+        "(at the edge)" not in capsys.readouterr().out
+    )  # nothing is called best by figures that do not count
+    harmless = ["training.workers=0", "training.eval_mb_size=7", "export=full"]
+    assert main(["study", str(finished), "--dry-run", *harmless]) == 0
+    assert capsys.readouterr().out == ""  # nothing is left to run
+    assert main([*words, "--again", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        shlex.join(["clprompt", *words, "--only", "ncm", "--seed", "0", "--again"])
+    ]
+
+
+def test_a_printed_command_runs_its_run_alone_and_again_starts_it_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, strategies={"nearest mean": "ncm", "probe": "linear_probe"})
+    assert main(["study", str(file), "--dry-run"]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert main(shlex.split(line)[1:]) == 0
+    assert "1 of 2 runs are done" in capsys.readouterr().err
+    folder = tmp_path / "runs" / "tiny" / "nearest-mean" / "seed0"
+    assert (folder / "results.json").is_file()
+    assert not (tmp_path / "runs" / "tiny" / "probe").exists()
+    assert main([*shlex.split(line)[1:], "training.train_mb_size=8", "--again"]) == 0
+    assert config.load(folder / "config.yaml").training.train_mb_size == 8
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert sum(record["kind"] == "evaluation" for record in records) == 2  # nothing of the run before
+
+
+def test_a_failed_run_is_listed_with_its_reason_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strategies = {"one": "ncm", "two": "ncm"}
+    file = write(tmp_path, strategies=strategies, seed=[0])
+    taken = tmp_path / "runs" / "tiny" / "one" / "seed0"
+    taken.mkdir(parents=True)
+    with FolderLock(taken):
+        assert main(["study", str(file)]) == 2
+    shown = capsys.readouterr()
+    assert "failed: one, seed 0: its folder is in use by another process" in shown.err
+    assert shown.err.splitlines()[-1] == "clprompt: error: 1 of 2 runs failed"
+    assert "\ntwo " in shown.out
+
+
+def test_the_reason_of_a_failure_is_the_processs_last_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {name: digits}\n")
+    outcome = launch.execute(str(tmp_path), threads=1)
+    assert outcome.status == "failed"
+    assert outcome.reason == "scenario is missing; it must be a mapping with a name"
+
+
+def test_a_mistake_that_the_parts_show_stops_a_study_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, strategies={"ncm": None, "joint": None}, online={"iterations": 1})
+    assert main(["study", str(file)]) == 2
+    assert "clprompt: error: joint: strategy joint needs experience boundaries" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_stopped_study_goes_on_with_the_line_that_it_prints_to_the_same_bits(tmp_path: Path) -> None:
+    long = {"train_epochs": 60, "lr": 0.01, "checkpoint_every": 3, "log_every": 1}
+    file = write(tmp_path, strategies={"probe": "linear_probe"}, seed=[0, 1], training=long)
+    words = [sys.executable, "-P", "-m", "clprompt", "study", str(file), "--jobs", "2"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    states = [tmp_path / "runs" / "tiny" / "probe" / f"seed{k}" / "checkpoint" / "state.pt" for k in (0, 1)]
+    limit = time.monotonic() + 120
+    while not all(state.exists() for state in states[: launch.cores()]) and time.monotonic() < limit:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    last = err.splitlines()[-1]
+    again = shlex.split(last.removeprefix("interrupted; continue with: "))
+    assert again == ["clprompt", "study", str(file), "--jobs", "2"]
+    folders = [state.parent.parent for state in states]
+    assert not any((folder / "results.json").exists() for folder in folders)
+    assert main(again[1:]) == 0
+    assert "resume at" in (folders[0] / "run.log").read_text()
+    held = config.load(folders[0] / "config.yaml", [f"runs_dir={tmp_path / 'alone'}"])
+    (alone,) = run.run(held)
+    assert (alone.folder / "metrics.jsonl").read_bytes() == (folders[0] / "metrics.jsonl").read_bytes()
+
+
+def test_jobs_share_out_the_cores() -> None:
+    count = launch.cores()
+    assert launch.Local(1).threads == count
+    assert launch.Local(10 * count).jobs == count
+    assert launch.Local(count).threads == 1
+
+
+def test_a_process_has_its_own_peak_memory_whatever_its_parent_holds(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys\n"
+        "held = bytearray(600 * 2**20)\n"
+        "child = 'import torch; from clprompt.experiment.folder import peak_memory; print(peak_memory(torch.device(\"cpu\")))'\n"
+        "print(subprocess.run([sys.executable, '-c', child], capture_output=True, text=True).stdout)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    alone = 'import torch; from clprompt.experiment.folder import peak_memory; print(peak_memory(torch.device("cpu")))'
+    plain = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, cwd=tmp_path)
+    assert int(done.stdout) < int(plain.stdout) + 100 * 2**20
+
+
+def test_ray_runs_the_same_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'clprompt[ray]'")
+    file = write(tmp_path, strategies={"ncm": None, "probe": "linear_probe"})
+    assert main(["study", str(file), "--launcher", "ray"]) == 0
+    assert "\nprobe " in capsys.readouterr().out
+    assert main(["study", str(file), "--dry-run"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_without_ray_its_launcher_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["study", str(write(tmp_path)), "--launcher", "ray"]) == 2
+    assert "--launcher ray needs Ray: pip install 'clprompt[ray]'" in capsys.readouterr().err

@@ -1,0 +1,56 @@
+import io
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clprompt.reporting import plots
+
+NAN = float("nan")
+
+
+def lower_triangle(size):
+    return np.where(np.tri(size, dtype=bool), 0.5, NAN)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [0, 1, 2, 13, 25, 120])
+def test_every_figure_can_be_drawn_for_any_number_of_groups(size):
+    matrix = lower_triangle(size)
+    counts = np.eye(2 * size, dtype=np.int64)
+    counts[size:] = 0
+    names = ["$broken_formula$", "漢字", "a very long name of a class" * 3, ""] * size
+    for figure in (
+        plots.accuracy_matrix(matrix),
+        plots.accuracy_curves(matrix),
+        plots.forgetting(matrix),
+        plots.confusion_matrix(counts, names[: 2 * size]),
+    ):
+        data = plots.png(figure, dpi=50)
+        assert Image.open(io.BytesIO(data)).format == "PNG"
+
+
+def test_cells_carry_numbers_as_long_as_they_fit():
+    assert [text.get_text() for text in plots.accuracy_matrix([[0.5, NAN], [0.25, 1]]).axes[0].texts] == [
+        "50.0",
+        "25.0",
+        "100.0",
+    ]
+    assert len(plots.accuracy_matrix(lower_triangle(20)).axes[0].texts) == 210
+    assert len(plots.accuracy_matrix(lower_triangle(21)).axes[0].texts) == 0
+
+
+def test_drawing_leaves_no_figure_behind_in_pyplot():
+    code = """
+        import sys, numpy as np
+        from clprompt import figures
+        figures.png(figures.accuracy_matrix(np.eye(2)))
+        print("matplotlib.pyplot" in sys.modules)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
+    )
+    assert ran.stdout == "False\n", ran.stderr

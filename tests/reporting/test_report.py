@@ -1,0 +1,380 @@
+"""The report: means over seeds by strategy, one table per stream, and a page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from clprompt.cli.main import main
+from clprompt.errors import RunFolderError
+from clprompt.reporting import plots, report
+
+
+def a_run(
+    folder: Path,
+    *,
+    strategy: str = "alpha",
+    seed: int = 0,
+    accuracy: float = 0.5,
+    experiences: int = 2,
+    arguments: dict[str, Any] | None = None,
+    figures_of_merit: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
+    """The folder of a finished run, as far as the report reads it."""
+    folder.mkdir(parents=True)
+    config = {
+        "name": "one",
+        "seed": seed,
+        "data": {"name": "digits", "test_fraction": 0.2},
+        "scenario": {"name": "split", "experiences": experiences},
+        "backbone": {"name": "vit"},
+        "strategy": {"name": strategy, **(arguments or {})},
+        "compare": [],
+        "training": {"lr": 0.1, "eval_mb_size": 8 + seed},
+        "online": None,
+    } | settings
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = [
+        [accuracy + 0.1 * (i - j) if j <= i else None for j in range(experiences)] for i in range(experiences)
+    ]
+    records = [{"kind": "train", "terms": {"loss": 1.0}}] + [
+        {"kind": "evaluation", "when": "experience", "experience": i, "accuracy": accuracy, "groups": row}
+        for i, row in enumerate(rows)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    results = {
+        "strategy": strategy,
+        "seed": seed,
+        "average_accuracy": accuracy,
+        "average_incremental_accuracy": accuracy,
+        "forgetting": None if experiences == 1 else 0.25,
+        "cost": {"seconds": 10.0 + seed, "method_parameters": 1234},
+        **(figures_of_merit or {}),
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def cells(text: str, name: str) -> list[str]:
+    """The cells of the first line of a printed table that begins with a name."""
+    line = next(line for line in text.splitlines() if line.startswith(name))
+    return re.split(r"\s{2,}", line)
+
+
+class Page(HTMLParser):
+    """What a page shows and what it loads."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.texts: list[str] = []
+        self.tags: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row_with_mean_and_standard_error(
+    tmp_path: Path,
+) -> None:
+    for seed, accuracy in enumerate((0.5, 0.7)):
+        a_run(tmp_path / f"a{seed}", seed=seed, accuracy=accuracy)
+        a_run(tmp_path / f"b{seed}", seed=seed, accuracy=0.9, strategy="beta")
+    text = report.collect([tmp_path]).text()
+    assert text.startswith("split on digits, 2 class groups\n")
+    assert cells(text, "strategy") == [
+        *("strategy", "seeds", "average accuracy", "incremental", "forgetting", "parameters", "seconds"),
+    ]
+    assert cells(text, "alpha") == [
+        *("alpha", "2", "60.0 +- 10.0", "60.0 +- 10.0", "25.0 +- 0.0", "1,234", "10.5"),
+    ]
+    assert text.index("\nbeta") < text.index("\nalpha")  # the best first
+
+
+def test_differences_are_paired_by_seed_and_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
+    for seed, (base, other) in enumerate(
+        ((0.3, 0.35), (0.5, 0.57), (0.9, None))
+    ):  # seeds differ far more than methods
+        a_run(tmp_path / f"a{seed}", seed=seed, accuracy=base)
+        if other is not None:
+            a_run(tmp_path / f"b{seed}", seed=seed, accuracy=other, strategy="beta")
+    a_run(tmp_path / "elsewhere", strategy="beta", experiences=3)
+    found = report.collect([tmp_path], against="alpha")
+    tables = {section.slug: found.tables(section) for section in found.sections}
+    _, differences = tables["digits-split-2"]
+    assert differences[0][:3] == ["minus alpha", "seeds", "average accuracy"]
+    assert [line[:3] for line in differences[1:]] == [["beta", "2", "+6.0 +- 1.0"]]
+    assert len(tables["digits-split-3"]) == 1  # alpha did not run there
+    found.write(tmp_path / "out")
+    for text in (
+        found.text(),
+        (tmp_path / "out" / "report.md").read_text(),
+        (tmp_path / "out" / "report.html").read_text(),
+    ):
+        assert "minus alpha" in text
+    assert "minus" not in report.collect([tmp_path]).text()
+
+
+def test_the_command_takes_the_row_to_subtract_and_names_the_rows_when_it_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(tmp_path / "runs" / "a", accuracy=0.5)
+    a_run(tmp_path / "runs" / "b", accuracy=0.25, strategy="beta")
+    words = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--against"]
+    assert main([*words, "alpha"]) == 0
+    table = capsys.readouterr().out.split("minus alpha")[1]
+    assert cells(table, "beta")[:3] == ["beta", "1", "-25.0"]
+    assert main([*words, "gamma"]) == 2
+    assert "no row 'gamma' to compare with; the rows are alpha, beta" in capsys.readouterr().err
+
+
+def test_other_arguments_are_another_row_that_names_what_differs(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", arguments={"length": 4})
+    a_run(tmp_path / "b", arguments={"length": 8})
+    a_run(tmp_path / "c", arguments={"length": 8}, seed=1, training={"lr": 0.2})
+    (section,) = report.collect([tmp_path]).sections
+    assert {row.label for row in section.rows} == {
+        "alpha (length=4, training.lr=0.1)",
+        "alpha (length=8, training.lr=0.1)",
+        "alpha (length=8, training.lr=0.2)",
+    }
+
+
+def test_configurations_are_told_apart_by_their_names_where_that_is_enough(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", name="short", arguments={"length": 4})
+    a_run(tmp_path / "b", name="long", arguments={"length": 8})
+    (section,) = report.collect([tmp_path]).sections
+    assert sorted(row.label for row in section.rows) == ["alpha (long)", "alpha (short)"]
+
+
+def test_another_stream_is_another_table(tmp_path: Path) -> None:
+    a_run(tmp_path / "a")
+    a_run(tmp_path / "b", experiences=3)
+    a_run(tmp_path / "c", data={"name": "letters"})
+    a_run(tmp_path / "d", online={"iterations": 1})
+    a_run(tmp_path / "e", data={"name": "digits", "test_fraction": 0.2, "path": "elsewhere"}, strategy="beta")
+    found = report.collect([tmp_path])
+    assert [section.title for section in found.sections] == [
+        "split on digits, 2 class groups",
+        "split on digits, 3 class groups",
+        "split on letters, 2 class groups",
+        "split on digits, online, 2 class groups",
+    ]
+    assert [len(section.rows) for section in found.sections] == [2, 1, 1, 1]
+    written = {path.name for path in found.write(tmp_path / "out")}
+    assert "forgetting-digits-split-online-2.png" in written
+    assert len(written) == 2 + 2 * 4
+
+
+def test_only_figures_that_some_run_has_are_columns(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", experiences=1, figures_of_merit={"A_auc": 0.3, "mAP_last": None})
+    header = cells(report.collect([tmp_path]).text(), "strategy")
+    assert "A_auc" in header
+    assert "forgetting" not in header
+    assert "mAP last" not in header
+
+
+def test_the_same_run_made_twice_counts_once(tmp_path: Path) -> None:
+    a_run(tmp_path / "20260101-seed0", accuracy=0.1)
+    a_run(tmp_path / "20260102-seed0", accuracy=0.5)
+    found = report.collect([tmp_path])
+    assert cells(found.text(), "alpha")[1:3] == ["1", "50.0"]
+    assert "20260101-seed0: " in found.text()
+
+
+# ------------------------------------------------------------------------------------------------ the folders
+
+
+def test_runs_are_found_at_any_depth_and_unfinished_or_damaged_ones_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(tmp_path / "runs" / "one" / "a")
+    unfinished = a_run(tmp_path / "runs" / "one" / "b", seed=1)
+    (unfinished / "results.json").unlink()
+    damaged = a_run(tmp_path / "runs" / "c", seed=2)
+    (damaged / "results.json").write_text("{")
+    (tmp_path / "runs" / "README.md").write_text("not a run")
+    (tmp_path / "runs" / "empty").mkdir()
+    words = [*map(str, sorted((tmp_path / "runs").iterdir())), f"out={tmp_path / 'out'}"]
+    assert main(["report", *words]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"  {unfinished}: not finished\n" in out
+    assert f"  {damaged}: it cannot be read: " in out
+    assert cells(out, "alpha")[1] == "1"
+    for name in ("report.md", "report.html", "average_accuracy.png", "forgetting.png"):
+        assert str(tmp_path / "out" / name) in out
+        assert (tmp_path / "out" / name).stat().st_size > 0
+
+
+def test_nothing_finished_is_a_mistake_that_names_what_is_there(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "a")
+    (folder / "results.json").unlink()
+    with pytest.raises(RunFolderError, match=r"no finished run to report; left out: .*a \(not finished\)"):
+        report.collect([tmp_path])
+
+
+# ------------------------------------------------------------------------------------------------ the files
+
+
+def test_the_page_holds_tables_and_drawings_and_loads_nothing(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", strategy="<b>bold</b>|$x_1$")
+    a_run(tmp_path / "b", experiences=3)
+    report.collect([tmp_path]).write(tmp_path / "out")
+    page = Page(tmp_path / "out" / "report.html")
+    assert len(page.sources) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "<b>bold</b>|$x_1$" in page.texts
+    assert not {"script", "link", "b"} & set(page.tags)
+    assert "url(" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_markdown_file_shows_the_drawings_beside_it(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", strategy="a|b")
+    report.collect([tmp_path]).write(tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "\n| a\\|b | 1 | 50.0 |" in text
+    names = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert names == ["average_accuracy.png", "forgetting.png"]
+    for name in names:
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.format == "PNG"
+
+
+def test_runs_on_multi_hot_targets_have_a_drawing_of_their_map(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "a", figures_of_merit={"mAP_last": 0.6, "average_accuracy": None})
+    lines = [
+        json.dumps(
+            {"kind": "evaluation", "when": "experience", "experience": number, "mAP": 0.6 + number / 10}
+        )
+        for number in range(3)
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    found = report.collect([folder])
+    assert found.text().startswith("split on digits, 3 class groups\n")
+    assert [path.name for path in found.write(tmp_path / "out")] == ["report.md", "report.html", "mAP.png"]
+    assert cells(found.text(), "strategy")[2] == "mAP last"
+
+
+def test_the_overlay_draws_the_mean_with_a_band_of_the_standard_error() -> None:
+    nan = float("nan")
+    curves = {"a": np.array([[nan, 0.5, 0.4], [nan, 0.7, nan]]), "b": np.array([[1.0, 1.0, 1.0]])}
+    (axes,) = plots.overlay(curves, "Accuracy", "accuracy (%)").axes
+    mean = np.asarray(axes.lines[0].get_ydata(), dtype=float)
+    np.testing.assert_allclose(mean, [nan, 60.0, 40.0])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((40.0, 70.0))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    plots.png(plots.overlay({}, "nothing", "at all"))
+
+
+# ------------------------------------------------------------------------------------------- what else is told
+
+
+def test_costs_rates_and_common_settings_stand_beside_the_figures(tmp_path: Path) -> None:
+    cost = {
+        "seconds": 9.0,
+        "method_parameters": 5,
+        "experience_seconds": [2.0, 4.0],
+        "peak_memory_bytes": 3 * 2**20,
+    }
+    shared = {"backbone": {"name": "vit", "img_size": 84, "checkpoint": "/here/w.safetensors"}}
+    training = {"train_epochs": 3, "weight_decay": 0.0, "mixup": 0.0, "mixup_probability": 1.0}
+    for name, lr in (("alpha", 0.1), ("beta", 0.2)):
+        a_run(
+            tmp_path / name,
+            strategy=name,
+            figures_of_merit={"cost": cost},
+            training=training | {"lr": lr},
+            **shared,
+        )
+    found = report.collect([tmp_path])
+    text = found.text()
+    assert cells(text, "strategy")[-4:] == ["parameters", "seconds", "s/experience", "peak MiB"]
+    assert cells(text, "alpha")[-4:] == ["5", "9.0", "3.0", "3"]
+    assert (cells(text, "strategy")[2], cells(text, "beta")[2]) == ("lr", "0.2")
+    assert found.sections[0].shared == (
+        "backbone.checkpoint=w.safetensors, backbone.img_size=84, backbone=vit, train_epochs=3"
+    )
+    found.write(tmp_path / "out")
+    assert "/here" not in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_row_shows_the_rates_that_its_method_was_given_in_place_of_the_common_one(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", arguments={"head_lr": 0.004, "prompt_lr": 0.05})
+    a_run(tmp_path / "b", strategy="beta")
+    a_run(tmp_path / "c", strategy="gamma", figures_of_merit={"cost": {"method_parameters": 0}})
+    text = report.collect([tmp_path]).text()
+    assert cells(text, "alpha")[2] == "head_lr=0.004, prompt_lr=0.05"
+    assert cells(text, "beta")[2] == "0.1"
+    assert cells(text, "gamma")[2] == "-"  # it trains nothing
+
+
+def test_a_label_names_its_row_and_runs_of_one_strategy_stand_apart(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", label="alpha of old", arguments={"length": 4})
+    a_run(tmp_path / "b", arguments={"length": 8})
+    (section,) = report.collect([tmp_path]).sections
+    assert {row.label for row in section.rows} == {"alpha of old", "alpha"}
+
+
+def test_hardware_and_versions_are_told_once_with_how_many_runs_they_made(tmp_path: Path) -> None:
+    facts = {
+        "device": "cpu",
+        "processor": "A Processor",
+        "processors": 8,
+        "threads": 4,
+        "platform": "Some-OS",
+        "python": "3.12",
+        "versions": {"torch": "2.9", "timm": None},
+        "git": {"commit": "0123456789abcdef", "modified": True},
+    }
+    for number, device in enumerate(("cpu", "cpu", "A GPU")):
+        folder = a_run(tmp_path / str(number), seed=number)
+        (folder / "environment.json").write_text(json.dumps(facts | {"device": device}))
+    text = report.collect([tmp_path]).text()
+    assert "hardware: A Processor, 8 cores (4 used by a run); Some-OS (2 of 3 runs)\n" in text
+    assert "hardware: A GPU, A Processor, 8 cores (4 used by a run); Some-OS (1 of 3 runs)" in text
+    assert text.count("versions: ") == 1
+    assert {"versions: python 3.12, torch 2.9", "revision: 0123456789ab (modified)"} <= set(text.splitlines())
+
+
+def test_online_runs_are_told_and_drawn_by_the_figures_of_their_protocol(tmp_path: Path) -> None:
+    merit = {"A_auc": 0.3, "A_avg": 0.4, "A_last": 0.2, "F_last": 0.1}
+    for seed, strategy, worth in ((0, "alpha", 0.3), (1, "alpha", 0.3), (0, "beta", 0.5)):
+        folder = a_run(
+            tmp_path / f"{strategy}{seed}",
+            strategy=strategy,
+            seed=seed,
+            online={"iterations": 1},
+            figures_of_merit=merit | {"A_auc": worth},
+        )
+        marks = [100, 200] if seed else [100, 200, 300]
+        with open(folder / "metrics.jsonl", "a") as file:
+            for mark in marks:
+                record = {"kind": "evaluation", "when": "anytime", "experience": 0, "accuracy": 0.5}
+                file.write(json.dumps(record | {"nominal": mark}) + "\n")
+    found = report.collect([tmp_path])
+    (section,) = found.sections
+    assert section.figures() == ["A_auc", "A_avg", "A_last", "F_last"]
+    assert [row.label for row in section.rows] == ["beta", "alpha"]
+    assert "anytime_accuracy.png" in {path.name for path in found.write(tmp_path / "out")}
+    (axes,) = plots.overlay({"a": [[0.5, 0.6]]}, "t", "l", at=[100, 200], axis="samples received").axes
+    assert np.asarray(axes.lines[0].get_xdata()).tolist() == [100, 200]
+    assert axes.get_xlabel() == "samples received"

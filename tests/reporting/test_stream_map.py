@@ -1,0 +1,123 @@
+"""The map of a stream: counts, the printed table, the drawing, and what the command says to mistakes."""
+
+import time
+
+import numpy as np
+import pytest
+
+from clprompt.cli import stream
+from clprompt.cli.main import main
+from clprompt.reporting import plots
+from clprompt.reporting.stream_map import StreamMap
+from clprompt.scenarios import si_blurry, split
+
+TARGETS = np.arange(600) % 10
+
+
+@pytest.fixture
+def blurry() -> StreamMap:
+    return StreamMap.of(si_blurry.plan(TARGETS, seed=3, m=30), TARGETS, "a stream")
+
+
+def test_every_sample_is_counted_once_and_apart_by_kind(blurry):
+    assert blurry.counts.sum() == 600
+    assert (blurry.moved <= blurry.counts).all()
+    assert blurry.kind_names == ["disjoint", "blurry"]
+    at_home = np.zeros_like(blurry.counts)
+    at_home[blurry.home, np.arange(10)] = 1
+    assert ((blurry.counts > blurry.moved) <= at_home).all()
+    assert (blurry.moved[:, blurry.kinds == "disjoint"] == 0).all()
+
+
+def test_the_table_adds_up_and_is_narrow(blurry):
+    lines = blurry.table().splitlines()
+    last = next(line for line in lines if line.strip().startswith("all")).split()[1:]
+    assert int(last[0]) == 600
+    assert sum(map(int, last[2:])) == 600  # disjoint, blurry, moved
+    assert max(map(len, lines)) <= 100
+    assert sum("disjoint" in line for line in lines[8:]) == 5  # a line for each class
+
+
+def test_the_drawing_has_a_colour_for_each_kind_and_one_for_moved_samples(blurry):
+    bars, cells = blurry.figure().axes
+    assert [text.get_text() for text in bars.get_legend().get_texts()] == [
+        "disjoint",
+        "blurry",
+        "moved away from home",
+    ]
+    assert len(cells.texts) == (blurry.counts > 0).sum()
+    assert plots.png(bars.figure).startswith(b"\x89PNG")
+
+
+def test_a_stream_without_kinds_is_drawn_plain():
+    found = StreamMap.of(split.plan(TARGETS, experiences=4), TARGETS, "split")
+    assert "moved" not in found.table()
+    assert found.figure().axes[0].get_legend() is None
+
+
+def test_a_million_labels_of_many_classes_take_seconds():
+    targets = np.random.default_rng(0).integers(0, 2000, 10**6)
+    started = time.process_time()
+    found = StreamMap.of(si_blurry.plan(targets, sessions=50), targets, "large")
+    plots.png(found.figure())
+    assert len(found.table().splitlines()) == 55
+    assert time.process_time() - started < 8
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+def test_the_command_prints_the_table_and_writes_the_drawing(tmp_path, capsys):
+    out = tmp_path / "map.png"
+    words = ["si-blurry", "data=digits", "scenario.n=50", "scenario.m=10", "seed=3", f"out={out}"]
+    assert main(["stream", *words]) == 0
+    printed = capsys.readouterr().out
+    assert "si_blurry stream of digits, seed 3" in printed
+    assert "1437" in printed
+    assert str(out) in printed
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_alone_are_enough(tmp_path, capsys):
+    np.save(tmp_path / "labels.npy", TARGETS)
+    out = tmp_path / "map.png"
+    labels = f"labels={tmp_path / 'labels.npy'}"
+    assert main(["stream", "si_blurry", labels, "scenario.sessions=3", f"out={out}"]) == 0
+    assert "600" in capsys.readouterr().out
+
+
+def test_the_stream_of_a_configuration_is_drawn_with_its_overrides():
+    found, out = stream.read("quickstart-siblurry", ["scenario.sessions=3", "strategy.pool_size=4"])
+    assert found.counts.shape == (3, 10)
+    assert out.name == "stream-si_blurry-seed1.png"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["si_blurry"], "give data=NAME or labels=FILE.npy"),
+        (["si_blury", "data=digits"], "or a scenario ("),
+        (["si_blurry", "data=digits", "scenario.n=101"], "scenario.n is a percentage"),
+        (["si_blurry", "data=digits", "scenario.q=1"], 'unknown key "scenario.q"'),
+        (["si_blurry", "data=digits", "scenari.n=1"], 'unknown key "scenari"'),
+        (["si_blurry", "data=digits", "scenario.sessions=5000"], "1..1437"),
+        (["si_blurry", "data=digits", "seed=x"], "seed"),
+        (["si_blurry", "labels=nowhere.npy"], "there is no file nowhere.npy"),
+        (["si_blurry", "labels=pyproject.toml"], "is not a .npy file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, said, capsys, tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text("[project]")
+    monkeypatch.chdir(tmp_path)
+    assert main(["stream", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.glob("*.png")) == []
+
+
+@pytest.mark.parametrize("labels", [[0, -1], [0.5, 1.5], [[0, 1], [1, 0]]])
+def test_labels_that_are_no_class_ids_are_one_line(labels, tmp_path, capsys):
+    np.save(tmp_path / "labels.npy", np.array(labels))
+    assert main(["stream", "si_blurry", f"labels={tmp_path / 'labels.npy'}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,78 @@
+"""How far a run is: a bar on a terminal, plain lines elsewhere, silence in a library."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from clprompt.system import progress
+
+
+def test_plain_lines_have_no_carriage_returns_and_one_line_per_epoch_and_experience() -> None:
+    stream = io.StringIO()
+    with progress.create(stream) as lines:
+        for run in range(2):
+            lines.start(f"method, seed {run}", 2)
+            for experience in range(2):
+                lines.experience(experience, 2)
+                for epoch in range(2):
+                    lines.epoch(epoch, 2, 3)
+                    for _ in range(3):
+                        lines.step()
+                lines.message("accuracy 0.5")
+    text = stream.getvalue()
+    assert "\r" not in text
+    found = [line.split(": ")[0] for line in text.splitlines()]
+    of_one_run = [
+        *["experience 1/2, epoch 1/2", "experience 1/2, epoch 2/2", "accuracy 0.5", "experience 1/2"],
+        *["experience 2/2, epoch 1/2", "experience 2/2, epoch 2/2", "accuracy 0.5", "experience 2/2"],
+    ]
+    assert found == ["method, seed 0", *of_one_run, "method, seed 1", *of_one_run]
+    assert ": 3 steps, " in text
+
+
+def test_an_epoch_that_was_resumed_midway_has_its_line_too() -> None:
+    stream = io.StringIO()
+    with progress.Lines(stream) as lines:
+        lines.experience(1, 2)
+        lines.epoch(0, 1, 5)
+        lines.step()
+    assert stream.getvalue().startswith("experience 2/2, epoch 1/1: 1 step, ")
+
+
+def test_a_bar_shows_experience_epoch_and_the_time_left() -> None:
+    from rich.console import Console
+
+    stream = io.StringIO()
+    with progress.Bar(Console(file=stream, force_terminal=True, width=100)) as bar:
+        bar.start("method, seed 0", 2)
+        for experience in range(2):
+            bar.experience(experience, 2)
+            bar.epoch(0, 1, 2)
+            bar.message("[accuracy] 0.5")
+            for _ in range(2):
+                bar.step()
+    text = stream.getvalue()
+    for part in ("method, seed 0", "experience 2/2", "epoch 1/1", "ETA", "[accuracy] 0.5", "100%"):
+        assert part in text
+
+
+def test_library_code_may_pass_a_display_that_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.Progress() as silent:
+        silent.start("method", 1)
+        silent.experience(0, 1)
+        silent.epoch(0, 1, 1)
+        silent.step()
+        silent.message("text")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_stopwatch_goes_on_from_the_seconds_of_earlier_sessions() -> None:
+    watch = progress.Stopwatch([10.0, 5.0])
+    assert watch.lap(1)[0] == 10.0
+    laps = watch.lap(3)  # nothing was done in experience 2
+    assert laps[2] == 0.0
+    assert 5.0 < laps[1] < 6.0
+    assert 0.0 < laps[3] < 1.0
+    assert watch.seconds == laps

@@ -1,0 +1,382 @@
+"""check_strategy finds what is wrong with a method: each model below breaks one promise of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clprompt import testing
+from clprompt.backbones.attention import BlockPrompt
+from clprompt.backbones.vit import FrozenViT
+from clprompt.prompting.heads import LinearHead, grow_rows
+from clprompt.prompting.model import Cache, PromptModel, Step
+from clprompt.prompting.prompts import uniform
+from clprompt.testing import state
+from clprompt.testing.asserts import same_bits
+from clprompt.testing.bench import Workbench, tiny_vit
+
+
+class Sound(PromptModel):
+    """Breaks nothing: one prompt in the last blocks, chosen by its key, that rests after the first experience."""
+
+    first_block = 3
+
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0, length: int = 2) -> None:
+        super().__init__(backbone, seed=seed, mask="experience")
+        self.prompts = uniform(3, length, backbone.width, seed=seed, name="prompts")
+        self.keys = uniform(3, backbone.width, seed=seed, name="keys")
+        self.register_buffer("steps", torch.tensor(0))
+
+    def choose(self, similarity: Tensor) -> Tensor:
+        return similarity.argmax(1)
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        stem, query = self.query(images, 3, cached)
+        chosen = self.choose(query @ self.keys.T)
+        given = self.prompts[chosen]  # (B, length, D)
+        return self.backbone.prompted(stem, lambda block, x: BlockPrompt("fresh", given), start=3), {}
+
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        step = super().training_loss(images, targets)
+        self.steps += 1
+        return step
+
+    def set_stage(self) -> None:
+        self.prompts.requires_grad_(int(self.experience) <= 0)
+        self.keys.requires_grad_(False)
+
+
+class LearnsNothing(Sound):
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        step = super().training_loss(images, targets)
+        return step._replace(loss=0 * step.loss)
+
+
+class TrainsTheBackbone(Sound):
+    def set_stage(self) -> None:
+        self.backbone.blocks[4].requires_grad_(True)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+class LeavesOutItsPrompts(Sound):
+    def param_groups(self) -> list[dict[str, Any]]:
+        head = {name: p for name, p in self.trainable().items() if name.startswith("head.")}
+        return [{"name": "head", "params": head}]
+
+
+class TrainsByItself(Sound):
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        self.prompts.data += 1e-3
+        return super().training_loss(images, targets)
+
+
+class ClaimsToTrainNothing(Sound):
+    trains = False
+
+
+class VotesOverTheBatch(Sound):
+    def choose(self, similarity: Tensor) -> Tensor:
+        return similarity.argmax(1).mode().values.expand(len(similarity))
+
+
+class MixesTheBatchAxis(Sound):
+    def choose(self, similarity: Tensor) -> Tensor:
+        chosen = similarity.argmax(1)
+        return (
+            chosen.roll(1) if len(chosen) % 2 == 0 else chosen
+        )  # even batches only, as in a well-known port
+
+
+class NormalisesOverTheBatch(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        feature, terms = super().encode(images, cached)
+        return feature - 0.1 * feature.mean(0), terms
+
+
+class DropsOut(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        feature, terms = super().encode(images, cached)
+        return nn.functional.dropout(feature, 0.1, self.training), terms
+
+
+class DrawsFromNumpy(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        np.random.rand()  # noqa: NPY002
+
+
+class ForgetsToSave(Sound):
+    """A temperature outside the state."""
+
+    temperature = 1.0
+
+    def finish_experience(self) -> None:
+        self.temperature += 1.0
+
+    def logits(self, features: Tensor) -> Tensor:
+        return super().logits(features) * self.temperature
+
+
+class CountsInAnAttribute(Sound):
+    """What comes later depends on a counter outside the state."""
+
+    count = 0
+
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        self.count += 1
+        step = super().training_loss(images, targets)
+        return step._replace(loss=step.loss * (1 + 0.1 * self.count))
+
+
+class SetsTheStageOnlyWhenItBegins(Sound):
+    def set_stage(self) -> None: ...
+
+    def start_experience(self, index: int, images: Any) -> None:
+        self.prompts.requires_grad_(index <= 0)
+
+
+class StartsItsHeadAnew(Sound):
+    def grow_classes(self, num_classes: int) -> None:
+        self.head = LinearHead(self.backbone.width, seed=num_classes)
+        self.head.grow(num_classes)
+
+
+class HidesItsGrowth(Sound):
+    def observe(self, targets: Tensor) -> bool:
+        super().observe(targets)
+        return False
+
+
+class PredictsUnseenClasses(Sound):
+    def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
+        return self.logits(self.encode(images, cached)[0])
+
+
+class KeepsTheGraph(Sound):
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        step = super().training_loss(images, targets)
+        return step._replace(terms={"loss": step.loss})
+
+
+class TakesAnyLabel(Sound):
+    def check_targets(self, targets: Tensor) -> None: ...
+
+
+class SaysItNeedsNoBoundaries(Sound):
+    boundaries = "optional"
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.training and not bool(self.open):
+            raise RuntimeError("no experience is open")
+        return super().encode(images, cached)
+
+
+class KeepsImagesInItsState(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        self.register_buffer("memory", torch.zeros(0, 3, 16, 16))
+
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        grow_rows(self.memory, images)
+        return super().training_loss(images, targets)
+
+
+class KeepsImagesInAList(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        self.memory: list[Tensor] = []
+
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        self.memory.append(images[0].half())
+        return super().training_loss(images, targets)
+
+
+class KeepsTheLastImage(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        self.register_buffer("last", torch.zeros(3, 16, 16))
+
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        self.last.copy_(images[-1])
+        return super().training_loss(images, targets)
+
+
+class KeepsAFeature(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        self.register_buffer("memory", torch.zeros(4, backbone.width, dtype=torch.float16))
+
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        self.memory[2] = self.features(images)[0]
+        return super().training_loss(images, targets)
+
+
+class Rehearses(KeepsImagesInItsState):
+    """Declares it, and does not write it down."""
+
+    rehearsal_free = False
+
+
+class OverflowsInSixteenBits(Sound):
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        step = super().training_loss(images, targets)
+        term = step.loss * (torch.inf if torch.is_autocast_enabled("cpu") else 1)
+        return step._replace(terms={"loss": term.detach()})
+
+
+class NeedsAClassToken(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.backbone.num_prefix_tokens > 0
+        return super().encode(images, cached)
+
+
+class CountsInForward(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        self.steps += 1
+        return super().encode(images, cached)
+
+
+class RemembersTheLastForward(Sound):
+    """An evaluation between two steps changes the next one."""
+
+    size = 0
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        feature, terms = super().encode(images, cached)
+        feature, self.size = feature * (1 + 0.01 * self.size), len(images)
+        return feature if self.training else feature.detach(), terms
+
+
+class CountsInBackward(Sound):
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        step = super().training_loss(images, targets)
+        step.loss.register_hook(lambda gradient: self.steps.add_(1) and None)
+        return step
+
+
+class CountsEverFaster(Sound):
+    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+        self.steps += self.steps
+        return super().training_loss(images, targets)
+
+
+class CachesWhatItLearns(Sound):
+    def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
+        if cached is None or "logits" not in cached:
+            logits = super().forward(images)
+            if cached is None:
+                return logits
+            cached["logits"] = logits
+        return cached["logits"]
+
+
+class BeginsAgainAndAgain(Sound):
+    def begin_experience(self, classes: Any, images: Any = None) -> None:
+        super().begin_experience(classes, images)
+        self.start_experience(int(self.experience), images)
+
+    def start_experience(self, index: int, images: Any) -> None:
+        self.steps += 100
+
+
+class ReadsATrimmedRow(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        feature, terms = super().encode(images, cached)
+        return feature * (1 if self.backbone.trim_last_block else 2), terms
+
+
+class TakesPositionalArguments(Sound):
+    def __init__(self, backbone: FrozenViT, length=2, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+
+
+BROKEN: list[tuple[type[PromptModel], Callable[[Workbench], None], str]] = [
+    (LearnsNothing, testing.check_learning, "accuracy 0"),
+    (TrainsTheBackbone, testing.check_frozen_backbone, "training changed"),
+    (TrainsTheBackbone, testing.check_declared_parameters, "not the method's parameters"),
+    (LeavesOutItsPrompts, testing.check_declared_parameters, "disagree on"),
+    (ClaimsToTrainNothing, testing.check_declared_parameters, "trains is False"),
+    (TrainsByItself, state.check_counting, "training_loss itself changed the parameters"),
+    (VotesOverTheBatch, testing.check_batch_companions, "in a mixed batch of 8"),
+    (VotesOverTheBatch, testing.check_batch_size, "in evaluation batches of 1 and of 2"),
+    (MixesTheBatchAxis, testing.check_batch_companions, "in a mixed batch of 8"),
+    (NormalisesOverTheBatch, testing.check_batch_companions, "in a mixed batch of 8"),
+    (NormalisesOverTheBatch, testing.check_kinds_of_backbone, "alone and in a batch"),
+    (DropsOut, state.check_determinism, "two runs with the same seed differ"),
+    (DropsOut, state.check_random_states, "training changed the global random state of torch"),
+    (
+        DrawsFromNumpy,
+        state.check_random_states,
+        "the constructor changed the global random state of numpy",
+    ),
+    (ForgetsToSave, state.check_save_and_load, "gives other logits"),
+    (CountsInAnAttribute, state.check_resume, "differs in"),
+    (SetsTheStageOnlyWhenItBegins, state.check_save_and_load, "requires_grad differs for"),
+    (StartsItsHeadAnew, state.check_growth, "before and after a new class was observed"),
+    (HidesItsGrowth, state.check_growth, "observe returned False, but made new parameters"),
+    (PredictsUnseenClasses, testing.check_unseen_classes, "are not -inf after experience 1"),
+    (KeepsTheGraph, testing.check_unseen_classes, "detach them"),
+    (TakesAnyLabel, testing.check_refusals, "label 2, never observed, was not refused"),
+    (TakesAnyLabel, testing.check_boundaries, "a step before begin_experience was not refused"),
+    (SaysItNeedsNoBoundaries, testing.check_learning, "no experience is open"),
+    (KeepsImagesInItsState, state.check_rehearsal, "the state holds"),
+    (KeepsImagesInAList, state.check_rehearsal, "beside its state the model keeps"),
+    (KeepsTheLastImage, state.check_rehearsal, "last holds an image"),
+    (KeepsAFeature, state.check_rehearsal, "memory holds the features of an image"),
+    (Rehearses, testing.check_declarations, "the class docstring does not say so"),
+    (OverflowsInSixteenBits, testing.check_autocast, "loss is inf at step 1 under bf16 autocast"),
+    (NeedsAClassToken, testing.check_kinds_of_backbone, ""),
+    (CountsInForward, testing.check_forward_changes_nothing, "forward in eval mode changed"),
+    (RemembersTheLastForward, testing.check_forward_changes_nothing, "an evaluation between"),
+    (CountsInBackward, state.check_counting, "backward changed"),
+    (CountsEverFaster, state.check_counting, "in the first step on a batch and by"),
+    (CachesWhatItLearns, testing.check_cache, "a cache filled earlier changes the logits"),
+    (BeginsAgainAndAgain, state.check_experiences, "a second begin_experience"),
+    (ReadsATrimmedRow, testing.check_savings, "trim_last_block on and off"),
+    (TakesPositionalArguments, testing.check_declarations, "length must be keyword-only"),
+]
+
+
+def test_a_sound_method_passes_every_check() -> None:
+    testing.check_strategy(Sound, length=3)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "check", "says"), BROKEN, ids=[f"{m.__name__}-{c.__name__[6:]}" for m, c, _ in BROKEN]
+)
+def test_a_broken_promise_is_found(
+    model_class: type[PromptModel], check: Callable[[Workbench], None], says: str
+) -> None:
+    with pytest.raises((AssertionError, RuntimeError)) as caught:
+        check(Workbench(model_class))
+    assert says in str(caught.value)
+
+
+def test_every_check_finds_something() -> None:
+    assert {check for _, check, _ in BROKEN} == set(testing.CHECKS)
+
+
+def test_the_sentence_names_the_method_its_arguments_and_the_check() -> None:
+    with pytest.raises(
+        AssertionError, match=r"^LearnsNothing\(length=3\): check_learning: accuracy 0\.\d+ after"
+    ):
+        testing.check_strategy(LearnsNothing, length=3)
+
+
+def test_an_error_inside_a_method_becomes_a_sentence_too() -> None:
+    with pytest.raises(AssertionError, match=r"check_declarations: TypeError: .*no_such_argument"):
+        testing.check_strategy(Sound, no_such_argument=1)
+
+
+def test_tiny_backbones_are_the_same_every_time_and_leave_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    first, second = tiny_vit(), tiny_vit()
+    assert same_bits(first.state_dict(), second.state_dict())
+    assert torch.equal(before, torch.get_rng_state())
