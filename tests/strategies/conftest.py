@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pytest
 import torch
+from golden_files import Golden
 from torch import Tensor
 
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.model import PromptModel, Step
 
-_spec = importlib.util.spec_from_file_location(
-    "golden_files", Path(__file__).parents[1] / "golden" / "conftest.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-_files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_files)
 
-
-class Baselines(_files.Golden):  # type: ignore[name-defined]
+class Baselines(Golden):
     """``baselines.npz`` and what its README says of the runs: 5 experiences of 2 classes, of which the third is on.
 
     Runs: "train" (current classes compete), "online_seen" and "online_batch" (no boundaries), "eval" (no loss).

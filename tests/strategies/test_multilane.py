@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_files import TOLERANCES, Golden
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -20,14 +19,6 @@ from clprompt.strategies.multilane import MultiLaneModel
 from clprompt.strategies.multilane.lanes import merge_tokens
 from clprompt.testing.bench import tiny_vit
 from clprompt.training import optim
-
-_spec = importlib.util.spec_from_file_location(
-    "golden_files", Path(__file__).parents[1] / "golden" / "conftest.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-_files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_files)
 
 TASK = 2
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -44,12 +35,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
 def golden(request):
-    return _files.Golden("multilane_forward", request.param)
+    return Golden("multilane_forward", request.param)
 
 
 @pytest.fixture
 def exact():
-    return _files.Golden("multilane_forward", torch.float64)
+    return Golden("multilane_forward", torch.float64)
 
 
 def put(model: MultiLaneModel, golden, lane: int) -> None:
@@ -96,7 +87,7 @@ def check_columns(golden, logits: Tensor, key: str, columns: Tensor) -> None:
     rest = torch.ones(10, dtype=torch.bool).index_fill(0, columns, False)
     full = expected.clone()
     full[:, columns] = logits[:, columns].detach()
-    rtol, atol, _ = _files.TOLERANCES["multilane_forward"][golden.dtype]
+    rtol, atol, _ = TOLERANCES["multilane_forward"][golden.dtype]
     torch.testing.assert_close(full, expected, rtol=rtol, atol=atol, msg=lambda text: f"{key}: {text}")
     assert torch.isinf(logits[:, rest[: logits.shape[1]].nonzero().flatten()]).all()
 
@@ -160,7 +151,7 @@ def test_evaluation_gives_the_golden_logits_of_all_seen_lanes(golden, variant):
         logits = model(golden["input.images"])
     columns = seen_columns(model)
     expected = golden[f"{prefix}eval.logits"].clone()
-    rtol, atol, _ = _files.TOLERANCES["multilane_forward"][golden.dtype]
+    rtol, atol, _ = TOLERANCES["multilane_forward"][golden.dtype]
     torch.testing.assert_close(logits[:, columns], expected[:, columns], rtol=rtol, atol=atol)
     temperature = model.temperature
     golden.check(F.cross_entropy(logits / temperature, golden["input.labels"]), f"{prefix}eval.loss_ce")
@@ -323,7 +314,7 @@ def test_kept_logits_of_old_lanes_have_the_bits_of_a_fresh_evaluation(exact, chu
     images = exact["input.images"].float()
     kept: dict[str, Tensor] = {}
     model = MultiLaneModel(
-        _files.Golden("multilane_forward", torch.float32).backbone(), prompt_blocks=2, lane_chunk=chunk
+        Golden("multilane_forward", torch.float32).backbone(), prompt_blocks=2, lane_chunk=chunk
     )
     for lane in range(5):
         classes = exact["config.class_mask"][lane]
