@@ -45,14 +45,14 @@ def build(backbone: FrozenViT, lanes: int) -> MultiLaneModel:
         classes = [2 * lane, 2 * lane + 1]
         model.begin_experience(classes)
         model.observe(torch.tensor(classes))
-    return model.to(backbone.vit.cls_token.device).eval()  # type: ignore[union-attr,arg-type]
+    return model.to(backbone.class_token.device).eval()
 
 
 @torch.no_grad()
 def plain(model: MultiLaneModel, images: Tensor) -> Tensor:
     """All lanes as described: 1 + S tokens of every lane through every block; features [T * B, D]."""
     backbone, batch, count = model.backbone, len(images), model.num_lanes
-    cls = backbone.vit.cls_token.expand(count * batch, -1, -1)  # type: ignore[union-attr,operator]
+    cls = backbone.class_token.expand(count * batch, -1, -1)
     chosen = torch.stack(list(model.selectors)).repeat_interleave(batch, 0)  # (T * B, S, D)
     x = backbone.embed(images)
     for index, block in enumerate(backbone.blocks):

@@ -124,7 +124,7 @@ class L2PModel(PromptModel):
         out = self.backbone.norm(self.backbone.run(stem, prompts, rows=rows))
         if rows is None:
             out = torch.cat([out[:, :1], out[:, count:]], dim=1)  # (B, 1 + P, D)
-        return self.backbone.vit.fc_norm(out.mean(1))  # type: ignore[operator]
+        return self.backbone.pooled_norm(out.mean(1))
 
     def training_loss(self, images: Tensor, targets: Tensor) -> Step:
         step = super().training_loss(images, targets)
@@ -143,14 +143,13 @@ class L2PModel(PromptModel):
 
 
 def _check_head_type(head_type: str, backbone: FrozenViT) -> None:
-    vit: Any = backbone.vit
     if head_type not in ("prompt", "token", "token+prompt", "gap"):
         raise ConfigError(f'head_type must be prompt, token, token+prompt or gap, got "{head_type}"')
-    if "token" in head_type and not vit.has_class_token:
+    if "token" in head_type and not backbone.has_class_token:
         raise ConfigError(f'head_type="{head_type}" needs a class token, which this backbone does not have')
-    if head_type == "gap" and vit.global_pool != "avg":
+    if head_type == "gap" and backbone.pooling != "avg":
         raise ConfigError(
-            f'head_type="gap" needs an average-pooled backbone; this one pools "{vit.global_pool}"'
+            f'head_type="gap" needs an average-pooled backbone; this one pools "{backbone.pooling}"'
         )
 
 

@@ -112,7 +112,7 @@ class MVPModel(PromptModel):
         ):
             if choice not in allowed:
                 raise ConfigError(f'{name} must be one of {", ".join(allowed)}, got "{choice}"')
-        if query != "features" and not backbone.vit.has_class_token:
+        if query != "features" and not backbone.has_class_token:
             raise ConfigError(
                 f'query "{query}" reads the class token, which this backbone lacks; use query="features"'
             )

@@ -8,6 +8,7 @@ from clprompt import lazy_names
 
 if TYPE_CHECKING:
     from clprompt.backbones.attention import BlockPrompt as BlockPrompt
+    from clprompt.backbones.attention import FrozenBlock as FrozenBlock
     from clprompt.backbones.sources import embedded_backbones as embedded_backbones
     from clprompt.backbones.vit import FrozenViT as FrozenViT
     from clprompt.backbones.vit import make_backbone as make_backbone
@@ -16,6 +17,7 @@ __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "BlockPrompt": "clprompt.backbones.attention",
+        "FrozenBlock": "clprompt.backbones.attention",
         "FrozenViT": "clprompt.backbones.vit",
         "embedded_backbones": "clprompt.backbones.sources",
         "make_backbone": "clprompt.backbones.vit",

@@ -22,12 +22,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor
+
+
+class FrozenAttention(Protocol):
+    """What :func:`project` and :func:`finish_attention` ask of an attention; timm's ``Attention`` has it.
+
+    Attributes:
+        num_heads: H.
+        qkv: one linear layer, [..., D] -> [..., 3 * H * d].
+        q_norm: of queries, per head.
+        k_norm: of keys, per head.
+        proj: the output projection, [..., H * d] -> [..., D].
+    """
+
+    num_heads: int
+    qkv: Any
+    q_norm: Any
+    k_norm: Any
+    proj: Any
+
+
+class FrozenBlock(Protocol):
+    """What prompts ask of a frozen pre-norm block; timm's ``Block`` has it.
+
+    Three things: to project what enters its attention, to finish attention, and its MLP (:func:`project`,
+    :func:`finish_attention`, :func:`residual_mlp`). A tower of other blocks needs these three.
+
+    Attributes:
+        norm1: before attention.
+        attn: a :class:`FrozenAttention` (timm declares it as a plain module, hence no narrower type).
+        ls1: layer scale of attention.
+        norm2: before the MLP.
+        mlp: token by token.
+        ls2: layer scale of the MLP.
+    """
+
+    norm1: Any
+    attn: Any
+    ls1: Any
+    norm2: Any
+    mlp: Any
+    ls2: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +119,7 @@ class BlockPrompt:
             )
 
 
-def split_heads(x: Tensor, attn: Any) -> Tensor:
+def split_heads(x: Tensor, attn: FrozenAttention) -> Tensor:
     """[b, P, H*d] -> [b, H, P, d]; heads are contiguous chunks of the last axis."""
     return x.reshape(x.shape[0], x.shape[1], attn.num_heads, -1).transpose(1, 2)
 
@@ -90,14 +130,16 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 @overload
-def project(attn: Any, x: Tensor, which: Literal["q", "k", "v"]) -> Tensor: ...
+def project(attn: FrozenAttention, x: Tensor, which: Literal["q", "k", "v"]) -> Tensor: ...
 @overload
-def project(attn: Any, x: Tensor, which: Literal["kv"]) -> tuple[Tensor, Tensor]: ...
-def project(attn: Any, x: Tensor, which: Literal["q", "k", "v", "kv"]) -> Tensor | tuple[Tensor, Tensor]:
+def project(attn: FrozenAttention, x: Tensor, which: Literal["kv"]) -> tuple[Tensor, Tensor]: ...
+def project(
+    attn: FrozenAttention, x: Tensor, which: Literal["q", "k", "v", "kv"]
+) -> Tensor | tuple[Tensor, Tensor]:
     """The block's own query, key or value projection with bias and q/k norm, split into heads.
 
     Args:
-        attn: the frozen timm ``Attention`` (a block declares it as a plain module, hence no narrower type).
+        attn: the block's frozen attention.
         x: what enters the projection (normalised tokens, or a method's own), [b, P, D].
         which: one of "q", "k", "v"; "kv" for both from one matrix product.
 
@@ -118,14 +160,14 @@ def project(attn: Any, x: Tensor, which: Literal["q", "k", "v", "kv"]) -> Tensor
     return attn.k_norm(heads) if which == "k" else heads
 
 
-def project_stream(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project_stream(attn: FrozenAttention, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of all rows from one matrix product: [B, N, D] -> three of [B, H, N, d]."""
     qkv = attn.qkv(h).reshape(h.shape[0], h.shape[1], 3, attn.num_heads, -1)  # (B, N, 3, H, d)
     query, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, d) each
     return attn.q_norm(query), attn.k_norm(keys), values
 
 
-def finish_attention(attn: Any, x: Tensor, heads: Tensor) -> Tensor:
+def finish_attention(attn: FrozenAttention, x: Tensor, heads: Tensor) -> Tensor:
     """What follows the weighted sum: merge, optional norm and gate, output projection.
 
     Args:
@@ -142,14 +184,14 @@ def finish_attention(attn: Any, x: Tensor, heads: Tensor) -> Tensor:
     return attn.proj(out)
 
 
-def residual_mlp(block: Block, x: Tensor, attended: Tensor) -> Tensor:
+def residual_mlp(block: FrozenBlock, x: Tensor, attended: Tensor) -> Tensor:
     """The rest of a pre-norm block: ``x + ls1(attended)``, then the MLP with its own residual. [b, R, D] each."""
     x = x + block.ls1(attended)
     return x + block.ls2(block.mlp(block.norm2(x)))
 
 
 def prompted_block(
-    block: Block, x: Tensor, prompts: Sequence[BlockPrompt] = (), rows: slice | None = None
+    block: FrozenBlock, x: Tensor, prompts: Sequence[BlockPrompt] = (), rows: slice | None = None
 ) -> Tensor:
     """One frozen block with prompts, over fused scaled-dot-product attention.
 
@@ -171,7 +213,7 @@ def prompted_block(
         x = torch.cat([x, *(tokens.to(x.dtype).expand(batch, -1, -1) for tokens in joining)], dim=1)
     start, stop, _ = (rows or slice(None)).indices(x.shape[1])
     h = block.norm1(x)
-    attn: Any = block.attn
+    attn: FrozenAttention = block.attn
     query: Tensor
     if (start, stop) == (0, x.shape[1]):
         query, keys, values = project_stream(attn, h)
@@ -209,7 +251,7 @@ class _Columns:
     stop: int
 
 
-def _columns(block: Block, prompt: BlockPrompt, dtype: torch.dtype, length: int) -> _Columns | None:
+def _columns(block: FrozenBlock, prompt: BlockPrompt, dtype: torch.dtype, length: int) -> _Columns | None:
     start, stop, _ = (prompt.rows or slice(None)).indices(length)
     if prompt.mask is not None and prompt.mask.shape[2] != stop - start:
         raise ValueError(
@@ -219,7 +261,7 @@ def _columns(block: Block, prompt: BlockPrompt, dtype: torch.dtype, length: int)
         return None if prompt.mask is None else _Columns(None, None, prompt.mask, start, stop)
     if prompt.tokens is None or prompt.tokens.shape[1] == 0:
         return None
-    attn: Any = block.attn
+    attn: FrozenAttention = block.attn
     keys: Tensor
     values: Tensor
     if prompt.kind == "prefix":

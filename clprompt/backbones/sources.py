@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.layers.attention import Attention
@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from clprompt.errors import BackboneError, tell
+from clprompt.inputs import ImageSpec
 from clprompt.seeding import preserved_rng
 
 
@@ -190,7 +191,33 @@ def check_supported(vit: nn.Module, name: str) -> None:
             raise BackboneError(f"backbone {name}: {type(block.attn).__name__} is not supported; {allowed}")
 
 
-def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+def image_spec(vit: Any, config: Mapping[str, Any], normalise: Literal["backbone", "unit"]) -> ImageSpec:
+    """The images that a timm module takes.
+
+    Args:
+        vit: the module.
+        config: its data configuration.
+        normalise: "backbone" for its own mean and standard deviation, "unit" for pixels in [0, 1].
+
+    Raises:
+        BackboneError: an unknown normalisation.
+    """
+    if normalise not in ("backbone", "unit"):
+        raise BackboneError(f'backbone.normalise must be backbone or unit, got "{normalise}"')
+    mean, std = ([0.0], [1.0]) if normalise == "unit" else (config["mean"], config["std"])
+    channels = int(vit.patch_embed.proj.in_channels)
+    height, width = vit.patch_embed.img_size
+    return ImageSpec(
+        size=(int(height), int(width)),
+        channels=channels,
+        interpolation=str(config.get("interpolation", "bicubic")),
+        antialias=bool(config.get("antialias", True)),
+        mean=_per_channel(mean, channels),
+        std=_per_channel(std, channels),
+    )
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
     """Normalisation constants for another number of channels than they were made for: their mean, repeated."""
     if len(values) != channels:
         values = [sum(values) / len(values)] * channels

@@ -21,8 +21,9 @@ from clprompt.backbones.attention import (
     prompted_block,
     residual_mlp,
 )
-from clprompt.backbones.sources import check_supported, create_vit, per_channel
-from clprompt.errors import BackboneError, ConfigError
+from clprompt.backbones.sources import check_supported, create_vit, image_spec
+from clprompt.errors import ConfigError
+from clprompt.inputs import ImageSpec
 
 #: What a method hands to :meth:`FrozenViT.run`: ``prompts(block, x) -> BlockPrompt | several | None``.
 Prompts = Callable[[int, Tensor], "BlockPrompt | Sequence[BlockPrompt] | None"]
@@ -46,18 +47,22 @@ class FrozenViT(nn.Module):
         **timm_kwargs: passed to ``timm.create_model`` (``img_size=112``, ``depth=4``, ...).
 
     Attributes:
-        depth, width, num_heads: blocks, width of the residual stream, attention heads.
+        depth: blocks.
+        width: of the residual stream, D.
+        num_heads: attention heads of a block.
         num_prefix_tokens: class, distillation and register tokens in front of the patches.
         num_tokens: tokens of one image, prefix included, at the model's own image size.
-        image_size: (height, width) in pixels. in_chans: colour channels.
-        mean, std: per-channel normalisation that the weights expect, on pixels in [0, 1].
-        interpolation, antialias: how images are resized for these weights.
+        has_class_token: whether the first token is a class token.
+        pooling: which tokens make the features, in timm's words ("token", "avg", "map", ...).
+        inputs: the images that the weights expect, see :class:`clprompt.inputs.ImageSpec`.
         head_rows: the rows that pooling reads after the last block; None for all.
-        share_prefix, trim_last_block: switches of two exact savings (blocks before the first prompt run once for
-            query and prompted pass; the last block computes only the rows that are read).
+        share_prefix: switch of an exact saving: blocks before the first prompt run once, for the query and for the
+            prompted pass.
+        trim_last_block: switch of another: the last block computes only the rows that are read.
 
     Raises:
-        BackboneError: the model is not a plain vision transformer, or the checkpoint does not fit.
+        BackboneError: the model is not a plain vision transformer, the checkpoint does not fit, or an unknown
+            normalisation.
     """
 
     def __init__(
@@ -81,17 +86,11 @@ class FrozenViT(nn.Module):
         self.num_heads = int(vit.blocks[0].attn.num_heads)
         self.num_prefix_tokens = int(vit.num_prefix_tokens)
         self.num_tokens = int(vit.patch_embed.num_patches) + self.num_prefix_tokens
-        self.image_size = tuple(int(side) for side in vit.patch_embed.img_size)
         self.patch_size = tuple(int(side) for side in vit.patch_embed.patch_size)
-        self.in_chans = int(vit.patch_embed.proj.in_channels)
-        if normalise not in ("backbone", "unit"):
-            raise BackboneError(f'backbone.normalise must be backbone or unit, got "{normalise}"')
-        unit = normalise == "unit"
-        self.mean = per_channel([0.0] if unit else config["mean"], self.in_chans)
-        self.std = per_channel([1.0] if unit else config["std"], self.in_chans)
-        self.interpolation = str(config.get("interpolation", "bicubic"))
-        self.antialias = bool(config.get("antialias", True))
-        self.head_rows = slice(0, self.num_prefix_tokens) if vit.global_pool == "token" else None
+        self.has_class_token = bool(vit.has_class_token)
+        self.pooling = str(vit.global_pool)
+        self.inputs: ImageSpec = image_spec(vit, config, normalise)
+        self.head_rows = slice(0, self.num_prefix_tokens) if self.pooling == "token" else None
         self.share_prefix = True
         self.trim_last_block = True
         #: what stands between a method's prompts and the blocks, see :meth:`with_prompts_through`
@@ -111,6 +110,21 @@ class FrozenViT(nn.Module):
     def train(self, mode: bool = True) -> FrozenViT:
         """Stay in eval mode: a frozen backbone has no dropout and no stochastic depth."""
         return super().train(False)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of an image in pixels."""
+        return self.inputs.size
+
+    @property
+    def in_chans(self) -> int:
+        """Colour channels of an image."""
+        return self.inputs.channels
+
+    @property
+    def class_token(self) -> Tensor:
+        """The class token without a position, [1, 1, D]; only where ``has_class_token``."""
+        return self.vit.cls_token  # type: ignore[return-value]
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -174,8 +188,16 @@ class FrozenViT(nn.Module):
         return tokens if rows is None or trimmed is not None else tokens[:, rows]
 
     def norm(self, tokens: Tensor) -> Tensor:
-        """The final norm, token by token: [B, R, D] -> [B, R, D]."""
+        """The norm before pooling, token by token: [B, R, D] -> [B, R, D]; nothing where it stands behind."""
         return self.vit.norm(tokens)  # type: ignore[operator]
+
+    def pooled_norm(self, features: Tensor) -> Tensor:
+        """The norm behind pooling: [..., D] -> [..., D]; nothing where it stands before."""
+        return self.vit.fc_norm(features)  # type: ignore[operator]
+
+    def final(self, tokens: Tensor) -> Tensor:
+        """The final norm of tokens read one by one, wherever timm keeps it: [B, R, D] -> [B, R, D]."""
+        return self.pooled_norm(self.norm(tokens))
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Final norm and the model's own pooling: [B, N or head rows, D] -> [B, D]."""
@@ -207,7 +229,7 @@ class FrozenViT(nn.Module):
     def class_position(self) -> Tensor:
         """The position embedding of the class token, [D]; zeros where the backbone has none."""
         vit: Any = self.vit
-        if not vit.has_class_token or vit.no_embed_class or vit.pos_embed is None:
+        if not self.has_class_token or vit.no_embed_class or vit.pos_embed is None:
             return torch.zeros_like(vit.blocks[0].norm2.weight)
         return vit.pos_embed[0, 0]
 

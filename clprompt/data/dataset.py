@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clprompt.backbones.vit import FrozenViT
 from clprompt.data.bundle import DataBundle
 from clprompt.data.images import ImageCache, ImageSource
 from clprompt.data.transforms import Transform, make_transform
+from clprompt.inputs import TakesImages
 
 #: What the prepared images of one data set (training, or test) may take in memory.
 CACHE_BYTES = 2**30
@@ -67,7 +67,9 @@ class ImageDataset(Dataset):
         return self.transform.rest(image)
 
 
-def datasets_for(bundle: DataBundle, backbone: FrozenViT) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+def datasets_for(
+    bundle: DataBundle, backbone: TakesImages
+) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
     """The training set augmented, the training set under the evaluation transform, and the test set."""
     limit = CACHE_BYTES if bundle.cache else 0
     plain = make_transform(backbone)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, DataError
+from clprompt.inputs import TakesImages
 
 Augment = Literal["none", "standard", "autoaugment-cifar", "autoaugment-imagenet"]
 
@@ -36,14 +36,14 @@ class Transform:
         return self.rest(self.fixed(image))
 
 
-def make_transform(backbone: FrozenViT, augment: Augment = "none") -> Transform:
+def make_transform(backbone: TakesImages, augment: Augment = "none") -> Transform:
     """Image -> tensor [channels, H, W] as the backbone expects it.
 
     Images of 8 bits are resized in 8 bits, as timm does it: the weights have seen nothing else, and it is several
     times as fast as in floating point.
 
     Args:
-        backbone: gives size, channels, interpolation, mean and standard deviation.
+        backbone: says which images it takes: a backbone, or an :class:`clprompt.inputs.ImageSpec` by itself.
         augment: how training images are varied.
 
             - "none": scaled until it covers the backbone's size, then the centre of it; no distortion.
@@ -56,30 +56,30 @@ def make_transform(backbone: FrozenViT, augment: Augment = "none") -> Transform:
 
     Source: AutoAugment, Cubuk et al., CVPR 2019.
     """
-    if backbone.in_chans not in (1, 3):
-        raise ConfigError(f"images have 1 or 3 channels, the backbone takes {backbone.in_chans}")
-    size = (backbone.image_size[0], backbone.image_size[1])
+    spec = backbone.inputs
+    if spec.channels not in (1, 3):
+        raise ConfigError(f"images have 1 or 3 channels, the backbone takes {spec.channels}")
     how: dict[str, Any] = {
-        "interpolation": InterpolationMode(backbone.interpolation),
-        "antialias": backbone.antialias,
+        "interpolation": InterpolationMode(spec.interpolation),
+        "antialias": spec.antialias,
     }
-    fit, normalise = _Fit(size, **how), _Normalise(backbone.mean, backbone.std)
+    fit, normalise = _Fit(spec.size, **how), _Normalise(spec.mean, spec.std)
     if augment == "none":
-        return Transform(_Pixels(backbone.in_chans, fit), normalise, random=False)
+        return Transform(_Pixels(spec.channels, fit), normalise, random=False)
     if augment == "standard":
-        crop = [v2.RandomResizedCrop(size, (0.08, 1.0), **how), v2.RandomHorizontalFlip()]
-        return Transform(_Pixels(backbone.in_chans), v2.Compose([*crop, normalise]), random=True)
+        crop = [v2.RandomResizedCrop(spec.size, (0.08, 1.0), **how), v2.RandomHorizontalFlip()]
+        return Transform(_Pixels(spec.channels), v2.Compose([*crop, normalise]), random=True)
     if augment in get_args(Augment):
         policy = v2.AutoAugmentPolicy("cifar10" if augment == "autoaugment-cifar" else "imagenet")
         chain = [
             v2.ToDtype(torch.uint8, scale=True),  # the policies count in 256 levels
             v2.AutoAugment(policy),
             fit,
-            v2.RandomCrop(size, padding=4),
+            v2.RandomCrop(spec.size, padding=4),
             v2.RandomHorizontalFlip(),
             normalise,
         ]
-        return Transform(_Pixels(backbone.in_chans), v2.Compose(chain), random=True)
+        return Transform(_Pixels(spec.channels), v2.Compose(chain), random=True)
     raise ConfigError(f'data.augment must be one of {", ".join(get_args(Augment))}, got "{augment}"')
 
 

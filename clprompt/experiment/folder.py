@@ -140,14 +140,7 @@ def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataB
             "backbone": {**config.backbone, "sha256": backbone.fingerprint()},
             "class_names": bundle.class_names,
             "multi_label": bundle.train.targets.ndim > 1,
-            "transform": {
-                "image_size": list(backbone.image_size),
-                "channels": backbone.in_chans,
-                "interpolation": backbone.interpolation,
-                "antialias": backbone.antialias,
-                "mean": list(backbone.mean),
-                "std": list(backbone.std),
-            },
+            "transform": backbone.inputs.facts(),
         },
     )
 

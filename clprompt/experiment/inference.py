@@ -105,10 +105,10 @@ def _backbone_of(folder: Path, facts: Mapping[str, Any], weights: Mapping[str, T
             ) from error
     if backbone.fingerprint() != fingerprint:
         raise CheckpointError(f"{folder}: backbone {backbone.source} has other weights than in the run")
-    for key in ("interpolation", "antialias", "mean", "std"):  # as in the run, whatever timm says of it now
-        if key in facts["transform"]:
-            value = facts["transform"][key]
-            setattr(backbone, key, tuple(value) if isinstance(value, list) else value)
+    try:  # as in the run, whatever timm says of it now
+        backbone.inputs = backbone.inputs.updated(facts["transform"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'model.json'} cannot be read: transform: {error}") from error
     return backbone
 
 

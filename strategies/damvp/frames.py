@@ -148,8 +148,8 @@ def load_frame(path: str | Path, backbone: FrozenViT, pad: int) -> tuple[Tensor,
         )
     for name, own in (
         ("backbone", backbone.source),
-        ("mean", list(backbone.mean)),
-        ("std", list(backbone.std)),
+        ("mean", list(backbone.inputs.mean)),
+        ("std", list(backbone.inputs.std)),
     ):
         if facts.get(name) != own:
             tell(f"meta_file {path} was made with {name} {facts.get(name)}, not {own}")
@@ -187,8 +187,8 @@ def save_frame(
         "side": backbone.image_size[0],
         "pad": pad,
         "backbone": backbone.source,
-        "mean": list(backbone.mean),
-        "std": list(backbone.std),
+        "mean": list(backbone.inputs.mean),
+        "std": list(backbone.inputs.std),
         **facts,
     }
     data = save({"frame": frame.detach().cpu().contiguous()}, {"clprompt": json.dumps(whole)})

@@ -97,7 +97,7 @@ class MultiLaneModel(PromptModel):
         keep_logits: bool = True,
     ) -> None:
         super().__init__(backbone, seed=seed)
-        if not backbone.vit.has_class_token:
+        if not backbone.has_class_token:
             raise ConfigError(f"MULTI-LANE starts its lanes from a class token; {backbone.source} has none")
         if merge_to is None and selectors < 1:
             raise ConfigError(f"selectors must be at least 1 (or 0 together with merge_to), got {selectors}")
@@ -232,7 +232,7 @@ class MultiLaneModel(PromptModel):
         """
         if not groups:
             return [], None
-        start: Any = self.backbone.vit.cls_token
+        start = self.backbone.class_token
         tokens = [start.expand(len(images), len(group), -1) for group in groups]
         prompts = [torch.stack([self.prompts[lane] for lane in group]) for group in groups]  # (T, E, 2, P, D)
         chosen = [self._selector_stream(group) if self.merge_to is None else [] for group in groups]
@@ -259,7 +259,7 @@ class MultiLaneModel(PromptModel):
                     )
             if not self.drop_and_replace:
                 break  # the lanes have left the patches
-        features = [self._final(lane) for lane in tokens]
+        features = [self.backbone.final(lane) for lane in tokens]
         return [F.normalize(f, dim=-1) if self.normalize else f for f in features], self._frozen_class(x)
 
     @torch.no_grad()
@@ -268,11 +268,7 @@ class MultiLaneModel(PromptModel):
         if not self.by_key:
             return None
         blocks = slice(-1, None) if self.drop_and_replace else slice(None)
-        return self._final(self.backbone.run(x, blocks=blocks, rows=slice(0, 1)))[:, 0]
-
-    def _final(self, tokens: Tensor) -> Tensor:
-        """The final norm of class tokens, wherever timm keeps it for this pooling."""
-        return self.backbone.vit.fc_norm(self.backbone.norm(tokens))  # type: ignore[operator]
+        return self.backbone.final(self.backbone.run(x, blocks=blocks, rows=slice(0, 1)))[:, 0]
 
     def _selector_stream(self, group: Sequence[int]) -> list[Tensor]:
         """The normalised selectors that each block sees, [T, S, D] per block, scaled for the selection.
@@ -328,10 +324,10 @@ class MultiLaneModel(PromptModel):
         """Lanes for tasks of so many classes, with the initial values of a first task."""
         count, length, blocks = self.sizes
         width = self.backbone.width
-        like = self.backbone.vit.cls_token  # type: ignore[union-attr]
+        like = self.backbone.class_token
 
         def parameter(values: Tensor) -> nn.Parameter:
-            return nn.Parameter(values.to(like))  # type: ignore[arg-type]
+            return nn.Parameter(values.to(like))
 
         for classes in sizes:
             lane = self.num_lanes
@@ -395,6 +391,8 @@ class MultiLaneModel(PromptModel):
         names = getattr(self, "class_names", [str(c) for c in range(self.num_classes)])
         rows = [", ".join(names[int(c)] for c in self.classes_of(lane)) for lane in range(self.num_lanes)]
         maps = self.selector_maps(images, range(self.num_lanes))
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.backbone.mean, self.backbone.std))
+        mean, std = (
+            torch.tensor(v).view(-1, 1, 1) for v in (self.backbone.inputs.mean, self.backbone.inputs.std)
+        )
         pixels = (images.cpu().float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
         return attention_figures(pixels.numpy(), maps.cpu().double().numpy(), rows, "selector")

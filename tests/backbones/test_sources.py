@@ -223,7 +223,7 @@ def test_every_embedded_backbone_loads_with_its_recorded_shape_and_weights():
         images = images_for(backbone, batch=2)
         assert backbone.features(images).shape == (2, backbone.width)
         assert backbone.features(images).isfinite().all()
-        assert len(backbone.mean) == backbone.in_chans
+        assert len(backbone.inputs.mean) == backbone.in_chans
         assert backbone.fingerprint() == FrozenViT(name).fingerprint()
         with pytest.raises(BackboneError, match="fixed shape"):
             FrozenViT(name, depth=2)

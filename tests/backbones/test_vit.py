@@ -93,7 +93,7 @@ def test_attributes_describe_the_model(kind):
     assert (backbone.depth, backbone.width, backbone.num_heads) == (3, 32, 2)
     assert backbone.image_size == (32, 32)
     assert backbone.num_tokens - backbone.num_prefix_tokens == 16
-    assert len(backbone.mean) == len(backbone.std) == backbone.in_chans
+    assert len(backbone.inputs.mean) == len(backbone.inputs.std) == backbone.in_chans
     assert backbone.features(tokens).shape == (3, 32)
 
 
@@ -267,8 +267,8 @@ def test_building_draws_nothing_from_the_global_random_state():
 
 
 def test_pixels_may_stay_in_the_unit_interval():
-    assert FrozenViT("vit_letters").mean == (0.5,)
+    assert FrozenViT("vit_letters").inputs.mean == (0.5,)
     unit = FrozenViT("vit_letters", normalise="unit")
-    assert (unit.mean, unit.std) == ((0.0,), (1.0,))
+    assert (unit.inputs.mean, unit.inputs.std) == ((0.0,), (1.0,))
     with pytest.raises(BackboneError, match="normalise must be backbone or unit"):
         FrozenViT("vit_letters", normalise="imagenet")

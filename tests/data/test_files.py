@@ -154,7 +154,9 @@ def test_images_of_every_kind_train_together(mode: str, folder: Path) -> None:
     found = [item[0] for dataset in (train, test) for item in dataset]
     assert {tuple(tensor.shape) for tensor in found} == {(3, 16, 16)}
     brightest = max(found, key=lambda tensor: tensor.mean())
-    assert torch.allclose(brightest[:, 0, 0], (1 - torch.tensor(vit.mean)) / torch.tensor(vit.std))
+    assert torch.allclose(
+        brightest[:, 0, 0], (1 - torch.tensor(vit.inputs.mean)) / torch.tensor(vit.inputs.std)
+    )
 
 
 def test_labels_are_read_without_decoding_an_image(folder: Path) -> None:

@@ -60,9 +60,15 @@ def test_the_evaluation_transform_is_timms_own() -> None:
 def test_pixels_are_normalised_by_the_backbones_constants() -> None:
     vit = backbone()
     black, white = (torch.full((3, 32, 32), value, dtype=torch.uint8) for value in (0, 255))
-    mean, std = torch.tensor(vit.mean), torch.tensor(vit.std)
+    mean, std = torch.tensor(vit.inputs.mean), torch.tensor(vit.inputs.std)
     assert torch.allclose(make_transform(vit)(black)[:, 0, 0], -mean / std)
     assert torch.allclose(make_transform(vit)(white)[:, 0, 0], (1 - mean) / std)
+
+
+def test_a_transform_needs_no_backbone_only_its_specification() -> None:
+    vit = backbone()
+    image = torch.arange(3 * 40 * 60).reshape(3, 40, 60).to(torch.uint8)
+    assert torch.equal(make_transform(vit.inputs)(image), make_transform(vit)(image))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 64), (48, 16)])

@@ -233,7 +233,7 @@ def test_three_steps_of_adam_follow_the_golden_ones_and_no_decay_moves_old_lanes
 def plain_lane(model: MultiLaneModel, images: Tensor, lane: int) -> Tensor:
     """One lane as the method is described: selectors per image, summaries as tokens, every row computed; [B, D]."""
     backbone, batch = model.backbone, len(images)
-    cls = backbone.vit.cls_token.expand(batch, -1, -1)
+    cls = backbone.class_token.expand(batch, -1, -1)
     chosen = model.selectors[lane].expand(batch, -1, -1)  # (B, S, D)
     x = backbone.embed(images)
     for index, block in enumerate(backbone.blocks):
@@ -249,7 +249,7 @@ def plain_lane(model: MultiLaneModel, images: Tensor, lane: int) -> Tensor:
         together = residual_mlp(block, torch.cat([cls, chosen], 1), torch.cat([attended[:, :1], own], 1))
         cls, chosen = together[:, :1], together[:, 1:]
         x = block(x)
-    features = backbone.vit.fc_norm(backbone.norm(cls[:, 0]))
+    features = backbone.final(cls[:, 0])
     return F.normalize(features, dim=-1)
 
 

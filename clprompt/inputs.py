@@ -1,0 +1,71 @@
+"""What images a frozen tower takes: the same facts for the backbone, the transforms and ``model.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Images as a backbone's weights have seen them.
+
+    Args:
+        size: (height, width) in pixels.
+        channels: colour channels.
+        interpolation: how images are resized, in torchvision's words ("bicubic", "bilinear", ...).
+        antialias: whether resizing to a smaller size smooths.
+        mean: subtracted from pixels in [0, 1], one per channel.
+        std: divided by, one per channel.
+
+    Raises:
+        ValueError: another number of means or deviations than of channels.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    interpolation: str
+    antialias: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(
+                    f"{name} must have one value per channel ({self.channels}), got {len(values)}"
+                )
+
+    @property
+    def inputs(self) -> ImageSpec:
+        """Itself, so that a transform takes a specification as it takes whatever has one."""
+        return self
+
+    def facts(self) -> dict[str, Any]:
+        """What ``model.json`` holds under ``transform``."""
+        return {
+            "image_size": list(self.size),
+            "channels": self.channels,
+            "interpolation": self.interpolation,
+            "antialias": self.antialias,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def updated(self, facts: Mapping[str, Any]) -> ImageSpec:
+        """This specification with what :meth:`facts` once said of resizing and normalisation.
+
+        Size and channels stay: they follow from the weights. A fact that is not there stays, too.
+        """
+        values = {key: facts[key] for key in ("interpolation", "antialias") if key in facts}
+        values |= {key: tuple(facts[key]) for key in ("mean", "std") if key in facts}
+        return replace(self, **values)
+
+
+class TakesImages(Protocol):
+    """Whatever says which images it takes: an :class:`ImageSpec`, or a backbone that holds one."""
+
+    @property
+    def inputs(self) -> ImageSpec:
+        """The images."""
