@@ -106,6 +106,20 @@ for folder in sorted(pathlib.Path(clprompt.__file__).parent.iterdir()):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
+def test_no_face_names_something_as_one_of_its_modules_is_named() -> None:
+    """Such a name would be the module or the object, whichever was imported first."""
+    code = """
+import importlib, pathlib, clprompt
+root = pathlib.Path(clprompt.__file__).parent
+for folder in [root, *sorted(path for path in root.iterdir() if path.is_dir())]:
+    if (folder / "__init__.py").exists():
+        face = importlib.import_module("clprompt" if folder == root else f"clprompt.{folder.name}")
+        modules = {path.stem for path in folder.iterdir()}
+        assert not modules & set(getattr(face, "__all__", ())), folder
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
 def test_every_folder_with_modules_is_a_package() -> None:
     tops = ("clprompt", "strategies", "scenarios")
     folders = {path.parent for top in tops for path in (ROOT / top).rglob("*.py")}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from clprompt import lazy_names
 
 if TYPE_CHECKING:
-    from clprompt.avalanche.benchmark import benchmark as benchmark
     from clprompt.avalanche.benchmark import to_avalanche as to_avalanche
     from clprompt.avalanche.online import to_online_avalanche as to_online_avalanche
     from clprompt.avalanche.replay import MemoryEngine as MemoryEngine
@@ -19,7 +18,6 @@ __all__, __getattr__, __dir__ = lazy_names(
     {
         "MemoryEngine": "clprompt.avalanche.replay",
         "PromptStrategy": "clprompt.avalanche.strategy",
-        "benchmark": "clprompt.avalanche.benchmark",
         "make_strategy": "clprompt.avalanche.strategy",
         "to_avalanche": "clprompt.avalanche.benchmark",
         "to_online_avalanche": "clprompt.avalanche.online",

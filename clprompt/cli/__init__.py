@@ -8,12 +8,10 @@ from clprompt import lazy_names
 
 if TYPE_CHECKING:
     from clprompt.cli.main import entry as entry
-    from clprompt.cli.main import main as main
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "entry": "clprompt.cli.main",
-        "main": "clprompt.cli.main",
     },
 )

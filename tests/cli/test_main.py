@@ -86,7 +86,7 @@ def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\n"
-        "from clprompt.cli import main\n"
+        "from clprompt.cli.main import main\n"
         f"assert main({[*command, '--help']}) == 0\n"
         "heavy = {'torch', 'torchvision', 'timm', 'avalanche', 'matplotlib', 'numpy', 'omegaconf', 'rich'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
@@ -112,7 +112,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 def test_listing_configurations_and_completing_them_loads_no_torch() -> None:
     code = (
         "import sys\n"
-        "from clprompt.cli import main, _complete_config, _complete_override\n"
+        "from clprompt.cli.main import main, _complete_config, _complete_override\n"
         "assert main(['list', 'configs']) == 0\n"
         "assert 'quickstart' in [item.value for item in _complete_config(None, None, 'quick')]\n"
         "assert [item.value for item in _complete_override(None, None, 'training.lr')] == ['training.lr=']\n"
