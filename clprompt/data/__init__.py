@@ -4,8 +4,9 @@
 digits, letters                           8x8 images that come with clprompt; no download
 synthetic                                 generated coloured blobs, of any size and number
 imagefolder, csv, npz                     your own images, see :mod:`clprompt.data.sets.imagefolder`
+multi_label_csv, multi_label_npz          the same with a set of labels for each image
 cifar100, flowers102, ...                 torchvision's, see :mod:`clprompt.data.sets.torchvision`
-multi_label_csv, coco, voc2007, ...       label sets
+coco, voc2007, mosaic, digit_mosaics      label sets of published images, or composed of labelled ones
 ========================================= ==========================================================
 
 A data set of your own is a function that returns a :class:`DataBundle`; its typed keyword arguments are the keys of
@@ -22,8 +23,8 @@ from clprompt import lazy_names
 
 if TYPE_CHECKING:
     from clprompt.data.bundle import DataBundle as DataBundle
-    from clprompt.data.bundle import Selection as Selection
     from clprompt.data.bundle import assemble as assemble
+    from clprompt.data.bundle import assemble_sets as assemble_sets
     from clprompt.data.dataset import ImageDataset as ImageDataset
     from clprompt.data.dataset import datasets_for as datasets_for
     from clprompt.data.images import ImageArray as ImageArray
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from clprompt.data.loading import image_stream as image_stream
     from clprompt.data.loading import training_batches as training_batches
     from clprompt.data.plan import Plan as Plan
+    from clprompt.data.selection import Selection as Selection
     from clprompt.data.sets.digits import digits as digits
     from clprompt.data.sets.letters import letters as letters
     from clprompt.data.sets.mosaic import mosaic as mosaic
@@ -50,8 +52,9 @@ __all__, __getattr__, __dir__ = lazy_names(
         "ImageFiles": "clprompt.data.images",
         "ImageSource": "clprompt.data.images",
         "Plan": "clprompt.data.plan",
-        "Selection": "clprompt.data.bundle",
+        "Selection": "clprompt.data.selection",
         "assemble": "clprompt.data.bundle",
+        "assemble_sets": "clprompt.data.bundle",
         "datasets": "clprompt.registry",
         "datasets_for": "clprompt.data.dataset",
         "digits": "clprompt.data.sets.digits",

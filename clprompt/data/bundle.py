@@ -1,4 +1,4 @@
-"""From loaded labels to a data set: label maps, test splits, subsets, and what is wrong with them."""
+"""From loaded labels or label sets to a data set: label maps, both parts, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from typing import Any, Literal
 import numpy as np
 
 from clprompt.data.images import ImageFiles, ImageSource, Selected, unreadable
+from clprompt.data.selection import (
+    Selection,
+    chosen_classes,
+    drawn_test,
+    drawn_test_of_sets,
+    listed_classes,
+    ranks,
+)
 from clprompt.data.transforms import Augment
-from clprompt.errors import ConfigError, DataError, nearest, tell
-from clprompt.seeding import derive
-
-#: What the ``classes`` argument of a data set may be.
-Classes = str | list[int | str]
+from clprompt.errors import ConfigError, DataError, tell
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,10 @@ class DataBundle:
     """A data set: training and test images, class names by class id, and how training images are augmented.
 
     Attributes:
+        name: what messages call it.
+        train: training images and their targets.
+        test: test images and their targets.
+        class_names: by class id.
         augment: see :func:`clprompt.data.transforms.make_transform`.
         cache: whether prepared images stay in memory between epochs and evaluations.
     """
@@ -35,36 +43,6 @@ class DataBundle:
     class_names: list[str]
     augment: Augment = "none"
     cache: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Which images of a data set are used; the arguments of the same names of every data set that has them.
-
-    Attributes:
-        classes: the classes to keep: names, or positions in the sorted class list; "0-19,25" is a list as well.
-        train_per_class, test_per_class: at most so many images of each class, drawn by ``split_seed``; a smaller
-            number keeps some of those that a larger one keeps.
-        test_fraction: share of each class that is the test set, where the data has no split of its own.
-        split_seed: decides both draws.
-
-    Raises:
-        ConfigError: a number out of range.
-    """
-
-    classes: Classes | None = None
-    train_per_class: int | None = None
-    test_per_class: int | None = None
-    test_fraction: float = 0.2
-    split_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.test_fraction < 1:
-            raise ConfigError(f"data.test_fraction must be between 0 and 1, got {self.test_fraction}")
-        for key in ("train_per_class", "test_per_class"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{key} must be at least 1, got {value}")
 
 
 def assemble(
@@ -79,15 +57,17 @@ def assemble(
     encoded: bool = True,
     names: Sequence[str] | None = None,
 ) -> DataBundle:
-    """A data set from all its images, training and test.
+    """A data set from all its images, training and test, with one label each.
 
     Args:
         name: of the data set; messages begin with it.
-        load: index -> image; see :class:`ImageSource`, as for ``encoded``.
+        load: index -> image; see :class:`ImageSource`.
         labels: one per image, integers or text, [n].
         is_test: which images are test images, bool [n]; None to draw them by ``selection``.
         selection: which images are used.
-        augment, cache: see :class:`DataBundle`.
+        augment: see :class:`DataBundle`.
+        cache: see :class:`DataBundle`.
+        encoded: see :class:`ImageSource`.
         names: class names by integer label; the labels themselves by default.
 
     Raises:
@@ -103,15 +83,81 @@ def assemble(
         class_names = [class_names[c] for c in chosen]
         keep = np.flatnonzero(np.isin(targets, chosen))
         targets = np.searchsorted(chosen, targets[keep])
-    test = _draw_test(name, targets, class_names, selection) if is_test is None else is_test[keep]
+    test = drawn_test(name, targets, class_names, selection) if is_test is None else is_test[keep]
     _check_split(name, targets, test, class_names)
+    train, test = _parts(load, keep, targets, test, selection, encoded)
+    return DataBundle(name, train, test, class_names, augment, cache)
+
+
+def assemble_sets(
+    name: str,
+    load: Callable[[int], Any],
+    hot: np.ndarray,
+    is_test: np.ndarray | None,
+    selection: Selection,
+    *,
+    augment: Augment,
+    cache: bool,
+    encoded: bool = True,
+    names: Sequence[str],
+) -> DataBundle:
+    """A data set from all its images, training and test, with a set of labels each.
+
+    An image that loses its last label to ``selection.classes`` is left out; one that never had a label stays.
+
+    Args:
+        name: of the data set; messages begin with it.
+        load: index -> image; see :class:`ImageSource`.
+        hot: label sets, multi-hot 0/1, [n, C].
+        is_test: which images are test images, bool [n]; None to draw them by ``selection``.
+        selection: which images are used.
+        augment: see :class:`DataBundle`.
+        cache: see :class:`DataBundle`.
+        encoded: see :class:`ImageSource`.
+        names: class names, C of them.
+
+    Raises:
+        DataError: no training image, no test image, too few images to be split.
+        ConfigError: ``selection`` names classes that are not there.
+    """
+    keep = np.arange(len(hot))
+    if selection.classes is not None:
+        chosen = listed_classes(selection.classes, names)
+        names = [names[c] for c in chosen]
+        keep = np.flatnonzero(hot[:, chosen].any(1) | ~hot.any(1))
+        hot = hot[keep][:, chosen]
+    test = drawn_test_of_sets(name, hot, selection) if is_test is None else is_test[keep]
+    _check_parts(name, (~test).sum(), test.sum())
+    train, test = _parts(load, keep, hot, test, selection, encoded)
+    _check_parts(name, len(train), len(test))  # a limit leaves images without labels out
+    return DataBundle(name, train, test, list(names), augment, cache)
+
+
+def _parts(
+    load: Callable[[int], Any],
+    keep: np.ndarray,
+    targets: np.ndarray,
+    test: np.ndarray,
+    selection: Selection,
+    encoded: bool,
+) -> list[ImageSource]:
+    """Training and test images within their limits.
+
+    Args:
+        load: index -> image.
+        keep: the indices that are used, [n].
+        targets: of those, [n] or [n, C].
+        test: which of those are test images, bool [n].
+        selection: the limits, and the seed of their draws.
+        encoded: see :class:`ImageSource`.
+    """
     parts = []
     for which, limit in ((~test, selection.train_per_class), (test, selection.test_per_class)):
         where = np.flatnonzero(which)
         if limit is not None:
-            where = where[_rank(targets[where], selection.split_seed, "subset") < limit]
+            where = where[ranks(targets[where], selection.split_seed, "subset") < limit]
         parts.append(ImageSource(Selected(load, keep[where]), targets[where], encoded))
-    return DataBundle(name, parts[0], parts[1], class_names, augment, cache)
+    return parts
 
 
 def class_ids(
@@ -151,98 +197,9 @@ def class_ids(
     return ids.astype(np.int64), [str(names[int(value)]) for value in values]
 
 
-def chosen_classes(classes: Classes, class_names: Sequence[str]) -> np.ndarray:
-    """The sorted class ids that a ``classes`` argument means, int64 [n].
-
-    Raises:
-        ConfigError: a class that is not there, or none at all.
-    """
-    words: list[int | str] = [*(classes.split(",") if isinstance(classes, str) else classes)]
-    count = len(class_names)
-    found: set[int] = set()
-    for word in words:
-        text = str(word).strip()
-        span = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", text)
-        if text in class_names and not isinstance(word, int):
-            found.add(class_names.index(text))
-        elif span:
-            first, last = int(span[1]), int(span[2] or span[1])
-            if first > last or last >= count:
-                raise ConfigError(f"data.classes: {text} is not within the {count} classes 0-{count - 1}")
-            found.update(range(first, last + 1))
-        else:
-            hint = nearest(text, class_names)
-            raise ConfigError(f'data.classes: there is no class "{text}"{hint}')
-    if not found:
-        raise ConfigError("data.classes must name a class")
-    return np.array(sorted(found), dtype=np.int64)
-
-
-def split_column(values: Sequence[Any] | np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a column says about the split: text (train, test, val) or 0 and 1.
-
-    Returns:
-        Which images are test images, and which are used at all, both bool [n]: validation images are the test set
-        where there is no other, and are left out where there is.
-
-    Raises:
-        DataError: another word.
-    """
-    words = {
-        "train": "train",
-        "training": "train",
-        "0": "train",
-        "1": "test",
-        "test": "test",
-        "testing": "test",
-    }
-    words |= dict.fromkeys(("val", "valid", "validation"), "val")
-    parts = []
-    for position, value in enumerate(values):
-        text = value.decode() if isinstance(value, bytes) else str(value)
-        part = words.get(text.strip().lower())
-        if part is None:
-            raise DataError(
-                f'{name}: split "{text}" of image {position} must be train, test or val (or 0, 1)'
-            )
-        parts.append(part)
-    array = np.array(parts)
-    if not (array == "test").any():
-        array[array == "val"] = "test"
-    left = int((array == "val").sum())
-    if left:
-        tell(f"{name}: {left} validation images are left out, as there are test images")
-    return array == "test", array != "val"
-
-
-def _rank(targets: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    """The place of each sample in a random order of its class, [n]; O(n log n)."""
-    order = np.random.default_rng(derive(seed, purpose)).permutation(len(targets))
-    order = order[np.argsort(targets[order], kind="stable")]
-    sizes = np.bincount(targets)
-    rank = np.empty(len(targets), dtype=np.int64)
-    rank[order] = np.arange(len(targets)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return rank
-
-
-def _draw_test(name: str, targets: np.ndarray, names: Sequence[str], selection: Selection) -> np.ndarray:
-    sizes = np.bincount(targets, minlength=len(names))
-    small = np.flatnonzero(sizes < 2)
-    if small.size:
-        more = f" (and {small.size - 1} more classes)" if small.size > 1 else ""
-        raise DataError(
-            f'{name}: class "{names[small[0]]}" has one image{more}; with no test set given, a class needs two, '
-            "one to train and one to test"
-        )
-    share = np.clip(np.rint(sizes * selection.test_fraction), 1, sizes - 1)
-    return _rank(targets, selection.split_seed, "test") < share[targets]
-
-
 def _check_split(name: str, targets: np.ndarray, test: np.ndarray, names: Sequence[str]) -> None:
     train_sizes, test_sizes = (np.bincount(targets[part], minlength=len(names)) for part in (~test, test))
-    for sizes, what in ((train_sizes, "training"), (test_sizes, "test")):
-        if not sizes.any():
-            raise DataError(f"{name}: there is no {what} image")
+    _check_parts(name, train_sizes.sum(), test_sizes.sum())
     untrained = np.flatnonzero(train_sizes == 0)
     if untrained.size:
         raise DataError(f"{name}: {_listed(names, untrained)} test images, but no training image")
@@ -254,18 +211,33 @@ def _check_split(name: str, targets: np.ndarray, test: np.ndarray, names: Sequen
         tell(f"{name}: {_listed(names, single)} one training image only")
 
 
+def _check_parts(name: str, train: int, test: int) -> None:
+    for count, what in ((train, "training"), (test, "test")):
+        if not count:
+            raise DataError(f"{name}: there is no {what} image")
+
+
 def _listed(names: Sequence[str], which: np.ndarray) -> str:
     if which.size == 1:
         return f'class "{names[which[0]]}" has'
     return f'{which.size} classes ("{names[which[0]]}", "{names[which[1]]}"{", ..." * (which.size > 2)}) have'
 
 
+# ---------------------------------------------------------------------------------------------- bad images
+
 OnBadImage = Literal["error", "skip"]
-_HINT = "; mend or remove it, or set data.on_bad_image=skip"
+HINT = "; mend or remove it, or set data.on_bad_image=skip"
 
 
-def _readable(name: str, load: Callable[[int], Any], count: int, on_bad_image: OnBadImage) -> np.ndarray:
-    """The indices of the images to use, [n]."""
+def readable(name: str, load: Callable[[int], Any], count: int, on_bad_image: OnBadImage) -> np.ndarray:
+    """The indices of the images to use, int64 [n].
+
+    Args:
+        name: of the data set; messages begin with it.
+        load: index -> image.
+        count: how many images there are.
+        on_bad_image: "error" uses all of them; "skip" decodes all of them and leaves out those that cannot be read.
+    """
     if on_bad_image not in ("error", "skip"):
         raise ConfigError(f'data.on_bad_image must be error or skip, got "{on_bad_image}"')
     everything = np.arange(count)
@@ -273,58 +245,36 @@ def _readable(name: str, load: Callable[[int], Any], count: int, on_bad_image: O
         return everything
     bad = unreadable(load, everything)
     if bad:
-        first = next(iter(bad.values())).removesuffix(_HINT)
+        first = next(iter(bad.values())).removesuffix(HINT)
         tell(f"{name}: {len(bad)} of {count} images are left out; the first: {first}")
     return np.setdiff1d(everything, list(bad))
 
 
-def _from_paths(
-    name: str,
-    paths: Sequence[str],
-    labels: Sequence[Any],
-    is_test: np.ndarray | None,
-    selection: Selection,
-    on_bad_image: OnBadImage,
-    augment: Augment,
-    cache: bool,
-) -> DataBundle:
-    if on_bad_image == "error":  # what can be seen without decoding is told before anything is trained
+def readable_files(
+    name: str, paths: Sequence[str], on_bad_image: OnBadImage
+) -> tuple[ImageFiles, np.ndarray]:
+    """A loader of image files, and the indices of those to use, int64 [n].
+
+    Args:
+        name: of the data set; messages begin with it.
+        paths: of the files.
+        on_bad_image: see :func:`readable`.
+
+    Raises:
+        DataError: a file that is missing or empty; what can be seen without decoding is told before anything trains.
+    """
+    if on_bad_image == "error":
         for path in paths:
             try:
                 problem = "" if os.path.getsize(path) else "it is empty"
             except OSError:
                 problem = "there is no such file"
             if problem:
-                raise DataError(f"{path}: the image cannot be read: {problem}{_HINT}")
-    load = ImageFiles(list(paths), _HINT)
-    use = _readable(name, load, len(paths), on_bad_image)
-    return assemble(
-        name,
-        Selected(load, use),
-        np.asarray(labels)[use],
-        None if is_test is None else is_test[use],
-        selection,
-        augment=augment,
-        cache=cache,
-    )
+                raise DataError(f"{path}: the image cannot be read: {problem}{HINT}")
+    load = ImageFiles(list(paths), HINT)
+    return load, readable(name, load, len(paths), on_bad_image)
 
 
-# ------------------------------------------------------------------------------------------------ files
-
-
-def _image_source(paths: Sequence[Path], targets: np.ndarray) -> ImageSource:
+def image_files(paths: Sequence[Path], targets: np.ndarray) -> ImageSource:
+    """Image files with their targets, as they are listed."""
     return ImageSource(ImageFiles([str(path) for path in paths]), targets, encoded=True)
-
-
-def _multi_hot(
-    labels: Sequence[Sequence[str]], names: Sequence[str], where: Callable[[int], str]
-) -> np.ndarray:
-    """Label names per sample -> uint8 [n, C]; ``where`` names a sample in the message about an unknown class."""
-    column = {name: c for c, name in enumerate(names)}
-    hot = np.zeros((len(labels), len(names)), dtype=np.uint8)
-    for row, given in enumerate(labels):
-        for name in given:
-            if name not in column:
-                raise DataError(f'{where(row)}: unknown class "{name}"{nearest(name, names)}')
-            hot[row, column[name]] = 1
-    return hot

@@ -122,7 +122,9 @@ class ImageBytes:
 
     Attributes:
         name: of the whole, for messages.
-        data: uint8 [bytes]. offsets: where each file begins, and the end, int64 [n + 1].
+        data: uint8 [bytes].
+        offsets: where each file begins, and the end, int64 [n + 1].
+        hint: what messages about a bad image end with.
     """
 
     name: str
@@ -157,6 +159,27 @@ class Selected:
 
     def __call__(self, index: int) -> Any:
         return self.load(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The images of several loaders, one after the other.
+
+    Attributes:
+        loads: index -> image, of each part.
+        counts: how many images each part has.
+    """
+
+    loads: Sequence[Callable[[int], Any]]
+    counts: Sequence[int]
+
+    def __call__(self, index: int) -> Any:
+        position = index
+        for load, count in zip(self.loads, self.counts, strict=True):
+            if position < count:
+                return load(position)
+            position -= count
+        raise IndexError(index)
 
 
 def unreadable(load: Callable[[int], Any], indices: Sequence[int] | np.ndarray) -> dict[int, str]:

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clprompt import registry, schema
-from clprompt.data.bundle import Classes, DataBundle, chosen_classes
+from clprompt.data.bundle import DataBundle
 from clprompt.data.dataset import datasets_for
 from clprompt.data.loading import subset
+from clprompt.data.selection import Classes, chosen_classes
 from clprompt.errors import ConfigError
 from clprompt.registry import make_registered
 from clprompt.system import overlay

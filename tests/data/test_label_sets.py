@@ -72,31 +72,52 @@ def test_a_csv_of_paths_and_labels_is_a_data_set(tmp_path):
         picture(tmp_path / f"{name}.png")
     train = write(tmp_path / "train.csv", "path,label\na.png,dog;cat\nb.png,\n")
     test = write(tmp_path / "test.csv", "path,label\nc.png,cat\n")
-    bundle = multi_label_csv(train=train, test=test)
+    bundle = multi_label_csv(path=train, test_path=test)
     assert bundle.class_names == ["cat", "dog"]
     assert bundle.train.targets.tolist() == [[1, 1], [0, 0]]
     assert bundle.test.targets.tolist() == [[1, 0]]
     assert bundle.train.load(0).size == (8, 6)
-    named = multi_label_csv(train=train, test=test, classes=["dog", "cat", "cow"])
-    assert named.train.targets.tolist() == [[1, 1, 0], [0, 0, 0]]
+    named = multi_label_csv(path=train, test_path=test, classes=["dog", "cat"])
+    assert named.class_names == ["dog", "cat"]
+    assert named.test.targets.tolist() == [[0, 1]]
+    with pytest.raises(ConfigError, match='there is no class "cow"'):
+        multi_label_csv(path=train, test_path=test, classes=["dog", "cat", "cow"])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("path,label\na.png,dgo\n", 'test.csv, line 2: unknown class "dgo".*"dog"'),
-        ("image,label\na.png,dog\n", "first line must be path,label"),
-        ("path,label\na.png,dog,cat\n", "line 2: must be a path and labels"),
-        ("path,label\nnothing.png,dog\n", "there is no image"),
-        ("path,label\n", "no image is listed"),
+        (
+            "path,label\na.png,\na.png,cow\n",
+            'test.csv, line 3: unknown class "cow"; no training image has it',
+        ),
+        (
+            "image,label\na.png,dog\n",
+            'test.csv: there is no column "path" in the first line, .*: image, label',
+        ),
+        (
+            "path,label\na.png,dog,cat\n",
+            "test.csv, line 2: there are more cells than columns; .* joined by ;",
+        ),
+        ("path,label\na.png\n", "test.csv, line 2: the label is missing; .* ends in a comma"),
+        ("path,label\n,dog\n", "test.csv, line 2: the path is missing"),
+        ("path,label\nnothing.png,dog\n", "nothing.png: the image cannot be read: there is no such file"),
+        ("path,label\n", "test.csv: there is no image in it"),
     ],
 )
 def test_a_csv_with_a_mistake_is_refused_in_one_line(tmp_path, text, message):
     picture(tmp_path / "a.png")
     train = write(tmp_path / "train.csv", "path,label\na.png,dog;cat\n")
     with pytest.raises(DataError, match=message) as caught:
-        multi_label_csv(train=train, test=write(tmp_path / "test.csv", text))
+        multi_label_csv(path=train, test_path=write(tmp_path / "test.csv", text))
     assert "\n" not in str(caught.value)
+
+
+def test_a_csv_without_any_label_is_refused(tmp_path):
+    picture(tmp_path / "a.png")
+    with pytest.raises(DataError, match="no line has a label"):
+        multi_label_csv(path=write(tmp_path / "all.csv", "path,label\na.png,\na.png,\n"))
 
 
 def arrays(**changed):
@@ -124,6 +145,7 @@ def test_an_npz_of_multi_hot_targets_is_a_data_set(tmp_path):
         ({"test_targets": np.ones((2, 4))}, "has 3 classes, test_targets 4"),
         ({"class_names": np.array(["a"])}, "1 class names for 3 classes"),
         ({"train_images": np.zeros(3)}, r"must be \[n, H, W\]"),
+        ({"split": np.zeros(5)}, "holds a split beside train_images and test_images"),
     ],
 )
 def test_an_npz_with_a_mistake_is_refused_in_one_line(tmp_path, changed, message):

@@ -334,15 +334,10 @@ def test_a_wrong_argument_is_one_line(name: str, arguments: dict, message: str) 
     assert "\n" not in str(told.value)
 
 
-#: two of them have arguments without defaults
-LABEL_SETS = {"coco", "digit_mosaics", "mosaic", "multi_label_csv", "multi_label_npz", "voc2007"}
-
-
 def test_every_data_set_has_typed_keyword_arguments_with_defaults_and_a_summary() -> None:
     entries = [datasets.get(name) for name in datasets.names()]
     own = [entry for entry in entries if entry.module.startswith("clprompt.data.sets.")]
-    own = [entry for entry in own if entry.name not in LABEL_SETS]
-    assert len(own) == 16
+    assert len(own) == 22
     for entry in own:
         assert entry.summary.endswith((".", ";"))
         hints = typing.get_type_hints(entry.target)

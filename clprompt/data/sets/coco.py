@@ -1,7 +1,4 @@
-"""Multi-label data sets: mosaics of single-label images, and readers of CSV, .npz, COCO and VOC files.
-
-Targets are multi-hot, uint8 [n, C]; class names are in alphabetical order where the file gives no other.
-"""
+"""COCO with its label sets: multi-hot targets, uint8 [n, C]."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clprompt.data.bundle import DataBundle, _image_source
+from clprompt.data.bundle import DataBundle, image_files
 from clprompt.data.images import ImageSource
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
@@ -31,19 +28,21 @@ def coco(
 
     Args:
         path: folder that holds what the other arguments name, relative to it.
-        train_annotations, test_annotations: JSON files of instances.
-        train_images, test_images: folders of images.
-        augment: "none" or "standard".
+        train_annotations: JSON file of instances.
+        test_annotations: JSON file of instances of the same categories.
+        train_images: folder of training images.
+        test_images: folder of test images.
+        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
     """
     root, sources, names = Path(path), {}, None
     for part, file, folder in (
         ("train", train_annotations, train_images),
         ("test", test_annotations, test_images),
     ):
-        sources[part], found = _read_coco(root / file, root / folder)
-        if names is not None and found != names:
+        sources[part], categories = _read_coco(root / file, root / folder)
+        if names is not None and categories != names:
             raise DataError(f"{root / file} has other categories than {root / train_annotations}")
-        names = found
+        names = categories
     return DataBundle("coco", sources["train"], sources["test"], names or [], augment)
 
 
@@ -67,4 +66,4 @@ def _read_coco(file: Path, folder: Path) -> tuple[ImageSource, list[str]]:
             what = f"image {image}" if image not in row else f"category {category}"
             raise DataError(f"{file}: an annotation names {what}, which the file does not list")
         hot[row[image], column[category]] = 1
-    return _image_source([files[image] for image in order], hot), sorted_names
+    return image_files([files[image] for image in order], hot), sorted_names

@@ -1,28 +1,21 @@
-"""Images listed in a CSV file: with one label each, or with a label set."""
+"""Images listed in a CSV file: with one label each (``csv``), or with a set of labels (``multi_label_csv``)."""
 
 from __future__ import annotations
 
 import csv
 import os
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from clprompt.data.bundle import (
-    Classes,
-    DataBundle,
-    OnBadImage,
-    Selection,
-    _from_paths,
-    _image_source,
-    _multi_hot,
-    split_column,
-)
+from clprompt.data.bundle import DataBundle, OnBadImage, assemble, assemble_sets, readable_files
+from clprompt.data.images import Selected
+from clprompt.data.selection import Classes, Selection, split_column
 from clprompt.data.transforms import Augment
-from clprompt.errors import DataError
+from clprompt.errors import DataError, nearest
 from clprompt.registry import datasets
-
-# ----------------------------------------------------------------------------------------------------- csv
 
 
 @datasets.register("csv")
@@ -50,9 +43,10 @@ def csv_file(
         test_path: a second file of the same columns, which is the test set.
         root: the folder that relative image paths start from; each file's own folder by default.
         test_fraction: share of each class that is the test set, where the data has no split.
-        split_seed: decides which images those are, and those of the next two arguments.
+        split_seed: decides which images those are, and those of ``train_per_class`` and ``test_per_class``.
         classes: the classes to keep: names, or positions in their order such as 0-19.
-        train_per_class, test_per_class: at most so many images of each class.
+        train_per_class: at most so many training images of each class.
+        test_per_class: at most so many test images of each class.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
@@ -68,27 +62,131 @@ def csv_file(
         split_seed=split_seed,
     )
     name = f"csv {path}"
-    paths, labels, parts = _rows(path, "data.path", root)
-    is_test = None
+    table = _read(path, test_path, root, label_sets=False)
+    load, use = readable_files(name, table.paths, on_bad_image)
+    return assemble(
+        name,
+        Selected(load, use),
+        np.asarray(table.labels)[use],
+        None if table.is_test is None else table.is_test[use],
+        selection,
+        augment=augment,
+        cache=cache,
+    )
+
+
+@datasets.register("multi_label_csv", renamed={"train": "path", "test": "test_path"})
+def multi_label_csv(
+    *,
+    path: str = "data.csv",
+    test_path: str | None = None,
+    root: str | None = None,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    classes: Classes | None = None,
+    train_per_class: int | None = None,
+    test_per_class: int | None = None,
+    on_bad_image: OnBadImage = "error",
+    augment: Augment = "standard",
+    cache: bool = True,
+) -> DataBundle:
+    """The files of ``csv`` with a set of labels in each line, joined by semicolons: `a.jpg,cat;dog`.
+
+    A line that ends in its comma is an image without labels. Class names are those of the training images, sorted.
+    Without a split of either kind, test images are drawn from all, and one image of each class stays for training.
+
+    Args:
+        path: the file.
+        test_path: a second file of the same columns, which is the test set.
+        root: the folder that relative image paths start from; each file's own folder by default.
+        test_fraction: share of the images that is the test set, where the data has no split.
+        split_seed: decides which images those are, and those of ``train_per_class`` and ``test_per_class``.
+        classes: the classes to keep, in this order: names, or positions such as 0-19; other labels are dropped, and
+            images that are left without one.
+        train_per_class: at most so many training images of each class; an image is taken where one of its labels has
+            room for it, images without labels are not.
+        test_per_class: the same for test images.
+        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
+        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
+        cache: keep prepared images in memory.
+
+    Raises:
+        DataError: a missing file, column or cell, a test label that no training image has, an image that cannot be
+            read.
+    """
+    selection = Selection(
+        classes=classes,
+        train_per_class=train_per_class,
+        test_per_class=test_per_class,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+    )
+    name = f"multi_label_csv {path}"
+    table = _read(path, test_path, root, label_sets=True)
+    load, use = readable_files(name, table.paths, on_bad_image)
+    table = table.only(use)
+    hot, names = _multi_hot(table)
+    if not names:
+        raise DataError(f"{path}: no line has a label")
+    return assemble_sets(
+        name,
+        Selected(load, use),
+        hot,
+        table.is_test,
+        selection,
+        augment=augment,
+        cache=cache,
+        names=names,
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The rows of one or two files.
+
+    Attributes:
+        paths: of the images.
+        labels: the cells as they stand in the file.
+        places: "train.csv, line 3".
+        is_test: which rows are test images, bool [n]; None where nothing says so.
+    """
+
+    paths: list[str]
+    labels: list[str]
+    places: list[str]
+    is_test: np.ndarray | None
+
+    def only(self, rows: np.ndarray) -> _Table:
+        """Some of the rows."""
+        columns = ([column[row] for row in rows] for column in (self.paths, self.labels, self.places))
+        return _Table(*columns, None if self.is_test is None else self.is_test[rows])
+
+
+def _read(path: str, test_path: str | None, root: str | None, *, label_sets: bool) -> _Table:
+    """The rows that are used, of one file, or of one for each part."""
+    table, parts = _rows(path, "data.path", root, label_sets)
     if test_path is not None:
         if parts is not None:
             raise DataError(f"{path} has a column split: drop data.test_path, or the column")
-        more, more_labels, _ = _rows(test_path, "data.test_path", root)
-        is_test = np.arange(len(paths) + len(more)) >= len(paths)
-        paths, labels = [*paths, *more], [*labels, *more_labels]
-    elif parts is not None:
-        is_test, used = split_column(parts, path)
-        where = np.flatnonzero(used)
-        paths, labels, is_test = [paths[i] for i in where], [labels[i] for i in where], is_test[where]
-    return _from_paths(name, paths, labels, is_test, selection, on_bad_image, augment, cache)
+        more, _ = _rows(test_path, "data.test_path", root, label_sets)
+        return _Table(
+            table.paths + more.paths,
+            table.labels + more.labels,
+            table.places + more.places,
+            np.arange(len(table.paths) + len(more.paths)) >= len(table.paths),
+        )
+    if parts is None:
+        return table
+    is_test, used = split_column(parts, path)
+    return replace(table, is_test=is_test).only(np.flatnonzero(used))
 
 
-def _rows(path: str, key: str, root: str | None) -> tuple[list[str], list[str], list[str] | None]:
-    """Image paths, labels, and the split column if there is one."""
+def _rows(path: str, key: str, root: str | None, label_sets: bool) -> tuple[_Table, list[str] | None]:
+    """The rows of a file, and its split column if there is one."""
     if not os.path.isfile(path):
         raise DataError(f"{key}: there is no file {path}; it must be a CSV file with columns path and label")
     start = os.path.dirname(path) if root is None else root
-    paths, labels, parts = [], [], []
+    table, parts = _Table([], [], [], None), []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -96,79 +194,51 @@ def _rows(path: str, key: str, root: str | None) -> tuple[list[str], list[str], 
             reader.fieldnames = columns
             for column in ("path", "label"):
                 if column not in columns:
-                    found = ", ".join(columns) or "nothing"
+                    held = ", ".join(columns) or "nothing"
                     raise DataError(
-                        f'{path}: there is no column "{column}" in the first line, which holds: {found}'
+                        f'{path}: there is no column "{column}" in the first line, which holds: {held}'
                     )
             for row in reader:
-                for column in ("path", "label"):
-                    if not (row[column] or "").strip():
-                        raise DataError(f"{path}, line {reader.line_num}: the {column} is missing")
-                paths.append(os.path.join(start, row["path"].strip()))
-                labels.append(row["label"].strip())
+                place = f"{path}, line {reader.line_num}"
+                _check_row(row, place, label_sets)
+                table.paths.append(os.path.join(start, row["path"].strip()))
+                table.labels.append(row["label"].strip())
+                table.places.append(place)
                 parts.append(row.get("split") or "")
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: this is not a CSV file in UTF-8: {error}") from error
-    if not paths:
+    if not table.paths:
         raise DataError(f"{path}: there is no image in it, only the line of column names")
-    return paths, labels, parts if "split" in columns else None
+    return table, parts if "split" in columns else None
 
 
-@datasets.register("multi_label_csv")
-def multi_label_csv(
-    *,
-    train: str,
-    test: str,
-    root: str | None = None,
-    classes: list[str] | None = None,
-    augment: Augment = "standard",
-) -> DataBundle:
-    """Own images from two CSV files with the header `path,label` and lines such as `a.jpg,cat;dog`.
+def _check_row(row: Mapping[Any, Any], place: str, label_sets: bool) -> None:
+    if not (row["path"] or "").strip():
+        raise DataError(f"{place}: the path is missing")
+    if label_sets and None in row:  # cells beyond the last column: labels that were joined by commas
+        raise DataError(f"{place}: there are more cells than columns; labels are joined by ;")
+    if label_sets and row["label"] is None:
+        raise DataError(f"{place}: the label is missing; an image without labels ends in a comma")
+    if not label_sets and not (row["label"] or "").strip():
+        raise DataError(f"{place}: the label is missing")
 
-    Args:
-        train, test: the files; a line without labels is an image without labels.
-        root: folder of relative paths; by default that of each file.
-        classes: the class names in their order; null for all names of the training file, sorted.
-        augment: "none" or "standard".
+
+def _multi_hot(table: _Table) -> tuple[np.ndarray, list[str]]:
+    """Label sets uint8 [n, C], and the names of the classes, which are those of the training images, sorted.
+
+    Raises:
+        DataError: a label of a test image that no training image has.
     """
-    tables = {}
-    for part, file in (("train", train), ("test", test)):
-        paths, labels = _read_csv(Path(file), Path(root) if root else Path(file).parent)
-        tables[part] = (Path(file), paths, labels)
-    names = classes or sorted({name for given in tables["train"][2] for name in given})
-    if not names:
-        raise DataError(f"{train}: no line has a label")
-    sources = {
-        part: _image_source(
-            paths,
-            _multi_hot(labels, names, lambda row, file=file: f"{file}, line {row + 2}"),  # type: ignore[misc]
-        )
-        for part, (file, paths, labels) in tables.items()
-    }
-    return DataBundle(Path(train).stem, sources["train"], sources["test"], list(names), augment)
-
-
-def _read_csv(file: Path, root: Path) -> tuple[list[Path], list[list[str]]]:
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.reader(stream))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file}: {getattr(error, 'strerror', None) or 'not a text file in UTF-8'}"
-        ) from error
-    if not rows or [cell.strip() for cell in rows[0]] != ["path", "label"]:
-        raise DataError(f"{file}: the first line must be path,label")
-    paths, labels = [], []
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != 2:
-            raise DataError(
-                f"{file}, line {number}: must be a path and labels joined by ;, got {len(row)} cells"
-            )
-        paths.append(root / row[0].strip())
-        labels.append([name.strip() for name in row[1].split(";") if name.strip()])
-    missing = next((path for path in paths if not path.is_file()), None)
-    if missing is not None:
-        raise DataError(f"{file}: there is no image {missing}")
-    if not paths:
-        raise DataError(f"{file}: no image is listed")
-    return paths, labels
+    label_sets = [[name.strip() for name in cell.split(";") if name.strip()] for cell in table.labels]
+    is_test = np.zeros(len(label_sets), dtype=bool) if table.is_test is None else table.is_test
+    training = (names for names, test in zip(label_sets, is_test, strict=True) if not test)
+    class_names = sorted({name for names in training for name in names})
+    column = {name: c for c, name in enumerate(class_names)}
+    hot = np.zeros((len(label_sets), len(class_names)), dtype=np.uint8)
+    for row, names in enumerate(label_sets):
+        for name in names:
+            if name not in column:
+                hint = nearest(name, class_names) or "; no training image has it"
+                raise DataError(f'{table.places[row]}: unknown class "{name}"{hint}')
+            hot[row, column[name]] = 1
+    return hot, class_names

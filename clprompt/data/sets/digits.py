@@ -11,8 +11,6 @@ from clprompt.data.transforms import Augment
 from clprompt.errors import ConfigError
 from clprompt.registry import datasets
 
-# ------------------------------------------------------------------------------------ sets without any file
-
 
 @datasets.register("digits")
 def digits(*, test_fraction: float = 0.2, augment: Augment = "none") -> DataBundle:

@@ -1,6 +1,6 @@
-"""Data sets from your own files: folders of classes, a CSV of paths and labels, or one `.npz`.
+"""Folders of images, one per class; beside ``csv`` and ``npz`` one of the forms that your own images may have.
 
-What the three have in common, beside the arguments of :class:`clprompt.data.bundle.Selection`: ``on_bad_image``
+What they have in common, beside the arguments of :class:`clprompt.data.selection.Selection`: ``on_bad_image``
 ("error" stops at an image that cannot be read and names it; "skip" reads every image once at the start, leaves those
 out, and says how many), ``augment`` (see :func:`clprompt.data.transforms.make_transform`) and ``cache`` (whether prepared
 images stay in memory, at most 1 GiB each for training and test set).
@@ -13,21 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from clprompt.data.bundle import (
-    Classes,
-    DataBundle,
-    OnBadImage,
-    Selection,
-    _from_paths,
-)
+from clprompt.data.bundle import DataBundle, OnBadImage, assemble, readable_files
+from clprompt.data.images import Selected
+from clprompt.data.selection import Classes, Selection
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
 from clprompt.registry import datasets
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
-
-
-# --------------------------------------------------------------------------------------------- imagefolder
 
 
 @datasets.register("imagefolder")
@@ -50,9 +43,10 @@ def imagefolder(
     Args:
         path: the folder.
         test_fraction: share of each class that is the test set, where there is no test/ or val/.
-        split_seed: decides which images those are, and those of the next two arguments.
+        split_seed: decides which images those are, and those of ``train_per_class`` and ``test_per_class``.
         classes: the classes to keep: names, or positions in their alphabetical order such as 0-19.
-        train_per_class, test_per_class: at most so many images of each class.
+        train_per_class: at most so many training images of each class.
+        test_per_class: at most so many test images of each class.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
@@ -74,31 +68,39 @@ def imagefolder(
             f"data.path: there is no folder {path}; give the folder that holds one folder of images per class, or "
             "train/ and test/ with such folders"
         )
+    is_test = None
     train, test = _split_folders(root)
-    if train is None:
+    if train is None or test is None:
         paths, labels = _class_folders(root)
-        return _from_paths(name, paths, labels, None, selection, on_bad_image, augment, cache)
-    assert test is not None
-    (paths, labels), (more, more_labels) = _class_folders(train), _class_folders(test)
-    is_test = np.arange(len(paths) + len(more)) >= len(paths)
-    return _from_paths(
-        name, [*paths, *more], [*labels, *more_labels], is_test, selection, on_bad_image, augment, cache
+    else:
+        (paths, labels), (more, more_labels) = _class_folders(train), _class_folders(test)
+        is_test = np.arange(len(paths) + len(more)) >= len(paths)
+        paths, labels = paths + more, labels + more_labels
+    load, use = readable_files(name, paths, on_bad_image)
+    return assemble(
+        name,
+        Selected(load, use),
+        np.asarray(labels)[use],
+        None if is_test is None else is_test[use],
+        selection,
+        augment=augment,
+        cache=cache,
     )
 
 
 def _split_folders(root: Path) -> tuple[Path | None, Path | None]:
     """train/ and test/ or val/, where the folder has them and they hold folders: "train" may also be a class."""
-    found = [root / part for part in ("train", "test", "val", "valid", "validation") if _folders(root / part)]
-    if not found:
+    parts = [root / part for part in ("train", "test", "val", "valid", "validation") if _folders(root / part)]
+    if not parts:
         return None, None
-    if found[0].name != "train":
-        raise DataError(f"{root}: there is a folder {found[0].name}/ but no train/ beside it")
-    if len(found) == 1:
+    if parts[0].name != "train":
+        raise DataError(f"{root}: there is a folder {parts[0].name}/ but no train/ beside it")
+    if len(parts) == 1:
         raise DataError(
             f"{root}: there is train/ but neither test/ nor val/ beside it; add one, or give data.path="
-            f"{found[0]} to have data.test_fraction of it as the test set"
+            f"{parts[0]} to have data.test_fraction of it as the test set"
         )
-    return found[0], found[1]
+    return parts[0], parts[1]
 
 
 def _folders(folder: Path) -> list[str]:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from clprompt.data.bundle import DataBundle, Selection, assemble
+from clprompt.data.bundle import DataBundle, assemble
 from clprompt.data.images import ImageArray
+from clprompt.data.selection import Selection
 from clprompt.data.transforms import Augment
 from clprompt.errors import ConfigError
 from clprompt.registry import datasets

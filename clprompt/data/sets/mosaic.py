@@ -21,8 +21,6 @@ from clprompt.errors import ConfigError
 from clprompt.registry import datasets
 from clprompt.seeding import derive
 
-# ------------------------------------------------------------------------------------------------ mosaics
-
 
 def make_mosaic(
     source: ImageSource,
@@ -42,10 +40,12 @@ def make_mosaic(
     Args:
         source: single-label images, all of the shape of the first.
         num_classes: C.
-        grid: cells a side. images: how many mosaics.
+        grid: cells a side.
+        images: how many mosaics.
         most: cells that are filled at most; the number is drawn from 1..most.
         empty: share of mosaics without any image.
-        seed, name: decide the draws.
+        seed: decides the draws, together with the name.
+        name: of the part, "train" or "test".
     """
     rng = np.random.default_rng(derive(seed, "mosaic", name))
     cells = np.full((images, grid * grid), -1)
@@ -63,8 +63,9 @@ class Mosaics:
     """Index -> a mosaic, tensor [channels, grid * H, grid * W].
 
     Attributes:
-        load: of the cells' images. first: an image [channels, H, W] whose shape every cell has.
+        load: of the cells' images.
         cells: index of the image in each cell, -1 for an empty one, [n, grid * grid].
+        first: an image [channels, H, W] whose shape every cell has.
     """
 
     load: Callable[[int], Any]
@@ -106,11 +107,12 @@ def mosaic(
     Args:
         source: a registered data set: its name, or {name: ..., and its arguments}.
         grid: cells a side.
-        train_images, test_images: how many mosaics; training and test images of the source do not mix.
+        train_images: how many mosaics of training images of the source.
+        test_images: how many mosaics of test images of the source.
         most: filled cells at most; null for all of them.
         empty: share of mosaics without any image, and so without labels.
         seed: decides the mosaics, whatever the seed of the run.
-        augment: "none" or "standard".
+        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
     """
     if grid < 1 or train_images < 1 or test_images < 1:
         raise ConfigError("data.grid, data.train_images and data.test_images must be at least 1")
@@ -140,14 +142,14 @@ def mosaic(
 
 def _source(section: str | dict[str, Any]) -> DataBundle:
     """The data set of a section inside a section."""
-    given = {"name": section} if isinstance(section, str) else dict(section)
-    if not isinstance(given.get("name"), str):
+    arguments = {"name": section} if isinstance(section, str) else dict(section)
+    if not isinstance(arguments.get("name"), str):
         raise ConfigError("data.source.name is missing: a data set's name")
     try:
-        target = datasets.get(given.pop("name")).target
+        target = datasets.get(arguments.pop("name")).target
     except ConfigError as error:
         raise ConfigError(f"data.source.name: {error}") from None
-    return target(**schema.arguments(target, given, "data.source"))
+    return target(**schema.arguments(target, arguments, "data.source"))
 
 
 @datasets.register("digit_mosaics")
@@ -157,8 +159,9 @@ def digit_mosaics(
     """2x2 mosaics of scikit-learn's digits, 16x16, none to four digits each, 10 classes; no download.
 
     Args:
-        train_images, test_images: how many mosaics; a digit is in training mosaics or in test mosaics, never both.
+        train_images: how many mosaics; a digit is in training mosaics or in test mosaics, never both.
+        test_images: how many mosaics of test digits.
         seed: decides the mosaics, whatever the seed of the run.
-        augment: "none" or "standard".
+        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
     """
     return mosaic(train_images=train_images, test_images=test_images, seed=seed, augment=augment)

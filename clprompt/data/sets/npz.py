@@ -1,32 +1,22 @@
-"""Images in an npz file: with one label each, or with label sets."""
+"""Images in an npz file: with one label each (``npz``), or with a set of labels (``multi_label_npz``)."""
 
 from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from clprompt.data.bundle import (
-    _HINT,
-    Classes,
-    DataBundle,
-    OnBadImage,
-    Selection,
-    _readable,
-    assemble,
-    split_column,
-)
-from clprompt.data.images import ImageArray, ImageBytes, ImageSource, Selected
+from clprompt.data.bundle import HINT, DataBundle, OnBadImage, assemble, assemble_sets, readable
+from clprompt.data.images import ImageArray, ImageBytes, Joined, Selected
+from clprompt.data.selection import Classes, Selection, split_column
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
 from clprompt.registry import datasets
-
-# ----------------------------------------------------------------------------------------------------- npz
 
 
 @datasets.register("npz")
@@ -56,9 +46,10 @@ def npz(
     Args:
         path: the file.
         test_fraction: share of each class that is the test set, where there is no `split`.
-        split_seed: decides which images those are, and those of the next two arguments.
+        split_seed: decides which images those are, and those of ``train_per_class`` and ``test_per_class``.
         classes: the classes to keep: names, or positions in their order such as 0-19.
-        train_per_class, test_per_class: at most so many images of each class.
+        train_per_class: at most so many training images of each class.
+        test_per_class: at most so many test images of each class.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
@@ -73,50 +64,137 @@ def npz(
         test_fraction=test_fraction,
         split_seed=split_seed,
     )
-    arrays = _arrays(path)
     name = f"npz {path}"
-    labels = arrays["labels"]
-    encoded = "jpeg" in arrays
-    load: Callable[[int], Any]
-    use = np.arange(len(labels))
-    if encoded:
-        load = ImageBytes(path, arrays["jpeg"], arrays["offsets"], _HINT)
-        use = _readable(name, load, len(labels), on_bad_image)
-    else:
-        images = torch.from_numpy(arrays["images"])  # (n, H, W) or (n, H, W, C)
-        load = ImageArray(images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2))
-    is_test = None
-    if "split" in arrays:
-        test, used = split_column(arrays["split"], path)
-        use = use[used[use]]
-        is_test = test[use]
-    names = next((arrays[key].tolist() for key in ("names", "wnids") if key in arrays), None)
+    arrays = _open(path)
+    images = _images(path, arrays)
+    for key in ("labels", "split"):
+        _check_one_each(path, arrays, key, images)
+    use, is_test = _use(name, path, arrays, images, on_bad_image)
     return assemble(
         name,
-        Selected(load, use),
-        labels[use],
+        Selected(images.load, use),
+        arrays["labels"][use],
         is_test,
         selection,
         augment=augment,
         cache=cache,
-        encoded=encoded,
+        encoded=images.encoded,
+        names=_names(arrays),
+    )
+
+
+@datasets.register("multi_label_npz")
+def multi_label_npz(
+    *,
+    path: str = "data.npz",
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    classes: Classes | None = None,
+    train_per_class: int | None = None,
+    test_per_class: int | None = None,
+    on_bad_image: OnBadImage = "error",
+    augment: Augment = "none",
+    cache: bool = True,
+) -> DataBundle:
+    """The arrays of ``npz`` with a set of labels for each image, multi-hot, or arrays of each part of their own.
+
+    ================ =============================================================================
+    images, ...      images, or jpeg and offsets, and split, all as for ``npz``
+    labels           0 or 1, [n, C]
+    names            optional, text [C]; `class_names` and `wnids` do as well; 0..C-1 by default
+    train_images     instead of images, labels and split: [n, H, W] or [n, H, W, channels], uint8,
+                     or float in [0, 1]; test_images likewise
+    train_targets    0 or 1, [n, C]; test_targets likewise
+    ================ =============================================================================
+
+    Without a split, test images are drawn from all, and one image of each class stays for training.
+
+    Args:
+        path: the file.
+        test_fraction: share of the images that is the test set, where there is no split.
+        split_seed: decides which images those are, and those of ``train_per_class`` and ``test_per_class``.
+        classes: the classes to keep, in this order: names, or positions such as 0-19; other labels are dropped, and
+            images that are left without one.
+        train_per_class: at most so many training images of each class; an image is taken where one of its labels has
+            room for it, images without labels are not.
+        test_per_class: the same for test images.
+        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
+        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
+        cache: keep prepared images in memory.
+
+    Raises:
+        DataError: a missing file or key, arrays that do not fit together, an image that cannot be read.
+    """
+    selection = Selection(
+        classes=classes,
+        train_per_class=train_per_class,
+        test_per_class=test_per_class,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+    )
+    name = f"multi_label_npz {path}"
+    arrays = _open(path)
+    if any(key in arrays for key in _PARTS):
+        images, hot, is_test = _two_parts(path, arrays)
+        use = np.arange(images.count)
+    else:
+        images = _images(path, arrays)
+        hot = _multi_hot(path, "labels", arrays["labels"], images.count)
+        _check_one_each(path, arrays, "split", images)
+        use, is_test = _use(name, path, arrays, images, on_bad_image)
+    names = _names(arrays, "class_names")
+    names = [str(name) for name in (range(hot.shape[1]) if names is None else names)]
+    if len(names) != hot.shape[1]:
+        raise DataError(f"{path}: {len(names)} class names for {hot.shape[1]} classes")
+    return assemble_sets(
+        name,
+        Selected(images.load, use),
+        hot[use],
+        is_test,
+        selection,
+        augment=augment,
+        cache=cache,
+        encoded=images.encoded,
         names=names,
     )
 
 
-def _arrays(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a file, checked against one another."""
+# ---------------------------------------------------------------------------------------------- the arrays
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of a file.
+
+    Attributes:
+        load: index -> image.
+        count: how many there are.
+        encoded: whether ``load`` decodes.
+        unit: what messages count.
+    """
+
+    load: Callable[[int], Any]
+    count: int
+    encoded: bool
+    unit: str
+
+
+def _open(path: str) -> dict[str, np.ndarray]:
     if not os.path.isfile(path):
         raise DataError(f"data.path: there is no file {path}; it must be an .npz file of images and labels")
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: the file cannot be read: it is no whole .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+            return {key: file[key] for key in file.files}
     except Exception as error:  # zip, zlib and numpy each fail in their own way
         pickled = "allow_pickle" in str(error)
         reason = "it holds pickled objects, only arrays are read" if pickled else "it is damaged"
         raise DataError(f"{path}: the file cannot be read: {reason}") from error
+
+
+def _images(path: str, arrays: Mapping[str, np.ndarray]) -> _Images:
+    """Raw or encoded images, checked; that there are labels beside them is checked as well."""
     held = ", ".join(sorted(arrays)) or "nothing"
     if "labels" not in arrays or not ("images" in arrays or {"jpeg", "offsets"} <= arrays.keys()):
         raise DataError(f"{path}: it must hold labels, and images or jpeg and offsets; it holds {held}")
@@ -127,65 +205,78 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
         steps = np.diff(offsets.astype(np.int64))
         if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(jpeg) or (steps < 0).any():
             raise DataError(f"{path}: offsets must rise from 0 to the {len(jpeg)} bytes of jpeg")
-        count, what = len(offsets) - 1, "offsets"
-    else:
-        arrays.pop("jpeg", None)
-        images = arrays["images"]
-        if images.dtype != np.uint8 or not (
-            images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
-        ):
-            raise DataError(
-                f"{path}: images must be uint8 [n, H, W] or [n, H, W, 1 or 3], got {images.dtype} {list(images.shape)}"
-            )
-        count, what = len(images), "images"
-    for key in ("labels", "split"):
-        if key in arrays and arrays[key].shape != (count,):
-            raise DataError(
-                f"{path}: {key} must be one value for each of the {count} {what}, got shape {list(arrays[key].shape)}"
-            )
-    return arrays
-
-
-@datasets.register("multi_label_npz")
-def multi_label_npz(*, path: str, classes: list[str] | None = None, augment: Augment = "none") -> DataBundle:
-    """Own images from one `.npz` file: train_images, train_targets, test_images, test_targets.
-
-    Args:
-        path: images are [n, H, W] or [n, H, W, channels], uint8 or float in [0, 1]; targets multi-hot 0/1, [n, C].
-        classes: the class names; null for those in the file (`class_names`), or the numbers 0..C-1.
-        augment: "none" or "standard".
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            held = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as error:
+        return _Images(ImageBytes(path, jpeg, offsets, HINT), len(offsets) - 1, True, "offsets")
+    images = arrays["images"]
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
         raise DataError(
-            f"{path} is not an .npz file of plain arrays: {str(error).splitlines()[0]}"
-        ) from error
-    parts = {}
+            f"{path}: images must be uint8 [n, H, W] or [n, H, W, 1 or 3], "
+            f"got {images.dtype} {list(images.shape)}"
+        )
+    tensor = torch.from_numpy(images)  # (n, H, W) or (n, H, W, C)
+    tensor = tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
+    return _Images(ImageArray(tensor), len(images), False, "images")
+
+
+def _check_one_each(path: str, arrays: Mapping[str, np.ndarray], key: str, images: _Images) -> None:
+    if key in arrays and arrays[key].shape != (images.count,):
+        raise DataError(
+            f"{path}: {key} must be one value for each of the {images.count} {images.unit}, "
+            f"got shape {list(arrays[key].shape)}"
+        )
+
+
+def _use(
+    name: str, path: str, arrays: Mapping[str, np.ndarray], images: _Images, on_bad_image: OnBadImage
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The indices of the images to use, and which of those are test images; None where nothing says so."""
+    use = np.arange(images.count)
+    if images.encoded:
+        use = readable(name, images.load, images.count, on_bad_image)
+    if "split" not in arrays:
+        return use, None
+    test, used = split_column(arrays["split"], path)
+    use = use[used[use]]
+    return use, test[use]
+
+
+def _names(arrays: Mapping[str, np.ndarray], *keys: str) -> list[str] | None:
+    """Class names, from the first of some arrays that is there."""
+    names = next((arrays[key] for key in (*keys, "names", "wnids") if key in arrays), None)
+    return None if names is None else names.tolist()
+
+
+# ------------------------------------------------------------------------------------- of label sets alone
+
+_PARTS = ("train_images", "train_targets", "test_images", "test_targets")
+
+
+def _multi_hot(path: str, key: str, targets: np.ndarray, count: int) -> np.ndarray:
+    if targets.ndim != 2 or len(targets) != count or not np.isin(targets, (0, 1)).all():
+        raise DataError(f"{path}: {key} must be 0 or 1, [{count}, classes]; got {targets.shape}")
+    return targets.astype(np.uint8)
+
+
+def _two_parts(path: str, arrays: Mapping[str, np.ndarray]) -> tuple[_Images, np.ndarray, np.ndarray]:
+    """Training images and the test images behind them, their label sets [n, C], and which are test images."""
+    for key in _PARTS:
+        if key not in arrays:
+            raise DataError(f"{path} has no array {key}; it has {', '.join(sorted(arrays))}")
+    if "split" in arrays:
+        raise DataError(f"{path} holds a split beside train_images and test_images: drop it, or join those")
+    loads, hot = [], []
     for part in ("train", "test"):
-        for key in (f"{part}_images", f"{part}_targets"):
-            if key not in held:
-                raise DataError(f"{path} has no array {key}; it has {', '.join(sorted(held)) or 'none'}")
-        images, targets = held[f"{part}_images"], held[f"{part}_targets"]
-        if targets.ndim != 2 or len(targets) != len(images) or not np.isin(targets, (0, 1)).all():
-            raise DataError(
-                f"{path}: {part}_targets must be 0 or 1, [{len(images)}, classes]; got {targets.shape}"
-            )
+        images = arrays[f"{part}_images"]
+        hot.append(_multi_hot(path, f"{part}_targets", arrays[f"{part}_targets"], len(images)))
         if images.ndim not in (3, 4):
             raise DataError(
                 f"{path}: {part}_images must be [n, H, W] or [n, H, W, channels], got {images.shape}"
             )
         stacked = images[..., None] if images.ndim == 3 else images
-        tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(stacked, -1, 1)))
-        tensor = tensor if tensor.dtype == torch.uint8 else tensor.float()
-        parts[part] = ImageSource(ImageArray(tensor), targets.astype(np.uint8))
-    count = parts["train"].targets.shape[1]
-    if parts["test"].targets.shape[1] != count:
-        raise DataError(
-            f"{path}: train_targets has {count} classes, test_targets {parts['test'].targets.shape[1]}"
-        )
-    names = classes or [str(name) for name in held.get("class_names", range(count))]
-    if len(names) != count:
-        raise DataError(f"{path}: {len(names)} class names for {count} classes")
-    return DataBundle(Path(path).stem, parts["train"], parts["test"], list(names), augment)
+        tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(stacked, -1, 1)))  # (n, channels, H, W)
+        loads.append(ImageArray(tensor if tensor.dtype == torch.uint8 else tensor.float()))
+    train, test = hot
+    if test.shape[1] != train.shape[1]:
+        raise DataError(f"{path}: train_targets has {train.shape[1]} classes, test_targets {test.shape[1]}")
+    counts = (len(train), len(test))
+    images = _Images(Joined(loads, counts), sum(counts), False, "images")
+    return images, np.concatenate(hot), np.arange(images.count) >= counts[0]

@@ -31,7 +31,8 @@ def synthetic(
 
     Args:
         classes: how many.
-        train_per_class, test_per_class: images of each class.
+        train_per_class: training images of each class.
+        test_per_class: test images of each class.
         size: height and width in pixels.
         channels: 1 or 3.
         noise: standard deviation of the pixels' noise, where 1 is the whole range.

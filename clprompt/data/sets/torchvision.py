@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from clprompt.data.bundle import Classes, DataBundle, Selection, assemble
+from clprompt.data.bundle import DataBundle, assemble
 from clprompt.data.images import UnreadableImage
+from clprompt.data.selection import Classes, Selection
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -23,7 +24,8 @@ class _Set:
     Attributes:
         kind: the class in torchvision.datasets.
         folder: what it looks for below ``path``.
-        train, test: the arguments that select a part; ``test`` is None where there is only one.
+        train: the arguments that select the training images.
+        test: the arguments that select the test images; None where there is only one part.
         summary: the first line of the documentation.
     """
 
@@ -146,7 +148,8 @@ _ARGUMENTS = """
         path: the folder that torchvision's download made, or shall make.
         download: get the data where it is not there yet.
         classes: the classes to keep: names, or class ids such as 0-19.
-        train_per_class, test_per_class: at most so many images of each class.
+        train_per_class: at most so many training images of each class.
+        test_per_class: at most so many test images of each class.
         split_seed: decides which images those are.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
@@ -206,7 +209,8 @@ def eurosat(
         download: get the data where it is not there yet.
         test_fraction: share of each class that is the test set.
         classes: the classes to keep: names, or class ids such as 0-9.
-        train_per_class, test_per_class: at most so many images of each class.
+        train_per_class: at most so many training images of each class.
+        test_per_class: at most so many test images of each class.
         split_seed: decides which images those are, test images included.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007 with its label sets."""
+"""PASCAL VOC 2007 with its label sets: multi-hot targets, uint8 [n, C]."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clprompt.data.bundle import DataBundle, _image_source
+from clprompt.data.bundle import DataBundle, image_files
 from clprompt.data.images import ImageSource
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
@@ -26,8 +26,9 @@ def voc2007(
 
     Args:
         path: folder with ImageSets/Main and JPEGImages.
-        train, test: names of the image sets.
-        augment: "none" or "standard".
+        train: name of the image set to train on.
+        test: name of the image set to test on.
+        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
     """
     folder = Path(path) / "ImageSets" / "Main"
     suffix = f"_{train}.txt"
@@ -55,4 +56,4 @@ def _read_voc(root: Path, names: Sequence[str], part: str) -> ImageSource:
             raise DataError(f"{file} lists other images than the file of class {names[0]}")
         columns.append([flags[image] == 1 for image in order])
     paths = [root / "JPEGImages" / f"{image}.jpg" for image in order]
-    return _image_source(paths, np.array(columns, dtype=np.uint8).T)
+    return image_files(paths, np.array(columns, dtype=np.uint8).T)
