@@ -1,4 +1,4 @@
-"""Strategies, scenarios and data sets by name.
+"""Strategies, scenarios, data sets and sinks by name.
 
 A decorator registers a class or a function under a name; nothing else in clprompt knows it by that name:
 
@@ -8,8 +8,8 @@ A decorator registers a class or a function under a name; nothing else in clprom
     class DualPromptModel(PromptModel): ...
 
 What clprompt brings itself is imported when a name is first asked for, because it imports torch. Outsiders' come
-in by entry points (groups `clprompt.strategies`, `clprompt.scenarios`, `clprompt.datasets`) or by importing their
-module (`clprompt --import my_module`). In names, `-` equals `_`.
+in by entry points (groups `clprompt.strategies`, `clprompt.scenarios`, `clprompt.datasets`, `clprompt.sinks`) or by
+importing their module (`clprompt --import my_module`). In names, `-` equals `_`.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def load_builtin() -> None:
     try:
         for package in ("clprompt.strategies", "clprompt.scenarios", "clprompt.data.sets"):
             _import_all(package)
+        importlib.import_module("clprompt.tracking.tensorboard")
         for group, registry in ENTRY_POINTS.items():
             for point in importlib.metadata.entry_points(group=group):
                 _load_entry_point(point, registry)
@@ -163,11 +164,14 @@ def _load_entry_point(point: importlib.metadata.EntryPoint, registry: Registry) 
 strategies = Registry("strategy", load_builtin)
 scenarios = Registry("scenario", load_builtin)
 datasets = Registry("data set", load_builtin)
+#: where runs are shown, see :mod:`clprompt.tracking.sink`
+sinks = Registry("sink", load_builtin)
 
 ENTRY_POINTS = {
     "clprompt.strategies": strategies,
     "clprompt.scenarios": scenarios,
     "clprompt.datasets": datasets,
+    "clprompt.sinks": sinks,
 }
 
 

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 # --------------------------------------------------------------------------------------------- results
 
 
-def results(found: Sequence[Result]) -> str:
+def results(finished: Sequence[Result]) -> str:
     """The block at the end: accuracies, means over seeds, run folders, and how to look at them.
 
     Args:
-        found: what was run, of one or several strategies and seeds.
+        finished: what was run, of one or several strategies and seeds.
     """
     from clprompt.reporting import summary
 
     groups: dict[str, dict[int, Result]] = {}  # strategy -> seed -> result
-    for result in found:
+    for result in finished:
         group, count = result.name, 1
         while result.seed in groups.setdefault(group, {}):  # one strategy twice, with other arguments
             count += 1
@@ -41,15 +41,16 @@ def results(found: Sequence[Result]) -> str:
     if several:
         parts.append("\n".join(_over_seeds(groups)))
     parts.append("\n".join(columns([(label, str(result.folder)) for label, result in labelled.items()])))
-    folders = dict.fromkeys(str(result.folder.parent) for result in found)
+    folders = dict.fromkeys(str(result.folder.parent) for result in finished)
     parts.append("\n".join(shlex.join(["tensorboard", "--logdir", folder]) for folder in folders))
     return "\n\n".join(parts)
 
 
 def _over_seeds(groups: dict[str, dict[int, Result]]) -> list[str]:
-    from clprompt.reporting.summary import columns_of
+    from clprompt.metrics.measure import measure_behind
 
-    shown = columns_of(result.summary for of_seeds in groups.values() for result in of_seeds.values())
+    summaries = [result.summary for of_seeds in groups.values() for result in of_seeds.values()]
+    shown = measure_behind(summaries).columns
     averaged = {key: shown[key] for key in shown if key not in ("backward_transfer", "last_accuracy")}
     rows: list[Sequence[str]] = [("percent, mean +- standard error", "seeds", *averaged.values())]
     for group, of_seeds in groups.items():

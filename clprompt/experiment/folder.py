@@ -8,8 +8,8 @@ metrics.jsonl        every record (append-only, no times: equal for equal runs)
 tensorboard/         event files (append-only)
 checkpoint/          from which ``clprompt resume`` continues to the same bits
 figures/, *.csv      drawings and tables of the metrics
-model.safetensors    the method's tensors (and the backbone's, as `export` says); model.json says which method,
-                     backbone, classes and transforms
+model.safetensors    the method's tensors (and the backbone's, as `export` says); model.json says which
+                     method, backbone, classes and transforms
 results.json         written last: its presence means that the run is done
 ==================== ==================================================================================
 """
@@ -92,6 +92,27 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     atomic_write(path, json.dumps(_finite(values), indent=2) + "\n")
 
 
+def results(
+    config: Config, summary: Mapping[str, float], cost: Mapping[str, Any], rehearsal_free: bool
+) -> dict[str, Any]:
+    """What `results.json` holds.
+
+    Args:
+        config: of this one run.
+        summary: the metrics by name, fractions.
+        cost: times and sizes, which differ between machines.
+        rehearsal_free: whether the method keeps no image; a memory beside it does.
+    """
+    return {
+        "strategy": config.strategy["name"],
+        "seed": config.seeds[0],
+        "rehearsal_free": rehearsal_free and config.memory is None,
+        **summary,
+        "per_seed": {key: {str(config.seeds[0]): value} for key, value in summary.items()},
+        "cost": cost,
+    }
+
+
 def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
     """Where a run was made: versions, machine, parameters."""
     versions: dict[str, str | None] = {}
@@ -127,7 +148,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataBundle) -> None:
-    """Write the method's tensors, with `export: full` the backbone's too, and what else it takes to build the model."""
+    """Write the tensors (with `export: full` the backbone's too) and what else the model is built from."""
     state = model.state_dict() if config.export == "full" else model.method_state()
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     atomic_write(folder / "model.safetensors", save(tensors))

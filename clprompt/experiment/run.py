@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from clprompt import registry
 from clprompt.data.dataset import datasets_for
 from clprompt.errors import (
     CheckpointError,
@@ -23,7 +24,7 @@ from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
 from clprompt.experiment.build import Builder, Parts
 from clprompt.experiment.config import Config
-from clprompt.metrics import accuracy, label_sets
+from clprompt.metrics import measure
 from clprompt.reporting import stream_map
 from clprompt.seeding import derive, preserved_rng
 from clprompt.system import checkpoint as state
@@ -31,9 +32,9 @@ from clprompt.system import overlay
 from clprompt.system.files import FolderLock
 from clprompt.system.progress import Stopwatch
 from clprompt.system.runtime import reproducible, stop_signal
-from clprompt.tracking.label_sets import tracker_for
+from clprompt.tracking.tracker import RunTracker
 from clprompt.training.engine import Engine, ProgressLike
-from clprompt.training.label_set_evaluation import evaluator_for
+from clprompt.training.evaluation import evaluator_for
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Result:
 
     Attributes:
         folder: its run folder.
-        name: the strategy. seed: its seed.
+        name: the strategy.
+        seed: its seed.
         records: every record of metrics.jsonl.
         summary: the metrics of results.json.
         groups: the class ids of each class group.
@@ -57,14 +59,11 @@ class Result:
 
     @property
     def matrix(self) -> np.ndarray:
-        """The accuracy matrix [T, T]; for multi-hot targets mAP per class group and, last, over all seen classes."""
-        if not label_sets.is_multi_label(self.records):
-            return accuracy.accuracy_matrix(self.records)
-        seen = label_sets.curve(self.records)
-        return np.column_stack([label_sets.group_matrix(self.records, self.groups), seen])
+        """The accuracy matrix [T, T]; for label sets mAP per class group and, last, over all seen classes."""
+        return measure.measure_in(self.records).matrix(self.records, self.groups)
 
 
-# ---------------------------------------------------------------------------------------------- run and resume
+# -------------------------------------------------------------------------------------------- run and resume
 
 
 def run(config: Config | Mapping[str, Any], *, progress: ProgressLike | None = None) -> list[Result]:
@@ -151,118 +150,163 @@ def _run_folder(
                     f"{folder}: the checkpoint is of another configuration; different: {', '.join(different)}"
                 )
         parts = builder.build(config)
-        return _train(folder, config, parts, checkpoint, progress, stop)
+        return Session(folder, config, parts, checkpoint, progress, stop).run()
 
 
-def _train(
-    folder: Path,
-    config: Config,
-    parts: Parts,
-    checkpoint: dict[str, Any] | None,
-    progress: ProgressLike | None,
-    stop: Callable[[], int | None],
-) -> Result:
-    model, bundle = parts.model, parts.bundle
-    groups = [list(group) for group in parts.plan.classes]
-    sizes, targets = checkpoint and checkpoint["sizes"], bundle.test.targets
-    tracker = tracker_for(folder, bundle.class_names, groups, sizes, targets)
-    spent = checkpoint["seconds"] if checkpoint else 0.0
-    started = time.perf_counter()
-    watch = Stopwatch(checkpoint["experience_seconds"] if checkpoint else ())
+class Session:
+    """One run, from the start or from its checkpoint, to its results.
 
-    def save() -> None:
-        # the logs first: the checkpoint names how far they count
-        sizes = tracker.flush()
-        seconds = spent + time.perf_counter() - started
-        at = engine.position
-        payload = {
-            "config": config.to_dict(),
-            "sizes": sizes,
-            "seconds": seconds,
-            # at the very beginning of an experience, the time was the one before's
-            "experience_seconds": watch.lap(at.experience - (at.epoch == at.batch == 0)),
-            "engine": engine.state(),
-        }
-        state.save_checkpoint(folder, payload)
+    Args:
+        folder: the run folder, locked.
+        config: of this one run.
+        parts: what it names, built.
+        checkpoint: what `save` wrote; None starts afresh.
+        progress: a display.
+        stop: asked after each batch; a signal number makes the run write a checkpoint and raise Interrupted.
 
-    train, clean, test = datasets_for(bundle, parts.backbone)
-    loop: Callable[..., Engine] = Engine
-    if config.memory:
-        from clprompt.avalanche.replay import MemoryEngine  # Avalanche takes seconds to import
+    Raises:
+        CheckpointError: the folder's files do not fit the checkpoint.
+    """
 
-        loop = partial(MemoryEngine, memory=config.memory)
-    engine = loop(
-        model,
-        train,
-        parts.plan.indices,
-        parts.plan.classes,
-        clean=clean,
-        evaluator=evaluator_for(
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        parts: Parts,
+        checkpoint: Mapping[str, Any] | None,
+        progress: ProgressLike | None,
+        stop: Callable[[], int | None],
+    ) -> None:
+        self.folder, self.config, self.parts, self.progress = folder, config, parts, progress
+        self.groups = [list(group) for group in parts.plan.classes]
+        self._spent = checkpoint["seconds"] if checkpoint else 0.0
+        self._started = time.perf_counter()
+        self._watch = Stopwatch(checkpoint["experience_seconds"] if checkpoint else ())
+        train, clean, test = datasets_for(parts.bundle, parts.backbone)
+        evaluator = evaluator_for(
             parts.plan,
             test,
-            targets,
+            parts.bundle.test.targets,
+            online=config.online is not None,
             batch_size=config.training.eval_mb_size,
             workers=config.training.workers,
             precision=config.precision,
-        ),
-        training=config.training,
-        online=config.online,
-        seed=config.seeds[0],
-        precision=config.precision,
-        listeners=[tracker],
-        progress=progress,
-        checkpoint=save,
-        stop=stop,
-    )
-    facts = runfolder.environment(model, parts.device)
-    try:
-        if checkpoint is None:
-            runfolder.write_json(folder / "environment.json", facts)
+        )
+        self.measure = evaluator.measure
+        self.tracker = RunTracker(
+            folder,
+            parts.bundle.class_names,
+            self.groups,
+            checkpoint and checkpoint["sizes"],
+            measure=self.measure,
+            sinks=[registry.sinks.get(name).target for name in registry.sinks.names()],  # type: ignore[misc]
+        )
+        loop: Callable[..., Engine] = Engine
+        if config.memory:
+            from clprompt.avalanche.replay import MemoryEngine  # Avalanche takes seconds to import
+
+            loop = partial(MemoryEngine, memory=config.memory)
+        self.engine = loop(
+            parts.model,
+            train,
+            parts.plan.indices,
+            parts.plan.classes,
+            clean=clean,
+            evaluator=evaluator,
+            training=config.training,
+            online=config.online,
+            seed=config.seeds[0],
+            precision=config.precision,
+            listeners=[self.tracker],
+            progress=progress,
+            checkpoint=self.save,
+            stop=stop,
+        )
+        self._environment = runfolder.environment(parts.model, parts.device)
+        self._checkpoint = checkpoint
+
+    @property
+    def seconds(self) -> float:
+        """The time that the run has taken, before it was resumed too."""
+        return self._spent + time.perf_counter() - self._started
+
+    def save(self) -> None:
+        """Write a checkpoint of the run as it stands."""
+        # the logs first: the checkpoint names how far they count
+        sizes = self.tracker.flush()
+        at = self.engine.position
+        payload = {
+            "config": self.config.to_dict(),
+            "sizes": sizes,
+            "seconds": self.seconds,
+            # at the very beginning of an experience, the time was the one before's
+            "experience_seconds": self._watch.lap(at.experience - (at.epoch == at.batch == 0)),
+            "engine": self.engine.state(),
+        }
+        state.save_checkpoint(self.folder, payload)
+
+    def run(self) -> Result:
+        """Train to the end of the stream, write everything that a finished run leaves, the results last.
+
+        Raises:
+            Interrupted: a signal stopped it; its checkpoint is written.
+        """
+        config, bundle = self.config, self.parts.bundle
+        try:
+            self._begin()
+            self.engine.run()
+            self.tracker.settings(overlay.flat(config.to_dict()))
+            summary = self.tracker.finish()
+            if isinstance(self.measure, measure.Online):
+                stream_map.draw(self.folder, self.parts.plan, bundle.train.targets, bundle.class_names)
+        except Interrupted as stopped:
+            runfolder.log(self.folder, f"stopped by signal {stopped.signal} at {self.engine.position}")
+            raise
+        finally:
+            self.tracker.close()
+        runfolder.export_model(self.folder, self.parts.model, config, bundle)
+        runfolder.write_json(self.folder / runfolder.RESULTS, self.results(summary))
+        runfolder.log(self.folder, "done")
+        return Result(
+            self.folder,
+            config.strategy["name"],
+            config.seeds[0],
+            list(self.tracker.records),
+            summary,
+            self.groups,
+        )
+
+    def results(self, summary: Mapping[str, float]) -> dict[str, Any]:
+        """What `results.json` holds: the metrics, and apart from them what they cost."""
+        model = self.parts.model
+        trained = (value for name, value in model.named_parameters() if not name.startswith("backbone."))
+        cost = {
+            "seconds": self.seconds,
+            "experience_seconds": self._watch.seconds,
+            "steps": self.engine.position.step,
+            "method_parameters": sum(value.numel() for value in trained),
+            "state_numbers": model.state_size(),
+            "model": model.describe(),
+            "peak_memory_bytes": runfolder.peak_memory(self.parts.device),
+            "device": self._environment["device"],
+        }
+        return runfolder.results(self.config, summary, cost, model.rehearsal_free)
+
+    def _begin(self) -> None:
+        """Write what a folder holds from the start, or go to where the checkpoint was written."""
+        folder, config, parts = self.folder, self.config, self.parts
+        if self._checkpoint is None:
+            runfolder.write_json(folder / "environment.json", self._environment)
             runfolder.log(folder, f"start: {config.strategy['name']}, seed {config.seeds[0]}")
-            notes = parts.plan.notes(bundle.train.targets, targets)
+            notes = parts.plan.notes(parts.bundle.train.targets, parts.bundle.test.targets)
             for note in [*notes, str(config.memory)] if config.memory else notes:
                 runfolder.log(folder, note)
-                if progress:
-                    progress.message(note)
+                if self.progress:
+                    self.progress.message(note)
         else:
-            engine.load_state(checkpoint["engine"])
-            runfolder.log(folder, f"resume at {engine.position}")
-        if progress:
-            progress.start(f"{config.strategy['name']}, seed {config.seeds[0]}", len(parts.plan.indices))
-            progress.message(str(folder))
-        engine.run()
-        tracker.hyperparameters(overlay.flat(config.to_dict()))
-        summary = tracker.finish()
-        if config.online and np.ndim(targets) == 1:
-            stream_map.draw(folder, parts.plan, bundle.train.targets, bundle.class_names)
-        records = list(tracker.records)
-    except Interrupted as stopped:
-        runfolder.log(folder, f"stopped by signal {stopped.signal} at {engine.position}")
-        raise
-    finally:
-        tracker.close()
-    runfolder.export_model(folder, model, config, bundle)
-    seconds = spent + time.perf_counter() - started
-    own = (value for name, value in model.named_parameters() if not name.startswith("backbone."))
-    runfolder.write_json(
-        folder / runfolder.RESULTS,
-        {
-            "strategy": config.strategy["name"],
-            "seed": config.seeds[0],
-            "rehearsal_free": model.rehearsal_free and config.memory is None,
-            **summary,
-            "per_seed": {key: {str(config.seeds[0]): value} for key, value in summary.items()},
-            "cost": {
-                "seconds": seconds,
-                "experience_seconds": watch.seconds,
-                "steps": engine.position.step,
-                "method_parameters": sum(value.numel() for value in own),
-                "state_numbers": model.state_size(),
-                "model": model.describe(),
-                "peak_memory_bytes": runfolder.peak_memory(parts.device),
-                "device": facts["device"],
-            },
-        },
-    )
-    runfolder.log(folder, "done")
-    return Result(folder, config.strategy["name"], config.seeds[0], records, summary, groups)
+            self.engine.load_state(self._checkpoint["engine"])
+            runfolder.log(folder, f"resume at {self.engine.position}")
+        if self.progress:
+            title = f"{config.strategy['name']}, seed {config.seeds[0]}"
+            self.progress.start(title, len(parts.plan.indices))
+            self.progress.message(str(folder))

@@ -31,6 +31,7 @@ from clprompt import schema
 from clprompt.errors import ConfigError, nearest
 from clprompt.experiment import config as configuration
 from clprompt.experiment.config import Config
+from clprompt.metrics.measure import MEASURES
 from clprompt.system import overlay
 
 _SHARED = (
@@ -38,10 +39,7 @@ _SHARED = (
     *("data", "backbone", "training", "online", "memory"),
 )
 KEYS = ("name", *_SHARED, "scenario", "scenarios", "strategies", "sweep", "tuned", "metric")
-METRICS = (
-    *("average_accuracy", "average_incremental_accuracy", "last_accuracy", "A_auc", "A_avg", "A_last"),
-    *("mAP_last", "mAP_average", "CF1", "OF1"),
-)
+METRICS = tuple(metric for measure in MEASURES.values() for metric in measure.deciding)
 _SECTIONS = ("data", "backbone", "scenario")
 
 
@@ -77,7 +75,7 @@ class Study:
 
     Attributes:
         name: of its folder below runs_dir. runs: in the order in which they run. folder: the place of all.
-        metric: what decides a sweep; None for the first figure of its kind of stream.
+        metric: what decides a sweep; None for the first one of its measure.
         notes: lines worth reading.
     """
 

@@ -18,8 +18,8 @@ from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
 from clprompt.experiment.launch import Launcher, Outcome
 from clprompt.experiment.study import Planned, Study
+from clprompt.metrics.measure import measure_behind
 from clprompt.reporting import report
-from clprompt.reporting.summary import columns_of
 from clprompt.reporting.tables import columns, mean_and_error
 from clprompt.system import overlay, runtime
 from clprompt.system.files import FolderLock, atomic_write, one_line_errors
@@ -180,7 +180,7 @@ def _headline(folder: Path) -> str:
     results = results_of(folder)
     shown = [
         f"{title} {100 * results[key]:.1f}"
-        for key, title in columns_of([results]).items()
+        for key, title in measure_behind([results]).columns.items()
         if isinstance(results.get(key), float)
     ]
     return f"{', '.join(shown)} (%), " if shown else ""
@@ -216,24 +216,24 @@ def best(study: Study, finished: Sequence[Planned]) -> tuple[list[str], Path | N
     known = [found for found in results.values() if found]
     if not known:
         return [], None
-    metric = study.metric or next(iter(columns_of(known)))
+    metric = study.metric or next(iter(measure_behind(known).columns))
     rows = [("strategy", f"best by {metric}", "percent", "the others")]
     chosen: dict[str, dict[str, Any]] = {}
     for base in dict.fromkeys(run.base for run in swept):
-        figures: dict[str, list[float | None]] = {}
+        scores: dict[str, list[float | None]] = {}
         values: dict[str, dict[str, Any]] = {}
         for run in (run for run in swept if run.base == base):
             told = run.label.removeprefix(base).strip()
-            figures.setdefault(told, []).append(results[run.folder].get(metric))
+            scores.setdefault(told, []).append(results[run.folder].get(metric))
             values[told] = run.values
-        means = {told: _mean(of_label) for told, of_label in figures.items()}
+        means = {told: _mean(of_label) for told, of_label in scores.items()}
         ranked = sorted((told for told in means if means[told] is not None), key=lambda told: -means[told])  # type: ignore[operator]
         if not ranked:
             continue
         first = ranked[0]
         chosen[base] = values[first]
-        others = [f"{told}: {mean_and_error(figures[told])}" for told in figures if told != first]
-        rows.append((base, first + _edge(values, first), mean_and_error(figures[first]), ", ".join(others)))
+        others = [f"{told}: {mean_and_error(scores[told])}" for told in scores if told != first]
+        rows.append((base, first + _edge(values, first), mean_and_error(scores[first]), ", ".join(others)))
     path = study.folder / "best.yaml"
     held = {"study": study.name, "metric": metric, "strategies": chosen}
     atomic_write(path, yaml.safe_dump(held, sort_keys=False))
@@ -241,7 +241,7 @@ def best(study: Study, finished: Sequence[Planned]) -> tuple[list[str], Path | N
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Over the runs of one value; None unless all of them have a figure."""
+    """Over the runs of one value; None unless all of them have a score."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 

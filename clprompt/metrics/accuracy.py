@@ -1,6 +1,6 @@
-"""Figures of merit of class-incremental learning, in plain numpy.
+"""Metrics of class-incremental learning, in plain numpy.
 
-Everything but the per-class figures is a function of the accuracy matrix R [T, T]: `R[i, j]` is the accuracy,
+Everything but the per-class metrics is a function of the accuracy matrix R [T, T]: `R[i, j]` is the accuracy,
 in [0, 1], on class group j after experience i, and nan where no class of the group had been seen. A class
 group holds the classes that are new with one experience. A group without classes or without test samples is a
 column of nan; every mean runs over what is not nan, and a mean over nothing is nan.
@@ -11,7 +11,9 @@ forgetting), Rebuffi et al. 2017 (iCaRL; average incremental accuracy).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,33 @@ from numpy.typing import ArrayLike, NDArray
 from clprompt.errors import DataError
 
 FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy on the test samples of seen classes.
+
+    Attributes:
+        accuracy: over samples; nan when no class was seen.
+        groups: per class group; None where no class of the group was seen.
+        confusion: (target, predicted) -> count.
+        measure: the name of the measure, as the records say it.
+    """
+
+    accuracy: float
+    groups: list[float | None]
+    confusion: Counter[tuple[int, int]]
+    measure: str = "accuracy"
+
+    def record(self) -> dict[str, Any]:
+        """The JSON form; the confusion as sorted cells [target, predicted, count]."""
+        cells = sorted([target, predicted, count] for (target, predicted), count in self.confusion.items())
+        return {
+            "measure": self.measure,
+            "accuracy": self.accuracy,
+            "groups": self.groups,
+            "confusion": cells,
+        }
 
 
 def accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
@@ -37,16 +66,15 @@ def accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
         DataError: records of a run on multi-hot targets.
         ValueError: records that differ in the number of groups or whose experience has no group.
     """
-    records = list(records)
-    if any("mAP" in record for record in records if record.get("kind") == "evaluation"):
-        raise DataError(
-            "accuracy is not defined for a run on multi-hot targets; see clprompt.metrics.label_sets"
-        )
-    rows = {
-        int(record["experience"]): record["groups"]
-        for record in records
-        if record.get("kind") == "evaluation" and record.get("when") == "experience"
-    }
+    rows: dict[int, Sequence[float | None]] = {}
+    for record in records:
+        if record.get("kind") != "evaluation" or record.get("when") != "experience":
+            continue
+        if "groups" not in record:
+            raise DataError(
+                "accuracy is not defined for a run on multi-hot targets; see clprompt.metrics.label_sets"
+            )
+        rows[int(record["experience"])] = record["groups"]
     size = len(next(iter(rows.values()), ()))
     matrix = np.full((size, size), np.nan)
     for experience, groups in rows.items():
@@ -115,8 +143,8 @@ def last_forgetting(matrix: ArrayLike) -> float:
         matrix: [T, C], accuracy of each class after each session, 0 while the class was not seen.
 
     Returns:
-        mean of max_{k<T-1} acc[k, j] - acc[T-1, j] over the classes j whose maximum is above 0; may be negative. nan
-        for T=1, and where no class was ever right before the last session.
+        mean of max_{k<T-1} acc[k, j] - acc[T-1, j] over the classes j whose maximum is above 0; may be
+        negative. nan for T=1, and where no class was ever right before the last session.
     """
     matrix = np.asarray(matrix, dtype=np.float64)
     if len(matrix) < 2:
@@ -126,19 +154,21 @@ def last_forgetting(matrix: ArrayLike) -> float:
 
 
 def class_accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
-    """Accuracy of each class after each session, [T, C], 0 while a class was not seen; from the confusion counts."""
+    """Accuracy of each class after each session, [T, C], from confusion counts; 0 while it was not seen."""
     confusions = [record["confusion"] for record in _session_ends(records)]
     classes = 1 + max((max(cell[:2]) for cells in confusions for cell in cells), default=-1)
     return np.array([np.nan_to_num(per_class_accuracy(cells, classes)) for cells in confusions])
 
 
-def online_figures(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The figures of an online run, on the classes of which a sample had been received by then.
+def online_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The metrics of an online run, on the classes of which a sample had been received by then.
 
-    A_auc: mean of the periodic accuracies, the area under their curve over the samples. A_avg: mean of the accuracies
-    at the session ends. A_last: accuracy at the last session's end. F_last: see :func:`last_forgetting`.
+    A_auc: mean of the periodic accuracies, the area under their curve over the samples. A_avg: mean of the
+    accuracies at the session ends. A_last: accuracy at the last session's end. F_last: see
+    :func:`last_forgetting`.
 
-    Source: Moon et al. 2023 (arXiv 2308.09303) and its released code, with exact counts in place of count + 1e-5.
+    Source: Moon et al. 2023 (arXiv 2308.09303) and its released code, with exact counts in place of count +
+    1e-5.
     """
     records = list(records)
     ends = [_number(record["accuracy"]) for record in _session_ends(records)]
@@ -150,19 +180,14 @@ def online_figures(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def is_online(records: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the records are those of an online run: their evaluations say when they were due."""
-    return any("nominal" in record for record in records if record.get("kind") == "evaluation")
-
-
 def _session_ends(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The evaluations at the ends of sessions, in order; the last one of a session if there are several."""
-    found = {
+    ends = {
         int(record["experience"]): record
         for record in records
         if record.get("kind") == "evaluation" and record["when"] == "experience"
     }
-    return [found[experience] for experience in sorted(found)]
+    return [ends[experience] for experience in sorted(ends)]
 
 
 def _anytime(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -199,11 +224,11 @@ def per_class_accuracy(triplets: Iterable[Sequence[int]], num_classes: int) -> F
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The figures of a run by their names in `results.json`, as fractions; nan where one is not defined.
+    """The metrics of a run by their names in `results.json`, as fractions; nan where one is not defined.
 
-    Of a run that is not over, the figures are those after its last evaluated experience. `last_accuracy` is
+    Of a run that is not over, the metrics are those after its last evaluated experience. `last_accuracy` is
     over all test samples of the classes seen by the last evaluation, of either kind; the others weigh class
-    groups equally. The records of an online run give its own figures as well, see :func:`online_figures`.
+    groups equally.
     """
     records = list(records)
     evaluations = [record for record in records if record.get("kind") == "evaluation"]
@@ -211,9 +236,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     done = 1 + max((int(r["experience"]) for r in evaluations if r["when"] == "experience"), default=-1)
     matrix = matrix[:done, :done]
     last = evaluations[-1]["accuracy"] if evaluations else None
-    own = online_figures(records) if is_online(records) else {}
     return {
-        **own,
         "average_accuracy": average_accuracy(matrix),
         "average_incremental_accuracy": average_incremental_accuracy(matrix),
         "forgetting": forgetting(matrix),

@@ -1,18 +1,18 @@
-"""Figures of merit of multi-label class-incremental learning, over a whole evaluation set at once.
+"""Metrics of multi-label class-incremental learning, over a whole evaluation set at once.
 
 Conventions, and why a naive call of today's metric libraries gives other numbers:
 
 * AP is the area under the precision-recall steps over *distinct* thresholds (scikit-learn's
   ``average_precision_score``): equal scores count together, nothing is interpolated.
-* mAP is the mean over the seen classes *that have a positive*. torchmetrics gives such a class without positives the
-  AP 0 and counts it.
+* mAP is the mean over the seen classes *that have a positive*. torchmetrics gives such a class without
+  positives the AP 0 and counts it.
 * Scores are ranked as logits in float64. Probabilities in float32 are all 1.0 beyond a logit of 17 and tie;
   ``strict_reference=True`` ranks and thresholds those, as the first published implementation did.
 * A label is predicted where its probability is *above* the threshold, 0.8 by default. 0/0 is 0.
-* CF1 is the mean of the classes' F1. The other usual definition, the harmonic mean of mean precision and mean recall,
-  is ``CF1_macro``.
+* CF1 is the mean of the classes' F1. The other usual definition, the harmonic mean of mean precision and mean
+  recall, is ``CF1_macro``.
 
-All figures are fractions in [0, 1].
+All metrics are fractions in [0, 1].
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from numpy.typing import ArrayLike, NDArray
 from clprompt.errors import DataError
 
 FloatArray = NDArray[np.float64]
-#: The figures of an evaluation, by their names in the records.
-FIGURES = ("mAP", "CF1", "CF1_macro", "OF1", "OP", "OR")
+#: The metrics of an evaluation, by their names in the records.
+METRICS = ("mAP", "CF1", "CF1_macro", "OF1", "OP", "OR")
 
 
 @dataclass(frozen=True)
 class MultiLabelScores:
-    """The figures of one evaluation.
+    """The metrics of one evaluation.
 
     Attributes:
         mAP: mean of ``ap`` over the classes with a positive.
@@ -55,15 +55,44 @@ class MultiLabelScores:
     OF1: float
 
 
+@dataclass(frozen=True)
+class LabelSetEvaluation:
+    """The metrics on the test samples that have a seen label.
+
+    Attributes:
+        scores: None when there is no such sample.
+        classes: the seen classes, ascending; the columns of what is given per class.
+        images: how many test samples were evaluated.
+        measure: the name of the measure, as the records say it.
+    """
+
+    scores: MultiLabelScores | None
+    classes: list[int]
+    images: int
+    measure: str = "label_sets"
+
+    def record(self) -> dict[str, Any]:
+        """The JSON form: the metrics by name, and per class "ap" and "f1" in the order of "classes"."""
+        empty = [None] * len(self.classes)
+        return {
+            "measure": self.measure,
+            **{name: getattr(self.scores, name, None) for name in METRICS},
+            "classes": self.classes,
+            "ap": empty if self.scores is None else self.scores.ap.tolist(),
+            "f1": empty if self.scores is None else self.scores.f1.tolist(),
+            "images": self.images,
+        }
+
+
 def average_precision(scores: ArrayLike, targets: ArrayLike) -> FloatArray:
     """AP of every class: scores [n, C], 0/1 [n, C] -> [C]; nan for a class without a positive."""
     from sklearn.metrics import average_precision_score
 
     scores, targets = np.asarray(scores), np.asarray(targets)
-    found = np.full(targets.shape[1], np.nan)
+    ap = np.full(targets.shape[1], np.nan)
     for c in np.flatnonzero(targets.any(axis=0)):
-        found[c] = average_precision_score(targets[:, c], scores[:, c])
-    return found
+        ap[c] = average_precision_score(targets[:, c], scores[:, c])
+    return ap
 
 
 def multi_label_scores(
@@ -74,7 +103,7 @@ def multi_label_scores(
     threshold: float = 0.8,
     strict_reference: bool = False,
 ) -> MultiLabelScores:
-    """All figures of one evaluation.
+    """All metrics of one evaluation.
 
     Args:
         logits: [n, C], of all test images at once.
@@ -135,34 +164,29 @@ def _harmonic(first: ArrayLike, second: ArrayLike) -> FloatArray:
     return _ratio(2 * first * second, first + second)
 
 
-# ------------------------------------------------------------------------------------------- of a run's records
-
-
-def is_multi_label(records: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the records are those of a run on multi-hot targets."""
-    return any("mAP" in record for record in records if record.get("kind") == "evaluation")
+# --------------------------------------------------------------------------------------- of a run's records
 
 
 def ends(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The evaluations at the ends of experiences, in order; the last one of an experience if there are several."""
-    found = {
+    """The evaluations at the ends of experiences, in order; of several of one experience the last."""
+    last = {
         int(record["experience"]): record
         for record in records
         if record.get("kind") == "evaluation" and record["when"] == "experience"
     }
-    return [found[experience] for experience in sorted(found)]
+    return [last[experience] for experience in sorted(last)]
 
 
-def curve(records: Iterable[Mapping[str, Any]], figure: str = "mAP") -> FloatArray:
-    """One figure after each experience, [T]."""
-    return np.array([_number(record[figure]) for record in ends(records)], dtype=np.float64)
+def curve(records: Iterable[Mapping[str, Any]], metric: str = "mAP") -> FloatArray:
+    """One metric after each experience, [T]."""
+    return np.array([_number(record[metric]) for record in ends(records)], dtype=np.float64)
 
 
 def class_curves(records: Iterable[Mapping[str, Any]], num_classes: int) -> FloatArray:
     """AP of each class after each experience, [T, C]; nan for classes not seen yet or without a positive."""
-    found = ends(records)
-    matrix = np.full((len(found), num_classes), np.nan)
-    for row, record in enumerate(found):
+    evaluations = ends(records)
+    matrix = np.full((len(evaluations), num_classes), np.nan)
+    for row, record in enumerate(evaluations):
         for class_id, value in zip(record["classes"], record["ap"], strict=True):
             matrix[row, class_id] = _number(value)
     return matrix
@@ -180,7 +204,7 @@ def group_matrix(records: Iterable[Mapping[str, Any]], groups: Sequence[Sequence
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The figures of a run by their names in ``results.json``: CF1 and OF1 after the last experience."""
+    """The metrics of a run by their names in ``results.json``: CF1 and OF1 after the last experience."""
     records = list(records)
     values = curve(records)
     values = values[~np.isnan(values)]
@@ -188,7 +212,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {
         "mAP_last": float(values[-1]) if values.size else float("nan"),
         "mAP_average": float(values.mean()) if values.size else float("nan"),
-        **{name: _number(last.get(name)) for name in FIGURES if name != "mAP"},
+        **{name: _number(last.get(name)) for name in METRICS if name != "mAP"},
     }
 
 

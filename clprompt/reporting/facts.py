@@ -1,4 +1,4 @@
-"""What a report says about runs beside their figures: the settings that they share, and where they were made."""
+"""What a report says of runs beside their metrics: the settings that they share, and where they were made."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def machines(folders: Iterable[Path]) -> list[str]:
-    """A line for each kind of machine, set of versions and revision that runs were made with, and of how many runs."""
+    """A line for each kind of machine, set of versions and revision, and of how many runs."""
     counts: dict[str, int] = {}
     total = 0
     for folder in folders:

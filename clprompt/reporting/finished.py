@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from clprompt.metrics import accuracy
+from clprompt.metrics.measure import Accuracy, Measure, Online, measure_in
 from clprompt.system.overlay import flat
 
 #: What may differ between runs whose results are the same, or says nothing about them.
@@ -29,9 +29,13 @@ class Run:
     """A finished run as its folder tells it.
 
     Attributes:
-        folder: the run folder. name: its label, or the strategy. seed: its seed. config: its config.yaml. results: its results.json.
-        matrix: the accuracy matrix [T, T]; [0, 0] where no accuracy was measured per experience.
-        precision: mAP over the seen classes after each experience [T], of multi-hot targets; [0] of others.
+        folder: the run folder.
+        name: its label, or the strategy.
+        seed: its seed.
+        config: its config.yaml.
+        results: its results.json.
+        measure: what it was measured by.
+        curves: by metric, its values after each experience [T]; [0] where none was measured.
         anytime: accuracy by the number of samples received, of the online protocol.
     """
 
@@ -40,14 +44,14 @@ class Run:
     seed: int
     config: dict[str, Any]
     results: dict[str, Any]
-    matrix: NDArray[np.float64]
-    precision: NDArray[np.float64]
+    measure: Measure = field(default_factory=Accuracy)
+    curves: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     anytime: dict[int, float] = field(default_factory=dict)
 
     @property
     def experiences(self) -> int:
         """How many experiences were evaluated at their end."""
-        return max(len(self.matrix), len(self.precision))
+        return max(map(len, self.curves.values()), default=0)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -60,7 +64,7 @@ class Run:
 
     @property
     def stream(self) -> str:
-        """What two runs share whose figures compare: data, scenario, class groups, with boundaries or without."""
+        """What two runs share whose metrics compare: data, scenario, class groups, boundaries or none."""
         keys = {k: v for k, v in self.settings.items() if k.split(".")[0] in STREAM}
         keys["groups"] = self.experiences
         keys["online"] = self.config.get("online") is not None
@@ -69,13 +73,13 @@ class Run:
 
 def find_runs(path: Path) -> list[Path]:
     """The run folders at or below a path, sorted; a run folder is one that holds a config.yaml."""
-    found = []
+    folders = []
     for folder, below, files in os.walk(path):
         if "config.yaml" in files:
-            found.append(Path(folder))
+            folders.append(Path(folder))
             below.clear()  # nothing inside a run folder is another
         below.sort()
-    return sorted(found)
+    return sorted(folders)
 
 
 def read_run(folder: Path) -> Run:
@@ -85,13 +89,7 @@ def read_run(folder: Path) -> Run:
     with open(folder / "metrics.jsonl", encoding="utf-8") as file:
         # most lines are losses, which nobody reads here
         records = [json.loads(line) for line in file if '"evaluation"' in line]
-    matrix = accuracy.accuracy_matrix(record for record in records if record.get("groups") is not None)
-    ends = {record["experience"]: record.get("mAP") for record in records if record["when"] == "experience"}
-    precision = np.array([] if len(matrix) else [ends[key] for key in sorted(ends)], dtype=np.float64)
+    measure = measure_in(records)
     name, seed = str(config.get("label") or config["strategy"]["name"]), int(results["seed"])
-    anytime = {
-        int(record["nominal"]): float(record["accuracy"])
-        for record in records
-        if record.get("when") == "anytime" and record.get("nominal") and record.get("accuracy") is not None
-    }
-    return Run(folder, name, seed, config, results, matrix, precision, anytime)
+    anytime = measure.anytime(records) if isinstance(measure, Online) else {}
+    return Run(folder, name, seed, config, results, measure, measure.curves(records), anytime)

@@ -1,4 +1,4 @@
-"""The drawings of a run (accuracy matrix, accuracy curves, forgetting, confusion matrix) and of several together.
+"""The plots of a run (accuracy matrix and curves, forgetting, confusion matrix) and of several together.
 
 Each function returns a `matplotlib.figure.Figure` that belongs to nobody: no pyplot, no global state, nothing
 to close. The colours are cividis and viridis, which read the same for colour-blind eyes and in grey print.
@@ -109,9 +109,9 @@ def anytime_accuracy(records: Iterable[Mapping[str, Any]]) -> Figure:
     Args:
         records: of the run; the periodic evaluations are the line, those at session ends the squares.
     """
-    found = [r for r in records if r.get("kind") == "evaluation" and r["accuracy"] is not None]
-    periodic = [r for r in found if r["when"] == "anytime"]
-    ends = [r for r in found if r["when"] == "experience"]
+    evaluations = [r for r in records if r.get("kind") == "evaluation" and r["accuracy"] is not None]
+    periodic = [r for r in evaluations if r["when"] == "anytime"]
+    ends = [r for r in evaluations if r["when"] == "experience"]
     figure = Figure(figsize=(8.0, 4.2))
     axes = figure.add_subplot()
     bounds = [0, *(r["samples"] for r in ends)]
@@ -140,7 +140,7 @@ def anytime_accuracy(records: Iterable[Mapping[str, Any]]) -> Figure:
         label="at a session's end",
     )
     axes.set(xlabel="samples received", ylabel="accuracy on seen classes (%)", ylim=(0, 101))
-    axes.set_xlim(0, max([1, *(r["samples"] for r in found)]))
+    axes.set_xlim(0, max([1, *(r["samples"] for r in evaluations)]))
     axes.set_title("Anytime accuracy (shaded: sessions)", pad=16)
     axes.grid(axis="y", color="#ffffff", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -184,12 +184,14 @@ def overlay(
     at: Sequence[float] | None = None,
     axis: str = "after experience",
 ) -> Figure:
-    """Several strategies over the experiences, or over something else: their means over seeds, with a band of the standard error.
+    """Several strategies over the experiences or something else: means over seeds, bands of standard error.
 
     Args:
         curves: by strategy, fractions [S, T] of S seeds; nan where a value is not defined.
-        title: above the drawing. label: of the vertical axis.
-        at: where the T values stand on the horizontal axis; None for experiences 1..T. axis: its label.
+        title: above the drawing.
+        label: of the vertical axis.
+        at: where the T values stand on the horizontal axis; None for experiences 1..T.
+        axis: the label of the horizontal axis.
     """
     figure = Figure(figsize=(8.0, 4.8))
     axes = figure.add_subplot()
@@ -244,7 +246,7 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str]) -> F
     if size <= _ANNOTATED:
         _annotate(axes, np.where(counts > 0, counts, np.nan), image.to_rgba(share), ".0f", font=8)
     ticks = _ticks(size, _NAMED)[: len(class_names)]
-    names = [_short(class_names[tick]) for tick in ticks]
+    names = [short(class_names[tick]) for tick in ticks]
     font = 9 if size <= _ANNOTATED else 7
     # A class may be called "$5_bill$": names are text, not formulas.
     axes.set_xticks(ticks, names, rotation=90, fontsize=font, parse_math=False)
@@ -288,5 +290,6 @@ def _experience_axis(axes: Axes, size: int, title: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A class name as far as there is room for it."""
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"

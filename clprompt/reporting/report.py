@@ -1,8 +1,9 @@
-"""The report over many runs: one table and two drawings for every stream, as text, Markdown and one HTML file.
+"""The report over many runs: a table and plots for every stream, as text, Markdown and one HTML file.
 
 Runs of one configuration that differ in their seed alone are one row: means with standard errors. Rows of one
-stream (the same data, scenario and number of class groups) stand in one table; another stream has a table of its
-own, for its figures do not compare. Everything is read from the run folders; no torch, no model, no registry.
+stream (the same data, scenario and number of class groups) stand in one table; another stream has a table of
+its own, for its metrics do not compare. Everything is read from the run folders; no torch, no model, no
+registry.
 """
 
 from __future__ import annotations
@@ -21,17 +22,16 @@ import yaml
 from numpy.typing import NDArray
 
 from clprompt.errors import RunFolderError
-from clprompt.metrics import accuracy as metrics
-from clprompt.reporting import facts, plots
+from clprompt.metrics.measure import measure_behind
+from clprompt.reporting import facts, measure_plots, plots
 from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
 from clprompt.reporting.markup import html_image, html_page, html_table, markdown_table
 from clprompt.reporting.rows import Row, difference, labels_of, rates_of
-from clprompt.reporting.summary import COLUMNS, columns_of
 from clprompt.reporting.tables import columns
 from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.overlay import flat
 
-#: Figures of results.json by their title in the table; those that no run of a stream has are left out.
+#: Metrics of results.json by their title in the table; those that no run of a stream has are left out.
 METRICS = {
     "average_accuracy": "average accuracy",
     "average_incremental_accuracy": "incremental",
@@ -61,8 +61,11 @@ class Section:
     """One stream and what ran on it.
 
     Attributes:
-        title: data set, scenario and class groups. slug: the same for file names. details: their arguments.
-        rows: by strategy, the best by the first figure of the table first.
+        title: data set, scenario and class groups.
+        slug: the same for file names.
+        details: their arguments.
+        rows: by strategy, the best by the first metric of the table first.
+        shared: the settings that all of them have in common.
     """
 
     title: str
@@ -71,20 +74,25 @@ class Section:
     rows: list[Row]
     shared: str = ""
 
-    def figures(self) -> list[str]:
-        """The figures of results.json that its table shows: those of the protocol, as far as some run has them."""
+    def metrics(self) -> list[str]:
+        """The metrics of results.json that its table shows: those of its measure that some run has.
+
+        Where the measure's first one was never measured (an online run without periodic evaluations), all
+        there are.
+        """
         results = [
             {key: value for key, value in run.results.items() if value is not None}
             for row in self.rows
             for run in row.runs.values()
         ]
-        own = columns_of(results)
-        own = METRICS if own is COLUMNS else own
-        return [key for key in METRICS if key in own and any(key in found for found in results)]
+        shown = measure_behind(results).columns
+        if next(iter(shown)) not in {key for values in results for key in values}:
+            shown = METRICS
+        return [key for key in METRICS if key in shown and any(key in values for values in results)]
 
     def table(self) -> list[list[str]]:
         """The header and one line of cells per row."""
-        used = self.figures()
+        used = self.metrics()
         costs = [key for key in _COSTS if any(row.cost(key) is not None for row in self.rows)]
         costs = list(dict.fromkeys(["method_parameters", "seconds", *costs]))
         rates = [rates_of(row) for row in self.rows]
@@ -108,11 +116,11 @@ class Section:
         return lines
 
     def differences(self, against: str) -> list[list[str]]:
-        """The figures of every row less those of one of them, on the seeds that both have; nothing without that row."""
+        """The metrics of every row less those of one of them, on the seeds that both have; [] without it."""
         base = next((row for row in self.rows if row.label == against), None)
         if base is None:
             return []
-        used = self.figures()
+        used = self.metrics()
         lines = [[f"minus {against}", "seeds", *(METRICS[key] for key in used)]]
         for row in self.rows:
             if row is not base:
@@ -121,22 +129,12 @@ class Section:
         return lines
 
     def drawings(self) -> dict[str, bytes]:
-        """PNG files by name; none where no accuracy was measured after each experience."""
+        """PNG files by name; none where nothing was measured after each experience."""
         runs = [run for row in self.rows for run in row.runs.values()]
-        if any(len(run.precision) for run in runs):
-            curves = {row.label: np.stack([run.precision for run in row.runs.values()]) for row in self.rows}
-            return {"mAP": plots.png(plots.overlay(curves, "mAP over the classes seen", "mAP (%)"))}
-        if not any(len(run.matrix) for run in runs):
+        if not any(run.experiences for run in runs):
             return {}
-        accuracy, lost = self._curves(metrics.accuracy_curve), self._curves(metrics.forgetting_curve)
-        return self._anytime() | {
-            "average_accuracy": plots.png(
-                plots.overlay(accuracy, "Average accuracy over the class groups seen", "accuracy (%)")
-            ),
-            "forgetting": plots.png(
-                plots.overlay(lost, "Average forgetting", "forgetting (percentage points)")
-            ),
-        }
+        curves = {name: self._curves(name) for name in runs[0].curves}
+        return self._anytime() | measure_plots.of_runs(curves)
 
     def _anytime(self) -> dict[str, bytes]:
         """The accuracy over the samples received, at the counts that all runs of an online stream have."""
@@ -153,9 +151,9 @@ class Section:
         )
         return {"anytime_accuracy": plots.png(drawn)}
 
-    def _curves(self, curve: Any) -> Curves:
+    def _curves(self, name: str) -> Curves:
         return {
-            row.label: np.stack([curve(run.matrix) for run in row.runs.values()])
+            row.label: np.stack([run.curves[name] for run in row.runs.values()])
             for row in self.rows
             if row.runs
         }
@@ -244,9 +242,9 @@ class Report:
 
 
 _NOTE = (
-    "Percent, mean +- standard error over seeds. Average accuracy: over the class groups after the last experience; "
-    "incremental: its mean over the experiences. Parameters: of the method beside the backbone; seconds: per run; "
-    "peak MiB: of the process, of the allocator on a GPU."
+    "Percent, mean +- standard error over seeds. Average accuracy: over the class groups after the last "
+    "experience; incremental: its mean over the experiences. Parameters: of the method beside the backbone; "
+    "seconds: per run; peak MiB: of the process, of the allocator on a GPU."
 )
 
 
@@ -326,10 +324,10 @@ def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
     slug = "".join(mark if mark.isalnum() or mark in "-_" else "_" for mark in slug)
     shared = facts.shared([run.settings for row in rows for run in row.runs.values()])
     section = Section(title, slug, arguments, rows, shared)
-    first_figure = next(iter(section.figures()), "")
+    first_metric = next(iter(section.metrics()), "")
 
     def order(row: Row) -> tuple[float, str]:
-        known = [run.results.get(first_figure) for run in row.runs.values()]
+        known = [run.results.get(first_metric) for run in row.runs.values()]
         values = [value for value in known if value is not None]
         return (-sum(values) / len(values) if values else math.inf, row.label)
 

@@ -1,4 +1,4 @@
-"""The rows of a report: runs that differ in their seed alone, their labels, rates and figures."""
+"""The rows of a report: runs that differ in their seed alone, their labels, rates and metrics."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ class Row:
     runs: dict[int, Run]
 
     def mean(self, key: str) -> str:
-        """A figure of results.json over the seeds."""
+        """A metric of results.json over the seeds."""
         return mean_and_error([run.results.get(key) for run in self.runs.values()])
 
     def cost(self, key: str) -> float | None:
         """The mean of a number under `cost`; None where no run has it."""
-        found = [run.results.get("cost", {}).get(key) for run in self.runs.values()]
+        costs = [run.results.get("cost", {}).get(key) for run in self.runs.values()]
         # of a list, such as the seconds of each experience, its mean
-        found = [sum(v) / len(v) if isinstance(v, list) and v else v for v in found]
-        known = [value for value in found if isinstance(value, int | float)]
-        return sum(known) / len(known) if known else None
+        costs = [sum(v) / len(v) if isinstance(v, list) and v else v for v in costs]
+        numbers = [value for value in costs if isinstance(value, int | float)]
+        return sum(numbers) / len(numbers) if numbers else None
 
 
 def difference(row: Row, base: Row, key: str) -> str:
-    """A figure of one row less that of another, paired by seed, which takes out what the order of classes does to both.
+    """A metric of one row less that of another, paired by seed, which takes out what the class order does.
 
     Mean and standard error of the differences in percentage points; "-" where no seed has both.
     """
-    found: list[float | None] = []
+    differences: list[float | None] = []
     for seed in sorted(row.runs.keys() & base.runs.keys()):
-        own, other = (of.runs[seed].results.get(key) for of in (row, base))
-        found.append(None if own is None or other is None else own - other)
-    return mean_and_error(found, signed=True)
+        value, other = (of.runs[seed].results.get(key) for of in (row, base))
+        differences.append(None if value is None or other is None else value - other)
+    return mean_and_error(differences, signed=True)
 
 
 def rates_of(row: Row) -> str:
-    """The learning rate of a row's runs; where the method has rates of its own, those that were set; of nothing, "-"."""
+    """The learning rate of a row's runs, or the rates of its own that a method was given; of nothing, "-"."""
     if row.cost("method_parameters") == 0:
         return "-"
     values: dict[str, None] = {}
@@ -65,7 +65,7 @@ def rates_of(row: Row) -> str:
 
 
 def labels_of(groups: Sequence[Mapping[int, Run]]) -> list[str]:
-    """Their labels or strategies; where one appears more than once, with what differs: the configuration's name or arguments.
+    """Their labels or strategies; where one comes twice, with what differs: the strategy's name or arguments.
 
     No two labels are equal.
     """

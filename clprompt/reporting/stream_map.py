@@ -1,8 +1,8 @@
 """The map of a stream: how many samples of which class arrive in which session, as a table and as a drawing.
 
-A plan says what it wants about its classes: with ``kinds`` [C] (a word for each class), ``home`` [C] and ``moved``
-[n] samples of each kind, and those that arrive away from their class's home, are told apart. No image is loaded and
-no model is built; a label vector is enough.
+A plan says what it wants about its classes: with ``kinds`` [C] (a word for each class), ``home`` [C] and
+``moved`` [n] samples of each kind, and those that arrive away from their class's home, are told apart. No
+image is loaded and no model is built; a label vector is enough.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class StreamMap:
         return np.lexsort((np.arange(len(rank)), rank, self.home))
 
     def figure(self) -> Figure:
-        """Sessions from left to right: bars of what arrives above, a cell for each class and session below."""
+        """Sessions from left to right: bars of what arrives above, a cell per class and session below."""
         from matplotlib.colors import to_rgb
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch

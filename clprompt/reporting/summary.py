@@ -1,64 +1,36 @@
-"""The plain text that is printed at the end of a run: accuracy matrices, figures, and a table that compares."""
+"""The plain text that is printed at the end of a run: matrices, metrics, and a table that compares."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# Figures of the summary by their short title in the table that compares strategies.
-COLUMNS = {
-    "average_accuracy": "average",
-    "average_incremental_accuracy": "incremental",
-    "forgetting": "forgetting",
-    "backward_transfer": "transfer",
-    "last_accuracy": "last",
-}
-# of runs under the online protocol
-ONLINE_COLUMNS = {"A_auc": "A_auc", "A_avg": "A_avg", "A_last": "A_last", "F_last": "F_last"}
-# of runs on multi-hot targets
-MULTI_LABEL_COLUMNS = {"mAP_last": "last mAP", "mAP_average": "average mAP", "CF1": "CF1", "OF1": "OF1"}
+from clprompt.metrics.measure import Accuracy, LabelSets, Measure, Online, measure_behind
+
+Summary = Mapping[str, float | None]
+
 _WIDTH = 100  # columns of the printed text
 _SHOWN = 15  # class groups that fit into them
 
 
-def columns_of(summaries: Iterable[Mapping[str, float | None]]) -> dict[str, str]:
-    """The figures that a table of these runs shows, with their titles."""
-    summaries = list(summaries)
-    if any("mAP_last" in summary for summary in summaries):
-        return MULTI_LABEL_COLUMNS
-    return ONLINE_COLUMNS if any("A_auc" in summary for summary in summaries) else COLUMNS
-
-
-def text_summary(results: Mapping[str, tuple[ArrayLike, Mapping[str, float | None]]]) -> str:
+def text_summary(results: Mapping[str, tuple[ArrayLike, Summary]]) -> str:
     """The block that is printed at the end of a run, plain text of at most 100 columns.
 
     Args:
-        results: by strategy, the accuracy matrix R [T, T] and `clprompt.metrics.accuracy.summarise` of it (for multi-hot
-            targets, the mAP of each class group [T, groups] with that over all seen classes as the last column, and
-            `clprompt.metrics.label_sets.summarise`); with more than one strategy a table compares them.
+        results: by strategy, the matrix of its measure and the metrics of `results.json`
+            (:meth:`clprompt.metrics.measure.Measure.matrix` and ``summarise``); with more than one strategy a
+            table compares them.
     """
     blocks = []
     for name, (matrix, summary) in results.items():
-        title = _shortened(name, _WIDTH)
-        if "mAP_last" in summary:
-            figures = ", ".join(
-                f"{text} {_percent(summary.get(key))}" for key, text in MULTI_LABEL_COLUMNS.items()
-            )
-            lines = _map_lines(np.asarray(matrix, dtype=np.float64))
-            blocks.append("\n".join([title, "=" * len(title), *lines, f"{figures} (%)"]))
-            continue
-        if "A_auc" in summary:
-            figures = ", ".join(f"{key} {_percent(summary.get(key))}" for key in ONLINE_COLUMNS) + " (%)"
-        else:
-            average, lost = (_percent(summary.get(key)) for key in ("average_accuracy", "forgetting"))
-            figures = f"average accuracy {average} %, forgetting {lost}{' points' if lost != '-' else ''}"
-        lines = _matrix_lines(np.asarray(matrix, dtype=np.float64))
-        blocks.append("\n".join([title, "=" * len(title), *lines, figures]))
+        title, measure = _shortened(name, _WIDTH), measure_behind([summary])
+        lines = _LINES[measure.name](np.asarray(matrix, dtype=np.float64))
+        blocks.append("\n".join([title, "=" * len(title), *lines, _METRICS[measure.name](measure, summary)]))
     if len(results) > 1:
-        columns = columns_of(summary for _, summary in results.values())
+        columns = measure_behind(summary for _, summary in results.values()).columns
         width = min(max(map(len, [*results, "in percent"])), 40)
         lines = [
             f"{'in percent':{width}}" + "".join(f"{title:>{len(title) + 2}}" for title in columns.values())
@@ -69,6 +41,15 @@ def text_summary(results: Mapping[str, tuple[ArrayLike, Mapping[str, float | Non
             lines.append(f"{_shortened(name, width):{width}}" + "".join(cells))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def _accuracy_metrics(measure: Measure, summary: Summary) -> str:
+    average, lost = (_percent(summary.get(key)) for key in ("average_accuracy", "forgetting"))
+    return f"average accuracy {average} %, forgetting {lost}{' points' if lost != '-' else ''}"
+
+
+def _all_metrics(measure: Measure, summary: Summary) -> str:
+    return ", ".join(f"{text} {_percent(summary.get(key))}" for key, text in measure.columns.items()) + " (%)"
 
 
 def _map_lines(matrix: NDArray[np.float64]) -> list[str]:
@@ -108,3 +89,15 @@ def _percent(value: float | None) -> str:
 
 def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+_LINES: dict[str, Callable[[NDArray[np.float64]], list[str]]] = {
+    Accuracy.name: _matrix_lines,
+    Online.name: _matrix_lines,
+    LabelSets.name: _map_lines,
+}
+_METRICS: dict[str, Callable[[Measure, Summary], str]] = {
+    Accuracy.name: _accuracy_metrics,
+    Online.name: _all_metrics,
+    LabelSets.name: _all_metrics,
+}

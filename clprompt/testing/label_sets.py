@@ -10,7 +10,7 @@ from clprompt.seeding import generator
 from clprompt.targets import visible
 from clprompt.testing.asserts import finite_losses, refused, require, scale
 from clprompt.testing.bench import CLASSES, SIDE, Workbench
-from clprompt.training.label_set_evaluation import MultiLabelEvaluator
+from clprompt.training.evaluation import Evaluator
 from clprompt.training.precision import autocast
 from clprompt.training.steps import receive, train_step
 
@@ -66,8 +66,8 @@ class ScenesBench(Workbench):
     def images(self, per_class: int, part: str = "train") -> ToyScenes:
         return ToyScenes(per_class, part)
 
-    def evaluator(self) -> MultiLabelEvaluator:
-        return MultiLabelEvaluator(self.test, self.test.targets, batch_size=16)
+    def evaluator(self) -> Evaluator:
+        return Evaluator(self.test, self.test.targets, batch_size=16)
 
     def batch(self, experience: int, size: int = 8) -> tuple[Tensor, Tensor]:
         """Training samples of an experience and their visible labels: [B, 3, 16, 16] and [B, 11]."""

@@ -1,4 +1,4 @@
-"""TensorBoard event files, written in the order of events and without a thread.
+"""TensorBoard as a sink: event files, written in the order of events and without a thread.
 
 tensorboard and matplotlib are imported when a file is opened or a picture drawn.
 """
@@ -11,14 +11,16 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clprompt.system.files import AppendOnlyFile
+from clprompt.registry import sinks
+from clprompt.system.files import AppendOnlyFile, one_line_errors
+from clprompt.tracking.sink import Sink
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +28,51 @@ if TYPE_CHECKING:
 
 _DASHBOARD_DPI = 80  # the pictures inside TensorBoard; the files under figures/ are sharper
 _DRAIN_SECONDS, _DRAIN_BYTES = 5.0, 1 << 20  # how long and how much the dashboards may lag behind
+
+
+@sinks.register("tensorboard")
+class TensorBoard(Sink):
+    """Event files below `tensorboard/`, one for every start of a run; see :class:`Sink` for the arguments."""
+
+    files: ClassVar[Sequence[str]] = ("tensorboard/*tfevents*",)
+
+    def __init__(self, folder: Path, earlier: Collection[str] = ()) -> None:
+        super().__init__(folder, earlier)
+        home = folder / "tensorboard"
+        with one_line_errors(f"prepare {folder}"):
+            home.mkdir(exist_ok=True)
+        #: sizes of the event files that a resumed run goes on from
+        self._kept = {f"{home.name}/{path.name}": path.stat().st_size for path in home.glob("*tfevents*")}
+        # A name later than all that were ever here, removed ones included: a TensorBoard that is watching
+        # the folder would otherwise go on reading a new file where it stopped in the old one.
+        self.events = EventFile(home, after=earlier)
+
+    def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
+        self.events.scalars(step, values)
+
+    def image(self, step: int, tag: str, figure: Figure) -> None:
+        self.events.image(step, tag, figure)
+
+    def histogram(self, step: int, tag: str, values: NDArray[np.float64]) -> None:
+        self.events.histogram(step, tag, values)
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        self.events.add(step, text(tag, markdown))
+
+    def charts(self, charts: Mapping[str, Sequence[str]]) -> None:
+        if not self._kept:  # else an earlier file has them
+            self.events.add(0, custom_charts("class-incremental learning", charts))
+
+    def settings(self, values: Mapping[str, Any]) -> None:
+        for summary in hyperparameters(values, f"{self.folder.parent.name}/{self.folder.name}"):
+            self.events.add(0, summary)
+
+    def flush(self) -> dict[str, int]:
+        file = self.events.file
+        return {**self._kept, f"{file.path.parent.name}/{file.path.name}": file.sync()}
+
+    def close(self) -> None:
+        self.events.file.close()
 
 
 class EventFile:
@@ -143,8 +190,8 @@ def text(tag: str, markdown: str) -> Summary:
 def hyperparameters(values: Mapping[str, Any], name: str) -> list[Summary]:
     """One line of the HPARAMS tab: a session with its settings, and that it ended well.
 
-    The charts of the same run are its metrics. No experiment is described beside it: then TensorBoard shows the
-    settings of all runs that it finds, also where strategies differ in what can be set.
+    The charts of the same run are its metrics. No experiment is described beside it: then TensorBoard shows
+    the settings of all runs that it finds, also where strategies differ in what can be set.
 
     Args:
         values: settings by name; what is no number and no boolean is shown as text, None is left out.
@@ -179,5 +226,5 @@ def hyperparameters(values: Mapping[str, Any], name: str) -> list[Summary]:
 
 def _second(name: str) -> int:
     """The time in the name of an event file, 0 without one."""
-    found = re.search(r"tfevents\.(\d+)\.", name)
-    return int(found[1]) if found else 0
+    number = re.search(r"tfevents\.(\d+)\.", name)
+    return int(number[1]) if number else 0

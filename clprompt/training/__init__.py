@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from clprompt import lazy_names
 
 if TYPE_CHECKING:
+    from clprompt.metrics.accuracy import Evaluation as Evaluation
     from clprompt.training.engine import Engine as Engine
-    from clprompt.training.evaluation import Evaluation as Evaluation
     from clprompt.training.evaluation import Evaluator as Evaluator
     from clprompt.training.precision import autocast as autocast
     from clprompt.training.settings import Online as Online
@@ -21,7 +21,7 @@ __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Engine": "clprompt.training.engine",
-        "Evaluation": "clprompt.training.evaluation",
+        "Evaluation": "clprompt.metrics.accuracy",
         "Evaluator": "clprompt.training.evaluation",
         "Online": "clprompt.training.settings",
         "Training": "clprompt.training.settings",

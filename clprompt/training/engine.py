@@ -19,11 +19,13 @@ from torch.optim import Optimizer
 
 from clprompt.data.loading import Images, image_stream, subset, training_batches
 from clprompt.errors import Interrupted, ProtocolError
+from clprompt.metrics.accuracy import Evaluation
+from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.prompting.model import PromptModel, Step
 from clprompt.seeding import rng_state, set_rng_state
 from clprompt.targets import visible
 from clprompt.training import optim
-from clprompt.training.evaluation import Evaluation, Evaluator, Shown
+from clprompt.training.evaluation import Evaluator, Shown
 from clprompt.training.mixing import soften
 from clprompt.training.online import marks, stretch
 from clprompt.training.settings import Online, Training
@@ -284,7 +286,7 @@ class Engine:
 
     # ------------------------------------------------------------------ what is told
 
-    def _evaluate(self, when: str) -> Evaluation | None:
+    def _evaluate(self, when: str) -> Evaluation | LabelSetEvaluation | None:
         if self.evaluator is None:
             return None
         at = self.position

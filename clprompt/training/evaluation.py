@@ -1,8 +1,11 @@
-"""The evaluator: fixed test sets, walked in fixed batches, with what never changes kept between evaluations."""
+"""The evaluator: fixed test sets, walked in fixed batches, with what never changes kept between evaluations.
+
+It walks and caches; a :class:`clprompt.metrics.measure.Measure` says which samples belong to a class and
+scores them.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,67 +15,49 @@ import torch
 from torch import Tensor
 
 from clprompt.data.loading import Images, fixed_batches
-from clprompt.errors import DataError
+from clprompt.metrics.accuracy import Evaluation
+from clprompt.metrics.label_sets import LabelSetEvaluation
+from clprompt.metrics.measure import Measure, measure_of
 from clprompt.prompting.model import Cache, PromptModel
 from clprompt.training.precision import autocast
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracy on the test samples of seen classes.
-
-    Attributes:
-        accuracy: over samples; nan when no class was seen.
-        groups: per class group; None where no class of the group was seen.
-        confusion: (target, predicted) -> count.
-    """
-
-    accuracy: float
-    groups: list[float | None]
-    confusion: Counter[tuple[int, int]]
-
-    def record(self) -> dict[str, Any]:
-        """The JSON form, see :mod:`clprompt.tracking.tracker`."""
-        cells = sorted([target, predicted, count] for (target, predicted), count in self.confusion.items())
-        return {"accuracy": self.accuracy, "groups": self.groups, "confusion": cells}
-
-
 class Evaluator:
-    """Evaluates a model on class groups of a fixed test set, on the samples of seen classes only.
+    """Evaluates a model on a fixed test set, on the samples of seen classes only.
 
-    The samples of classes that have newly been seen form batches of their own behind those that are there. Batches
-    never change, so a cached value is, bit for bit, the one that would be computed again.
+    The samples of classes that have newly been seen form batches of their own behind those that are there; a
+    sample with several labels joins when the first of them is seen. Batches never change, so a cached value
+    is, bit for bit, the one that would be computed again.
 
     Args:
-        test: (image, label) items under the evaluation transform.
-        targets: the labels of ``test``, [n].
-        groups: test indices per class group.
+        test: (image, target) items under the evaluation transform.
+        targets: the targets of ``test``: labels [n], or multi-hot [n, C].
+        groups: test indices per class group; a measure of one set of samples does without.
+        measure: what is measured; by default accuracy for labels and mAP for multi-hot targets.
         batch_size: samples per forward.
         workers: loader processes.
         precision: "float32" or "bf16".
         cache_bytes: how much a model may keep between evaluations; 0 switches the cache off.
 
     Raises:
-        DataError: multi-hot targets, for which see :mod:`clprompt.training.label_set_evaluation`.
+        DataError: targets that the measure is not defined on.
     """
 
     def __init__(
         self,
         test: Images,
         targets: np.ndarray,
-        groups: Sequence[np.ndarray],
+        groups: Sequence[np.ndarray] = (),
         *,
+        measure: Measure | None = None,
         batch_size: int = 128,
         workers: int = 0,
         precision: str = "float32",
         cache_bytes: int = 2**30,
     ) -> None:
         self.test = test
-        self.targets = np.asarray(targets)
-        if self.targets.ndim != 1:
-            raise DataError(
-                "accuracy is not defined on multi-hot targets; evaluate them by a MultiLabelEvaluator"
-            )
+        self.measure = measure or measure_of(targets)
+        self.targets = self.measure.checked(targets)
         self.workers = workers
         self.precision = precision
         self.cache_bytes = cache_bytes
@@ -85,26 +70,33 @@ class Evaluator:
     def restore(self, exposed: Sequence[Sequence[int]]) -> None:
         """Form the batches of classes that were seen in this order; forgets everything else."""
         self.exposed = []
-        self._chunks: list[tuple[int, list[int]]] = []  # class group, sample indices
+        # number of the class group, or of the evaluation that met the samples first; sample indices
+        self._chunks: list[tuple[int, list[int]]] = []
         self._kept: dict[int, Cache] = {}
         self._kept_bytes = 0
         for classes in exposed:
             self._expose(list(classes))
 
     def _expose(self, classes: list[int]) -> None:
+        """Add the batches of the samples that show one of these classes and none of those before."""
+        before = [c for earlier in self.exposed for c in earlier]
+        joins = self.measure.shows(self.targets, classes) & ~self.measure.shows(self.targets, before)  # (n,)
+        if self.measure.by_group:
+            parts = [(number, group[joins[group]]) for number, group in enumerate(self.groups)]
+        else:
+            parts = [(len(self.exposed), np.flatnonzero(joins))]
+        for number, part in parts:
+            batches = (part[i : i + self.batch_size].tolist() for i in range(0, len(part), self.batch_size))
+            self._chunks += ((number, batch) for batch in batches)
         self.exposed.append(classes)
-        for number, group in enumerate(self.groups):
-            new = group[np.isin(self.targets[group], classes)]
-            pieces = (new[i : i + self.batch_size].tolist() for i in range(0, len(new), self.batch_size))
-            self._chunks += ((number, piece) for piece in pieces)
 
     def _follow(self, seen: np.ndarray) -> None:
         """Bring the batches in line with the seen classes."""
-        known = np.array([c for classes in self.exposed for c in classes], dtype=np.int64)
-        if not np.isin(known, seen).all():  # another model, which has seen less
+        met = np.array([c for classes in self.exposed for c in classes], dtype=np.int64)
+        if not np.isin(met, seen).all():  # another model, which has seen less
             self.restore([])
-            known = known[:0]
-        new = np.setdiff1d(seen, known)
+            met = met[:0]
+        new = np.setdiff1d(seen, met)
         if new.size:
             self._expose(new.tolist())
 
@@ -117,15 +109,20 @@ class Evaluator:
             yield images
 
     def few(self, count: int) -> list[Tensor]:
-        """A few images of each class group that the last evaluation saw, evenly spread, always the same ones."""
-        known = [c for classes in self.exposed for c in classes]
-        met = [group[np.isin(self.targets[group], known)] for group in self.groups if self.targets.ndim == 1]
-        places = [np.linspace(0, len(group) - 1, min(count, len(group))).astype(int) for group in met]
-        chosen = [group[np.unique(at)].tolist() for group, at in zip(met, places, strict=True) if len(group)]
+        """A few images of each class group that the last evaluation saw, evenly spread, always the same ones.
+
+        An image with labels of several groups stands in the one that was seen first.
+        """
+        met: dict[int, list[int]] = {}
+        for number, batch in sorted(self._chunks, key=lambda chunk: chunk[0]):
+            met.setdefault(number, []).extend(batch)
+        parts = [np.sort(part) for part in met.values()]
+        places = [np.linspace(0, len(part) - 1, min(count, len(part))).astype(int) for part in parts]
+        chosen = [part[np.unique(at)].tolist() for part, at in zip(parts, places, strict=True)]
         return [images for images, *_ in fixed_batches(self.test, chosen)]
 
     @torch.no_grad()
-    def run(self, model: PromptModel) -> Evaluation:
+    def run(self, model: PromptModel) -> Evaluation | LabelSetEvaluation:
         """Evaluate on the samples of seen classes; the model's mode is restored afterwards."""
         seen = np.flatnonzero(model.seen.cpu().numpy())
         self._follow(seen)
@@ -133,23 +130,17 @@ class Evaluator:
         device = model.seen.device
         was_training = model.training
         model.eval()
-        confusion: Counter[tuple[int, int]] = Counter()
-        hits = np.zeros((len(self.groups), 2), dtype=np.int64)  # right, all
+        parts: list[np.ndarray] = []  # logits, (b, C) each
         try:
-            loader = fixed_batches(self.test, batches, self.workers)
-            for key, ((group, batch), (images, *_)) in enumerate(zip(self._chunks, loader, strict=True)):
-                predicted = self._logits(model, images.to(device), key).argmax(1).cpu().numpy()
-                target = self.targets[batch]
-                confusion.update(zip(target.tolist(), predicted.tolist(), strict=True))
-                hits[group] += int((predicted == target).sum()), len(batch)
+            for key, (images, *_) in enumerate(fixed_batches(self.test, batches, self.workers)):
+                parts.append(self._logits(model, images.to(device), key).float().cpu().numpy())
         finally:
             model.train(was_training)
-        right, total = hits.sum(0)
-        return Evaluation(
-            accuracy=float(right / total) if total else float("nan"),
-            groups=[float(r / n) if n else None for r, n in hits],
-            confusion=confusion,
-        )
+        order = np.array([index for batch in batches for index in batch], dtype=np.int64)
+        numbers = np.array([number for number, batch in self._chunks for _ in batch], dtype=np.int64)
+        groups = [np.flatnonzero(numbers == number) for number in range(len(self.groups))]
+        logits = np.concatenate(parts) if parts else np.empty((0, len(model.seen)), dtype=np.float32)
+        return self.measure.score(logits, self.targets[order], seen, groups)
 
     def _logits(self, model: PromptModel, images: Tensor, key: int) -> Tensor:
         cache: Cache | None = self._kept.get(key, {}) if self.cache_bytes else None
@@ -181,20 +172,47 @@ class Shown:
 
 
 def evaluate(
-    model: PromptModel, test: Images, *, batch_size: int = 128, precision: str = "float32"
-) -> Evaluation:
-    """Accuracy of a model on the seen classes of a test set.
+    model: PromptModel,
+    test: Images,
+    *,
+    measure: Measure | None = None,
+    batch_size: int = 128,
+    precision: str = "float32",
+) -> Evaluation | LabelSetEvaluation:
+    """What a model is worth on the seen classes of a test set.
 
     Args:
         model: on the device where it shall be evaluated.
-        test: (image, label) items under the evaluation transform, with ``targets``.
-        batch_size, precision: see :class:`Evaluator`.
+        test: (image, target) items under the evaluation transform, with ``targets``: labels [n], or multi-hot
+            [n, C].
+        measure: what is measured; by default accuracy for labels and mAP for multi-hot targets.
+        batch_size: see :class:`Evaluator`.
+        precision: see :class:`Evaluator`.
+
+    Returns:
+        ``accuracy`` of labels, ``scores`` (mAP, CF1, OF1 and others) of multi-hot targets.
     """
     targets = np.asarray(test.targets)  # type: ignore[attr-defined]
     everything = [np.arange(len(targets))]
-    return Evaluator(
-        test, targets, everything, batch_size=batch_size, precision=precision, cache_bytes=0
-    ).run(model)
+    arguments: dict[str, Any] = {"measure": measure, "batch_size": batch_size, "precision": precision}
+    return Evaluator(test, targets, everything, cache_bytes=0, **arguments).run(model)
+
+
+def evaluator_for(
+    plan: Any, test: Images, targets: np.ndarray, *, online: bool = False, **arguments: Any
+) -> Evaluator:
+    """The evaluator of a stream.
+
+    Args:
+        plan: the stream; one of multi-hot targets knows its ``threshold``.
+        test: (image, target) items under the evaluation transform.
+        targets: the targets of ``test``, [n] or [n, C].
+        online: the run is evaluated while its stream goes on.
+        **arguments: see :class:`Evaluator`.
+    """
+    measure = measure_of(targets, online, threshold=getattr(plan, "threshold", 0.8))
+    groups = plan.test_groups(np.asarray(targets)) if measure.by_group else ()
+    return Evaluator(test, targets, groups, measure=measure, **arguments)
 
 
 def _size(cache: Cache | None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from clprompt.data.loading import Images
 from clprompt.prompting.model import PromptModel
 from clprompt.training.engine import Engine, Listener, ProgressLike
-from clprompt.training.label_set_evaluation import evaluator_for
+from clprompt.training.evaluation import evaluator_for
 from clprompt.training.settings import Online, Training
 
 
@@ -51,13 +51,19 @@ def fit(
         clean, training, online, seed, precision, listeners, progress: see :class:`Engine`.
 
     Returns:
-        The evaluation records, one after each experience; :func:`clprompt.metrics.accuracy.summarise` reads them.
+        The evaluation records, one after each experience; :func:`clprompt.metrics.summarise` reads them.
     """
     training = training or Training()
     evaluator = None
     if test is not None:
-        size = training.eval_mb_size
-        evaluator = evaluator_for(plan, test, test.targets, batch_size=size, precision=precision)
+        evaluator = evaluator_for(
+            plan,
+            test,
+            test.targets,
+            online=online is not None,
+            batch_size=training.eval_mb_size,
+            precision=precision,
+        )
     collector = _Collector()
     Engine(
         model,

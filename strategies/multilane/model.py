@@ -383,8 +383,8 @@ class MultiLaneModel(PromptModel):
         return mean.unflatten(-1, (self.backbone.image_size[0] // self.backbone.patch_size[0], -1))
 
     def explain(self, images: Tensor) -> dict[str, Any]:
-        """Each image beside what its selectors look at, one row per lane: figures by name."""
-        from clprompt.reporting.label_set_plots import attention_figures
+        """Each image beside what its selectors look at, one row per lane: plots by name."""
+        from clprompt.strategies.multilane.plots import attention_plots
 
         if self.merge_to is not None or not self.num_lanes:
             raise ConfigError("there are no selectors to show: tokens are merged, or nothing was trained")
@@ -395,4 +395,4 @@ class MultiLaneModel(PromptModel):
             torch.tensor(v).view(-1, 1, 1) for v in (self.backbone.inputs.mean, self.backbone.inputs.std)
         )
         pixels = (images.cpu().float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
-        return attention_figures(pixels.numpy(), maps.cpu().double().numpy(), rows, "selector")
+        return attention_plots(pixels.numpy(), maps.cpu().double().numpy(), rows, "selector")

@@ -14,11 +14,11 @@ from clprompt.errors import ClpromptError, DataError, ProtocolError
 from clprompt.experiment import config
 from clprompt.experiment import run as experiment
 from clprompt.metrics.label_sets import multi_label_scores
+from clprompt.metrics.measure import Accuracy, LabelSets
 from clprompt.scenarios.multi_label import plan
 from clprompt.testing.bench import tiny_vit
-from clprompt.training.evaluation import Evaluator
+from clprompt.training.evaluation import Evaluator, evaluate, evaluator_for
 from clprompt.training.fit import fit
-from clprompt.training.label_set_evaluation import MultiLabelEvaluator, evaluator_for
 from clprompt.training.settings import Training
 
 CLASSES = 6
@@ -75,7 +75,7 @@ def test_the_evaluator_scores_one_set_of_images_over_the_seen_classes(data):
     _, test = data
     model = model_of("linear_probe")
     evaluator = evaluator_for(None, test, test.targets, batch_size=7)
-    assert isinstance(evaluator, MultiLabelEvaluator)
+    assert isinstance(evaluator.measure, LabelSets)
     for classes in ([0, 1], [4, 5]):
         model.begin_experience(classes)
         model.observe(torch.eye(CLASSES)[classes])
@@ -89,7 +89,7 @@ def test_the_evaluator_scores_one_set_of_images_over_the_seen_classes(data):
         assert found.scores.mAP == pytest.approx(expected.mAP, abs=1e-6)
         assert found.scores.OF1 == expected.OF1
     with pytest.raises(DataError, match="accuracy is not defined on multi-hot targets"):
-        Evaluator(test, test.targets, [])
+        Evaluator(test, test.targets, [], measure=Accuracy())
 
 
 def test_labels_of_other_experiences_never_reach_the_model(data):
@@ -229,3 +229,42 @@ def test_predictions_on_multi_hot_streams_are_per_image_and_never_name_an_unseen
 
 def _first(stream, experiences: int):
     return replace(stream, indices=stream.indices[:experiences], classes=stream.classes[:experiences])
+
+
+def test_evaluate_scores_label_sets_as_the_evaluator_does(data):
+    _, test = data
+    model = model_of("linear_probe")
+    model.begin_experience([0, 1])
+    model.observe(torch.eye(CLASSES)[[0, 1]])
+    short = evaluate(model, test, batch_size=9)
+    rows = np.flatnonzero(test.targets[:, :2].any(1))
+    with torch.no_grad():
+        logits = model.eval()(test.images[rows])[:, :2]
+    expected = multi_label_scores(logits.numpy(), test.targets[rows][:, :2])
+    assert short.images == len(rows)
+    assert short.classes == [0, 1]
+    assert short.scores.mAP == pytest.approx(expected.mAP, abs=1e-6)
+
+
+def test_a_few_images_of_label_sets_stand_with_the_group_that_was_seen_first(data):
+    _, test = data
+    model = model_of("linear_probe")
+    evaluator = evaluator_for(None, test, test.targets, batch_size=7)
+    assert evaluator.few(3) == []
+    joined = np.zeros(len(test), dtype=bool)
+    for number, classes in enumerate(([4, 5], [0, 1]), start=1):
+        model.begin_experience(classes)
+        model.observe(torch.eye(CLASSES)[classes])
+        evaluator.run(model)
+        members = np.flatnonzero(test.targets[:, classes].any(1) & ~joined)
+        joined[members] = True
+        groups = evaluator.few(3)
+        assert [len(group) for group in groups] == [3] * number
+        assert torch.equal(groups[-1], test.images[members[[0, (len(members) - 1) // 2, -1]]])
+
+
+def test_every_evaluation_of_label_sets_names_its_measure(data):
+    train, test = data
+    stream = plan(train.targets, classes_per_experience=3)
+    records = fit(model_of("linear_probe"), stream, train, test, training=Training(train_epochs=1))
+    assert [record["measure"] for record in records] == ["label_sets"] * 2

@@ -100,7 +100,7 @@ def test_what_has_no_map_is_refused_in_a_line(logits, targets, text):
 
 
 def record(experience, classes, ap, value):
-    figures = dict.fromkeys(ml.FIGURES, value)
+    figures = dict.fromkeys(ml.METRICS, value)
     return {
         "kind": "evaluation",
         "when": "experience",

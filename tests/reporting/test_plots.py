@@ -46,8 +46,8 @@ def test_cells_carry_numbers_as_long_as_they_fit():
 def test_drawing_leaves_no_figure_behind_in_pyplot():
     code = """
         import sys, numpy as np
-        from clprompt import figures
-        figures.png(figures.accuracy_matrix(np.eye(2)))
+        from clprompt.reporting import plots
+        plots.png(plots.accuracy_matrix(np.eye(2)))
         print("matplotlib.pyplot" in sys.modules)
     """
     ran = subprocess.run(

@@ -372,7 +372,7 @@ def test_online_runs_are_told_and_drawn_by_the_figures_of_their_protocol(tmp_pat
                 file.write(json.dumps(record | {"nominal": mark}) + "\n")
     found = report.collect([tmp_path])
     (section,) = found.sections
-    assert section.figures() == ["A_auc", "A_avg", "A_last", "F_last"]
+    assert section.metrics() == ["A_auc", "A_avg", "A_last", "F_last"]
     assert [row.label for row in section.rows] == ["beta", "alpha"]
     assert "anytime_accuracy.png" in {path.name for path in found.write(tmp_path / "out")}
     (axes,) = plots.overlay({"a": [[0.5, 0.6]]}, "t", "l", at=[100, 200], axis="samples received").axes

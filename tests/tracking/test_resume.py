@@ -145,8 +145,8 @@ def test_a_process_killed_while_it_writes_can_be_resumed(tmp_path):
             tracker.record({"kind": "train", "step": step, "terms": {"loss": 1.0}})
             if step == 100:
                 (folder / "sizes.json").write_text(json.dumps(tracker.flush()))
-        tracker._events.file._file.write(b"half of a rec")
-        tracker._metrics._file.write(b'{"kind": "tr')
+        tracker.sinks[0].events.file._file.write(b"half of a rec")
+        tracker._records._file._file.write(b'{"kind": "tr')
         os.kill(os.getpid(), signal.SIGKILL)
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], timeout=60)

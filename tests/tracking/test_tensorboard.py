@@ -36,7 +36,7 @@ def a_run(folder: Path, accuracy: float, settings: dict[str, Any]) -> None:
             "confusion": [[0, 0, 3], [0, 1, 1], [1, 1, 2]],
         }
     )
-    tracker.hyperparameters(settings)
+    tracker.settings(settings)
     tracker.finish()
     tracker.close()
 

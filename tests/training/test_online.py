@@ -14,6 +14,7 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.experiment.build import Builder
 from clprompt.experiment.config import from_dict
 from clprompt.metrics import accuracy as metrics
+from clprompt.metrics import measure
 from clprompt.reporting import plots
 from clprompt.scenarios.si_blurry import plan
 from clprompt.strategies.dualprompt import DualPromptModel
@@ -85,7 +86,8 @@ def engine(model, indices, train, test=None, *, log=None, batch=8, groups=None, 
     online = more.pop("online", Online(iterations=2, eval_every=20))
     evaluator = None
     if test is not None:
-        evaluator = Evaluator(test, test.targets, groups or [np.arange(len(test))], batch_size=16)
+        groups = groups or [np.arange(len(test))]
+        evaluator = Evaluator(test, test.targets, groups, measure=measure.Online(), batch_size=16)
     return Engine(
         model,
         train,
@@ -230,7 +232,7 @@ def test_a_boundary_free_run_reads_nothing_about_sessions(backbone, monkeypatch)
     for forbidden in ("begin_experience", "start_experience"):
         monkeypatch.setattr(MVPModel, forbidden, lambda *_: pytest.fail("an experience was begun"))
     _, _, records, _ = run(mvp(backbone))  # the engine got an unreadable list of classes
-    assert metrics.is_online(records)
+    assert isinstance(measure.measure_in(records), measure.Online)
 
 
 def test_a_method_that_needs_boundaries_is_refused_in_one_line(backbone):
@@ -313,7 +315,7 @@ def golden_records():
 @pytest.mark.parametrize("name", ["A_auc", "A_avg", "A_last", "F_last"])
 def test_the_figures_are_those_of_the_released_code(name):
     expected = float(GOLDEN[f"metrics.{name}"])
-    found = metrics.summarise(golden_records())[name]
+    found = measure.summarise(golden_records())[name]
     # the released code divides by count + 1e-5
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -329,7 +331,7 @@ def test_offline_runs_report_no_online_figures():
     records = [{**r} for r in golden_records() if r["when"] == "experience"]
     for record in records:
         del record["nominal"]
-    assert "A_auc" not in metrics.summarise(records)
+    assert "A_auc" not in measure.summarise(records)
 
 
 def test_the_anytime_curve_shades_sessions_and_draws_both_kinds_of_evaluation(backbone):

@@ -1,0 +1,447 @@
+"""What a run is measured by: accuracy, accuracy under the online protocol, or the precision of label sets.
+
+A measure is chosen once, by :func:`measure_of`, and named in every evaluation record (``"measure"``). The
+evaluator walks and caches, the measure scores; tracker, summary, report and study ask it what to chart, print
+and tabulate.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clprompt.errors import DataError
+from clprompt.metrics import accuracy, label_sets
+from clprompt.metrics.accuracy import Evaluation
+from clprompt.metrics.label_sets import LabelSetEvaluation
+
+Record = Mapping[str, Any]
+Rows = list[list[object]]
+
+
+class Measure(ABC):
+    """What evaluations score and what becomes of their records.
+
+    Attributes:
+        name: as the records say it.
+        by_group: no evaluation batch holds samples of two class groups; False evaluates one set of samples.
+        columns: the metrics of ``results.json`` that tables compare by, with short titles; the first one
+            ranks.
+        deciding: the metrics by which a sweep may choose, higher being better.
+        charts: scalars that belong into one chart, by its title: regular expressions over tags.
+    """
+
+    name: ClassVar[str]
+    by_group: ClassVar[bool] = True
+    columns: ClassVar[Mapping[str, str]]
+    deciding: ClassVar[Sequence[str]]
+    charts: ClassVar[Mapping[str, Sequence[str]]]
+
+    @abstractmethod
+    def checked(self, targets: Any) -> NDArray[Any]:
+        """Test targets as an array.
+
+        Raises:
+            DataError: they are not what this measure scores.
+        """
+
+    @abstractmethod
+    def shows(self, targets: NDArray[Any], classes: Sequence[int]) -> NDArray[np.bool_]:
+        """Which samples belong to one of these classes, [n]."""
+
+    @abstractmethod
+    def score(
+        self,
+        logits: NDArray[Any],
+        targets: NDArray[Any],
+        seen: NDArray[np.int64],
+        groups: Sequence[NDArray[np.int64]],
+    ) -> Evaluation | LabelSetEvaluation:
+        """The evaluation of these samples.
+
+        Args:
+            logits: [n, C], of samples with a seen class.
+            targets: theirs, [n] or [n, C].
+            seen: the ids of the seen classes, ascending.
+            groups: rows of ``logits`` per group; a group may be empty.
+        """
+
+    @abstractmethod
+    def scalars(
+        self, records: Sequence[Record], record: Record, groups: Sequence[Sequence[int]]
+    ) -> dict[str, float | None]:
+        """What an evaluation charts, by tag; what is not defined yet has no point.
+
+        Args:
+            records: of the run so far, the evaluation among them.
+            record: the evaluation.
+            groups: the class ids of each group.
+        """
+
+    @abstractmethod
+    def summarise(self, records: Iterable[Record]) -> dict[str, float]:
+        """The metrics of a run by their names in ``results.json``; fractions, nan where not defined."""
+
+    @abstractmethod
+    def matrix(self, records: Iterable[Record], groups: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """What is printed of each class group after each experience, [T, groups], or more columns.
+
+        Args:
+            records: of the run.
+            groups: the class ids of each group.
+        """
+
+    @abstractmethod
+    def curves(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
+        """The metrics that a report draws over the experiences, each [T]."""
+
+    @abstractmethod
+    def tables(
+        self, records: Sequence[Record], names: Sequence[str], groups: Sequence[Sequence[int]]
+    ) -> dict[str, Rows]:
+        """The tables of a finished run by file name; none without an evaluation after an experience.
+
+        Args:
+            records: of the run.
+            names: of the classes 0..C-1.
+            groups: the class ids of each group.
+
+        Returns:
+            The header and the lines of each; None is an empty cell.
+        """
+
+    def notes(self, record: Record, names: Sequence[str], groups: Sequence[Sequence[int]]) -> dict[str, Rows]:
+        """Tables, by tag, that stand beside the charts of an evaluation at the end of an experience."""
+        return {}
+
+
+class Accuracy(Measure):
+    """One label per sample: the accuracy on each class group, and what is forgotten of it."""
+
+    name = "accuracy"
+    columns: ClassVar[Mapping[str, str]] = {
+        "average_accuracy": "average",
+        "average_incremental_accuracy": "incremental",
+        "forgetting": "forgetting",
+        "backward_transfer": "transfer",
+        "last_accuracy": "last",
+    }
+    deciding: ClassVar[Sequence[str]] = ("average_accuracy", "average_incremental_accuracy", "last_accuracy")
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {
+        "accuracy per class group": [r"^accuracy/group_\d+$"],
+        "average accuracy and forgetting": [r"^accuracy/average$", r"^accuracy/forgetting$"],
+    }
+
+    def checked(self, targets: Any) -> NDArray[Any]:
+        labels = np.asarray(targets)
+        if labels.ndim != 1:
+            raise DataError(
+                "accuracy is not defined on multi-hot targets; evaluate them by the measure LabelSets()"
+            )
+        return labels
+
+    def shows(self, targets: NDArray[Any], classes: Sequence[int]) -> NDArray[np.bool_]:
+        return np.isin(targets, classes)
+
+    def score(
+        self,
+        logits: NDArray[Any],
+        targets: NDArray[Any],
+        seen: NDArray[np.int64],
+        groups: Sequence[NDArray[np.int64]],
+    ) -> Evaluation:
+        """Accuracy over all samples and over those of each group, and which classes were taken for which."""
+        predicted = logits.argmax(1) if len(logits) else np.empty(0, dtype=np.int64)  # (n,)
+        right = predicted == targets
+        return Evaluation(
+            accuracy=float(right.sum() / len(right)) if len(right) else math.nan,
+            groups=[float(right[rows].sum() / len(rows)) if len(rows) else None for rows in groups],
+            confusion=Counter(zip(targets.tolist(), predicted.tolist(), strict=True)),
+            measure=self.name,
+        )
+
+    def scalars(
+        self, records: Sequence[Record], record: Record, groups: Sequence[Sequence[int]]
+    ) -> dict[str, float | None]:
+        if record["when"] == "anytime":
+            return {"anytime/accuracy": record["accuracy"]}
+        row = record["experience"]
+        matrix = accuracy.accuracy_matrix(records)[: row + 1, : row + 1]
+        scalars = _by_group("accuracy", record["groups"])
+        scalars["accuracy/average"] = accuracy.average_accuracy(matrix)
+        scalars["accuracy/forgetting"] = accuracy.forgetting(matrix)
+        # A group that was not seen yet has no point, and no forgetting is defined after one experience.
+        return _defined(scalars)
+
+    def summarise(self, records: Iterable[Record]) -> dict[str, float]:
+        return accuracy.summarise(records)
+
+    def matrix(self, records: Iterable[Record], groups: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """The accuracy matrix, [T, T]."""
+        return accuracy.accuracy_matrix(records)
+
+    def curves(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
+        matrix = accuracy.accuracy_matrix(records)
+        return {
+            "average_accuracy": accuracy.accuracy_curve(matrix),
+            "forgetting": accuracy.forgetting_curve(matrix),
+        }
+
+    def tables(
+        self, records: Sequence[Record], names: Sequence[str], groups: Sequence[Sequence[int]]
+    ) -> dict[str, Rows]:
+        last = last_evaluation(records)
+        if last is None:
+            return {}
+        matrix = accuracy.accuracy_matrix(records)
+        header: list[object] = ["after_experience", *_group_titles(len(matrix))]
+        tables: dict[str, Rows] = {
+            "accuracy_matrix.csv": [header, *([i + 1, *map(_cell, row)] for i, row in enumerate(matrix))]
+        }
+        if last.get("confusion") is not None:
+            counts = accuracy.confusion_matrix(last["confusion"], len(names))
+            tables["per_class_accuracy.csv"] = _class_rows(counts, names, groups)
+            tables["confusion_matrix.csv"] = [
+                ["true class \\ predicted class", *names],
+                *([name, *row] for name, row in zip(names, counts.tolist(), strict=True)),
+            ]
+        return tables
+
+    def notes(self, record: Record, names: Sequence[str], groups: Sequence[Sequence[int]]) -> dict[str, Rows]:
+        if record.get("confusion") is None:
+            return {}
+        counts = accuracy.confusion_matrix(record["confusion"], len(names))
+        return {"per_class_accuracy": [row for row in _class_rows(counts, names, groups) if row[3]]}
+
+
+class Online(Accuracy):
+    """Accuracy under the online protocol, where evaluations come while the stream goes on."""
+
+    name = "online"
+    columns: ClassVar[Mapping[str, str]] = {
+        "A_auc": "A_auc",
+        "A_avg": "A_avg",
+        "A_last": "A_last",
+        "F_last": "F_last",
+    }
+    deciding: ClassVar[Sequence[str]] = ("A_auc", "A_avg", "A_last")
+
+    def summarise(self, records: Iterable[Record]) -> dict[str, float]:
+        """The protocol's own metrics, then those of :class:`Accuracy`."""
+        records = list(records)
+        return {**accuracy.online_metrics(records), **accuracy.summarise(records)}
+
+    def anytime(self, records: Iterable[Record]) -> dict[int, float]:
+        """The accuracy of each periodic evaluation by the sample count at which it was due."""
+        return {
+            int(record["nominal"]): float(record["accuracy"])
+            for record in records
+            if record.get("when") == "anytime"
+            and record.get("nominal")
+            and record.get("accuracy") is not None
+        }
+
+
+class LabelSets(Measure):
+    """Any number of labels per sample: mAP and F1 over one set of all samples with a seen label.
+
+    Args:
+        threshold: probability above which a label counts as predicted.
+        strict_reference: see :func:`clprompt.metrics.label_sets.multi_label_scores`.
+    """
+
+    name = "label_sets"
+    by_group: ClassVar[bool] = False
+    columns: ClassVar[Mapping[str, str]] = {
+        "mAP_last": "last mAP",
+        "mAP_average": "average mAP",
+        "CF1": "CF1",
+        "OF1": "OF1",
+    }
+    deciding: ClassVar[Sequence[str]] = ("mAP_last", "mAP_average", "CF1", "OF1")
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {
+        "mAP per class group": [r"^mAP/group_\d+$"],
+        "mAP over the seen classes": [r"^mAP/seen$"],
+        "F1": [r"^multi_label/(CF1|OF1)$"],
+    }
+
+    def __init__(self, threshold: float = 0.8, strict_reference: bool = False) -> None:
+        self.threshold = threshold
+        self.strict_reference = strict_reference
+
+    def checked(self, targets: Any) -> NDArray[Any]:
+        hot = np.asarray(targets)
+        if hot.ndim != 2 or not np.isin(hot, (0, 1)).all():
+            raise DataError(f"multi-hot targets must be 0 or 1, [n, C]; got the shape {list(hot.shape)}")
+        return hot
+
+    def shows(self, targets: NDArray[Any], classes: Sequence[int]) -> NDArray[np.bool_]:
+        return targets[:, [c for c in classes if c < targets.shape[1]]].any(1)
+
+    def score(
+        self,
+        logits: NDArray[Any],
+        targets: NDArray[Any],
+        seen: NDArray[np.int64],
+        groups: Sequence[NDArray[np.int64]] = (),
+    ) -> LabelSetEvaluation:
+        """The scores over the seen classes; groups are read off the classes' average precision instead."""
+        hot = np.zeros(
+            (len(targets), len(seen)), dtype=np.int64
+        )  # a model may know classes that no target names
+        named = seen < targets.shape[1]
+        hot[:, named] = targets[:, seen[named]]
+        scores = None
+        if hot.any():
+            scores = label_sets.multi_label_scores(
+                logits[:, seen], hot, threshold=self.threshold, strict_reference=self.strict_reference
+            )
+        return LabelSetEvaluation(scores, seen.tolist(), len(targets), measure=self.name)
+
+    def scalars(
+        self, records: Sequence[Record], record: Record, groups: Sequence[Sequence[int]]
+    ) -> dict[str, float | None]:
+        if record["when"] == "anytime":
+            return _defined({"anytime/mAP": record["mAP"]})
+        scalars = _by_group("mAP", label_sets.group_matrix([record], groups)[0])
+        scalars["mAP/seen"] = record["mAP"]
+        for key in label_sets.METRICS[1:]:
+            scalars[f"multi_label/{key}"] = record[key]
+        return _defined(scalars)
+
+    def summarise(self, records: Iterable[Record]) -> dict[str, float]:
+        return label_sets.summarise(records)
+
+    def matrix(self, records: Iterable[Record], groups: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """mAP of each class group and, last, over all seen classes, [T, groups + 1]."""
+        records = list(records)
+        return np.column_stack([label_sets.group_matrix(records, groups), label_sets.curve(records)])
+
+    def curves(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
+        return {"mAP": label_sets.curve(records)}
+
+    def tables(
+        self, records: Sequence[Record], names: Sequence[str], groups: Sequence[Sequence[int]]
+    ) -> dict[str, Rows]:
+        last = last_evaluation(records)
+        if last is None:
+            return {}
+        matrix, seen = label_sets.group_matrix(records, groups), label_sets.curve(records)
+        group_of = _group_of(groups)
+        header: list[object] = ["after_experience", "seen", *_group_titles(len(groups))]
+        classes: Rows = [["class", "name", "group", "ap", "f1"]]
+        for c, ap, f1 in zip(last["classes"], last["ap"], last["f1"], strict=True):
+            classes.append([c, names[c], group_of.get(c, ""), _cell(ap), _cell(f1)])
+        return {
+            "map_matrix.csv": [
+                header,
+                *([i + 1, _cell(seen[i]), *map(_cell, row)] for i, row in enumerate(matrix)),
+            ],
+            "per_class_ap.csv": classes,
+        }
+
+
+MEASURES: dict[str, type[Measure]] = {kind.name: kind for kind in (Accuracy, Online, LabelSets)}
+
+
+def measure_of(targets: Any, online: bool = False, *, threshold: float = 0.8) -> Measure:
+    """The measure of a run, from what is evaluated.
+
+    Args:
+        targets: of the test set: labels [n], or multi-hot [n, C].
+        online: the run is evaluated while its stream goes on.
+        threshold: of label sets, the probability above which a label counts as predicted.
+    """
+    if np.ndim(targets) == 2:
+        return LabelSets(threshold)
+    return Online() if online else Accuracy()
+
+
+def measure_named(name: str) -> Measure:
+    """The measure of records that name it.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if name not in MEASURES:
+        raise DataError(f'no measure is called "{name}"; known: {", ".join(MEASURES)}')
+    return MEASURES[name]()
+
+
+def measure_in(records: Iterable[Record]) -> Measure:
+    """The measure of a run's records; accuracy without an evaluation.
+
+    Records from before measures were named tell it by their keys: label sets have an "mAP", and the
+    evaluations of online runs say at which sample count they were due ("nominal").
+    """
+    evaluations = [record for record in records if record.get("kind") == "evaluation"]
+    for record in evaluations:
+        if "measure" in record:
+            return measure_named(record["measure"])
+    if any("mAP" in record for record in evaluations):
+        return LabelSets()
+    return Online() if any("nominal" in record for record in evaluations) else Accuracy()
+
+
+def measure_behind(summaries: Iterable[Mapping[str, Any]]) -> Measure:
+    """The measure behind metrics of ``results.json``, which names none: its first column is among them."""
+    summaries = list(summaries)
+    for kind in (LabelSets, Online):
+        if any(next(iter(kind.columns)) in summary for summary in summaries):
+            return kind()
+    return Accuracy()
+
+
+def summarise(records: Iterable[Record]) -> dict[str, float]:
+    """The metrics of a run by their names in ``results.json``, of whatever measure its records are."""
+    records = list(records)
+    return measure_in(records).summarise(records)
+
+
+def last_evaluation(records: Sequence[Record]) -> Record | None:
+    """The last evaluation at the end of an experience."""
+    for record in reversed(records):
+        if record.get("kind") == "evaluation" and record["when"] == "experience":
+            return record
+    return None
+
+
+def _by_group(metric: str, values: Iterable[float | None]) -> dict[str, Any]:
+    """Scalars by tag, numbered so that the tags sort by group."""
+    values = list(values)
+    width = max(2, len(str(len(values))))
+    return {f"{metric}/group_{j + 1:0{width}d}": value for j, value in enumerate(values)}
+
+
+def _defined(scalars: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {tag: value for tag, value in scalars.items() if value is not None and not math.isnan(value)}
+
+
+def _cell(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _group_titles(count: int) -> list[str]:
+    return [f"group_{j + 1}" for j in range(count)]
+
+
+def _group_of(groups: Sequence[Sequence[int]]) -> dict[int, int]:
+    """The number of each class's group, counted from 1."""
+    return {c: j + 1 for j, group in enumerate(groups) for c in group}
+
+
+def _class_rows(counts: NDArray[np.int64], names: Sequence[str], groups: Sequence[Sequence[int]]) -> Rows:
+    """Samples and accuracy of each class, from the confusion counts [C, C]."""
+    group_of = _group_of(groups)
+    rows: Rows = [["class", "name", "group", "samples", "correct", "accuracy"]]
+    for c, name in enumerate(names):
+        samples, correct = int(counts[c].sum()), int(counts[c, c])
+        share = correct / samples if samples else None
+        rows.append([c, name, group_of.get(c, ""), samples, correct, share])
+    return rows
