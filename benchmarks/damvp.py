@@ -27,8 +27,9 @@ from clprompt import FrozenViT
 from clprompt.prompting.model import Cache
 from clprompt.strategies.damvp import DAMVPModel
 from clprompt.strategies.damvp.clustering import cluster, mean_distance
+from clprompt.training import optim
 from clprompt.training.settings import Training
-from clprompt.training.steps import make_optimizer, train_step
+from clprompt.training.steps import train_step
 
 TARGETS = {  # what a reader compares the medians with
     "step_to_floor": "<= 1.10",
@@ -111,7 +112,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     images = images.to(device)
     model = model_for(backbone, images, options.clusters)
     model.observe(targets)
-    optimizer = make_optimizer(model, Training(train_mb_size=options.batch))
+    optimizer = optim.build(model, Training(train_mb_size=options.batch))
     loop = Loop(backbone.vit, model.prototypes.clone(), backbone.image_size[0], model.pad)
     cache: Cache = {}
     with torch.no_grad():

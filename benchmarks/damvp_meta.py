@@ -27,8 +27,9 @@ from clprompt.strategies.damvp.meta_init import run as meta_init
 from clprompt.strategies.damvp.meta_sources import load
 from clprompt.system.files import atomic_write
 from clprompt.system.progress import Progress
+from clprompt.training import optim
 from clprompt.training.settings import Training
-from clprompt.training.steps import make_optimizer, receive, train_step
+from clprompt.training.steps import receive, train_step
 
 STARTS = {"meta": "#0072b2", "zero": "#009e73", "random": "#d55e00"}
 
@@ -40,7 +41,7 @@ def curve(arguments: dict[str, Any], seed: int, epochs: int) -> list[float]:
     model = DAMVPModel(backbone, seed=seed, pad=3, **arguments)
     model.begin_experience(range(10), lambda: image_stream(clean, 128))
     model.observe(torch.arange(10))
-    optimizer = make_optimizer(model, Training())
+    optimizer = optim.build(model, Training())
     found = [evaluate(model, test).accuracy]
     for epoch in range(epochs):
         batches = training_batches(train, seed=seed, experience=0, epoch=epoch, batch_size=32)

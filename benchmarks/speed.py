@@ -27,10 +27,11 @@ from torch.utils.data import TensorDataset
 
 from clprompt import FrozenViT, PromptModel, registry
 from clprompt.prompting.model import Cache
+from clprompt.training import optim
 from clprompt.training.engine import Engine
 from clprompt.training.precision import autocast
 from clprompt.training.settings import Training
-from clprompt.training.steps import make_optimizer, train_step
+from clprompt.training.steps import train_step
 
 CLASSES = 10
 TARGETS = {  # what a reader compares the medians with
@@ -127,7 +128,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         model.begin_experience(range(CLASSES), lambda: iter([images]))
     model.observe(targets)
     training = Training(train_mb_size=options.batch, lr=1e-4)
-    optimizer = make_optimizer(model, training)
+    optimizer = optim.build(model, training)
     cache: Cache = {}
     model.eval()
     with torch.no_grad():

@@ -29,8 +29,9 @@ from benchmarks.speed import floor_step, interleaved, ratio
 from clprompt import FrozenViT, PromptModel
 from clprompt.strategies.tcpa import TCPAModel
 from clprompt.strategies.vpt_deep import VPTDeepModel
+from clprompt.training import optim
 from clprompt.training.settings import Training
-from clprompt.training.steps import make_optimizer, train_step
+from clprompt.training.steps import train_step
 
 TARGETS = {"one experience": 1.05, "grown": 1.15}
 MASK_TARGET = 25e6  # bytes per block
@@ -57,7 +58,7 @@ def times(
     }
     targets = (torch.arange(count) % 2 + 2 * (experiences - 1)).to(device)
     training = Training(train_mb_size=count, lr=1e-4)
-    optimizers = {name: make_optimizer(model, training) for name, model in models.items()}
+    optimizers = {name: optim.build(model, training) for name, model in models.items()}
     vit: Any = backbone.vit
 
     def step(name: str) -> None:

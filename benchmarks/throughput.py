@@ -33,8 +33,9 @@ from clprompt.experiment.config import Config
 from clprompt.prompting.model import Cache
 from clprompt.reporting.tables import columns
 from clprompt.targets import visible
+from clprompt.training import optim
 from clprompt.training.precision import autocast
-from clprompt.training.steps import make_optimizer, receive, train_step
+from clprompt.training.steps import receive, train_step
 
 
 @dataclass
@@ -93,7 +94,7 @@ def measure(config: Config, builder: Builder, images: int, passes: int) -> dict[
             pixels, targets = pixels.to(device), visible(targets.to(device), classes)
             receive(model, optimizer, targets)
             if epoch == 0 and optimizer is None:
-                optimizer = make_optimizer(model, config.training)
+                optimizer = optim.build(model, config.training)
             train_step(model, optimizer, pixels, targets, precision=config.precision)
         found["training" if epoch else "first_epoch"] = watch.figures()
     model.end_experience()

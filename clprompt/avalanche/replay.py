@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,30 +62,17 @@ class MemoryEngine(Engine):
             batch_size_mem=memory.batch_size or max(size // 2, 1),
             storage_policy=self.reservoir,
         )
-        own: tuple[str, ...] = (
-            "lr",
-            "optimizer",
-            "weight_decay",
-            "momentum",
-            "schedule",
-            "warmup",
-            "clip_grad",
-        )
-        own += ("mixup", "mixup_probability", "label_smoothing")
         self._at = (0, 1)
-        settings: dict[str, Any] = {key: getattr(self.training, key) for key in own}
-        settings["precision"] = self.precision
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No loggers specified")
             self.strategy = _Counted(
                 model=self.model,
                 seed=self.seed,
-                train_mb_size=size,
-                train_epochs=self.online.iterations,
+                training=replace(self.training, train_epochs=self.online.iterations, workers=0),
+                precision=self.precision,  # type: ignore[arg-type]
                 device=self.model.seen.device,
                 plugins=[replay, _Told(self)],
                 evaluator=None,
-                **settings,
             )
         self.strategy.engine = self
 

@@ -10,6 +10,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -22,8 +23,8 @@ from clprompt.prompting.model import PromptModel, Step
 from clprompt.training import optim
 from clprompt.training.mixing import soften
 from clprompt.training.precision import autocast
-from clprompt.training.settings import Training
-from clprompt.training.steps import make_optimizer, receive, train_step_loss
+from clprompt.training.settings import Training, takes_training
+from clprompt.training.steps import receive, train_step_loss
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*QP solver.*")
@@ -40,58 +41,36 @@ class PromptStrategy(SupervisedTemplate):
         model: any PromptModel. The strategies of registered models (``clprompt.strategies.DualPrompt``) take
             ``backbone`` and the model's own arguments in its place.
         seed: data order and augmentation (and the model's initial values, where the strategy makes the model).
-        lr, optimizer, weight_decay, momentum, schedule, warmup, mixup, mixup_probability, label_smoothing, clip_grad:
-            as in the ``training`` section of a configuration.
+        training: how the model is trained.
         precision: "float32" or "bf16".
-        workers: loader processes.
-        train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator, eval_every: Avalanche's.
+        device: where the model is trained.
+        plugins: Avalanche's.
+        evaluator: Avalanche's.
+        eval_every: Avalanche's.
+        **fields: of :class:`clprompt.training.settings.Training` (``lr``, ``train_mb_size``, ...), in place of
+            those that ``training`` has.
 
     Raises:
         ConfigError: a setting out of range.
         ProtocolError: a stream without boundaries for a model that needs them.
     """
 
+    @takes_training(but=("checkpoint_every", "log_every"))  # Avalanche's plugins save, its loggers log
     def __init__(
         self,
         *,
         model: PromptModel,
         seed: int = 0,
-        lr: float = 0.005,
-        optimizer: Literal["adam", "adamw", "sgd"] = "adam",
-        weight_decay: float = 0.0,
-        momentum: float = 0.0,
-        schedule: Literal["constant", "cosine"] = "constant",
-        warmup: float = 0.0,
-        mixup: float = 0.0,
-        mixup_probability: float = 1.0,
-        label_smoothing: float = 0.0,
-        clip_grad: float | None = None,
+        training: Training | None = None,
         precision: Literal["float32", "bf16"] = "float32",
-        workers: int = 0,
-        train_mb_size: int = 32,
-        train_epochs: int = 1,
-        eval_mb_size: int = 128,
         device: str | torch.device = "cpu",
         plugins: Sequence[Any] | None = None,
         evaluator: Any = default_evaluator,
         eval_every: int = -1,
+        **fields: Any,
     ) -> None:
-        self.training_settings = Training(
-            train_mb_size=train_mb_size,
-            train_epochs=train_epochs,
-            lr=lr,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            schedule=schedule,
-            warmup=warmup,
-            mixup=mixup,
-            mixup_probability=mixup_probability,
-            label_smoothing=label_smoothing,
-            clip_grad=clip_grad,
-            eval_mb_size=eval_mb_size,
-            workers=workers,
-        )
+        settings = replace(training or Training(), **fields)
+        self.training_settings = settings
         self.seed = seed
         self.precision = precision
         self._step: Step | None = None
@@ -99,11 +78,11 @@ class PromptStrategy(SupervisedTemplate):
         model = model.to(device)
         super().__init__(
             model=model,
-            optimizer=_optimizer(model, self.training_settings),
+            optimizer=_optimizer(model, settings),
             criterion=torch.nn.CrossEntropyLoss(),
-            train_mb_size=train_mb_size,
-            train_epochs=train_epochs,
-            eval_mb_size=eval_mb_size,
+            train_mb_size=settings.train_mb_size,
+            train_epochs=settings.train_epochs,
+            eval_mb_size=settings.eval_mb_size,
             device=device,
             plugins=None if plugins is None else list(plugins),
             evaluator=evaluator,
@@ -258,7 +237,7 @@ class _EpochLoader:
 def _optimizer(model: PromptModel, training: Training) -> torch.optim.Optimizer:
     """The engine's optimizer; Avalanche wants one even where nothing is trained."""
     idle = torch.nn.Parameter(torch.zeros(0), requires_grad=False)
-    return make_optimizer(model, training) or torch.optim.SGD([idle], lr=1.0)
+    return optim.build(model, training) or torch.optim.SGD([idle], lr=1.0)
 
 
 @functools.cache

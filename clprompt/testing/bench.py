@@ -20,10 +20,11 @@ from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.model import PromptModel
 from clprompt.seeding import generator, preserved_rng
 from clprompt.testing.asserts import chunked, steady
+from clprompt.training import optim
 from clprompt.training.engine import Engine
 from clprompt.training.evaluation import Evaluator
 from clprompt.training.settings import Online, Training
-from clprompt.training.steps import make_optimizer, receive, train_step
+from clprompt.training.steps import receive, train_step
 
 #: Class ids by experience: not in order, with gaps (2, 3, 6, 8 and 9 never occur).
 CLASSES = ((4, 1), (0, 7), (10, 5))
@@ -243,7 +244,7 @@ class Workbench:
 
         if not self.online:
             model.begin_experience(self.arrived(CLASSES, experience), images)
-        optimizer = make_optimizer(model, self.training())
+        optimizer = optim.build(model, self.training())
         inputs, targets = self.batch(experience)
         for _ in range(steps):
             receive(model, optimizer, targets)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from clprompt.training.precision import autocast as autocast
     from clprompt.training.settings import Online as Online
     from clprompt.training.settings import Training as Training
-    from clprompt.training.steps import make_optimizer as make_optimizer
     from clprompt.training.steps import receive as receive
     from clprompt.training.steps import train_step as train_step
 
@@ -26,7 +25,6 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Online": "clprompt.training.settings",
         "Training": "clprompt.training.settings",
         "autocast": "clprompt.training.precision",
-        "make_optimizer": "clprompt.training.steps",
         "receive": "clprompt.training.steps",
         "train_step": "clprompt.training.steps",
     },

@@ -29,7 +29,7 @@ from clprompt.training.evaluation import Evaluator, Shown
 from clprompt.training.mixing import soften
 from clprompt.training.online import marks, stretch
 from clprompt.training.settings import Online, Training
-from clprompt.training.steps import make_optimizer, receive, train_step
+from clprompt.training.steps import receive, train_step
 
 #: Evaluation images that a model may look at after an experience.
 _PROBED = 1024
@@ -218,7 +218,7 @@ class Engine:
             self.model.begin_experience(self._arrived(self.classes), images)
             self._tell(self.model.opening_diagnostics)
         if self.optimizer is None or (begun and self.model.optimizer_reset == "experience"):
-            self.optimizer = make_optimizer(self.model, self.training)
+            self.optimizer = optim.build(self.model, self.training)
         else:
             optim.sync(self.optimizer, self.model)
 
@@ -371,7 +371,7 @@ class Engine:
         self.model.load_state_dict(state["model"])
         self.optimizer = None
         if state["optimizer"] is not None:
-            self.optimizer = make_optimizer(self.model, self.training)
+            self.optimizer = optim.build(self.model, self.training)
             if self.optimizer is not None:
                 optim.load_optimizer_state(self.optimizer, self.model, state["optimizer"])
         if self.evaluator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,20 +13,23 @@ from torch.optim import Optimizer
 
 from clprompt.errors import CheckpointError
 from clprompt.prompting.model import PromptModel
+from clprompt.training.settings import Training
 
 
-def build(
-    model: PromptModel,
-    *,
-    name: Literal["adam", "adamw", "sgd"] = "adam",
-    lr: float = 0.005,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
-) -> Optimizer | None:
+def build(model: PromptModel, training: Training | None = None, **fields: Any) -> Optimizer | None:
     """An optimizer over the model's trainable parameters; None for a model that trains nothing.
 
     A group of the model may override ``lr`` and other settings; frozen parameters are in no group.
+
+    Args:
+        model: what is trained.
+        training: says which optimizer, its ``lr``, ``weight_decay`` and ``momentum``; the defaults if None.
+        **fields: of :class:`Training`, in place of those that ``training`` has: ``build(model, lr=0.01)``.
+
+    Raises:
+        ConfigError: a setting out of range.
     """
+    settings = replace(training or Training(), **fields)
     groups = [
         {
             **{k: v for k, v in group.items() if k not in ("params", "name")},
@@ -38,11 +42,12 @@ def build(
     groups = [group for group in groups if group["params"]]
     if not groups:
         return None
-    if name == "sgd":
-        optimizer: Optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    shared = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "sgd":
+        optimizer: Optimizer = torch.optim.SGD(groups, momentum=settings.momentum, **shared)
     else:
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
-        optimizer = kind(groups, lr=lr, weight_decay=weight_decay)
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+        optimizer = kind(groups, **shared)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

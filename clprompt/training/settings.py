@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import typing
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -158,3 +161,37 @@ def _check_types(settings: Training | Online, path: str) -> None:
 def _at_least(least: int, value: float | None, path: str) -> None:
     if value is not None and not least <= value < math.inf:
         raise ConfigError(f"{path} must be at least {least}, got {value}")
+
+
+def takes_training(*, but: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a function with ``**fields``: its signature shows the fields of :class:`Training` as keywords.
+
+    Args:
+        but: fields that mean nothing to the function.
+
+    Returns:
+        The decorator; what it makes raises a TypeError for an unknown argument, as Python does.
+    """
+    hints = typing.get_type_hints(Training)
+    keywords = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(Training)
+        if field.name not in but
+    ]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+        others = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        shown = signature.replace(parameters=[*others, *keywords])
+
+        @functools.wraps(function)
+        def checked(*arguments: Any, **named: Any) -> Any:
+            shown.bind(*arguments, **named)
+            return function(*arguments, **named)
+
+        checked.__signature__ = shown  # type: ignore[attr-defined]
+        return checked
+
+    return decorate

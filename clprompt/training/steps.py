@@ -10,18 +10,6 @@ from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import PromptModel, Step
 from clprompt.training import optim
 from clprompt.training.precision import autocast
-from clprompt.training.settings import Training
-
-
-def make_optimizer(model: PromptModel, training: Training) -> Optimizer | None:
-    """The optimizer that a training section describes; None for a model that trains nothing."""
-    return optim.build(
-        model,
-        name=training.optimizer,
-        lr=training.lr,
-        weight_decay=training.weight_decay,
-        momentum=training.momentum,
-    )
 
 
 def receive(model: PromptModel, optimizer: Optimizer | None, targets: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import inspect
 import io
 import math
@@ -96,6 +97,44 @@ def trained(name: str, scenario: CLScenario | None = None, **arguments: Any) -> 
     for experience in (scenario or stream()).train_stream:
         made.train(experience)
     return made
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+def test_settings_by_name_are_those_of_a_training_object() -> None:
+    training = Training(
+        train_mb_size=8, train_epochs=2, eval_mb_size=5, lr=0.02, optimizer="sgd", momentum=0.9
+    )
+    model = strategies.get("linear_probe").target(tiny_vit())
+    whole = PromptStrategy(model=model, training=training, evaluator=None)
+    named = PromptStrategy(
+        model=model,
+        training=Training(train_mb_size=8, lr=0.5),
+        train_epochs=2,
+        eval_mb_size=5,
+        lr=0.02,
+        optimizer="sgd",
+        momentum=0.9,
+        evaluator=None,
+    )
+    assert whole.training_settings == named.training_settings == training
+    assert (whole.train_mb_size, whole.train_epochs, whole.eval_mb_size) == (8, 2, 5)
+
+
+def test_the_signature_of_a_strategy_shows_every_setting_that_it_follows() -> None:
+    shown = inspect.signature(make_strategy(strategies.get("l2p").target)).parameters
+    wanted = {field.name for field in dataclasses.fields(Training)} - {"checkpoint_every", "log_every"}
+    assert wanted | {"training", "seed", "precision", "backbone"} <= shown.keys()
+    assert not {"checkpoint_every", "log_every", "fields"} & shown.keys()
+    assert shown["lr"].default == Training().lr
+
+
+@pytest.mark.parametrize("name", ["lrr", "checkpoint_every"])
+def test_an_unknown_setting_of_a_strategy_is_refused(name: str) -> None:
+    model = strategies.get("linear_probe").target(tiny_vit())
+    with pytest.raises(TypeError, match=name):
+        PromptStrategy(model=model, evaluator=None, **{name: 1})
 
 
 # ------------------------------------------------------------------------------------------------ plugins

@@ -124,7 +124,7 @@ def test_each_part_can_be_switched_off(mvp, variant, ablation):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_three_adam_steps_with_advancing_counts(mvp, variant):
     model = build(mvp, variant)
-    optimizer = optim.build(model, name="adam", lr=float(mvp["lr"]))
+    optimizer = optim.build(model, optimizer="adam", lr=float(mvp["lr"]))
     losses, counts = [], []
     for _ in range(3):
         step = model.training_loss(mvp["images"], mvp["labels"])

@@ -271,7 +271,7 @@ def toy(backbone: FrozenViT, **arguments: Any) -> tuple[DAMVPModel, Tensor, Tens
 def test_idle_frames_do_not_move_whatever_the_optimizer(backbone, name):
     model, images, targets = toy(backbone, init="random")
     optimizer = optim.build(
-        model, name=name, lr=0.1, momentum=0.9 if name == "sgd" else 0.0, weight_decay=0.1
+        model, optimizer=name, lr=0.1, momentum=0.9 if name == "sgd" else 0.0, weight_decay=0.1
     )
     before = [frame.detach().clone() for frame in model.frames]
     used = set(model.frame_of[model.assign(backbone.features(images))].tolist())

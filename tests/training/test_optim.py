@@ -49,7 +49,7 @@ def names(optimizer):
 @pytest.mark.parametrize(("name", "momentum"), [("adam", 0.0), ("adamw", 0.0), ("sgd", 0.9)])
 def test_moments_are_padded_with_zeros_when_rows_are_added(name, momentum):
     model = Growing()
-    optimizer = optim.build(model, name=name, momentum=momentum, lr=0.1)
+    optimizer = optim.build(model, optimizer=name, momentum=momentum, lr=0.1)
     for _ in range(3):
         model.step(optimizer)
     before = {k: v.clone() for k, v in optimizer.state[model.head].items()}
@@ -72,7 +72,7 @@ def test_moments_are_padded_with_zeros_when_rows_are_added(name, momentum):
 def test_old_rows_train_as_if_the_new_ones_had_always_been_there(name):
     grows, whole = Growing(rows=2), Growing(rows=2)
     whole.head = nn.Parameter(torch.cat([whole.head.detach(), torch.zeros(2, 3)]))
-    one, other = (optim.build(m, name=name, momentum=0.9, lr=0.1) for m in (grows, whole))
+    one, other = (optim.build(m, optimizer=name, momentum=0.9, lr=0.1) for m in (grows, whole))
     for m, o in ((grows, one), (whole, other)):
         for _ in range(3):
             o.zero_grad()
@@ -131,7 +131,7 @@ def test_a_model_that_trains_nothing_needs_no_optimizer():
 
 @pytest.mark.parametrize(("name", "momentum"), [("adam", 0.0), ("adamw", 0.0), ("sgd", 0.9), ("sgd", 0.0)])
 def test_a_loaded_optimizer_continues_to_the_same_bits(name, momentum):
-    settings = {"name": name, "momentum": momentum, "lr": 0.01, "weight_decay": 0.1}
+    settings = {"optimizer": name, "momentum": momentum, "lr": 0.01, "weight_decay": 0.1}
     model = Growing()
     optimizer = optim.build(model, **settings)
     model.step(optimizer)
