@@ -67,29 +67,3 @@ class LinearHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] -> [B, C]."""
         return F.linear(features, self.weight, self.bias)
-
-
-class CosineHead(LinearHead):
-    """A growing classifier on angles alone: logits = scale * cos(feature, row), without bias.
-
-    Args:
-        width, seed: as in :class:`LinearHead`. Rows start from a truncated normal: zeros have no direction.
-        scale: what cosines are multiplied with; the value that training starts from when ``learn_scale``.
-        learn_scale: train the scale (Hou et al. 2019, LUCIR).
-    """
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        seed: int = 0,
-        scale: float = 10.0,
-        learn_scale: bool = True,
-    ) -> None:
-        super().__init__(width, seed=seed)
-        self.bias.requires_grad_(False)
-        self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=learn_scale)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, D] -> [B, C]; a zero feature or row has cosine 0."""
-        return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.weight, dim=-1).T
