@@ -130,7 +130,7 @@ def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "versions": versions,
-        "git": _git_state(),
+        "git": git_state(Path(str(importlib.resources.files("clprompt")))),
         "parameters": {"backbone": backbone},
         "backbone": {"source": model.backbone.source, "sha256": model.backbone.fingerprint()},
     }
@@ -175,14 +175,16 @@ def _processor() -> str:
         return platform.processor()
 
 
-def _git_state() -> dict[str, Any] | None:
-    """The source revision, where clprompt runs from a checkout."""
+def git_state(package: Path) -> dict[str, Any] | None:
+    """The source revision of the checkout that a package folder named ``clprompt`` stands at the top of.
 
-    where = Path(str(importlib.resources.files("clprompt")))
+    Returns:
+        ``commit`` and ``modified``; None where it is installed outside of a checkout of its own.
+    """
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(where), *arguments], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, check=True
         )
         return done.stdout.strip()
 
