@@ -16,13 +16,7 @@ from clprompt.seeding import derive
 
 @dataclass(frozen=True)
 class MultiLabelPlan(Plan):
-    """A multi-label stream; an image may be in several experiences, each of which shows its own labels only.
-
-    Attributes:
-        threshold: probability above which a label counts as predicted in CF1 and OF1.
-    """
-
-    threshold: float = 0.8
+    """A multi-label stream; an image may be in several experiences, each with its own labels only."""
 
     def describe(self, targets: np.ndarray) -> np.ndarray:
         """Visible labels per experience and class, [T, C]."""
@@ -40,11 +34,6 @@ class MultiLabelPlan(Plan):
     def test_groups(self, targets: np.ndarray) -> tuple[np.ndarray, ...]:
         """Test images with a label that is new in each experience; an image may be in several groups."""
         return tuple(np.flatnonzero(np.asarray(targets)[:, list(g)].any(1)) for g in self.classes)
-
-    def seen_test(self, targets: np.ndarray, experience: int) -> np.ndarray:
-        """Test images with a label seen by the end of an experience: the one set that is evaluated then."""
-        seen = [c for group in self.classes[: experience + 1] for c in group]
-        return np.flatnonzero(np.asarray(targets)[:, seen].any(1))
 
     def notes(self, train: np.ndarray, test: np.ndarray) -> list[str]:
         """What does not take part, in a sentence each."""
@@ -110,7 +99,7 @@ def plan(
         if missing:
             what = "has no training image" if not len(index) else f"has none for class {missing[0]}"
             raise DataError(f"experience {number + 1} (classes {', '.join(map(str, group))}) {what}")
-    return MultiLabelPlan(indices, tuple(groups), count, threshold)
+    return MultiLabelPlan(indices, tuple(groups), count, threshold=threshold)
 
 
 def check_multi_hot(targets: Any) -> np.ndarray:

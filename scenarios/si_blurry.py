@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
@@ -29,15 +29,15 @@ class SiBlurryPlan(Plan):
 
     Attributes:
         home: the home session of each class, int64 [C]; -1 for a class that the reference drops.
+        quotas: how many scattered samples each session gives, [T]; some may come back to it.
         kinds: "disjoint" or "blurry" for each class, [C] ("dropped" where the reference drops one).
         moved: whether a sample arrives away from its home session, bool [n].
-        quotas: how many scattered samples each session gives, [T]; some may come back to it.
     """
 
     home: np.ndarray
-    kinds: np.ndarray
-    moved: np.ndarray
     quotas: tuple[int, ...]
+    kinds: np.ndarray = field(kw_only=True)
+    moved: np.ndarray = field(kw_only=True)
 
 
 @scenarios.register("si_blurry", paper="Moon et al., ICCV 2023, arXiv 2308.09303", year=2023)
@@ -90,7 +90,8 @@ def plan(
         kinds = np.where(blurry, KINDS[1], KINDS[0])
         indices, moved, quotas = _scatter(rng, targets, home, blurry, sessions, m, variant)
     groups = tuple(tuple(np.flatnonzero(home == t).tolist()) for t in range(sessions))
-    return SiBlurryPlan(indices, groups, count, home, kinds, moved, tuple(int(q) for q in quotas))
+    given = tuple(int(quota) for quota in quotas)
+    return SiBlurryPlan(indices, groups, count, home, given, kinds=kinds, moved=moved)
 
 
 def _check(

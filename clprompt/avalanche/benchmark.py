@@ -75,7 +75,7 @@ class _Shown(Dataset):
         return image, visible(target[None], self.classes)[0], *rest
 
 
-def _label_sets(plan: Any, train: Any, test: Any) -> CLScenario:
+def _label_sets(plan: Plan, train: Any, test: Any) -> CLScenario:
     """A multi-label stream: the data sets carry the visible labels as ``label_sets``; they have no ``targets``.
 
     Test experience t is the one set that is evaluated after experience t: images with a seen label.

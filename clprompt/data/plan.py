@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,17 @@ class Plan:
         indices: training sample indices, one array per experience.
         classes: the class ids that are new with each experience; also the class groups of the metrics.
         num_classes: C; class ids are 0..C-1.
+        kinds: a word for each class, [C]; None where the stream makes no difference between classes.
+        moved: whether a training sample arrives away from its class's experience, bool [n]; None for none.
+        threshold: probability above which a label counts as predicted; read for multi-hot targets alone.
     """
 
     indices: tuple[np.ndarray, ...]
     classes: tuple[tuple[int, ...], ...]
     num_classes: int
+    kinds: np.ndarray | None = field(default=None, kw_only=True)
+    moved: np.ndarray | None = field(default=None, kw_only=True)
+    threshold: float = field(default=0.8, kw_only=True)
 
     def __len__(self) -> int:
         """The number of experiences."""
@@ -44,6 +50,10 @@ class Plan:
     def test_groups(self, targets: np.ndarray) -> tuple[np.ndarray, ...]:
         """Test sample indices of each class group, in data set order."""
         return tuple(np.flatnonzero(np.isin(targets, group)) for group in self.classes)
+
+    def seen_test(self, targets: np.ndarray, experience: int) -> np.ndarray:
+        """Test sample indices of all class groups up to an experience's, each once, in data set order."""
+        return np.unique(np.concatenate(self.test_groups(targets)[: experience + 1]))
 
 
 def class_ids(targets: Any) -> tuple[np.ndarray, int]:

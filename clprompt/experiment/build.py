@@ -12,6 +12,7 @@ import torch
 from clprompt import registry
 from clprompt.backbones.vit import FrozenViT, make_backbone
 from clprompt.data.bundle import DataBundle
+from clprompt.data.plan import Plan
 from clprompt.data.transforms import make_transform
 from clprompt.errors import ConfigError
 from clprompt.experiment.config import Config
@@ -26,7 +27,7 @@ class Parts:
 
     bundle: DataBundle
     backbone: FrozenViT
-    plan: Any
+    plan: Plan
     model: PromptModel
     device: torch.device
     test_groups: list[np.ndarray] = field(default_factory=list)
@@ -49,7 +50,7 @@ class Builder:
         backbone = self._once("backbone", config.backbone, lambda: make_backbone(config.backbone))
         make_transform(backbone)  # refuses a backbone that no image fits
         seed = config.seeds[0]
-        plan = make_registered(registry.scenarios, config.scenario, bundle.train.targets, seed=seed)
+        plan: Plan = make_registered(registry.scenarios, config.scenario, bundle.train.targets, seed=seed)
         model = make_registered(registry.strategies, config.strategy, backbone, seed=seed)
         if config.online and model.boundaries == "required":
             raise ConfigError(

@@ -1,8 +1,8 @@
 """The map of a stream: how many samples of which class arrive in which session, as a table and as a drawing.
 
-A plan says what it wants about its classes: with ``kinds`` [C] (a word for each class), ``home`` [C] and
-``moved`` [n] samples of each kind, and those that arrive away from their class's home, are told apart. No
-image is loaded and no model is built; a label vector is enough.
+A plan says what it wants about its classes: with ``kinds`` [C] (a word for each class) and ``moved`` [n] samples
+of each kind, and those that arrive away from their class's home, are told apart. No image is loaded and no model
+is built; a label vector is enough.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clprompt.data.plan import Plan
 from clprompt.system.files import atomic_write, one_line_errors
 
 if TYPE_CHECKING:
@@ -47,20 +48,19 @@ class StreamMap:
 
     @classmethod
     def of(
-        cls, plan: Any, targets: np.ndarray, title: str, class_names: Sequence[str] | None = None
+        cls, plan: Plan, targets: np.ndarray, title: str, class_names: Sequence[str] | None = None
     ) -> StreamMap:
-        """Count a plan (see :class:`clprompt.scenarios.Plan`) over the labels it was made from, [n]."""
+        """Count a plan over the labels it was made from, [n]."""
         targets, count = np.asarray(targets), plan.num_classes
         counts = plan.describe(targets)
-        flags = getattr(plan, "moved", None)
         moved = np.zeros_like(counts)
-        if flags is not None:
+        if plan.moved is not None:
             for row, indices in zip(moved, plan.indices, strict=True):
-                row += np.bincount(targets[indices[flags[indices]]], minlength=count)
+                row += np.bincount(targets[indices[plan.moved[indices]]], minlength=count)
         home = np.full(count, -1)
         for session, group in enumerate(plan.classes):
             home[list(group)] = session
-        kinds = np.asarray(getattr(plan, "kinds", np.full(count, "samples")))
+        kinds = np.full(count, "samples") if plan.kinds is None else np.asarray(plan.kinds)
         names = [str(c) for c in range(count)] if class_names is None else [str(name) for name in class_names]
         return cls(title, counts, moved, kinds, home, names)
 
@@ -177,7 +177,7 @@ class StreamMap:
         return figure
 
 
-def draw(folder: Path, plan: Any, targets: np.ndarray, class_names: Sequence[str]) -> None:
+def draw(folder: Path, plan: Plan, targets: np.ndarray, class_names: Sequence[str]) -> None:
     """Write the map of a run's stream beside the run's other drawings, `figures/stream_map.png`."""
     from clprompt.reporting import plots
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clprompt.data.loading import Images
+from clprompt.data.plan import Plan
 from clprompt.prompting.model import PromptModel
 from clprompt.training.engine import Engine, Listener, ProgressLike
 from clprompt.training.evaluation import evaluator_for
@@ -29,7 +30,7 @@ class _Collector:
 
 def fit(
     model: PromptModel,
-    plan: Any,
+    plan: Plan,
     train: Images,
     test: Any = None,
     *,
