@@ -47,8 +47,8 @@ class PromptStrategy(SupervisedTemplate):
         plugins: Avalanche's.
         evaluator: Avalanche's.
         eval_every: Avalanche's.
-        **fields: of :class:`clprompt.training.settings.Training` (``lr``, ``train_mb_size``, ...), in place of
-            those that ``training`` has.
+        **fields: of :class:`clprompt.training.settings.Training` (``lr``, ``train_mb_size``, ...), in place
+            of those that ``training`` has.
 
     Raises:
         ConfigError: a setting out of range.
