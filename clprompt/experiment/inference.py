@@ -205,10 +205,10 @@ def to_csv(predictions: Iterable[Prediction]) -> str:
 
 
 def explain(folder: str | Path, paths: Sequence[Path], *, device: str = "cpu") -> Mapping[str, Figure]:
-    """What the run's method has to show about how it sees these images, as figures by name.
+    """What the run's method has to show about how it sees these images, as plots by name.
 
     Args:
-        folder: of a finished run whose strategy has `explain(images) -> mapping of figures`.
+        folder: of a finished run whose strategy has `explain(images) -> mapping of plots`.
         paths: image files; the method gets all of them as one batch.
 
     Raises:
@@ -223,14 +223,14 @@ def explain(folder: str | Path, paths: Sequence[Path], *, device: str = "cpu") -
     return model.explain(images)
 
 
-def draw(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write figures as PNG files named after them; their paths."""
+def draw(plots: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write plots as PNG files named after them; their paths."""
     from clprompt.reporting.plots import png
 
     with one_line_errors(f"make the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, figure in figures.items():
+    for name, figure in plots.items():
         plain = "".join(mark if mark.isalnum() or mark in "-_." else "_" for mark in name)
         paths.append(folder / f"{plain}.png")
         atomic_write(paths[-1], png(figure))
