@@ -30,8 +30,13 @@ sys.modules["avalanche"] = None  # an import of it raises ImportError
 import torch
 model = runpy.run_path(sys.argv[1])["main"](epochs=1, seed=int(sys.argv[2]))
 torch.save(model.method_state(), sys.argv[3])
+from clprompt.registry import strategies
+print("strategies:", *strategies.names())
 assert not any(name.startswith("avalanche.") for name in sys.modules)
 """
+
+
+pytestmark = pytest.mark.usefixtures("same_picture")
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +110,10 @@ def test_the_avalanche_script_gives_them_on_avalanches_own_stream_too(
     assert torch.equal(logits(avalanche_script(stream=stream)), expected)
 
 
-def test_the_plain_loop_gives_them_without_avalanche(
-    expected: Tensor, logits: Callable[[PromptModel], Tensor], backbone: clprompt.FrozenViT, tmp_path: Path
-) -> None:
-    script, saved = EXAMPLES / "plain_pytorch.py", tmp_path / "model.pt"
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What the plain loop prints, and its model's file, in a process that cannot import Avalanche."""
+    script, saved = EXAMPLES / "plain_pytorch.py", tmp_path_factory.mktemp("plain") / "model.pt"
     done = subprocess.run(
         [sys.executable, "-c", PLAIN, str(script), str(SEED), str(saved)],
         capture_output=True,
@@ -116,10 +121,27 @@ def test_the_plain_loop_gives_them_without_avalanche(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("after experience") == 5
+    return done.stdout, saved
+
+
+def test_the_plain_loop_gives_them_without_avalanche(
+    expected: Tensor,
+    logits: Callable[[PromptModel], Tensor],
+    backbone: clprompt.FrozenViT,
+    plain: tuple[str, Path],
+) -> None:
     model = DualPromptModel(backbone, g_layers=(0,), e_layers=(1, 2, 3, 4), e_length=10)
-    model.load_state_dict(torch.load(saved, weights_only=True))
+    model.load_state_dict(torch.load(plain[1], weights_only=True))
     assert torch.equal(logits(model), expected)
+
+
+def test_the_plain_loop_tells_of_each_experience(plain: tuple[str, Path]) -> None:
+    assert plain[0].count("after experience") == 5
+
+
+def test_strategies_are_found_without_avalanche(plain: tuple[str, Path]) -> None:
+    names = next(line for line in plain[0].splitlines() if line.startswith("strategies: "))
+    assert "dualprompt" in names.split()
 
 
 def test_another_seed_gives_other_logits(expected: Tensor, logits: Callable[[PromptModel], Tensor]) -> None:

@@ -3,6 +3,9 @@
 One JSON request a line on stdin: ``{"argv": [...], "at": "loss:7" or null, "signal": 9, "draw": bool, "output": FILE}``;
 one answer a line on stdout: ``{"exit": code, or minus the signal}``. Drawing is most of the time of a tiny run:
 without it, every picture is the same.
+
+Commands that start commands reach it by ``python.py``, at the socket whose path is its argument: several at a time, each
+with the streams, the folder and the environment of the one that asks, and without drawing.
 """
 
 from __future__ import annotations
@@ -11,9 +14,12 @@ import gc
 import json
 import os
 import random
+import selectors
+import socket
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +36,7 @@ import clprompt.assets
 import clprompt.configs  # noqa: F401
 from clprompt import registry
 from clprompt.cli import listing, results  # noqa: F401
-from clprompt.cli import main as cli
+from clprompt.cli.main import main as clprompt_command
 from clprompt.experiment import run  # noqa: F401
 from clprompt.reporting import plots
 from clprompt.system import progress
@@ -62,42 +68,93 @@ def draw_nothing() -> None:
 
 
 def child(request: dict[str, Any]) -> int:
-    """One command, as in a fresh process: nobody knows what the global random states hold."""
+    """One command of a test."""
     with open(request["output"], "wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    torch.manual_seed(int.from_bytes(os.urandom(7)))
-    np.random.seed(None)  # noqa: NPY002
-    random.seed()
     if not request["draw"]:
         draw_nothing()
     outsider.watch_files()
     outsider.arm(request["at"], request["signal"])
+    return command(request["argv"])
+
+
+def grandchild(request: dict[str, Any], streams: list[int]) -> int:
+    """One command of a command."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.executable = os.environ["WARM_PYTHON"]  # what it starts is as warm
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    draw_nothing()
+    return command(request["argv"])
+
+
+def command(argv: list[str]) -> int:
+    """The exit code of a command line, as in a fresh process: nobody knows what the global random states hold."""
+    torch.manual_seed(int.from_bytes(os.urandom(7)))
+    np.random.seed(None)  # noqa: NPY002
+    random.seed()
     try:
-        return cli.main(request["argv"])
+        return clprompt_command(argv)
     except BaseException:
         traceback.print_exc()
         return 1
 
 
+def fork(function: Callable[..., int], *arguments: Any) -> int:
+    """The process that calls a function and ends with its exit code."""
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            code = function(*arguments)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    return process
+
+
+def serve(connection: socket.socket) -> int:
+    """Run what a command asks for in a fork; tell the fork's process id and, at its end, its exit code."""
+    os.setsid()
+    line, streams, *_ = socket.recv_fds(connection, 1 << 20, 3)
+    while not line.endswith(b"\n"):
+        line += connection.recv(1 << 20)
+    process = fork(grandchild, json.loads(line), streams)
+    for stream in streams:
+        os.close(stream)
+    connection.sendall(f"{process}\n".encode())
+    _, status = os.waitpid(process, 0)
+    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    return 0
+
+
 def main() -> None:
     """Answer requests until stdin ends."""
     prepare()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(sys.argv[1])
+    listener.listen()
+    requests = selectors.DefaultSelector()
+    requests.register(listener, selectors.EVENT_READ)
+    requests.register(sys.stdin, selectors.EVENT_READ)
     print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        process = os.fork()
-        if process == 0:
-            code = 1
-            try:
-                code = child(request)
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(process, 0)
-        print(json.dumps({"exit": os.waitstatus_to_exitcode(status)}), flush=True)
-    os._exit(0)  # taking everything down again takes time, and some of it complains
+    while True:
+        for key, _ in requests.select():
+            if key.fileobj is listener:
+                connection, _ = listener.accept()
+                fork(serve, connection)
+                connection.close()
+                continue
+            line = sys.stdin.readline()
+            if not line:
+                os._exit(0)  # taking everything down again takes time, and some of it complains
+            _, status = os.waitpid(fork(child, json.loads(line)), 0)
+            print(json.dumps({"exit": os.waitstatus_to_exitcode(status)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ TINY = [
     "data.test_fraction=0.8",
     "training.train_epochs=1",
 ]
+pytestmark = pytest.mark.usefixtures("same_picture")
+
 COMMANDS = ["run", "resume", "report", "predict", "explain", "list", "config"]
 
 
@@ -164,9 +166,7 @@ def test_config_prints_what_run_would_use_and_runs_nothing(
 # ------------------------------------------------------------------------------------------------ run, resume
 
 
-def test_a_run_ends_with_figures_folders_and_the_tensorboard_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_run_ends_with_its_results(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     runs = tmp_path / "my runs"
     assert main([*tiny(f"runs_dir={runs}", "seed=0,1"), "strategy=ncm"]) == 0
     out, err = capsys.readouterr()
@@ -235,7 +235,7 @@ def test_runs_that_are_done_are_shown_when_a_later_one_is_interrupted(
 
 
 @pytest.mark.usefixtures("outsider")
-def test_a_run_that_fails_stops_no_other_and_is_told_in_one_line_at_the_end(
+def test_a_run_that_fails_is_told_in_one_line_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "my_method.py").write_text(
@@ -308,11 +308,12 @@ def test_the_checkpoint_of_another_configuration_names_the_keys(
     assert "different: data.test_fraction, training.lr" in err
 
 
-def test_a_complete_or_locked_run_is_refused(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_complete_run_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", str(finished)]) == 2
     assert f"clprompt: error: {finished} is complete" in capsys.readouterr().err
+
+
+def test_a_locked_run_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     (copy / "results.json").unlink()
     with FolderLock(copy):

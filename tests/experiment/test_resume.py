@@ -81,32 +81,23 @@ POINTS = {
 }
 
 
-class Warm:
-    """Runs command lines in forks of a process that has imported everything."""
+class Runs:
+    """Runs of the configurations above, in forks of a warm process."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, process):
         self.folder = folder
-        self.said = ""
-        self._process = subprocess.Popen(
-            [sys.executable, str(CRASH / "warm.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": ""},  # without git, which takes its time
-        )
+        self._process = process
         self._runs = 0
         self._whole = {}
-        assert json.loads(self._process.stdout.readline()) == {"ready": True}
 
-    def __call__(self, *argv, at=None, signal=9, draw=False):
+    @property
+    def said(self):
+        """What the last command printed."""
+        return self._process.said
+
+    def __call__(self, *argv, **how):
         """The exit code, or minus the signal that ended it."""
-        output = self.folder / "output"
-        request = {"argv": [*map(str, argv)], "at": at, "signal": signal, "draw": draw, "output": str(output)}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        code = json.loads(self._process.stdout.readline())["exit"]
-        self.said = output.read_text()
-        return code
+        return self._process(*argv, **how)
 
     def configuration(self, config, **changes):
         """A configuration file, whose runs go to a folder of its name."""
@@ -133,16 +124,10 @@ class Warm:
             self._whole[config, draw] = left(folders[0])
         return self._whole[config, draw]
 
-    def close(self):
-        self._process.stdin.close()
-        assert self._process.wait(30) == 0
-
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory):
-    runner = Warm(tmp_path_factory.mktemp("runs"))
-    yield runner
-    runner.close()
+def warm(tmp_path_factory, warm_process):
+    return Runs(tmp_path_factory.mktemp("runs"), warm_process)
 
 
 def events(folder):
@@ -297,7 +282,7 @@ def test_a_signal_writes_a_checkpoint_and_tells_how_to_continue(warm, config, po
     assert_same(left(folder), warm.whole(config))
 
 
-def test_a_second_signal_acts_at_once_and_costs_the_steps_since_the_checkpoint(warm):
+def test_a_second_signal_acts_at_once(warm):
     code, (folder,) = warm.start("between experiences", at="loss:14, stepped:14", signal=2)
     assert code == 130
     assert warm.said.splitlines()[-1] == "interrupted"
@@ -307,7 +292,7 @@ def test_a_second_signal_acts_at_once_and_costs_the_steps_since_the_checkpoint(w
     assert_same(left(folder), warm.whole("between experiences"))
 
 
-def test_a_signal_while_results_are_written_lets_this_run_finish_and_no_other_begin(warm):
+def test_a_signal_while_results_are_written_lets_this_run_alone_finish(warm):
     code, (last, first) = warm.start(
         "between experiences", at="replaced accuracy_matrix.csv", signal=15, seed=[5, 3]
     )
@@ -319,7 +304,7 @@ def test_a_signal_while_results_are_written_lets_this_run_finish_and_no_other_be
     assert_same(left(last), warm.whole("between experiences"))
 
 
-def test_the_real_command_stops_and_the_line_that_it_prints_continues_to_the_same_pictures_too(warm):
+def test_the_line_that_the_real_command_prints_continues_to_the_same_pictures(warm):
     path = warm.configuration("between experiences")
     stopped = subprocess.run(
         [sys.executable, "-m", "clprompt", "run", "--import", CRASH / "outsider.py", path],

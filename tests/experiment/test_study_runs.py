@@ -1,4 +1,7 @@
-"""Studies that run: real processes, tiny models."""
+"""Studies that run: real processes, tiny models.
+
+Most of these processes are forks of a warm one (`warm_python`); a fresh one starts where a test does not ask for that.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,13 @@ from typing import Any
 
 import pytest
 import yaml
+from warm_process import WarmProcess
 
 from clprompt.cli.main import main
 from clprompt.experiment import config, launch, run
 from clprompt.system.files import FolderLock
+
+pytestmark = pytest.mark.usefixtures("same_picture")
 
 SETTINGS: dict[str, Any] = {
     "data": {"name": "digits", "test_fraction": 0.9},
@@ -38,89 +44,117 @@ def write(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, warm_process: WarmProcess) -> Path:
     """The file of a study that ran, two runs at a time."""
     file = write(tmp_path_factory.mktemp("study"))
-    assert main(["study", str(file), "--jobs", "2"]) == 0
+    with warm_process.as_python():
+        assert main(["study", str(file), "--jobs", "2"]) == 0
     return file
 
 
-def test_a_run_of_a_study_is_an_ordinary_run(finished: Path, tmp_path: Path) -> None:
-    folder = finished.parent / "runs" / "tiny" / "probe-lr=0.1" / "seed0"
+@pytest.fixture
+def runs(finished: Path) -> Path:
+    """The folder of the runs of that study."""
+    return finished.parent / "runs" / "tiny"
+
+
+def test_a_run_of_a_study_is_an_ordinary_run(runs: Path, tmp_path: Path) -> None:
+    folder = runs / "probe-lr=0.1" / "seed0"
     held = config.load(folder / "config.yaml", [f"runs_dir={tmp_path}"])
     assert (held.label, held.training.lr) == ("probe lr=0.1", 0.1)
     (alone,) = run.run(held)
     assert (alone.folder / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
 
 
-def test_what_is_finished_is_skipped_and_the_end_shows_labels_and_the_best_value(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    top = finished.parent / "runs" / "tiny"
-    before = {path: path.stat().st_mtime_ns for path in top.glob("*/seed0/*")}
+def test_what_is_finished_is_skipped(finished: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("*/seed0/*")}
     assert main(["study", str(finished)]) == 0
-    assert before == {path: path.stat().st_mtime_ns for path in top.glob("*/seed0/*")}
-    shown = capsys.readouterr()
-    assert "3 of 3 runs are finished already" in shown.err
+    assert before == {path: path.stat().st_mtime_ns for path in runs.glob("*/seed0/*")}
+    assert "3 of 3 runs are finished already" in capsys.readouterr().err
+
+
+def test_the_end_shows_the_best_value(finished: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", str(finished)]) == 0
     results = {
-        lr: json.loads((top / f"probe-lr={lr}" / "seed0" / "results.json").read_text())["average_accuracy"]
+        lr: json.loads((runs / f"probe-lr={lr}" / "seed0" / "results.json").read_text())["average_accuracy"]
         for lr in (0.001, 0.1)
     }
     best = max(results, key=lambda lr: results[lr])
-    assert yaml.safe_load((top / "best.yaml").read_text()) == {
+    assert yaml.safe_load((runs / "best.yaml").read_text()) == {
         **{"study": "tiny", "metric": "average_accuracy", "strategies": {"probe": {"training.lr": best}}},
     }
-    assert f"lr={best} (at the edge)" in shown.out
-    table = (top / "report" / "report.md").read_text()
+    assert f"lr={best} (at the edge)" in capsys.readouterr().out
+
+
+def test_the_report_of_a_study_shows_labels(finished: Path, runs: Path) -> None:
+    assert main(["study", str(finished)]) == 0
+    table = (runs / "report" / "report.md").read_text()
     assert all(f"| {label} |" in table for label in ("probe lr=0.001", "probe lr=0.1", "ncm"))
 
 
-def test_a_run_of_another_configuration_is_left_out_with_one_line_until_it_is_asked_for_again(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_of_another_configuration_is_left_out_with_one_line(
+    finished: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["study", str(finished), "strategies.ncm.training.lr=0.5"]
-    assert main(words) == 2
+    assert main(["study", str(finished), "strategies.ncm.training.lr=0.5"]) == 2
     err = capsys.readouterr().err
     assert "seed0 was run with training.lr=0.01, not 0.5" in err
     assert err.splitlines()[-1].startswith("clprompt: error: 1 of 3 runs left out")
-    top = finished.parent / "runs" / "tiny"
-    assert "ncm" not in (top / "report" / "report.md").read_text()
+    assert "ncm" not in (runs / "report" / "report.md").read_text()
+
+
+def test_nothing_is_called_best_by_metrics_that_do_not_count(
+    finished: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["study", str(finished), "strategies.probe.training.weight_decay=0.1"]) == 2
-    assert "probe" not in (top / "report" / "report.md").read_text()
-    assert (
-        "(at the edge)" not in capsys.readouterr().out
-    )  # nothing is called best by figures that do not count
+    assert "probe" not in (runs / "report" / "report.md").read_text()
+    assert "(at the edge)" not in capsys.readouterr().out
+
+
+def test_settings_that_change_no_result_leave_nothing_to_run(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     harmless = ["training.workers=0", "training.eval_mb_size=7", "export=full"]
     assert main(["study", str(finished), "--dry-run", *harmless]) == 0
-    assert capsys.readouterr().out == ""  # nothing is left to run
+    assert capsys.readouterr().out == ""
+
+
+def test_again_asks_for_a_run_of_another_configuration(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["study", str(finished), "strategies.ncm.training.lr=0.5"]
     assert main([*words, "--again", "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         shlex.join(["clprompt", *words, "--only", "ncm", "--seed", "0", "--again"])
     ]
 
 
-def test_a_printed_command_runs_its_run_alone_and_again_starts_it_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_printed_command_runs_its_run_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path, strategies={"nearest mean": "ncm", "probe": "linear_probe"})
     assert main(["study", str(file), "--dry-run"]) == 0
     line = capsys.readouterr().out.splitlines()[0]
-    assert main(shlex.split(line)[1:]) == 0
+    assert main(shlex.split(line)[1:]) == 0  # in a fresh process
     assert "1 of 2 runs are done" in capsys.readouterr().err
-    folder = tmp_path / "runs" / "tiny" / "nearest-mean" / "seed0"
-    assert (folder / "results.json").is_file()
+    assert (tmp_path / "runs" / "tiny" / "nearest-mean" / "seed0" / "results.json").is_file()
     assert not (tmp_path / "runs" / "tiny" / "probe").exists()
-    assert main([*shlex.split(line)[1:], "training.train_mb_size=8", "--again"]) == 0
+
+
+@pytest.mark.usefixtures("warm_python")
+def test_again_starts_a_run_over(tmp_path: Path) -> None:
+    file = write(tmp_path, strategies={"nearest mean": "ncm", "probe": "linear_probe"})
+    words = ["study", str(file), "--only", "nearest mean", "--seed", "0"]
+    assert main(words) == 0
+    assert main([*words, "training.train_mb_size=8", "--again"]) == 0
+    folder = tmp_path / "runs" / "tiny" / "nearest-mean" / "seed0"
     assert config.load(folder / "config.yaml").training.train_mb_size == 8
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert sum(record["kind"] == "evaluation" for record in records) == 2  # nothing of the run before
 
 
-def test_a_failed_run_is_listed_with_its_reason_and_the_others_go_on(
+@pytest.mark.usefixtures("warm_python")
+def test_runs_go_on_after_one_that_fails_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    strategies = {"one": "ncm", "two": "ncm"}
-    file = write(tmp_path, strategies=strategies, seed=[0])
+    file = write(tmp_path, strategies={"one": "ncm", "two": "ncm"}, seed=[0])
     taken = tmp_path / "runs" / "tiny" / "one" / "seed0"
     taken.mkdir(parents=True)
     with FolderLock(taken):
@@ -131,6 +165,7 @@ def test_a_failed_run_is_listed_with_its_reason_and_the_others_go_on(
     assert "\ntwo " in shown.out
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_the_reason_of_a_failure_is_the_processs_last_line(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("data: {name: digits}\n")
     outcome = launch.execute(str(tmp_path), threads=1)
@@ -147,7 +182,8 @@ def test_a_mistake_that_the_parts_show_stops_a_study_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_stopped_study_goes_on_with_the_line_that_it_prints_to_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("warm_python")
+def test_a_stopped_study_goes_on_to_the_same_bits_with_the_line_that_it_prints(tmp_path: Path) -> None:
     long = {"train_epochs": 60, "lr": 0.01, "checkpoint_every": 3, "log_every": 1}
     file = write(tmp_path, strategies={"probe": "linear_probe"}, seed=[0, 1], training=long)
     words = [sys.executable, "-P", "-m", "clprompt", "study", str(file), "--jobs", "2"]
@@ -179,16 +215,21 @@ def test_jobs_share_out_the_cores() -> None:
 
 
 def test_a_process_has_its_own_peak_memory_whatever_its_parent_holds(tmp_path: Path) -> None:
-    code = (
+    child = (
+        "import os, torch; from clprompt.experiment.folder import peak_memory\n"
+        "resident = int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')\n"
+        "print(peak_memory(torch.device('cpu')), resident)\n"
+    )
+    parent = (
         "import subprocess, sys\n"
         "held = bytearray(600 * 2**20)\n"
-        "child = 'import torch; from clprompt.experiment.folder import peak_memory; print(peak_memory(torch.device(\"cpu\")))'\n"
-        "print(subprocess.run([sys.executable, '-c', child], capture_output=True, text=True).stdout)\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    alone = 'import torch; from clprompt.experiment.folder import peak_memory; print(peak_memory(torch.device("cpu")))'
-    plain = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, cwd=tmp_path)
-    assert int(done.stdout) < int(plain.stdout) + 100 * 2**20
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    peak, resident = map(int, done.stdout.split())
+    assert peak < resident + 100 * 2**20
 
 
 def test_ray_runs_the_same_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
