@@ -366,7 +366,7 @@ def online_experiences(size: int = 6) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_a_strategy_that_needs_boundaries_is_refused_on_an_online_stream_in_one_line(name: str) -> None:
+def test_a_strategy_that_needs_boundaries_is_refused_on_an_online_stream(name: str) -> None:
     with pytest.raises(ProtocolError, match="OnlineCLExperience") as caught:
         strategy(name).train(online_experiences()[0])
     assert "\n" not in str(caught.value)

@@ -233,16 +233,27 @@ def test_carried_tokens_may_be_masked_again_in_a_later_block():
     exact(prompted_block(second, stream), second(stream))
 
 
-def test_a_column_that_no_row_may_see_changes_nothing_but_drains_mass_with_a_mask_after():
+def hidden_column():
+    """A block, its input, a prompt whose third column no row may see, and one that has other tokens there."""
     block, x = make_block(), randn(B, N, D, seed=3)
     mask = mask_of(B, 1, N, P, seed=5)
     mask[..., 2] = False
     prompt = make_prompt("fresh", 1, mask=mask)
     noisy = replace(prompt, tokens=prompt.tokens.clone())
     noisy.tokens[:, 2] = 1e3 * randn(D, seed=9)
+    return block, x, prompt, noisy
+
+
+def test_a_column_that_no_row_may_see_changes_nothing():
+    block, x, prompt, noisy = hidden_column()
     assert torch.equal(prompted_block(block, x, [prompt]), prompted_block(block, x, [noisy]))
+
+
+def test_a_column_that_no_row_may_see_drains_mass_with_a_mask_after():
+    block, x, prompt, noisy = hidden_column()
     drained = [
-        prompted_block(block, x, [p, replace(p, mask=~mask, zero_values=True)]) for p in (prompt, noisy)
+        prompted_block(block, x, [p, replace(p, mask=~prompt.mask, zero_values=True)])
+        for p in (prompt, noisy)
     ]
     assert (drained[0] - drained[1]).abs().max() > 1e-3
 
@@ -350,7 +361,7 @@ def test_asking_for_some_rows_gives_those_rows(kind, rows):
 
 
 @pytest.mark.parametrize("kind", ["prefix", "projected", "fresh"])
-def test_key_norm_applies_to_projected_and_fresh_keys_and_not_to_prefixes(kind):
+def test_key_norm_applies_to_all_keys_but_prefixes(kind):
     block, x = make_block("qk_norm"), randn(B, N, D, seed=3)
     block.attn.k_norm.eps = 0.0
     block.attn.qkv.bias[D : 2 * D] = 0

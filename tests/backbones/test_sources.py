@@ -143,7 +143,7 @@ def test_checkpoints_that_do_not_fit_say_which_tensor_differs(tmp_path):
     assert "patch_embed.proj.weight is [32, 3, 8, 8]" in refused(path, in_chans=1)
 
 
-def test_a_checkpoint_of_another_patch_size_is_refused_although_timm_would_resample_it(tmp_path):
+def test_a_checkpoint_of_another_patch_size_is_refused(tmp_path):
     state = timm.create_model("vit_tiny_patch16_224", **TINY, num_classes=0).state_dict()
     path = save_pth(state, tmp_path / "w.pth", None)
     line = refused(path, patch_size=16)

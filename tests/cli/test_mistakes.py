@@ -150,7 +150,7 @@ MISTAKES: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES, ids=[words for words, _ in MISTAKES])
-def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
+def test_a_mistake_is_one_line(
     words: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(folder.iterdir())

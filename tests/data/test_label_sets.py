@@ -45,10 +45,14 @@ def test_a_mosaic_has_the_labels_of_what_its_cells_show():
         assert set(np.flatnonzero(bundle.train.targets[index])) == shown
 
 
-def test_mosaics_follow_their_seed_and_can_be_sent_to_another_process():
+def test_mosaics_follow_their_seed():
     first, again, other = (digit_mosaics(train_images=20, test_images=5, seed=seed) for seed in (0, 0, 1))
     assert (first.train.targets == again.train.targets).all()
     assert (first.train.targets != other.train.targets).any()
+
+
+def test_mosaics_can_be_sent_to_another_process():
+    first = digit_mosaics(train_images=20, test_images=5, seed=0)
     assert torch.equal(pickle.loads(pickle.dumps(first.train.load))(3), first.train.load(3))
 
 
@@ -155,7 +159,7 @@ def test_an_npz_with_a_mistake_is_refused_in_one_line(tmp_path, changed, message
     assert "\n" not in str(caught.value)
 
 
-def test_coco_categories_are_sorted_by_name_and_images_without_objects_kept(tmp_path):
+def test_coco_categories_are_sorted_by_name(tmp_path):
     held = {
         "categories": [{"id": 7, "name": "zebra"}, {"id": 9, "name": "ant"}],
         "images": [{"id": 2, "file_name": "two.jpg"}, {"id": 1, "file_name": "one.jpg"}],

@@ -93,11 +93,15 @@ def test_images_have_the_form_of_the_digits():
     assert set(labels) == set(range(len(classes)))
 
 
-def test_letters_that_look_like_digits_are_absent_and_classes_are_balanced():
-    _, labels, classes = render_letters(2 * 37)
+def test_classes_of_letters_are_balanced():
+    _, labels, _ = render_letters(2 * 37)
+    assert np.bincount(labels).tolist() == [2] * 37
+
+
+def test_letters_that_look_like_digits_are_absent():
+    _, _, classes = render_letters(2 * 37)
     assert not set(classes) & set(LOOK_LIKE_DIGITS)
     assert len(classes) == len(set(classes)) == 52 - len(LOOK_LIKE_DIGITS)
-    assert np.bincount(labels).tolist() == [2] * 37
 
 
 def test_other_letters_can_be_left_out():
@@ -141,7 +145,7 @@ def test_the_recorded_hash_and_size_are_those_of_the_weights():
     assert len(WEIGHTS) == FACTS["size"] < 500_000
 
 
-def test_the_embedded_weights_are_headless_float16_and_fit_the_recorded_model_exactly():
+def test_the_embedded_weights_are_headless_float16_of_the_recorded_model():
     weights = load(WEIGHTS)
     assert {value.dtype for value in weights.values()} == {torch.float16}
     assert not [name for name in weights if name.startswith("head")]
@@ -149,7 +153,7 @@ def test_the_embedded_weights_are_headless_float16_and_fit_the_recorded_model_ex
     assert vit(pretrained=True).num_classes == 0
 
 
-def test_features_learned_on_letters_tell_digits_apart_far_better_than_random_ones():
+def test_features_learned_on_letters_tell_digits_apart():
     digits = load_digits()
     images = torch.from_numpy(digits.images / 16).float().unsqueeze(1)
     images = F.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)

@@ -59,9 +59,7 @@ def settings(tmp_path, **changed):
 
 
 @pytest.mark.parametrize(("size", "held"), [(500, 500), (2000, 560)])
-def test_a_run_with_a_memory_of_500_and_of_2000_images_says_that_it_is_not_rehearsal_free(
-    tmp_path, size, held
-):
+def test_a_run_with_a_memory_says_that_it_is_not_rehearsal_free(tmp_path, size, held):
     (result,) = run.run(settings(tmp_path, memory={"size": size, "batch_size": 32}))
     written = json.loads((result.folder / "results.json").read_text())
     assert written["rehearsal_free"] is False
@@ -154,7 +152,7 @@ def test_the_steps_are_those_of_a_script_with_avalanches_plugin():
     assert not changed(ours.method_state(), script.model.method_state())
 
 
-def test_what_is_kept_for_a_resume_is_which_samples_are_held_and_no_image():
+def test_what_is_kept_for_a_resume_is_which_samples_are_held():
     train = Dense(17)
     made = engine(model_of(), train, plan(train.targets, sessions=3))
     made.run()
@@ -189,7 +187,7 @@ def test_a_memory_of_multi_hot_targets_is_refused():
         Memory().check_model(model, np.eye(3))
 
 
-def test_the_preset_has_the_reservoir_of_500_and_becomes_the_one_of_2000_by_an_override():
+def test_the_preset_has_the_reservoir_of_500():
     preset = config.load("mvp-r-siblurry-cifar100")
     assert (preset.memory, preset.online.iterations) == (Memory(500, 32), 3)
     plain = config.load("mvp-siblurry-cifar100")
@@ -198,4 +196,7 @@ def test_the_preset_has_the_reservoir_of_500_and_becomes_the_one_of_2000_by_an_o
         plain.scenario,
         plain.backbone,
     )
+
+
+def test_an_override_makes_the_reservoir_one_of_2000():
     assert config.load("mvp-r-siblurry-cifar100", ["memory.size=2000"]).memory == Memory(2000, 32)

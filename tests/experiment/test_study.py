@@ -54,13 +54,17 @@ def test_several_scenarios_stand_between_study_and_label() -> None:
     assert found.runs[1].config.scenario["name"] == "split"
 
 
-def test_a_label_is_the_strategys_name_unless_that_is_given_and_its_settings_are_its_own() -> None:
+def test_a_label_is_the_strategys_name_unless_it_has_one() -> None:
+    first, second = (run.config for run in a_study().runs[:2])
+    assert (first.label, second.label, first.name) == ("l2p", "long", "tiny")
+
+
+def test_a_labels_settings_are_its_own() -> None:
     first, second = (run.config for run in a_study().runs[:2])
     assert first.strategy["name"] == second.strategy["name"] == "l2p"
     assert (first.strategy["length"], second.strategy["length"]) == (5, 9)
     assert (first.training.lr, second.training.lr) == (0.1, 0.2)
     assert first.training.train_epochs == second.training.train_epochs == 2
-    assert (first.label, second.label, first.name) == ("l2p", "long", "tiny")
 
 
 def test_a_sweep_multiplies_runs_and_their_labels_hold_its_values() -> None:
@@ -74,7 +78,7 @@ def test_a_sweep_multiplies_runs_and_their_labels_hold_its_values() -> None:
     assert [run.config.strategy["length"] for run in found.runs[:2]] == [1, 2]
 
 
-def test_tuned_values_go_to_the_label_or_to_whoever_names_it_and_a_sweep_goes_before_them(
+def test_tuned_values_go_to_whoever_names_their_label(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "best.yaml"
@@ -110,10 +114,14 @@ def test_overrides_reach_sections_labels_and_bare_names(tmp_path: Path) -> None:
     assert run.config.data["test_fraction"] == 0.5
 
 
-def test_only_some_runs_are_chosen_by_label_with_or_without_the_sweeps_value() -> None:
+def test_runs_are_chosen_by_label() -> None:
     whole = a_study(sweep={"training.lr": [1, 2]})
     assert [run.label for run in study.select(whole, ["long"], [], [1]).runs] == ["long lr=1", "long lr=2"]
     assert [str(run) for run in study.select(whole, ["l2p lr=2"], [], [3]).runs] == ["l2p lr=2, seed 3"]
+
+
+def test_a_choice_of_no_run_is_one_line() -> None:
+    whole = a_study(sweep={"training.lr": [1, 2]})
     with pytest.raises(ConfigError, match=r'--only lnog: .*did you mean "long"\?'):
         study.select(whole, ["lnog"], [], [])
     with pytest.raises(ConfigError, match="--seed 9: the study has no such run; known: 3, 1"):

@@ -148,7 +148,7 @@ def test_arguments_that_do_not_fit_a_signature_are_refused(target: Any, given: A
     assert str(caught.value) == message
 
 
-def test_a_hint_for_type_checkers_only_leaves_that_argument_unchecked_and_the_others_checked() -> None:
+def test_a_hint_for_type_checkers_only_leaves_its_argument_unchecked() -> None:
     assert schema.arguments(folder, {"path": "a", "extra": 7}, "data") == {
         "path": "a",
         "extra": 7,

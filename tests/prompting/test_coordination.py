@@ -72,7 +72,7 @@ def test_all_prompts_for_one_role_change_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_without_prefix_tokens_there_is_one_role_and_all_of_it_is_the_method_itself(kind):
+def test_without_prefix_tokens_the_whole_share_is_the_method_itself(kind):
     given = {"query": "features"} if kind is MVPModel else {}
     given |= {"head_type": "gap"} if kind is L2PModel else {}
     name = "average pooling and q/k norm"
@@ -132,7 +132,7 @@ def test_each_token_sees_its_share_of_its_roles_prompts_and_no_others(kind):
             assert bool((prompt.mask.sum(-1) == -(-3 * columns // 10)).all())
 
 
-def test_prompts_in_the_sequence_see_their_role_and_keep_the_tokens_choices_in_later_blocks():
+def test_prompts_in_the_sequence_see_their_role():
     model, found = build(L2PModel, length=3, top_k=3, coordinate=True), []
     watched(model, found)
     model(images())

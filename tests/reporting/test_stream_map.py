@@ -38,7 +38,7 @@ def test_the_table_adds_up_and_is_narrow(blurry):
     assert sum("disjoint" in line for line in lines[8:]) == 5  # a line for each class
 
 
-def test_the_drawing_has_a_colour_for_each_kind_and_one_for_moved_samples(blurry):
+def test_the_drawing_has_a_colour_for_each_kind(blurry):
     bars, cells = blurry.figure().axes
     assert [text.get_text() for text in bars.get_legend().get_texts()] == [
         "disjoint",
@@ -67,7 +67,7 @@ def test_a_million_labels_of_many_classes_take_seconds():
 # ------------------------------------------------------------------------------ the command
 
 
-def test_the_command_prints_the_table_and_writes_the_drawing(tmp_path, capsys):
+def test_the_command_shows_the_stream(tmp_path, capsys):
     out = tmp_path / "map.png"
     words = ["si-blurry", "data=digits", "scenario.n=50", "scenario.m=10", "seed=3", f"out={out}"]
     assert main(["stream", *words]) == 0

@@ -65,7 +65,7 @@ def test_every_class_and_every_sample_occurs_exactly_once(stream: tuple[np.ndarr
 
 @settings(max_examples=100, deadline=None)
 @given(streams())
-def test_sizes_are_those_asked_for_and_a_remainder_is_spread_over_the_first(
+def test_sizes_are_those_asked_for(
     stream: tuple[np.ndarray, dict],
 ) -> None:
     targets, chosen = stream

@@ -115,7 +115,7 @@ def test_new_rows_are_unit_rows_orthogonal_to_old_ones_that_are_orthogonal(exact
         torch.testing.assert_close(model.keys[3].norm(dim=2), torch.ones(5, 2))
 
 
-def test_without_orthogonalisation_new_rows_are_uniform_and_may_outnumber_the_width(backbone):
+def test_without_orthogonalisation_new_rows_are_uniform(backbone):
     model = CODAPromptModel(backbone, orthogonalise="none", components_per_experience=40)
     model.begin_experience([0])
     values = model.components[0].detach()
@@ -138,7 +138,7 @@ def test_factored_weights_equal_the_cosine_of_every_pair(exact):
 
 
 @pytest.mark.parametrize("zero", ["query", "attention", "keys"])
-def test_a_zero_query_key_or_attention_vector_has_weight_zero_and_a_finite_gradient(exact, zero):
+def test_a_zero_vector_has_weight_zero(exact, zero):
     parts = {"query": exact["query"], "attention": exact["coda.A"][:, :6], "keys": exact["coda.K"][:, :6]}
     parts[zero] = parts[zero].clone()
     parts[zero][..., 0, :] = 0
@@ -170,7 +170,7 @@ def test_components_in_another_order_change_nothing(exact):
     torch.testing.assert_close(model(images), before, rtol=0, atol=1e-12)
 
 
-def test_old_components_are_frozen_out_of_the_optimizer_and_bit_equal_after_training(exact):
+def test_old_components_are_bit_equal_after_training(exact):
     model = golden_model(exact).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.begin_experience([6, 7])

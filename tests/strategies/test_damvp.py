@@ -71,7 +71,7 @@ def test_the_patch_embedding_form_equals_the_pixel_form_in_values_and_gradients(
     torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=1e-10)
 
 
-def test_zero_frames_give_the_bare_model_and_so_does_no_cluster_at_all(backbone):
+def test_zero_frames_give_the_bare_model(backbone):
     images = draw(5, 1, 16, 16)
     bare = build(backbone).eval().encode(images)[0]
     zero = build(backbone, blobs(3)).encode(images)[0]
@@ -100,7 +100,7 @@ def test_clusters_ignore_row_order_a_shift_and_a_common_scale():
     assert same(cluster(features * 3, threshold * 3))
 
 
-def test_small_clusters_go_to_the_nearest_mean_and_no_prototype_is_an_image(backbone):
+def test_small_clusters_go_to_the_nearest_mean(backbone):
     features = torch.cat([blobs(2), 1000 + draw(1, 16)])
     model = build(backbone, features, threshold=float(mean_distance(blobs(2))))
     assert int(model.counts.sum()) == len(features)
@@ -114,7 +114,7 @@ def test_each_prototype_is_assigned_to_itself_without_nan(backbone):
     assert torch.equal(model.assign(model.prototypes), torch.arange(4))
 
 
-def test_a_new_experience_freezes_old_frames_and_leaves_samples_that_kept_their_frame_alone(backbone):
+def test_a_new_experience_leaves_samples_that_kept_their_frame_alone(backbone):
     images = draw(6, 1, 16, 16)
     model = build(backbone, backbone.features(images).repeat(3, 1), init="random")
     before, frames = model.encode(images)[0], [frame.clone() for frame in model.frames]
@@ -158,7 +158,7 @@ def test_one_prompt_at_most_is_generic_visual_prompting(backbone):
 
 
 @pytest.mark.parametrize("deep", [True, False])
-def test_token_prompts_use_the_same_clusters_and_do_not_depend_on_batch_companions(backbone, deep):
+def test_token_prompts_do_not_depend_on_batch_companions(backbone, deep):
     images = draw(6, 1, 16, 16)
     model = build(
         backbone,
@@ -188,7 +188,7 @@ def test_a_state_with_another_number_of_clusters_loads(backbone):
 # ------------------------------------------------------------------------------ invariants of clusters and state
 
 
-def test_the_number_of_clusters_falls_with_the_threshold_and_every_row_has_one():
+def test_the_number_of_clusters_falls_with_the_threshold():
     features = draw(60, 16)
     spread = mean_distance(features)
     labels = [cluster(features, ratio * spread) for ratio in (0.5, 0.8, 0.9, 0.95, 1.0, 2.0)]
@@ -222,7 +222,7 @@ def test_a_single_image_is_one_cluster(backbone):
     assert model.opening_diagnostics() == {}
 
 
-def test_the_sample_that_is_clustered_hangs_on_the_seed_alone_and_costs_few_features():
+def test_the_sample_that_is_clustered_hangs_on_the_seed_alone():
     stream = torch.arange(2000.0)[:, None]
     asked: list[int] = []
 
@@ -239,7 +239,7 @@ def test_the_sample_that_is_clustered_hangs_on_the_seed_alone_and_costs_few_feat
     assert torch.equal(sample_features(stream[:30].split(8), features, 50, seed=0), stream[:30])
 
 
-def test_the_state_is_of_one_size_whatever_the_number_of_samples_and_holds_no_feature(backbone):
+def test_the_state_holds_no_feature(backbone):
     sizes = []
     for each in (20, 200):
         features = blobs(3, each)

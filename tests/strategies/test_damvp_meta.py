@@ -69,9 +69,13 @@ def batch() -> Batch:
     return Batch(backbone, frame_places(3, 32, 4), source, images, torch.arange(8) % 4)
 
 
-def test_a_step_size_of_zero_leaves_the_frame_alone_and_one_copy_at_full_step_is_the_new_frame():
+def test_a_step_size_of_zero_leaves_the_frame_alone():
     frame, fast = draw(20), draw(1, 20, seed=1)
     assert torch.equal(meta_update(frame, [fast], [1], step_size=0.0), frame)
+
+
+def test_one_copy_at_full_step_is_the_new_frame():
+    frame, fast = draw(20), draw(1, 20, seed=1)
     torch.testing.assert_close(meta_update(frame, [fast], [1], step_size=1.0), fast[0])
 
 
@@ -113,7 +117,7 @@ def test_the_backbone_stays_bit_identical_and_gets_no_gradient():
     assert all(p.grad is None and not p.requires_grad for p in made.backbone.parameters())
 
 
-def test_sources_are_clustered_by_the_threshold_of_the_first_and_the_shortest_ends_an_epoch():
+def test_sources_are_clustered_by_the_threshold_of_the_first():
     made = learner("threshold_ratio=0.8", "min_cluster_size=1")
     assert [s.name for s in made.sources] == ["synthetic 1/2", "synthetic 2/2", "synthetic"]
     assert [m.class_names for m in made.material][:2] == [
@@ -121,6 +125,10 @@ def test_sources_are_clustered_by_the_threshold_of_the_first_and_the_shortest_en
         ["blob 3", "blob 4", "blob 5"],
     ]
     assert all(1 <= len(s.prototypes) <= 3 for s in made.sources)
+
+
+def test_the_shortest_source_ends_an_epoch():
+    made = learner("threshold_ratio=0.8", "min_cluster_size=1")
     assert made.per_epoch == 4  # 60 images against 90, 16 at a time
     labels = [labels for together in made.batches() for labels in [together[0][1]] if advance(made)]
     assert sorted(torch.cat(labels[:4]).tolist()) == [0] * 20 + [1] * 20 + [2] * 20
@@ -209,7 +217,7 @@ def run_with(meta: Path, runs: Path, *overrides: str) -> int:
     return main(["run", "quickstart", TINY[0], strategy, *more, *overrides])
 
 
-def test_a_run_uses_the_frame_and_names_the_source_classes_that_it_will_meet(learnt, tmp_path, capsys):
+def test_a_run_names_the_source_classes_that_it_will_meet(learnt, tmp_path, capsys):
     data = "data={name: synthetic, classes: 10}"
     assert run_with(learnt, tmp_path / "a", data, "scenario.experiences=2") == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("clprompt: note:")]
@@ -219,11 +227,14 @@ def test_a_run_uses_the_frame_and_names_the_source_classes_that_it_will_meet(lea
     assert "note:" not in capsys.readouterr().err
 
 
-def test_a_frame_of_another_size_is_refused_and_of_another_backbone_noticed(learnt, tmp_path, capsys):
+def test_a_frame_of_another_size_is_refused(learnt, tmp_path, capsys):
     assert run_with(learnt, tmp_path, "strategy.pad=5") == 2
     assert "frame of 4 pixels around images of 32, not 5 around 32" in capsys.readouterr().err
     assert run_with(learnt, tmp_path, "backbone.img_size=48") == 2
     assert "images of 32, not 4 around 48" in capsys.readouterr().err
+
+
+def test_a_frame_of_another_backbone_is_noticed(tmp_path):
     backbone = Learner(settings()).backbone
     other = tmp_path / "other.safetensors"
     for change in ({"backbone": "somebody"}, {"mean": [0.1, 0.2, 0.3]}):
@@ -285,15 +296,21 @@ def test_more_classes_than_coordinates_are_refused():
         learner("head=active", "sources=[letters]")
 
 
-def test_an_existing_file_is_not_overwritten_and_a_missing_folder_is_told(learnt, tmp_path):
+def test_an_existing_file_is_not_overwritten(learnt):
     with pytest.raises(ConfigError, match="exists; remove it"):
         run(settings(), learnt, progress=Progress(), command=[])
+
+
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ConfigError, match="there is no folder"):
         run(settings(), tmp_path / "none" / "x", progress=Progress(), command=[])
 
 
-def test_the_command_needs_out_and_knows_its_configurations(capsys):
+def test_the_command_needs_out(capsys):
     assert main(["meta-init", "letters"]) == 2
     assert "meta-init needs out=FILE" in capsys.readouterr().err
+
+
+def test_the_command_names_the_nearest_configuration(capsys):
     assert main(["meta-init", "leters", "out=x"]) == 2
     assert 'did you mean "letters"?' in capsys.readouterr().err

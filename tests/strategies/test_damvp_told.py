@@ -46,13 +46,21 @@ def build(backbone: FrozenViT, features: Tensor | None = None, **arguments: Any)
     return model.double().eval()
 
 
-def test_a_meta_frame_starts_every_prompt_and_is_refused_where_it_does_not_fit(backbone, tmp_path):
+def test_a_meta_frame_starts_every_prompt(backbone, tmp_path):
     frame = draw(frame_size(1, 16, 4)).float()
     save_frame(tmp_path / "meta.safetensors", frame, backbone, 4, {"seed": 0})
     model = build(backbone, blobs(3), meta_file=str(tmp_path / "meta.safetensors"))
     assert all(torch.equal(own.float(), frame) for own in model.frames)
+
+
+def test_a_meta_frame_that_does_not_fit_is_refused(backbone, tmp_path):
+    frame = draw(frame_size(1, 16, 4)).float()
+    save_frame(tmp_path / "meta.safetensors", frame, backbone, 4, {"seed": 0})
     with pytest.raises(ConfigError, match="frame of 4 pixels around images of 16, not 3"):
         DAMVPModel(backbone, pad=3, meta_file=str(tmp_path / "meta.safetensors"))
+
+
+def test_a_file_without_a_meta_frame_is_refused(backbone, tmp_path):
     with pytest.raises(DataError, match="no file"):
         load_frame(tmp_path / "none", backbone, 4)
     (tmp_path / "text").write_text("not a frame")
@@ -108,12 +116,17 @@ def test_features_that_cannot_be_clustered_are_refused(backbone, features):
         build(backbone, features, threshold=1.0)
 
 
-def test_active_coordinates_keep_theirs_while_classes_arrive_and_run_out_in_one_line(backbone):
+def test_active_coordinates_keep_theirs_while_classes_arrive(backbone):
     model = build(backbone, blobs(2), head="active")
     features = draw(3, 16)
     before = model.logits(features)[:, :2]
     model.observe(torch.tensor([5]))
     torch.testing.assert_close(model.logits(features)[:, :2], before)
+
+
+def test_active_coordinates_run_out_in_one_line(backbone):
+    model = build(backbone, blobs(2), head="active")
+    features = draw(3, 16)
     model.observe(torch.arange(17))
     with pytest.raises(ConfigError, match="16 coordinates for 17 classes"):
         model.logits(features)

@@ -75,7 +75,7 @@ def test_a_slot_matters_only_to_the_images_that_chose_it(exact):
     assert not bool(changed.all())
 
 
-def test_a_new_experience_starts_from_the_previous_prompt_and_a_key_of_its_own(exact):
+def test_a_new_experience_starts_from_the_previous_prompt(exact):
     model = golden_model(exact, "train")
     model.begin_experience([6, 7])
     expected = exact["dual.switch_to_3.e_prompt"].flatten(-2)
@@ -87,11 +87,15 @@ def test_a_new_experience_starts_from_the_previous_prompt_and_a_key_of_its_own(e
     assert {name for name in trained if "." in name and "head" not in name} == {"e_prompts.3", "keys.3"}
 
 
-def test_the_key_learns_from_the_pull_alone_and_comes_nearer_to_its_queries(exact):
+def test_the_key_learns_from_the_pull_alone(exact):
     images, labels = exact.batch("train")
     silent = golden_model(exact, "train", pull=0.0).train()
     silent.training_loss(images, labels).loss.backward()
     assert not bool(silent.keys[2].grad.any())
+
+
+def test_the_key_comes_nearer_to_its_queries(exact):
+    images, labels = exact.batch("train")
     model = golden_model(exact, "train").train()
     before = model.training_loss(images, labels)
     before.loss.backward()
@@ -100,9 +104,7 @@ def test_the_key_learns_from_the_pull_alone_and_comes_nearer_to_its_queries(exac
 
 
 @pytest.mark.parametrize(("reset", "stays"), [(True, True), (False, False)])
-def test_a_second_experience_leaves_what_it_does_not_train_as_it_was_under_a_new_optimizer_only(
-    exact, reset, stays
-):
+def test_a_new_optimizer_leaves_what_an_experience_does_not_train(exact, reset, stays):
     model = golden_model(exact, "train").train()
     optimizer = optim.build(model, lr=0.01)
     for classes in ([4, 5], [6, 7]):

@@ -104,7 +104,7 @@ def test_damvp_clusters_each_experience_of_split_streams(name):
     assert training.train_epochs == (50 if "imagenet-r" in name else 5)
 
 
-def test_the_reference_recipe_of_damvp_is_the_released_one_with_and_without_a_head():
+def test_the_reference_recipes_of_damvp_are_the_released_ones():
     loaded = config.load("damvp-reference-dtd")
     training = loaded.training
     assert (loaded.data["name"], loaded.scenario["experiences"]) == ("dtd", 1)

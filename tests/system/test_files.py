@@ -44,9 +44,7 @@ def test_a_writer_that_raises_leaves_the_old_file_whole_and_no_temporary(tmp_pat
 
 
 @pytest.mark.parametrize("function", ["replace", "fsync"])
-def test_an_interrupt_before_the_replacement_leaves_the_old_file_whole_and_no_temporary(
-    tmp_path, monkeypatch, function
-):
+def test_an_interrupt_before_the_replacement_leaves_the_old_file_alone(tmp_path, monkeypatch, function):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -58,7 +56,7 @@ def test_an_interrupt_before_the_replacement_leaves_the_old_file_whole_and_no_te
     assert names(tmp_path) == ["a"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_old_file_whole(tmp_path):
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path):
     def writer(file):
         # the device that is always full, through the same system call as a full disk
         with open("/dev/full", "wb", buffering=0) as full:

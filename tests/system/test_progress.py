@@ -9,7 +9,7 @@ import pytest
 from clprompt.system import progress
 
 
-def test_plain_lines_have_no_carriage_returns_and_one_line_per_epoch_and_experience() -> None:
+def test_plain_lines_are_one_for_each_epoch_and_message() -> None:
     stream = io.StringIO()
     with progress.create(stream) as lines:
         for run in range(2):

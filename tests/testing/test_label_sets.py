@@ -66,7 +66,7 @@ def test_a_method_of_one_label_per_image_must_refuse_multi_hot_targets() -> None
         testing.check_refusals(Workbench(RefusesNothing))
 
 
-def test_the_scenes_of_an_experience_have_one_of_its_labels_and_test_and_train_differ() -> None:
+def test_the_scenes_of_an_experience_have_one_of_its_labels() -> None:
     train, test = ToyScenes(4), ToyScenes(4, "test")
     bench = ScenesBench(Sound)
     for experience, group in enumerate(train.groups()):

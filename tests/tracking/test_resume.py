@@ -125,7 +125,7 @@ def test_a_new_event_file_sorts_last_even_when_the_clock_was_set_back(tmp_path):
     assert [name.split(".")[3] for name in sorted(sizes)[1:]] == ["4000000000", "4000000001"]
 
 
-def test_sizes_are_those_of_the_files_and_lie_inside_the_folder(tmp_path):
+def test_sizes_are_those_of_the_files(tmp_path):
     tracker = RunTracker(tmp_path, NAMES, GROUPS)
     tracker.record(train(1))
     sizes = tracker.flush()
@@ -171,7 +171,7 @@ def refuse(folder, sizes, message):
     assert files_of(folder) == before
 
 
-def test_a_checkpoint_that_does_not_fit_the_files_is_refused_and_nothing_is_cut(tmp_path):
+def test_a_checkpoint_that_does_not_fit_the_files_is_refused(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (tmp_path / "outside").write_text("precious")

@@ -74,40 +74,47 @@ class Shows(LinearProbeModel):
 # ------------------------------------------------------------------------------------------ what it does
 
 
-def test_a_method_is_shown_test_images_of_the_groups_so_far_after_each_experience():
-    told = []
+class Diagnosed(Log):
+    """Keeps the diagnostics of a run."""
 
-    class Listener(Log):
-        def diagnostics(self, step, values, /):
-            told.append((step, {name: torch.as_tensor(value).tolist() for name, value in values.items()}))
+    def __init__(self):
+        super().__init__()
+        self.values = []
 
-    make_engine(Shows(BACKBONE), listeners=[Listener()]).run()
-    assert told[1::2] == [(n, {"images": [8.0] * n}) for n in (1, 2, 3)]
-    assert told[::2] == [(n, {"own": 1.0}) for n in (1, 2, 3)]
-    told.clear()
-    make_engine(Shows(BACKBONE), listeners=[Listener()], evaluator=None).run()
-    assert told == [(n, {"own": 1.0}) for n in (1, 2, 3)]
+    def diagnostics(self, step, values, /):
+        self.values.append((step, {name: torch.as_tensor(value).tolist() for name, value in values.items()}))
 
 
-def test_every_batch_is_one_step_and_every_experience_ends_with_an_evaluation():
+def test_a_method_is_shown_test_images_of_the_groups_so_far():
+    log = Diagnosed()
+    make_engine(Shows(BACKBONE), listeners=[log]).run()
+    assert log.values[1::2] == [(n, {"images": [8.0] * n}) for n in (1, 2, 3)]
+    assert log.values[::2] == [(n, {"own": 1.0}) for n in (1, 2, 3)]
+
+
+def test_a_method_without_evaluations_is_shown_no_images():
+    log = Diagnosed()
+    make_engine(Shows(BACKBONE), listeners=[log], evaluator=None).run()
+    assert log.values == [(n, {"own": 1.0}) for n in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """An engine that ran, its training records and its evaluations."""
     log = Log()
     engine = make_engine(dualprompt(), listeners=[log])
     engine.run()
-    train = [record for record in log.records if record["kind"] == "train"]
-    evaluations = [record for record in log.records if record["kind"] == "evaluation"]
+    return engine, *([r for r in log.records if r["kind"] == kind] for kind in ("train", "evaluation"))
+
+
+def test_every_batch_is_one_step(recorded):
+    engine, train, _ = recorded
     assert [record["step"] for record in train] == list(range(1, 19))
     assert [record["samples"] for record in train[:7]] == [8, 16, 20, 28, 36, 40, 48]
     assert [(record["experience"], record["epoch"]) for record in train[::3]] == [
         (e, n) for e in range(3) for n in range(2)
     ]
     assert set(train[0]["terms"]) == {"loss", "cross_entropy", "key_pull"}
-    assert [record["step"] for record in evaluations] == [6, 12, 18]
-    assert [record["samples"] for record in evaluations] == [40, 80, 120]
-    assert [[g is not None for g in record["groups"]] for record in evaluations] == [
-        [True, False, False],
-        [True, True, False],
-        [True, True, True],
-    ]
     assert vars(engine.position) | {"evaluated": 0} == {
         "experience": 3,
         "epoch": 0,
@@ -116,6 +123,17 @@ def test_every_batch_is_one_step_and_every_experience_ends_with_an_evaluation():
         "samples": 120,
         "evaluated": 0,
     }
+
+
+def test_every_experience_ends_with_an_evaluation(recorded):
+    _, _, evaluations = recorded
+    assert [record["step"] for record in evaluations] == [6, 12, 18]
+    assert [record["samples"] for record in evaluations] == [40, 80, 120]
+    assert [[g is not None for g in record["groups"]] for record in evaluations] == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+    ]
 
 
 def test_losses_are_told_every_so_many_steps_over_the_whole_run():
@@ -133,7 +151,7 @@ def test_the_rate_follows_the_cosine_within_each_experience():
     assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * step / 6)) for step in range(6)] * 3)
 
 
-def test_the_backbone_keeps_its_bits_and_stays_out_of_the_optimizer():
+def test_training_leaves_the_backbone_alone():
     before = BACKBONE.fingerprint()
     model = dualprompt()
     engine = make_engine(model)
@@ -169,7 +187,7 @@ def test_a_method_says_whether_an_optimizer_outlives_an_experience(monkeypatch, 
     assert len({id(optimizer) for optimizer in optimizers}) == made
 
 
-def test_a_method_that_looks_at_its_images_first_gets_them_untouched_in_order_and_in_batches():
+def test_a_method_that_looks_at_its_images_first_gets_them_untouched_in_order():
     looked = []
 
     class Looking(LinearProbeModel):
@@ -199,7 +217,7 @@ def test_a_method_that_needs_boundaries_is_refused_on_an_online_stream():
         make_engine(dualprompt(), online=Online())
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_says_where():
+def test_a_loss_that_is_not_finite_is_told_with_its_place():
     class Broken(LinearProbeModel):
         def training_loss(self, images, targets):
             step = super().training_loss(images, targets)

@@ -210,7 +210,7 @@ def test_bf16_changes_the_logits_a_little():
     assert 0 < (one - other).abs().max() < 0.05
 
 
-def test_a_glimpse_is_a_few_images_of_each_group_that_was_met_and_always_the_same():
+def test_a_glimpse_is_a_few_images_of_each_group_that_was_met():
     evaluator = make_evaluator()
     glimpse = Shown(evaluator, 1024, torch.device("cpu"))
     assert glimpse.groups(4) == []

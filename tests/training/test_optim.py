@@ -86,7 +86,7 @@ def test_old_rows_train_as_if_the_new_ones_had_always_been_there(name):
     assert torch.equal(grows.head, whole.head)
 
 
-def test_frozen_parameters_leave_with_their_moments_and_new_ones_join():
+def test_sync_exchanges_frozen_parameters_for_new_ones():
     model = Growing()
     optimizer = optim.build(model, lr=0.1)
     model.step(optimizer)
@@ -169,7 +169,7 @@ def test_state_of_a_parameter_that_the_model_lacks_is_refused(part):
         optim.load_optimizer_state(optimizer, model, state)
 
 
-def test_the_rate_is_a_function_of_the_step_alone_and_groups_keep_their_ratio():
+def test_the_rate_is_a_function_of_the_step_alone():
     optimizer = optim.build(Growing(), lr=0.02)
     for step in (7, 0, 3, 10, 3):
         optim.set_learning_rate(optimizer, "cosine", step, 10)
