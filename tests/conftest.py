@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from drawing import same_picture
 from warm_process import WarmProcess
 
 torch.set_num_threads(1)
@@ -27,16 +28,8 @@ def warm_python(warm_process: WarmProcess) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def same_picture() -> Iterator[None]:
-    """Drawing takes ten times as long as a tiny run: every picture of a module's tests is the same."""
-    import numpy as np
-
-    from clprompt.reporting import plots
-
-    with pytest.MonkeyPatch.context() as patch:
-        picture = plots.png(plots.accuracy_curves(np.eye(1)), dpi=20)
-        for name in ("accuracy_matrix", "accuracy_curves", "forgetting", "confusion_matrix"):
-            patch.setattr(plots, name, lambda *_, **__: None)
-        patch.setattr(plots, "png", lambda *_, **__: picture)
+@pytest.fixture(scope="module", name="same_picture")
+def _same_picture() -> Iterator[None]:
+    """Every picture of a module's runs is the same: drawing would take ten times as long as they do."""
+    with same_picture():
         yield

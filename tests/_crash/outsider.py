@@ -1,6 +1,6 @@
 """An outsider's method and data set that make resuming hard, and points at which their process ends itself.
 
-Imported by path or by name in processes of their own; never by pytest.
+Imported by name in processes of their own; never by pytest.
 """
 
 from __future__ import annotations
@@ -71,8 +71,6 @@ def watch_files() -> None:
 
 
 register_optimizer_step_post_hook(lambda *_: reach("stepped"))
-if os.environ.get("CRASH_AT"):  # in a process that nobody forked
-    arm(os.environ["CRASH_AT"], int(os.environ["CRASH_SIGNAL"]))
 
 
 # ------------------------------------------------------------------ data

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import selectors
+import signal
 import socket
 import sys
 import tempfile
@@ -46,6 +47,9 @@ from clprompt.tracking import tensorboard, tracker  # noqa: F401
 def prepare() -> None:
     """What every run needs, and what may be shared by a fork: no thread and no trained tensor."""
     torch.set_num_threads(1)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # who runs in the background inherits that it is ignored
     registry.load_builtin()
     with tempfile.TemporaryDirectory() as folder, progress.create():
         tensorboard.EventFile(Path(folder), after=[]).file.close()

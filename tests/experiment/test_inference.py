@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawing import same_picture
 from PIL import Image
 
 import clprompt
@@ -53,10 +54,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, toy: None) -> dict[str, Path]
         "training.train_epochs=2",
         f"runs_dir={folder}",
     ]
-    assert main(["run", "quickstart", *words, "strategy=shows-brightness", "compare=[]"]) == 0
+    with same_picture():
+        assert main(["run", "quickstart", *words, "strategy=shows-brightness", "compare=[]"]) == 0
     tiny = "backbone={name: vit_tiny_patch16_224, embed_dim: 16, depth: 2, num_heads: 2, img_size: 32}"
     words += ["strategy=ncm", "compare=[]", "export=full", tiny]
-    assert main(["run", "quickstart", *words]) == 0
+    with same_picture():
+        assert main(["run", "quickstart", *words]) == 0
     return {
         json.loads((path / "results.json").read_text())["strategy"]: path
         for path in (folder / "quickstart").iterdir()

@@ -24,6 +24,8 @@ from clprompt.testing.bench import CLASSES, Log, ToyImages, tiny_vit
 from clprompt.training.evaluation import Evaluator
 from clprompt.training.settings import Memory, Online, Training
 
+pytestmark = pytest.mark.usefixtures("same_picture")
+
 TRAINING = {"train_mb_size": 8, "lr": 0.02, "log_every": 1}
 
 

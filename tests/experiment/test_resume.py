@@ -6,10 +6,7 @@ The killed processes are forks of one warm process (`_crash/warm.py`), in which 
 
 import csv
 import json
-import os
 import shlex
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -304,17 +301,10 @@ def test_a_signal_while_results_are_written_lets_this_run_alone_finish(warm):
     assert_same(left(last), warm.whole("between experiences"))
 
 
-def test_the_line_that_the_real_command_prints_continues_to_the_same_pictures(warm):
-    path = warm.configuration("between experiences")
-    stopped = subprocess.run(
-        [sys.executable, "-m", "clprompt", "run", "--import", CRASH / "outsider.py", path],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CRASH_AT": "loss:14", "CRASH_SIGNAL": "15"},
-        capture_output=True,
-        text=True,
-    )
-    assert stopped.returncode == 143, stopped.stderr
-    line = stopped.stderr.splitlines()[-1]
-    words = shlex.split(line.removeprefix("interrupted; continue with: "))
+def test_the_line_that_a_stopped_run_prints_continues_to_the_same_pictures_too(warm):
+    code, _ = warm.start("between experiences", at="loss:14", signal=15, draw=True)
+    assert code == 143, warm.said
+    words = shlex.split(warm.said.splitlines()[-1].removeprefix("interrupted; continue with: "))
     assert words[:2] == ["clprompt", "resume"]
     assert warm(*words[1:], draw=True) == 0, warm.said
     assert_same(left(Path(words[-1])), warm.whole("between experiences", draw=True))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import same_picture
 from torch import Tensor
 
 from clprompt import fit, load, registry
@@ -282,14 +283,16 @@ def test_the_workbench_sees_coordinated_models():
 def test_a_coordinated_run_is_resumed_and_loaded_from_its_folder(tmp_path):
     words = ["strategy=l2p", "compare=[]", "strategy.coordinate=true", "training.train_epochs=1"]
     words += ["scenario.experiences=2", "data.test_fraction=0.6", f"runs_dir={tmp_path}"]
-    assert main(["run", "quickstart", *words]) == 0
+    with same_picture():
+        assert main(["run", "quickstart", *words]) == 0
     (folder,) = (tmp_path / "quickstart").iterdir()
     assert config.load(folder / "config.yaml").strategy["coordinate"] is True
     whole = load(folder)
     assert whole.coordination is not None
     (folder / "results.json").unlink()  # as if it had been killed before the end
     (folder / "model.json").unlink()
-    assert main(["resume", str(folder)]) == 0
+    with same_picture():
+        assert main(["resume", str(folder)]) == 0
     again = load(folder)
     assert not changed(bits(whole), bits(again))
     inputs = torch.randn(3, 3, *whole.backbone.image_size)[:, : whole.backbone.in_chans]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawing import same_picture
 from torch import Tensor, nn
 
 from clprompt.backbones.vit import FrozenViT
@@ -214,7 +215,8 @@ def test_the_file_is_small_and_says_what_it_was_made_from(learnt):
 def run_with(meta: Path, runs: Path, *overrides: str) -> int:
     strategy = f"strategy={{name: damvp, init: meta, meta_file: '{meta}', pad: 4}}"
     more = ["compare=[]", "training.train_epochs=1", f"runs_dir={runs}"]
-    return main(["run", "quickstart", TINY[0], strategy, *more, *overrides])
+    with same_picture():
+        return main(["run", "quickstart", TINY[0], strategy, *more, *overrides])
 
 
 def test_a_run_names_the_source_classes_that_it_will_meet(learnt, tmp_path, capsys):

@@ -17,6 +17,8 @@ from tensorboard.plugins.text.metadata import PLUGIN_NAME as TEXT
 from clprompt.tracking.tensorboard import hyperparameters
 from clprompt.tracking.tracker import RunTracker
 
+pytestmark = pytest.mark.usefixtures("same_picture")
+
 NAMES = ["zero", "o|ne", "t\nwo"]
 
 
