@@ -1,4 +1,4 @@
-"""The models of the tests are tiny: a second thread would only wait, here and in the processes that tests start."""
+"""The models of the tests are tiny: a second thread would wait, here and in processes of tests."""
 
 import os
 from collections.abc import Iterator

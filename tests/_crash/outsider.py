@@ -52,7 +52,7 @@ def reach(name: str, before: Callable[[], object] | None = None) -> None:
 
 
 def watch_files() -> None:
-    """Points in every atomic write: ``sync checkpoint|figures|run``, ``replace FILE`` and ``replaced FILE``."""
+    """Points in every atomic write: ``sync checkpoint|figures|run``, ``replace FILE``, ``replaced FILE``."""
     fsync, replace = os.fsync, os.replace
 
     def watched_fsync(descriptor: int) -> None:
@@ -98,8 +98,9 @@ def patterns(*, train: int = 12, test: int = 6, classes: int = 6, augment: Augme
 class GrowingModel(PromptModel):
     """Grows in every way, and draws from every global random state.
 
-    Per experience a number of prompts that differs, and a gate of its own; those of old experiences are frozen. Per
-    class a row in the head and one in ``shifts``. Prompts start from the experience's images plus global noise.
+    Per experience a number of prompts that differs, and a gate of its own; those of old experiences are
+    frozen. Per class a row in the head and one in ``shifts``. Prompts start from the experience's images plus
+    global noise.
     """
 
     def __init__(self, backbone: FrozenViT, *, seed: int = 0, boundary_free: bool = False) -> None:

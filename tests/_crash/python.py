@@ -1,8 +1,8 @@
 """What stands in the place of Python in tests of commands that start commands: a fork of the warm process.
 
-``python.py ... -m clprompt WORDS`` asks the process at ``$WARM_SOCKET`` for a fork of itself with the streams, the
-folder, the environment and the words of this one, hands on the signals that this one gets, and ends as that one ends.
-It imports next to nothing, so it starts in an instant.
+``python.py ... -m clprompt WORDS`` asks the process at ``$WARM_SOCKET`` for a fork of itself with the
+streams, the folder, the environment and the words of this one, hands on the signals that this one gets, and
+ends as that one ends. It imports next to nothing, so it starts in an instant.
 """
 
 import json

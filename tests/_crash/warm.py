@@ -1,11 +1,11 @@
 """A process that has imported everything and runs each command line that it is sent in a fork of itself.
 
-One JSON request a line on stdin: ``{"argv": [...], "at": "loss:7" or null, "signal": 9, "draw": bool, "output": FILE}``;
-one answer a line on stdout: ``{"exit": code, or minus the signal}``. Drawing is most of the time of a tiny run:
-without it, every picture is the same.
+One JSON request a line on stdin: ``{"argv": [...], "at": "loss:7" or null, "signal": 9, "draw": bool,
+"output": FILE}``; one answer a line on stdout: ``{"exit": code, or minus the signal}``. Drawing is most of
+the time of a tiny run: without it, every picture is the same.
 
-Commands that start commands reach it by ``python.py``, at the socket whose path is its argument: several at a time, each
-with the streams, the folder and the environment of the one that asks, and without drawing.
+Commands that start commands reach it by ``python.py``, at the socket whose path is its argument: several at a
+time, each with the streams, the folder and the environment of the one that asks, and without drawing.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def grandchild(request: dict[str, Any], streams: list[int]) -> int:
 
 
 def command(argv: list[str]) -> int:
-    """The exit code of a command line, as in a fresh process: nobody knows what the global random states hold."""
+    """The exit code of a command line, as in a fresh process: the global random states hold anything."""
     torch.manual_seed(int.from_bytes(os.urandom(7)))
     np.random.seed(None)  # noqa: NPY002
     random.seed()

@@ -15,7 +15,7 @@ from clprompt.backbones.vit import FrozenViT
 
 FOLDER = Path(__file__).parents[1] / "golden"
 
-#: Per file and dtype: (rtol, atol, fraction of the expected tensor's largest finite entry that is added to atol).
+#: Per file and dtype: (rtol, atol, fraction of the expected tensor's largest finite entry, added to atol).
 #: Files stored as float32 cannot be matched better than their own rounding.
 TOLERANCES = {
     "baselines": {torch.float64: (0.0, 1e-12, 1e-6), torch.float32: (1e-4, 1e-5, 0.0)},
@@ -35,8 +35,8 @@ def arrays(name: str) -> dict[str, np.ndarray]:
 class Golden:
     """One golden file in one floating-point type.
 
-    ``golden["key"]`` is a tensor, ``golden.leaf("key")`` one that takes gradients, ``golden.backbone()`` the frozen
-    ViT of the file, ``golden.check(actual, "key")`` the comparison at the file's tolerance.
+    ``golden["key"]`` is a tensor, ``golden.leaf("key")`` one that takes gradients, ``golden.backbone()`` the
+    frozen ViT of the file, ``golden.check(actual, "key")`` the comparison at the file's tolerance.
     """
 
     def __init__(self, name: str, dtype: torch.dtype) -> None:

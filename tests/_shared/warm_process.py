@@ -45,7 +45,7 @@ class WarmProcess:
         assert json.loads(self._answers.readline()) == {"ready": True}
 
     def __call__(self, *argv: object, at: str | None = None, signal: int = 9, draw: bool = False) -> int:
-        """The exit code, or minus the signal that ended it; ``at``: a point of `_crash/outsider.py` to send it at."""
+        """The exit code, or minus the signal that ended it, sent at a point of `_crash/outsider.py`."""
         request = {
             "argv": [*map(str, argv)],
             "at": at,
@@ -61,7 +61,7 @@ class WarmProcess:
 
     @contextlib.contextmanager
     def as_python(self) -> Iterator[None]:
-        """Commands that the code under test starts by `sys.executable` are forks as well, in which nothing is drawn."""
+        """Commands that are started by `sys.executable` are forks as well, in which nothing is drawn."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self._environment.items():
                 patch.setenv(name, value)

@@ -1,6 +1,7 @@
 """Studies that run: real processes, tiny models.
 
-Most of these processes are forks of a warm one (`warm_python`); a fresh one starts where a test does not ask for that.
+Most of these processes are forks of a warm one (`warm_python`); a fresh one starts where a test does not
+ask for that.
 """
 
 from __future__ import annotations

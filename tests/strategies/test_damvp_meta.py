@@ -295,7 +295,7 @@ def test_mistakes_are_one_line(override, text):
 
 def test_more_classes_than_coordinates_are_refused():
     with pytest.raises(ConfigError, match="16 coordinates for the 37 classes of letters"):
-        learner("head=active", "sources=[letters]")
+        learner("head=active", "sources=[{name: letters, count: 370}]")
 
 
 def test_an_existing_file_is_not_overwritten(learnt):
