@@ -60,7 +60,7 @@ def global_states():
     return str((torch.get_rng_state().tolist(), np.random.get_state(), random.getstate()))  # noqa: NPY002
 
 
-def test_an_epoch_visits_every_sample_once_and_ends_with_a_short_batch():
+def test_an_epoch_visits_every_sample_once():
     batches = epoch()
     assert [len(batch) for batch in ids(batches)] == [5, 5, 5, 5, 3]
     assert sorted(order(batches)) == list(range(23))

@@ -290,7 +290,7 @@ def test_targets_that_are_no_class_ids_are_refused(targets):
     assert "\n" not in str(caught.value)
 
 
-def test_the_command_line_knows_the_stream_and_its_arguments():
+def test_the_command_line_knows_the_arguments_of_the_stream():
     from clprompt.experiment import config
 
     values = {"data": "digits", "backbone": "vit_letters", "strategy": "ncm"}

@@ -51,7 +51,7 @@ def provider(folder: Path) -> MultiplexerDataProvider:
     return MultiplexerDataProvider(multiplexer, str(folder))
 
 
-def test_the_hparams_tab_shows_settings_and_final_figures_of_unlike_strategies_together(
+def test_the_hparams_tab_shows_unlike_strategies_together(
     tmp_path: Path,
 ) -> None:
     a_run(
