@@ -39,7 +39,7 @@ from clprompt import registry
 from clprompt.cli import listing, results  # noqa: F401
 from clprompt.cli.main import main as clprompt_command
 from clprompt.experiment import run  # noqa: F401
-from clprompt.reporting import plots
+from clprompt.reporting import plots, summary  # noqa: F401
 from clprompt.system import progress
 from clprompt.tracking import tensorboard, tracker  # noqa: F401
 
