@@ -201,9 +201,8 @@ class Accuracy(Measure):
             return {}
         matrix = accuracy.accuracy_matrix(records)
         header: list[object] = ["after_experience", *_group_titles(len(matrix))]
-        tables: dict[str, Rows] = {
-            "accuracy_matrix.csv": [header, *([i + 1, *map(_cell, row)] for i, row in enumerate(matrix))]
-        }
+        lines: Rows = [[i + 1, *map(_cell, row)] for i, row in enumerate(matrix)]
+        tables: dict[str, Rows] = {"accuracy_matrix.csv": [header, *lines]}
         if last.get("confusion") is not None:
             counts = accuracy.confusion_matrix(last["confusion"], len(names))
             tables["per_class_accuracy.csv"] = _class_rows(counts, names, groups)
@@ -282,7 +281,7 @@ class LabelSets(Measure):
         return hot
 
     def shows(self, targets: NDArray[Any], classes: Sequence[int]) -> NDArray[np.bool_]:
-        return targets[:, [c for c in classes if c < targets.shape[1]]].any(1)
+        return np.asarray(targets[:, [c for c in classes if c < targets.shape[1]]].any(1))
 
     def score(
         self,
@@ -292,9 +291,8 @@ class LabelSets(Measure):
         groups: Sequence[NDArray[np.int64]] = (),
     ) -> LabelSetEvaluation:
         """The scores over the seen classes; groups are read off the classes' average precision instead."""
-        hot = np.zeros(
-            (len(targets), len(seen)), dtype=np.int64
-        )  # a model may know classes that no target names
+        # a model may know classes that no target names
+        hot = np.zeros((len(targets), len(seen)), dtype=np.int64)
         named = seen < targets.shape[1]
         hot[:, named] = targets[:, seen[named]]
         scores = None
@@ -338,13 +336,8 @@ class LabelSets(Measure):
         classes: Rows = [["class", "name", "group", "ap", "f1"]]
         for c, ap, f1 in zip(last["classes"], last["ap"], last["f1"], strict=True):
             classes.append([c, names[c], group_of.get(c, ""), _cell(ap), _cell(f1)])
-        return {
-            "map_matrix.csv": [
-                header,
-                *([i + 1, _cell(seen[i]), *map(_cell, row)] for i, row in enumerate(matrix)),
-            ],
-            "per_class_ap.csv": classes,
-        }
+        lines: Rows = [[i + 1, _cell(seen[i]), *map(_cell, row)] for i, row in enumerate(matrix)]
+        return {"map_matrix.csv": [header, *lines], "per_class_ap.csv": classes}
 
 
 MEASURES: dict[str, type[Measure]] = {kind.name: kind for kind in (Accuracy, Online, LabelSets)}

@@ -42,7 +42,7 @@ def build(model: PromptModel, training: Training | None = None, **fields: Any) -
     groups = [group for group in groups if group["params"]]
     if not groups:
         return None
-    shared = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    shared: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":
         optimizer: Optimizer = torch.optim.SGD(groups, momentum=settings.momentum, **shared)
     else:

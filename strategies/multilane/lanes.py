@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from clprompt.backbones.attention import (
     BlockPrompt,
+    FrozenBlock,
     finish_attention,
     project,
     project_stream,
@@ -64,7 +64,7 @@ def select(selectors: Tensor, normed: Tensor) -> Tensor:
 
 
 def lane_block(
-    block: Block,
+    block: FrozenBlock,
     cls: Tensor,
     selected: Tensor,
     normed: Tensor,
@@ -116,7 +116,7 @@ def lane_block(
     return residual_mlp(block, cls, finish_attention(attn, own, heads))
 
 
-def merged_block(block: Block, cls: Tensor, merged: Tensor, prompts: Tensor | None) -> Tensor:
+def merged_block(block: FrozenBlock, cls: Tensor, merged: Tensor, prompts: Tensor | None) -> Tensor:
     """One block of lanes over merged tokens [B, M, D], row 0 of which asks: class tokens [B, T, D] -> [B, T, D]."""
     attn = block.attn
     count = cls.shape[1]
@@ -171,7 +171,7 @@ def _cosines(first: Tensor, second: Tensor) -> Tensor:
 
 
 def summary_blocks(
-    blocks: Sequence[Block], cls: Tensor, selectors: Tensor, summary: Tensor, prompts: Tensor
+    blocks: Sequence[FrozenBlock], cls: Tensor, selectors: Tensor, summary: Tensor, prompts: Tensor
 ) -> Tensor:
     """All blocks of lanes that summarise once and keep their summaries: an ordinary prompted sequence of 1 + S tokens.
 
