@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from benchmarks.damvp_clusters import cell
-from clprompt import FrozenViT, fit, registry
+from clprompt import FrozenViT, fit
 from clprompt.data import datasets_for, digits
 from clprompt.metrics import accuracy
+from clprompt.prompting.plugin import make_method
 from clprompt.scenarios import split
 from clprompt.training.settings import Training
 
@@ -53,8 +54,7 @@ def run(section: dict[str, Any], rate: float, seed: int, epochs: int) -> dict[st
     backbone = FrozenViT("vit_letters")
     train, clean, test = datasets_for(digits(), backbone)
     plan = split.plan(train.targets, experiences=5, seed=seed)
-    arguments = {key: value for key, value in section.items() if key != "name"}
-    model = registry.strategies.get(section["name"]).target(backbone, seed=seed, **arguments)
+    model = make_method(section, backbone, seed=seed)
     training = Training(train_mb_size=32, train_epochs=epochs, lr=rate)
     return accuracy.summarise(fit(model, plan, train, test, clean=clean, training=training, seed=seed))
 

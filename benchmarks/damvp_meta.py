@@ -21,7 +21,7 @@ import torch
 
 from clprompt import FrozenViT, evaluate
 from clprompt.data import datasets_for, digits
-from clprompt.data.loading import image_stream, training_batches
+from clprompt.data.loading import sample_stream, training_batches
 from clprompt.strategies.damvp import DAMVPModel
 from clprompt.strategies.damvp.meta_init import run as meta_init
 from clprompt.strategies.damvp.meta_sources import load
@@ -39,7 +39,7 @@ def curve(arguments: dict[str, Any], seed: int, epochs: int) -> list[float]:
     backbone = FrozenViT("vit_letters")
     train, clean, test = datasets_for(digits(), backbone)
     model = DAMVPModel(backbone, seed=seed, pad=3, **arguments)
-    model.begin_experience(range(10), lambda: image_stream(clean, 128))
+    model.begin_experience(range(10), lambda: sample_stream(clean, 128))
     model.observe(torch.arange(10))
     optimizer = optim.build(model, Training())
     found = [evaluate(model, test).accuracy]

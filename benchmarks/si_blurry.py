@@ -156,7 +156,9 @@ def evaluation(device: str, name: str, batch: int, test: int, every: int, classe
 
     def chosen() -> Tensor:
         with torch.no_grad():
-            query = torch.cat([cache["query"] for cache in evaluators[2**30]._kept.values()])
+            query = torch.cat(
+                [cache["penultimate class token"] for cache in evaluators[2**30]._kept.values()]
+            )
             model.eval()
             return model.select(query)[1]
 

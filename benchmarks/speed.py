@@ -125,7 +125,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     images, targets = images.to(device), targets.to(device)
     model = make_model(name, backbone, device)
     if model.boundaries != "unused":
-        model.begin_experience(range(CLASSES), lambda: iter([images]))
+        model.begin_experience(range(CLASSES), lambda: iter([(images, targets)]))
     model.observe(targets)
     training = Training(train_mb_size=options.batch, lr=1e-4)
     optimizer = optim.build(model, training)
@@ -133,7 +133,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     model.eval()
     with torch.no_grad():
         model(images, cache)
-    query = "query" in cache
+    query = bool(cache)  # what the model keeps comes from an unprompted pass
     model.train()
 
     def step() -> None:

@@ -24,7 +24,7 @@ import torch
 
 from clprompt import registry
 from clprompt.data import datasets_for
-from clprompt.data.loading import fixed_batches, image_stream, subset, training_batches
+from clprompt.data.loading import fixed_batches, sample_stream, subset, training_batches
 from clprompt.errors import ClpromptError
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder
@@ -76,7 +76,7 @@ def measure(config: Config, builder: Builder, images: int, passes: int) -> dict[
     if model.boundaries != "unused":
         stream = subset(clean, chosen)
         size = config.training.eval_mb_size
-        model.begin_experience(classes, lambda: (b.to(device) for b in image_stream(stream, size)))
+        model.begin_experience(classes, lambda: ((x.to(device), y) for x, y in sample_stream(stream, size)))
     found: dict[str, Any] = {}
     optimizer, watch = None, Watch()
     for epoch in range(passes + 1):

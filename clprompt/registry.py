@@ -8,8 +8,8 @@ A decorator registers a class or a function under a name; nothing else in clprom
     class DualPromptModel(PromptModel): ...
 
 What clprompt brings itself is imported when a name is first asked for, because it imports torch. Outsiders' come
-in by entry points (groups `clprompt.strategies`, `clprompt.scenarios`, `clprompt.datasets`, `clprompt.sinks`) or by
-importing their module (`clprompt --import my_module`). In names, `-` equals `_`.
+in by entry points (groups `clprompt.strategies`, `clprompt.scenarios`, `clprompt.datasets`, `clprompt.plugins`,
+`clprompt.sinks`) or by importing their module (`clprompt --import my_module`). In names, `-` equals `_`.
 """
 
 from __future__ import annotations
@@ -117,6 +117,9 @@ def _where(target: Callable[..., Any]) -> str:
     return f"{target.__module__}.{target.__qualname__}"
 
 
+#: What registers itself and stands in no package of such: plug-ins with a short form, sinks.
+_MODULES = ("clprompt.prompting.coordination", "clprompt.tracking.tensorboard")
+
 _loaded = False
 
 
@@ -134,7 +137,8 @@ def load_builtin() -> None:
     try:
         for package in ("clprompt.strategies", "clprompt.scenarios", "clprompt.data.sets"):
             _import_all(package)
-        importlib.import_module("clprompt.tracking.tensorboard")
+        for module in _MODULES:
+            importlib.import_module(module)
         for group, registry in ENTRY_POINTS.items():
             for point in importlib.metadata.entry_points(group=group):
                 _load_entry_point(point, registry)
@@ -166,12 +170,16 @@ scenarios = Registry("scenario", load_builtin)
 datasets = Registry("data set", load_builtin)
 #: where runs are shown, see :mod:`clprompt.tracking.sink`
 sinks = Registry("sink", load_builtin)
+#: Short forms of plug-ins: a function of the keys that stand beside a method's own, which returns the plug-in or
+#: None. ``serves`` says of a method whether it can carry it, ``lacking`` why another cannot.
+plugins = Registry("plug-in", load_builtin)
 
 ENTRY_POINTS = {
     "clprompt.strategies": strategies,
     "clprompt.scenarios": scenarios,
     "clprompt.datasets": datasets,
     "clprompt.sinks": sinks,
+    "clprompt.plugins": plugins,
 }
 
 

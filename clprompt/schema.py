@@ -80,7 +80,11 @@ def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def arguments(
-    target: Callable[..., Any], given: Mapping[str, Any], path: str, skip: Iterable[str] = ()
+    target: Callable[..., Any],
+    given: Mapping[str, Any],
+    path: str,
+    skip: Iterable[str] = (),
+    also: Iterable[Callable[..., Any]] = (),
 ) -> dict[str, Any]:
     """The keyword arguments for `target`: those given, checked, then the defaults of the others.
 
@@ -89,11 +93,14 @@ def arguments(
         given: the section's values, without its `name`.
         path: the section's name, for messages: "strategy".
         skip: arguments that the caller provides itself, which the section cannot set.
+        also: further functions whose arguments stand in the same section, behind those of the target.
 
     Raises:
         ConfigError: an unknown key, a wrong type, or a required argument that is missing.
     """
     known, is_open = parameters(target, skip)
+    for function in also:
+        known |= parameters(function)[0]
     check_keys([key for key in given if not is_open or key in skip], known, path)
     checked: dict[str, Any] = {}
     for key, parameter in known.items():

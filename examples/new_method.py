@@ -6,9 +6,7 @@ clprompt run quickstart --import examples/new_method.py strategy=first_session  
 
 from torch import Tensor
 
-from clprompt import FrozenViT, PromptModel
-from clprompt.backbones.attention import BlockPrompt
-from clprompt.prompting.prompts import uniform
+from clprompt import BlockPrompt, Encoded, FrozenViT, PromptModel, uniform
 from clprompt.registry import strategies
 
 
@@ -26,9 +24,11 @@ class FirstSessionModel(PromptModel):
         super().__init__(backbone, seed=seed, mask="experience")
         self.prompt = uniform(backbone.depth, 1, length, backbone.width, seed=seed, name="prompt", bound=0.1)
 
-    def encode(self, images: Tensor, cached=None) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens = self.backbone.embed(images)
-        return self.backbone.prompted(tokens, lambda block, x: BlockPrompt("fresh", self.prompt[block])), {}
+    def encode(self, images: Tensor, cached=None) -> Encoded:
+        return Encoded(self.backbone.prompted(self.backbone.embed(images), self.tokens))
+
+    def tokens(self, block: int, x: Tensor) -> BlockPrompt:
+        return BlockPrompt("fresh", self.prompt[block])
 
     def set_stage(self) -> None:
         self.prompt.requires_grad_(int(self.experience) <= 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
-from clprompt.prompting.coordination import PromptSet
-from clprompt.prompting.model import Boundaries, Cache, Mask, PromptModel
+from clprompt.prompting.model import Boundaries, Cache, Encoded, Mask, PromptModel
+from clprompt.prompting.plugin import PromptSet, Samples
 from clprompt.registry import strategies
 from clprompt.seeding import generator
 
@@ -104,10 +103,10 @@ class CODAPromptModel(PromptModel):
         # a prefix is a sum over all components, so there is one key per position, trained with the newest of them
         return {"prompts": PromptSet(self.layers, self.length // 2, list(self.components)[-1:])}
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         stem, query = self.query(images, self.first_block, cached)
         if not len(self.keys):  # before any experience there are no components
-            return self.backbone.prompted(stem, start=self.first_block), {}
+            return Encoded(self.backbone.prompted(stem, start=self.first_block))
         keys, attention, components = (
             torch.cat(list(parts), dim=1) for parts in (self.keys, self.attention, self.components)
         )
@@ -123,9 +122,9 @@ class CODAPromptModel(PromptModel):
                 return None
             return BlockPrompt("prefix", *prefix[self.layers.index(block)].chunk(2, dim=1))
 
-        return self.backbone.prompted(stem, prompts, start=self.first_block), terms
+        return Encoded(self.backbone.prompted(stem, prompts, start=self.first_block), terms)
 
-    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+    def start_experience(self, index: int, samples: Samples | None) -> None:
         if not self.boundary_free:
             self._add_components()
 
@@ -170,9 +169,7 @@ class CODAPromptModel(PromptModel):
         for name in ("keys", "attention", "components"):
             parts = self._parts(name)
             for index in range(len(parts), sum(key.startswith(f"{name}.") for key in state)):
-                parts.append(
-                    nn.Parameter(torch.zeros_like(state[f"{name}.{index}"], device=self.seen.device))
-                )
+                parts.append(nn.Parameter(torch.zeros_like(state[f"{name}.{index}"], device=self.device)))
 
     def diagnostics(self) -> dict[str, Tensor]:
         """How long the components are: the norms of the current experience's, [L * m]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
-from clprompt.prompting.coordination import PromptSet
-from clprompt.prompting.model import Boundaries, Cache, Mask, PromptModel
+from clprompt.prompting.model import Boundaries, Cache, Encoded, Mask, PromptModel
+from clprompt.prompting.plugin import PromptSet, Samples
 from clprompt.prompting.prompts import chosen_similarity, cosine, match, uniform
 from clprompt.registry import strategies
 
@@ -115,10 +115,10 @@ class DualPromptModel(PromptModel):
             "expert": PromptSet(self.e_layers, self.e_length, list(self.e_prompts)),
         }
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         stem, query = self.query(images, self.first_block, cached)
         if not len(self.keys):  # before any experience: only the general prompt exists
-            return self.backbone.prompted(stem, self._prompts(None, None), start=self.first_block), {}
+            return Encoded(self.backbone.prompted(stem, self._prompts(None, None), start=self.first_block))
         similarity = cosine(query, torch.stack(list(self.keys)))  # (B, S)
         if self.training and not self.boundary_free:
             slot = len(self.keys) - 1
@@ -131,7 +131,7 @@ class DualPromptModel(PromptModel):
             expert = torch.stack(list(self.e_prompts), dim=2)[:, :, chosen[:, 0]]  # (layers, 2, B, length, D)
         prompts = self._prompts(expert, chosen[: expert.shape[2]])
         feature = self.backbone.prompted(stem, prompts, start=self.first_block)
-        return feature, {"key_pull": -self.pull * chosen_similarity(similarity, chosen)}
+        return Encoded(feature, {"key_pull": -self.pull * chosen_similarity(similarity, chosen)})
 
     def _prompts(
         self, expert: Tensor | None, slots: Tensor | None
@@ -157,7 +157,7 @@ class DualPromptModel(PromptModel):
             return BlockPrompt("fresh", tokens, name=name, slots=slots)
         return BlockPrompt(self.form, parts[0], parts[1], name=name, slots=slots)
 
-    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+    def start_experience(self, index: int, samples: Samples | None) -> None:
         """A new slot: its prompt starts from the previous one, its key afresh."""
         if self.boundary_free:
             return

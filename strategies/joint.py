@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
 from clprompt.prompting.model import PromptModel
+from clprompt.prompting.plugin import Samples
 from clprompt.registry import strategies
 from clprompt.strategies.vpt_deep import VPTDeepModel
 
@@ -53,10 +52,10 @@ class JointModel(VPTDeepModel):
         self._arguments = {"seed": seed, "base": base, "length": length, "when": when}
 
     @torch.no_grad()
-    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+    def start_experience(self, index: int, samples: Samples | None) -> None:
         """Back to the initial state; the backbone is shared."""
         fresh = JointModel(self.backbone, **self._arguments)  # type: ignore[arg-type]
         fresh._grow(range(self.num_classes))
-        values = dict(fresh.named_parameters())
-        for name, parameter in self.trainable().items():
-            parameter.copy_(values[name])
+        parameters = self.own_parameters()
+        for name, value in fresh.own_parameters().items():
+            parameters[name].copy_(value)

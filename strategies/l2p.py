@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
-from clprompt.prompting.coordination import PromptSet
-from clprompt.prompting.model import Cache, Mask, PromptModel, Step
+from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel
+from clprompt.prompting.plugin import PromptSet, Samples
 from clprompt.prompting.prompts import chosen_similarity, cosine, match, uniform
 from clprompt.registry import strategies
 
@@ -89,22 +88,19 @@ class L2PModel(PromptModel):
         self.keys = uniform(pool_size, backbone.width, seed=seed, name="keys")
         self.selections: Tensor  # how often each slot was chosen in training, in the current experience
         self.register_buffer("selections", torch.zeros(pool_size, dtype=torch.int64))
-        self._chosen: Tensor | None = None  # by the last encode, for training_loss to count
 
     def prompt_sets(self) -> dict[str, PromptSet]:
         slots, length, _ = self.prompts.shape
         return {"prompts": PromptSet((0,), length, [self.prompts], slots=slots, taken=self.top_k)}
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         stem, query = self.query(images, 0, cached)
         similarity, chosen = self.select(query)
-        self._chosen = chosen
         tokens = self.prompts[chosen].flatten(1, 2)  # (B, k * length, D)
         if self.prompt_position == "class":
             tokens = tokens + self.backbone.class_position()
-        return self._read(stem, tokens, chosen), {
-            "key_pull": -self.pull * chosen_similarity(similarity, chosen)
-        }
+        feature = self._read(stem, tokens, chosen)
+        return Encoded(feature, {"key_pull": -self.pull * chosen_similarity(similarity, chosen)}, chosen)
 
     def select(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Queries [B, D] -> similarity to every key [B, S], and the chosen slots [B, k], nearest first."""
@@ -126,13 +122,11 @@ class L2PModel(PromptModel):
             out = torch.cat([out[:, :1], out[:, count:]], dim=1)  # (B, 1 + P, D)
         return self.backbone.pooled_norm(out.mean(1))
 
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        step = super().training_loss(images, targets)
-        assert self._chosen is not None
-        self.selections += torch.bincount(self._chosen.flatten(), minlength=len(self.selections))
-        return step
+    def count_step(self, encoded: Encoded) -> None:
+        """How often each slot was chosen: ``details`` are the chosen slots, [B, k]."""
+        self.selections += torch.bincount(encoded.details.flatten(), minlength=len(self.selections))
 
-    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+    def start_experience(self, index: int, samples: Samples | None) -> None:
         self.selections.zero_()
 
     def diagnostics(self) -> dict[str, Any]:

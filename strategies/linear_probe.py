@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clprompt.backbones.vit import FrozenViT
-from clprompt.prompting.model import Cache, Mask, PromptModel
+from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel
 from clprompt.registry import strategies
 
 
@@ -34,6 +34,6 @@ class LinearProbeModel(PromptModel):
         super().__init__(backbone, seed=seed, mask=mask, boundary_free=boundary_free)
         self.first_block = backbone.depth
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         """The unprompted features; no gradient runs through any block."""
-        return self.features(images, cached), {}
+        return Encoded(self.features(images, cached))

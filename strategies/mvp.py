@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,26 @@ from torch import Tensor, nn
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
-from clprompt.prompting.coordination import PromptSet
-from clprompt.prompting.losses import classification_loss, mask_logits
-from clprompt.prompting.model import Boundaries, Cache, PromptModel, Step
+from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logits
+from clprompt.prompting.model import Boundaries, Cache, Encoded, PromptModel
+from clprompt.prompting.plugin import PromptSet
 from clprompt.prompting.prompts import cosine
 from clprompt.registry import strategies
 from clprompt.seeding import generator
+
+
+class Choice(NamedTuple):
+    """How the slots of a batch were chosen.
+
+    Attributes:
+        slots: the chosen one of each image, [B].
+        distance: of every query to every key, [B, K].
+        mass: of every slot, [K].
+    """
+
+    slots: Tensor
+    distance: Tensor
+    mass: Tensor
 
 
 @strategies.register("mvp", paper="Moon et al., ICCV 2023, arXiv 2308.09303", year=2023)
@@ -68,6 +82,7 @@ class MVPModel(PromptModel):
 
     optimizer_reset: ClassVar[Literal["experience", "never"]] = "never"
     multi_label: ClassVar[bool] = False
+    soft_labels: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -167,21 +182,17 @@ class MVPModel(PromptModel):
         scores = distance.detach() * mass if weighted else distance.detach()
         return distance, scores.argmin(1), mass
 
-    def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
-        feature, chosen, _, _ = self._pass(images, cached)
-        return mask_logits(self.logits(feature) * self._factors(chosen), self.seen)
-
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The prompted features [B, D]; the terms need labels and are made in ``training_loss``."""
-        return self._pass(images, cached)[0], {}
-
-    def _pass(self, images: Tensor, cached: Cache | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features [B, D], chosen slots [B], distances [B, K], masses [K]."""
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        """The prompted features [B, D], and the choice; terms need labels and are made in :meth:`losses`."""
         stem, query = self._query(images, cached)
-        distance, chosen, mass = self.select(query)
-        prompts = self._prompts(self.e_prompts[chosen], chosen[:, None])
+        distance, slots, mass = self.select(query)
+        prompts = self._prompts(self.e_prompts[slots], slots[:, None])
         feature = self.backbone.prompted(stem, prompts, start=self.first_block)
-        return feature, chosen, distance, mass
+        return Encoded(feature, details=Choice(slots, distance, mass))
+
+    def classify(self, encoded: Encoded) -> Tensor:
+        """The head's logits [B, C] times the factors of the chosen slots, which belong to it."""
+        return self.logits(encoded.features) * self._factors(encoded.details.slots)
 
     @torch.no_grad()
     def _query(self, images: Tensor, cached: Cache | None) -> tuple[Tensor, Tensor]:
@@ -190,13 +201,14 @@ class MVPModel(PromptModel):
             return self.query(images, self.first_block, cached)
         backbone, depth = self.backbone, self.backbone.depth
         stem = backbone.stem(images, self.first_block)
-        if cached is not None and "query" in cached:
-            return stem, cached["query"]
+        key = f"{self.query_from} class token"  # not the pooled features, which are kept as "query"
+        if cached is not None and key in cached:
+            return stem, cached[key]
         tokens, first = (stem, self.first_block) if backbone.share_prefix else (backbone.embed(images), 0)
         stop = depth - 1 if self.query_from == "penultimate" else depth
         query = backbone.run(tokens, blocks=slice(first, stop), rows=slice(0, 1))[:, 0]
         if cached is not None:
-            cached["query"] = query
+            cached[key] = query
         return stem, query
 
     def _prompts(self, expert: Tensor, slots: Tensor) -> Callable[[int, Tensor], list[BlockPrompt]]:
@@ -221,15 +233,16 @@ class MVPModel(PromptModel):
 
     # ------------------------------------------------------------------ training
 
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        self.check_targets(targets)
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.head is not None
-        feature, chosen, distance, mass = self._pass(images, None)
+        feature, choice = encoded.features, encoded.details
         with torch.autocast(feature.device.type, enabled=False):  # 16 bits are too few for cosines and counts
             feature = feature.to(self.masks.dtype)
-            factors, bias = self._factors(chosen), self.head.bias
+            factors, bias = self._factors(choice.slots), self.head.bias
             product = F.linear(feature, self.head.weight)  # (B, C), shared by scaled and unscaled logits
-            logits = mask_logits((product + bias) * factors, self.seen)
+            logits = (product + bias) * factors
             scaled = product
             if self.feature_scaling:
                 scale = self.compensation(feature.detach(), targets)
@@ -238,16 +251,15 @@ class MVPModel(PromptModel):
             if not self.focal:
                 cross_entropy = losses.mean()
             else:
-                weights = self.focal_weights(feature.detach(), logits.detach(), factors.detach(), targets)
+                competing = mask_logits(logits.detach(), self.seen)
+                weights = self.focal_weights(feature.detach(), competing, factors.detach(), targets)
                 together = self.focal_weighting == "batch"
                 cross_entropy = losses.mean() * weights.mean() if together else (losses * weights).mean()
-            terms = {
-                "cross_entropy": cross_entropy,
-                "keys": self.contrastive_weight * self.key_loss(distance, chosen, mass),
-            }
-        self.counts += torch.bincount(chosen, minlength=len(self.counts))
-        loss = terms["cross_entropy"] + terms["keys"]
-        return Step(loss, logits, {name: value.detach() for name, value in terms.items()})
+            keys = self.key_loss(choice.distance, choice.slots, choice.mass)
+        return logits, {"cross_entropy": cross_entropy, "keys": self.contrastive_weight * keys}
+
+    def count_step(self, encoded: Encoded) -> None:
+        self.counts += torch.bincount(encoded.details.slots, minlength=len(self.counts))
 
     @torch.no_grad()
     def compensation(self, feature: Tensor, targets: Tensor) -> Tensor:

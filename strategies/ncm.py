@@ -11,8 +11,8 @@ from torch import Tensor
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
 from clprompt.prompting.heads import grow_rows
-from clprompt.prompting.losses import mask_logits
-from clprompt.prompting.model import Boundaries, Cache, PromptModel, Step
+from clprompt.prompting.losses import SoftLabels
+from clprompt.prompting.model import Boundaries, Cache, Encoded, PromptModel
 from clprompt.registry import strategies
 
 
@@ -34,6 +34,7 @@ class NCMModel(PromptModel):
 
     trains: ClassVar[bool] = False
     multi_label: ClassVar[bool] = False
+    soft_labels: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -54,7 +55,6 @@ class NCMModel(PromptModel):
         self.counts: Tensor
         self.register_buffer("sums", torch.zeros(0, backbone.width, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
-        self._fresh = False  # the batch at hand was received and not yet counted
 
     @property
     def boundaries(self) -> Boundaries:
@@ -65,8 +65,8 @@ class NCMModel(PromptModel):
         grow_rows(self.sums, torch.zeros(missing, self.sums.shape[1]))
         grow_rows(self.counts, torch.zeros(missing))
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.features(images, cached), {}
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        return Encoded(self.features(images, cached))
 
     def logits(self, features: Tensor) -> Tensor:
         """Similarity to the class means, [B, D] -> [B, C]; in float64."""
@@ -79,25 +79,22 @@ class NCMModel(PromptModel):
         # |q - m|^2 without forming [B, C, D]
         return 2 * query @ means.T - (means**2).sum(1) - (query**2).sum(1, keepdim=True)
 
-    def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
-        """Logits [B, C]; -inf for classes without a sample."""
-        features, _ = self.encode(images, cached)
-        return mask_logits(self.logits(features), self.counts > 0).to(features.dtype)
+    def classify(self, encoded: Encoded) -> Tensor:
+        return self.logits(encoded.features).to(encoded.features.dtype)
 
-    def observe(self, targets: Tensor) -> bool:
-        self._fresh = True
-        return super().observe(targets)
+    def predictable(self) -> Tensor:
+        """Boolean [C]: the classes with a sample."""
+        return self.counts > 0
 
-    @torch.no_grad()
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        """Add the batch to the class sums, once; the loss is a zero without a graph."""
-        self.check_targets(targets)
-        features, _ = self.encode(images)
-        if self._fresh:
-            rows = features.double()
-            rows = F.normalize(rows, dim=-1) if self.normalise_first else rows
-            self.sums.index_add_(0, targets, rows)
-            self.counts += torch.bincount(targets, minlength=self.num_classes)
-            self._fresh = False
-        logits = mask_logits(self.logits(features), self.counts > 0).to(features.dtype)
-        return Step(features.new_zeros(()), logits, {})
+    def received(self, features: Tensor, targets: Tensor) -> None:
+        """Add a batch to the class sums."""
+        rows = features.double()
+        rows = F.normalize(rows, dim=-1) if self.normalise_first else rows
+        self.sums.index_add_(0, targets, rows)
+        self.counts += torch.bincount(targets, minlength=self.num_classes)
+
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """No loss: nothing is trained by gradient."""
+        return self.classify(encoded), {}

@@ -9,8 +9,8 @@ from torch import Tensor
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
-from clprompt.prompting.coordination import PromptSet
-from clprompt.prompting.model import Cache, Mask, PromptModel
+from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel
+from clprompt.prompting.plugin import PromptSet
 from clprompt.prompting.prompts import uniform
 from clprompt.registry import strategies
 
@@ -62,11 +62,11 @@ class VPTDeepModel(PromptModel):
     def prompt_sets(self) -> dict[str, PromptSet]:
         return {"prompts": PromptSet(self.layers, self.prompts.shape[1], [self.prompts])}
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         if not self.layers:  # nothing but the head learns
-            return self.features(images, cached), {}
+            return Encoded(self.features(images, cached))
         stem = self.backbone.stem(images, self.first_block)
-        return self.backbone.prompted(stem, self.block_prompt, start=self.first_block), {}
+        return Encoded(self.backbone.prompted(stem, self.block_prompt, start=self.first_block))
 
     def block_prompt(self, block: int, x: Tensor) -> BlockPrompt | None:
         """The tokens of one block, [1, P, D]; None for a block without."""

@@ -70,7 +70,7 @@ class MemoryEngine(Engine):
                 seed=self.seed,
                 training=replace(self.training, train_epochs=self.online.iterations, workers=0),
                 precision=self.precision,  # type: ignore[arg-type]
-                device=self.model.seen.device,
+                device=self.model.device,
                 plugins=[replay, _Told(self)],
                 evaluator=None,
             )

@@ -9,22 +9,24 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from clprompt.data.loading import image_stream, training_batches
+from clprompt.data.loading import sample_stream, training_batches
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.losses import classification_loss
 from clprompt.prompting.model import PromptModel, Step
+from clprompt.prompting.plugin import Plugin, Samples, construct, serving
+from clprompt.targets import visible
 from clprompt.training import optim
-from clprompt.training.mixing import soften
+from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.precision import autocast
 from clprompt.training.settings import Training, takes_training
-from clprompt.training.steps import receive, train_step_loss
+from clprompt.training.steps import begin, receive, train_step_loss
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*QP solver.*")
@@ -44,7 +46,7 @@ class PromptStrategy(SupervisedTemplate):
         training: how the model is trained.
         precision: "float32" or "bf16".
         device: where the model is trained.
-        plugins: Avalanche's.
+        plugins: Avalanche's, and ours, which are plugged into the model.
         evaluator: Avalanche's.
         eval_every: Avalanche's.
         **fields: of :class:`clprompt.training.settings.Training` (``lr``, ``train_mb_size``, ...), in place
@@ -75,6 +77,11 @@ class PromptStrategy(SupervisedTemplate):
         self.precision = precision
         self._step: Step | None = None
         self._arrived: list[Any] = []  # the data sets so far, for a model that revisits them
+        self._iterates = False  # whether epochs are iterations over what has been received
+        ours = [plugin for plugin in plugins or () if isinstance(plugin, Plugin)]
+        for plugin in ours:
+            model.plug(plugin)
+        check_mixing(model, self.training_settings)
         model = model.to(device)
         super().__init__(
             model=model,
@@ -84,7 +91,7 @@ class PromptStrategy(SupervisedTemplate):
             train_epochs=settings.train_epochs,
             eval_mb_size=settings.eval_mb_size,
             device=device,
-            plugins=None if plugins is None else list(plugins),
+            plugins=None if plugins is None else [plugin for plugin in plugins if plugin not in ours],
             evaluator=evaluator,
             eval_every=eval_every,
         )
@@ -127,27 +134,39 @@ class PromptStrategy(SupervisedTemplate):
         """Begin the experience, with a fresh optimizer where the method asks for one."""
         if self._skipped():
             return
-        begun = self.model.boundaries != "unused"
-        if begun:
-            which = "in_this_experience" if self.model.revisits == "never" else "seen_so_far"
-            classes = getattr(self.experience, f"classes_{which}", None)
-            if classes is None and self.model.boundaries == "required":
-                raise ProtocolError(
-                    f"{type(self.model).__name__} needs to know the classes of an experience, which "
-                    f"{type(self.experience).__name__} does not tell"
-                )
-            begun = classes is not None
-            if classes is not None:
-                self.model.begin_experience(classes, self._clean_images)
+        # asked without reading it: an experience that knows no classes is a received batch; epochs iterate on it
+        self._iterates = "classes_in_this_experience" not in dir(self.experience)
+        classes = self._classes()
+        if classes is None and self.model.boundaries == "required":
+            raise ProtocolError(
+                f"{type(self.model).__name__} needs to know the classes of an experience, which "
+                f"{type(self.experience).__name__} does not tell"
+            )
+        begun = classes is not None and begin(self.model, classes, self._samples(classes))
         if begun and self.model.optimizer_reset == "experience":
             self.optimizer = _optimizer(self.model, self.training_settings)
         elif self.model.trains:
             optim.sync(self.optimizer, self.model)
 
-    def _clean_images(self) -> Iterator[Tensor]:
-        dataset = self._own_data().eval()
-        for images in image_stream(dataset, self.eval_mb_size, self.training_settings.workers):
-            yield images.to(self.device)
+    def _classes(self) -> Any:
+        """The classes that the experience trains on; None where it does not tell, or nobody wants to know."""
+        if self.model.boundaries == "unused" and not self.model.plugins:
+            return None
+        which = "in_this_experience" if self.model.revisits == "never" else "seen_so_far"
+        return getattr(self.experience, f"classes_{which}", None)
+
+    def _samples(self, classes: Iterable[int]) -> Samples:
+        """Streams what the experience trains on, with visible labels, under the evaluation transform."""
+        shown = sorted(int(c) for c in classes)
+
+        def samples() -> Iterator[tuple[Tensor, Tensor]]:
+            data = self._own_data() if self.model.revisits == "never" else concat_datasets(self._arrived)
+            for images, targets in sample_stream(
+                data.eval(), self.eval_mb_size, self.training_settings.workers
+            ):
+                yield images.to(self.device), visible(targets.to(self.device), shown)
+
+        return samples
 
     def model_adaptation(self, model: Any = None) -> Any:
         """Nothing to adapt: a model grows when it observes labels, never in evaluation."""
@@ -166,7 +185,8 @@ class PromptStrategy(SupervisedTemplate):
                 logits = self.model(self.mb_x)
             # Periodic evaluation starts before any class was seen, and metrics take a maximum over columns.
             return logits if logits.shape[1] else logits.new_full((len(logits), 1), float("-inf"))
-        receive(self.model, self.optimizer if self.model.trains else None, self.mb_y)
+        if not self._iterates or self.clock.train_exp_epochs == 0:
+            receive(self.model, self.optimizer if self.model.trains else None, self.mb_y)
         if self.model.trains:
             settings = self.training_settings
             at, steps = self._progress()
@@ -206,7 +226,9 @@ class PromptStrategy(SupervisedTemplate):
             super().optimizer_step()
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        self.model.end_experience()  # before plugins copy or measure the model
+        classes = self._classes()
+        # before plugins copy or measure the model
+        self.model.end_experience(None if classes is None else self._samples(classes))
         super()._after_training_exp(**kwargs)
 
 
@@ -244,13 +266,16 @@ def _optimizer(model: PromptModel, training: Training) -> torch.optim.Optimizer:
 def make_strategy(model_class: type[PromptModel]) -> type[PromptStrategy]:
     """The Avalanche strategy of a model class: ``DualPromptModel`` -> ``DualPrompt``."""
     name = model_class.__name__.removesuffix("Model")
-    own = {n: p for n, p in inspect.signature(model_class).parameters.items() if n != "seed"}
+    signatures = [
+        inspect.signature(f) for f in (model_class, *(short.target for short in serving(model_class)))
+    ]
+    own = {n: p for signature in signatures for n, p in signature.parameters.items() if n != "seed"}
 
     def __init__(self: PromptStrategy, **arguments: Any) -> None:
         if "backbone" not in arguments:
             raise ConfigError(f"{name} needs a backbone (a FrozenViT)")
         given = {key: arguments.pop(key) for key in own if key in arguments}
-        model = model_class(given.pop("backbone"), seed=arguments.get("seed", 0), **given)
+        model = construct(model_class, given.pop("backbone"), seed=arguments.get("seed", 0), **given)
         PromptStrategy.__init__(self, model=model, **arguments)
 
     # Avalanche checks argument names against the signature of __init__, and so does whoever asks for help

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from clprompt.data.images import ImageFiles as ImageFiles
     from clprompt.data.images import ImageSource as ImageSource
     from clprompt.data.loading import image_stream as image_stream
+    from clprompt.data.loading import sample_stream as sample_stream
     from clprompt.data.loading import training_batches as training_batches
     from clprompt.data.plan import Plan as Plan
     from clprompt.data.selection import Selection as Selection
@@ -59,6 +60,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "datasets_for": "clprompt.data.dataset",
         "digits": "clprompt.data.sets.digits",
         "image_stream": "clprompt.data.loading",
+        "sample_stream": "clprompt.data.loading",
         "letters": "clprompt.data.sets.letters",
         "make_transform": "clprompt.data.transforms",
         "mosaic": "clprompt.data.sets.mosaic",

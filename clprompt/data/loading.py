@@ -97,9 +97,14 @@ def fixed_batches(dataset: Images, batches: Sequence[Sequence[int]], workers: in
     return _loader(_Seeded(dataset, (0, 0, 0)), batches, workers, 0)
 
 
-def image_stream(dataset: Images, batch_size: int, workers: int = 0) -> Iterator[Tensor]:
-    """All images once, in data set order, in batches [B, 3, H, W]."""
+def sample_stream(dataset: Images, batch_size: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """All samples once, in data set order, in batches: (images [B, 3, H, W], targets [B] or [B, C])."""
     indices = list(range(len(dataset)))
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-    for images, *_ in fixed_batches(dataset, batches, workers):
-        yield images
+    for images, targets, *_ in fixed_batches(dataset, batches, workers):
+        yield images, targets
+
+
+def image_stream(dataset: Images, batch_size: int, workers: int = 0) -> Iterator[Tensor]:
+    """All images once, in data set order, in batches [B, 3, H, W]."""
+    return (images for images, _ in sample_stream(dataset, batch_size, workers))

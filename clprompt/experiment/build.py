@@ -17,6 +17,7 @@ from clprompt.data.transforms import make_transform
 from clprompt.errors import ConfigError
 from clprompt.experiment.config import Config
 from clprompt.prompting.model import PromptModel
+from clprompt.prompting.plugin import make_method
 from clprompt.registry import make_registered
 from clprompt.system.runtime import find_device
 
@@ -51,7 +52,7 @@ class Builder:
         make_transform(backbone)  # refuses a backbone that no image fits
         seed = config.seeds[0]
         plan: Plan = make_registered(registry.scenarios, config.scenario, bundle.train.targets, seed=seed)
-        model = make_registered(registry.strategies, config.strategy, backbone, seed=seed)
+        model = make_method(config.strategy, backbone, seed=seed)
         if config.online and model.boundaries == "required":
             raise ConfigError(
                 f"strategy {config.strategy['name']} needs experience boundaries, which an online stream does not "

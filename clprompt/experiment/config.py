@@ -242,14 +242,15 @@ def named(given: Any, path: str, online: bool = False) -> dict[str, Any]:
     given = {key: value for key, value in section.items() if key not in apart}
     own = {"training": section["training"]} if "training" in section and kind == "compare" else {}
     skip = _NAMED.get(kind, _NAMED["strategy"])
-    own_arguments = schema.parameters(entry.target)[0] if known is registry.strategies else {}
-    if known is registry.strategies and given.get("coordinate") and "coordinate" not in own_arguments:
-        raise ConfigError(
-            f"{path}.coordinate: strategy {entry.name} has no prompt tokens that tokens could choose among"
-        )
-    if online and "boundary_free" in own_arguments:
-        given.setdefault("boundary_free", True)  # the only form that can run there
-    checked = schema.arguments(entry.target, given, path, skip=skip)
+    plugins: list[Callable[..., Any]] = []
+    if known is registry.strategies:
+        from clprompt.prompting.plugin import refuse_short_forms, serving
+
+        refuse_short_forms(entry.target, entry.name, given, path)
+        plugins = [short.target for short in serving(entry.target)]
+        if online and "boundary_free" in schema.parameters(entry.target)[0]:
+            given.setdefault("boundary_free", True)  # the only form that can run there
+    checked = schema.arguments(entry.target, given, path, skip=skip, also=plugins)
     return {"name": entry.name} | checked | own
 
 

@@ -19,7 +19,7 @@ from clprompt.data.images import read_image
 from clprompt.data.transforms import make_transform
 from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from clprompt.prompting.model import PromptModel
-from clprompt.registry import make_registered
+from clprompt.prompting.plugin import Plugin, make_method
 from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.runtime import find_device
 
@@ -32,7 +32,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 # ------------------------------------------------------------------------------------------------ loading
 
 
-def load(folder: str | Path, *, device: str = "cpu") -> PromptModel:
+def load(folder: str | Path, *, device: str = "cpu", plugins: Iterable[Plugin] = ()) -> PromptModel:
     """The trained model of a finished run folder, in eval mode.
 
     It carries `class_names`, by class id, and `transform`, which makes the tensor [C, H, W] that the model expects
@@ -40,7 +40,9 @@ def load(folder: str | Path, *, device: str = "cpu") -> PromptModel:
     where the run had it.
 
     Args:
-        folder: of the run. device: where the model shall be; "auto" takes a GPU where there is one.
+        folder: of the run.
+        device: where the model shall be; "auto" takes a GPU where there is one.
+        plugins: those that the run was made with from Python; what its configuration names is known.
 
     Raises:
         RunFolderError: not a run folder, or the run is not finished.
@@ -59,7 +61,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> PromptModel:
     prefix = "backbone."
     weights = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
     backbone = _backbone_of(folder, facts, weights)
-    model: PromptModel = make_registered(registry.strategies, facts["strategy"], backbone, seed=facts["seed"])
+    model = make_method(facts["strategy"], backbone, seed=facts["seed"], plugins=plugins)
     model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(prefix)})
     model.class_names = list(facts["class_names"])
     model.transform = make_transform(backbone)
@@ -146,7 +148,7 @@ def batches(model: PromptModel, paths: Sequence[Path], size: int) -> Iterator[tu
     for start in range(0, len(paths), size):
         chosen = paths[start : start + size]
         images = torch.stack([model.transform(read_image(path)) for path in chosen])
-        yield chosen, images.to(model.seen.device)
+        yield chosen, images.to(model.device)
 
 
 # ------------------------------------------------------------------------------------------------ prediction

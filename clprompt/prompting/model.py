@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from clprompt.backbones.vit import FrozenViT
+from clprompt.backbones.vit import FrozenViT, Prompts
 from clprompt.errors import ConfigError, ProtocolError
-from clprompt.prompting import coordination
-from clprompt.prompting.coordination import Coordination, PromptSet
 from clprompt.prompting.heads import LinearHead, grow_rows
 from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logits
+from clprompt.prompting.plugin import Pass, Plugin, PromptSet, Samples, overrides
 from clprompt.targets import classes_in, present
 
 #: Values per sample that an evaluator keeps for a model between evaluations: the model reads and fills it.
@@ -24,6 +24,23 @@ Mask = Literal["experience", "seen", "batch", "none"]
 Boundaries = Literal["required", "optional", "unused"]
 
 
+Model = TypeVar("Model", bound="PromptModel")
+
+
+class Encoded(NamedTuple):
+    """What :meth:`PromptModel.encode` returns.
+
+    Attributes:
+        features: the head's input, [B, D].
+        terms: the method's own parts of the loss, scalars that are added; read in training only.
+        details: what else the method needs further on in the same step (chosen slots, distances); for it alone.
+    """
+
+    features: Tensor
+    terms: Mapping[str, Tensor] = MappingProxyType({})
+    details: Any = None
+
+
 class Step(NamedTuple):
     """What one training step produced.
 
@@ -31,11 +48,13 @@ class Step(NamedTuple):
         loss: scalar to call ``backward`` on (without a graph where a method trains nothing).
         logits: [B, C], masked by seen classes only, with their graph (Avalanche's LwF distils on them).
         terms: each part of the loss by name, detached scalars, for the log.
+        features: the head's input, [B, D], detached.
     """
 
     loss: Tensor
     logits: Tensor
     terms: dict[str, Tensor]
+    features: Tensor
 
 
 class PromptModel(nn.Module, ABC):
@@ -43,7 +62,9 @@ class PromptModel(nn.Module, ABC):
 
     A method implements :meth:`encode` (images to head input and its own loss terms) and, where it grows with the
     experiences, :meth:`start_experience`. Everything else here is shared: growth with the classes, masks, seen-class
-    bookkeeping, loading of a state of another size.
+    bookkeeping, loading of a state of another size, plug-ins. ``forward`` and ``training_loss`` are no method's
+    own: what stands between features and loss is filled in by :meth:`classify`, :meth:`losses`, :meth:`received`
+    and :meth:`count_step`, so that plug-ins reach every method.
 
     The loop calls, in this order: ``begin_experience(classes)``; for each received batch ``observe(targets)``, then
     ``training_loss(images, targets)`` once per iteration; ``end_experience()``. A boundary-free method needs
@@ -74,10 +95,8 @@ class PromptModel(nn.Module, ABC):
     multi_label: ClassVar[bool] = True
     #: False where nothing is trained by gradient.
     trains: ClassVar[bool] = True
-
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        super().__init_subclass__(**arguments)
-        coordination.extend(cls, able=cls.prompt_sets is not PromptModel.prompt_sets)
+    #: False for a loss of its own that takes neither mixed nor smoothed labels.
+    soft_labels: ClassVar[bool] = True
 
     def __init__(
         self, backbone: FrozenViT, *, seed: int = 0, mask: Mask | None = None, boundary_free: bool = False
@@ -98,8 +117,10 @@ class PromptModel(nn.Module, ABC):
         self.mask: Mask = mask
         self.boundary_free = boundary_free
         self.head: LinearHead | None = LinearHead(backbone.width, seed=seed)
-        self.coordination: Coordination | None = None
-        self.soft: SoftLabels | None = None  # what the next loss trains towards in place of its labels
+        self._received = False  # a batch was received and has not been trained on yet
+        #: classes of an experience that plug-ins alone were told of; empty after it, None where nobody knows
+        self._told: list[int] | None = None
+        self._collected: dict[str, list[Any]] | None = None  # by plug-in, while a training loss is computed
         self.seen: Tensor
         self.current: Tensor
         self.experience: Tensor
@@ -119,20 +140,50 @@ class PromptModel(nn.Module, ABC):
         return "required" if self.mask == "experience" else "optional"
 
     @abstractmethod
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Images [B, 3, H, W] -> (head input [B, D], the method's own loss terms, scalars that are added).
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        """Images [B, 3, H, W] -> head input [B, D], the method's own loss terms, what its later hooks need.
 
-        Terms are read in training mode only. ``cached`` may hold what an earlier call for the same images put there.
+        ``cached`` may hold what an earlier call for the same images put there.
         """
 
-    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
-        """Add and freeze what a new experience needs; called once per experience, before its first batch."""
+    def classify(self, encoded: Encoded) -> Tensor:
+        """What was encoded -> unmasked logits [B, C], where no plug-in answers."""
+        return self.logits(encoded.features)
+
+    def predictable(self) -> Tensor:
+        """Boolean [C]: the classes whose logits are finite."""
+        return self.seen
+
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What was encoded -> unmasked logits [B, C] with their graph, and the parts of the loss by name.
+
+        Args:
+            encoded: of the training images.
+            targets: labels [B] or multi-hot [B, C], all observed.
+            soft: what is trained towards in place of the labels; None where ``soft_labels`` is False.
+        """
+        logits = self.classify(encoded)
+        name = "cross_entropy" if targets.ndim == 1 else "binary_cross_entropy"
+        return logits, {name: self.base_loss(logits, targets, soft), **encoded.terms}
+
+    def received(self, features: Tensor, targets: Tensor) -> None:
+        """Called once for each received batch, at its first iteration, with its detached features [B, D]."""
+
+    def count_step(self, encoded: Encoded) -> None:
+        """Called once per training step, for a method that counts steps or choices."""
+
+    def start_experience(self, index: int, samples: Samples | None) -> None:
+        """Add and freeze what a new experience needs; called once per experience, before its first batch.
+
+        Args:
+            index: of the experience, from 0.
+            samples: see :meth:`begin_experience`.
+        """
 
     def prompt_sets(self) -> dict[str, PromptSet]:
-        """The prompt tokens of a method that lets others choose among them, by the ``name`` of its BlockPrompts.
-
-        With it the constructor takes ``coordinate``, ``coordinate_weight`` and ``coordinate_share``.
-        """
+        """The prompt tokens of a method that offers them for a choice, by the ``name`` of its BlockPrompts."""
         return {}
 
     def begin_epoch(self, epoch: int) -> None:
@@ -175,7 +226,60 @@ class PromptModel(nn.Module, ABC):
     def meet(self, class_names: Sequence[str]) -> None:
         """The names of the classes that a run will bring, told before it begins, for notices about them."""
 
+    # ------------------------------------------------------------------ plug-ins
+
+    @property
+    def plugins(self) -> list[Plugin]:
+        """What was plugged in, in that order."""
+        return [part for part in self._modules.values() if isinstance(part, Plugin)]
+
+    def plug(self: Model, plugin: Plugin) -> Model:
+        """Add a plug-in, which is then found under its name; before an optimizer is made.
+
+        Raises:
+            ConfigError: a name that is taken, or what the plug-in refuses.
+        """
+        name = plugin.name
+        if hasattr(self, name) or not name.isidentifier():
+            raise ConfigError(
+                f'a plug-in cannot be called "{name}": {type(self).__name__} has one, or something else'
+            )
+        plugin.join(self)
+        if self.num_classes:
+            plugin.grow_classes(self.num_classes)
+        self.add_module(name, plugin.to(self.device))
+        if overrides(plugin, "around") and self.backbone.around is None:
+            self.backbone = self.backbone.with_prompts_through(self._around)
+        return self
+
+    def _around(self, prompts: Prompts, last: int | None, rows: slice | None) -> Prompts:
+        """A method's prompts in one run of the backbone, through every plug-in."""
+        for plugin in self.plugins:
+            if overrides(plugin, "around"):
+                if self._collected is None:
+                    run = Pass(last, rows)
+                else:
+                    run = Pass(last, rows, learning=True, collected=self._collected[plugin.name])
+                prompts = plugin.around(prompts, run)
+        return prompts
+
+    def _plugged_logits(self, features: Tensor) -> Tensor | None:
+        """The first answer of a plug-in, in eval mode and between experiences; None for none."""
+        answering = [] if self.training else [p for p in self.plugins if overrides(p, "logits")]
+        if not answering or self._told or bool(self.open):
+            return None
+        return next((logits for p in answering if (logits := p.logits(features)) is not None), None)
+
+    def counts_received(self) -> bool:
+        """Whether a plug-in looks at what is received, so that mixed images are refused."""
+        return any(overrides(plugin, "received") for plugin in self.plugins)
+
     # ------------------------------------------------------------------ use
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.seen.device
 
     @property
     def num_classes(self) -> int:
@@ -189,32 +293,75 @@ class PromptModel(nn.Module, ABC):
 
     def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
         """Logits [B, C], -inf for classes never observed; independent of batch companions in eval mode."""
-        features, _ = self.encode(images, cached)
-        return mask_logits(self.logits(features), self.seen)
+        encoded = self.encode(images, cached)
+        logits = self._plugged_logits(encoded.features)
+        return mask_logits(self.classify(encoded) if logits is None else logits, self.predictable())
 
-    @coordination.with_matching_loss
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+    def training_loss(self, images: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Step:
         """The loss of one step; counts as one step for a method that counts.
 
         Args:
             images: [B, 3, H, W].
             targets: labels [B] or multi-hot [B, C].
+            soft: what to train towards in place of the labels.
 
         Raises:
-            ProtocolError: a label that was never observed, or an experience that was never begun.
+            ProtocolError: a label that was never observed, an experience that was never begun, or soft labels that
+                the method or a plug-in has no use for.
         """
         self.check_targets(targets)
-        features, terms = self.encode(images)
-        logits = self.logits(features)
-        name = "cross_entropy" if targets.ndim == 1 else "binary_cross_entropy"
-        terms = {name: self.base_loss(logits, targets), **terms}
-        loss = torch.stack(list(terms.values())).sum()
-        return Step(loss, mask_logits(logits, self.seen), {name: t.detach() for name, t in terms.items()})
+        if soft is not None:
+            self._check_soft(soft)
+        self._collected = {plugin.name: [] for plugin in self.plugins}
+        try:
+            encoded = self.encode(images)
+            features = encoded.features.detach()
+            if self._received:
+                self._received = False
+                with torch.no_grad():
+                    self.received(features, targets)
+                    for plugin in self.plugins:
+                        plugin.received(features, targets)
+            logits, terms = self.losses(encoded, targets, soft)
+            collected = self._collected
+        finally:
+            self._collected = None
+        self.count_step(encoded)
+        loss = torch.stack(list(terms.values())).sum() if terms else features.new_zeros(())
+        detached = {name: term.detach() for name, term in terms.items()}
+        step = Step(loss, mask_logits(logits, self.predictable()), detached, features)
+        return self._with_plugged_terms(step, collected)
 
-    def base_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _with_plugged_terms(self, step: Step, collected: Mapping[str, Sequence[Any]]) -> Step:
+        """The step with the terms of plug-ins, by the order of their names: the same bits however plugged."""
+        added: dict[str, Tensor] = {}
+        for plugin in sorted(self.plugins, key=lambda plugin: plugin.name):
+            added.update(plugin.terms(step, collected[plugin.name]))
+        if not added:
+            return step
+        taken = added.keys() & step.terms.keys()
+        if taken:
+            raise ProtocolError(f"a plug-in adds the loss term {min(taken)}, which the method has already")
+        loss = step.loss + torch.stack(list(added.values())).sum()
+        return step._replace(
+            loss=loss, terms={**step.terms, **{name: term.detach() for name, term in added.items()}}
+        )
+
+    def _check_soft(self, soft: SoftLabels) -> None:
+        if not self.soft_labels:
+            raise ProtocolError(
+                f"{type(self).__name__} has a loss of its own, which takes neither training.mixup nor "
+                "training.label_smoothing"
+            )
+        if soft.labels.ndim == 2 and self.counts_received():
+            names = ", ".join(plugin.name for plugin in self.plugins if overrides(plugin, "received"))
+            raise ProtocolError(
+                f"training.mixup is refused: {names} counts features, and mixed ones are no class's"
+            )
+
+    def base_loss(self, logits: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Tensor:
         """The classification loss over the classes that compete; unmasked logits [B, C] -> scalar."""
-        allowed, soft = self.training_mask(targets), self.soft
-        self.soft = None
+        allowed = self.training_mask(targets)
         return soft.loss(logits, allowed) if soft else classification_loss(logits, targets, allowed)
 
     def training_mask(self, targets: Tensor) -> Tensor | None:
@@ -269,17 +416,17 @@ class PromptModel(nn.Module, ABC):
             raise ProtocolError(f"labels must not be negative, got {classes[0]}")
         grew = self._grow(classes)
         self.seen[classes] = True
+        self._received = True
         return grew
 
-    def begin_experience(
-        self, classes: Iterable[int], images: Callable[[], Iterable[Tensor]] | None = None
-    ) -> None:
+    def begin_experience(self, classes: Iterable[int], samples: Samples | None = None) -> None:
         """Open an experience. Calling it again for the open experience does nothing.
 
         Args:
             classes: the class ids of the experience.
-            images: streams its training images in batches under the evaluation transform, for methods that look at
-                them before training and keep none.
+            samples: streams its training images in batches, with their visible labels, under the evaluation
+                transform, for whoever looks at them before training and keeps none. It may be called until
+                :meth:`end_experience` returns.
         """
         classes = sorted({int(c) for c in classes})
         if not classes:
@@ -293,16 +440,43 @@ class PromptModel(nn.Module, ABC):
         self.current[classes] = True
         self.experience += 1
         self.open.fill_(True)
-        device = self.seen.device
-        self.start_experience(int(self.experience), images)
+        device = self.device
+        self.start_experience(int(self.experience), samples)
+        for plugin in self.plugins:
+            plugin.begin_experience(classes)
         self.to(device)  # parameters that were just added
         self._restage()
 
-    def end_experience(self) -> None:
-        """Close the experience; does nothing when none is open."""
-        if bool(self.open):
+    def begin_for_plugins(self, classes: Iterable[int]) -> None:
+        """Tell plug-ins of an experience for which the method itself has no use (``boundaries`` "unused")."""
+        classes = sorted({int(c) for c in classes})
+        if self._told:
+            if self._told == classes:
+                return
+            self.end_experience()
+        self._told = classes
+        device = self.device
+        for plugin in self.plugins:
+            plugin.begin_experience(classes)
+            plugin.to(device).follow()
+
+    def end_experience(self, samples: Samples | None = None) -> None:
+        """Close the experience; does nothing when none is open.
+
+        Args:
+            samples: as in :meth:`begin_experience`, handed over again since a run that was resumed within an
+                experience has not begun it.
+        """
+        is_open = bool(self.open)
+        if is_open:
             self.finish_experience()
-            self.open.fill_(False)
+        # whether plug-ins alone were told is no state: after a resume, samples say that one was open
+        resumed = self._told is None and samples is not None and self.boundaries == "unused"
+        if is_open or self._told or resumed:
+            for plugin in self.plugins:
+                plugin.end_experience(samples)
+        self._told = []
+        self.open.fill_(False)
 
     def features(
         self, images: Tensor, cached: Cache | None = None, *, stem: Tensor | None = None, first: int = 0
@@ -344,6 +518,11 @@ class PromptModel(nn.Module, ABC):
             if p.requires_grad and not name.startswith("backbone.")
         }
 
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """The method's own parameters by name, without those of the backbone and of plug-ins."""
+        others = tuple(f"{name}." for name in ("backbone", *(plugin.name for plugin in self.plugins)))
+        return {name: p for name, p in self.named_parameters() if not name.startswith(others)}
+
     def method_state(self) -> dict[str, Tensor]:
         """The state dict without the backbone: all that a checkpoint needs."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
@@ -355,9 +534,18 @@ class PromptModel(nn.Module, ABC):
     def max_state_size(self, experiences: int) -> int | None:
         """The most that :meth:`state_size` can be after so many experiences, with the classes there are now.
 
-        None for a method whose state does not depend on the data at all.
+        None for a method whose state does not depend on the data at all. Plug-ins count as they are now.
         """
         return None
+
+    def state_bound(self, experiences: int) -> int | None:
+        """:meth:`max_state_size` with the most that plug-ins can hold; None where no data decide."""
+        bound = self.max_state_size(experiences)
+        for plugin in self.plugins:
+            most = plugin.max_state_size(experiences)
+            if most is not None:
+                bound = (self.state_size() if bound is None else bound) - plugin.state_size() + most
+        return bound
 
     def resize_to(self, state: Mapping[str, Tensor]) -> None:
         """Grow to the shapes of a saved state; a method that adds parameters per experience extends this."""
@@ -368,22 +556,21 @@ class PromptModel(nn.Module, ABC):
     ) -> Any:
         """Load a state of any size; the backbone may be left out of it."""
         self.resize_to(state_dict)
-        self._follow()
-        own = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
-        result = super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)
+        self._told = None
+        for plugin in self.plugins:
+            prefix = f"{plugin.name}."
+            own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+            plugin.resize_to(own)
+            plugin.follow()
+        backbone = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
+        result = super().load_state_dict({**backbone, **state_dict}, strict=strict, assign=assign)
         self._restage()
         return result
 
     def _restage(self) -> None:
         self.set_stage()
-        self._follow()
-
-    def _follow(self) -> None:
-        """Bring what coordinates the prompts to as many prompts as there are."""
-        if self.coordination is not None:
-            self.coordination.follow(self.prompt_sets())
-
-    coordinate = coordination.coordinate
+        for plugin in self.plugins:
+            plugin.follow()
 
     def _grow(self, classes: Iterable[int]) -> bool:
         needed = max(classes, default=-1) + 1
@@ -395,6 +582,8 @@ class PromptModel(nn.Module, ABC):
         if self.head is not None:
             self.head.grow(needed)
         self.grow_classes(needed)
+        for plugin in self.plugins:
+            plugin.grow_classes(needed)
         return True
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch.optim import Optimizer
 
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.model import PromptModel
+from clprompt.prompting.plugin import Plugin, Samples, construct
 from clprompt.seeding import generator, preserved_rng
+from clprompt.targets import visible
 from clprompt.testing.asserts import chunked, steady
 from clprompt.training import optim
 from clprompt.training.engine import Engine
@@ -115,11 +117,15 @@ class Workbench:
 
     Args:
         model_class: the method.
-        **arguments: its own; every check constructs it with them.
+        plugins: every model gets copies of them.
+        **arguments: its own, and short forms of plug-ins; every check constructs it with them.
     """
 
-    def __init__(self, model_class: type[PromptModel], **arguments: Any) -> None:
+    def __init__(
+        self, model_class: type[PromptModel], *, plugins: Sequence[Plugin] = (), **arguments: Any
+    ) -> None:
         self.model_class = model_class
+        self.plugins = plugins
         self.arguments = arguments
         self.train, self.test = self.images(17), self.images(6, "test")  # 17: the last batch is a small one
 
@@ -143,7 +149,8 @@ class Workbench:
 
     def make(self, kind: str = "class token", seed: int = 0) -> PromptModel:
         """A new model."""
-        return self.model_class(self.backbones[kind], seed=seed, **self.arguments)
+        backbone = self.backbones[kind]
+        return construct(self.model_class, backbone, seed=seed, plugins=self.plugins, **self.arguments)
 
     def training(self, epochs: int = 1) -> Training:
         """The training section of every run here."""
@@ -233,17 +240,19 @@ class Workbench:
         indices = indices[np.linspace(0, len(indices) - 1, size).astype(int)]
         return self.train.images[indices], torch.from_numpy(self.train.targets[indices])
 
+    def samples(self, experience: int) -> Samples:
+        """Streams what an experience trains on, with visible labels."""
+        indices = np.array(self.arrived(self.train.groups(), experience))
+        classes = self.arrived(CLASSES, experience)
+        targets = visible(torch.as_tensor(self.train.targets[indices]), classes)
+        return lambda: zip(self.train.images[indices].split(16), targets.split(16), strict=True)
+
     def begun(self, steps: int = 0, experience: int = 1) -> tuple[PromptModel, Optimizer | None]:
         """A model in training mode inside an experience, after some steps there, and its optimizer."""
         model = self.copy(experience - 1) if experience else self.make()
         model.train()
-        indices = self.arrived(self.train.groups(), experience)
-
-        def images() -> Iterator[Tensor]:
-            yield from self.train.images[indices].split(16)
-
         if not self.online:
-            model.begin_experience(self.arrived(CLASSES, experience), images)
+            model.begin_experience(self.arrived(CLASSES, experience), self.samples(experience))
         optimizer = optim.build(model, self.training())
         inputs, targets = self.batch(experience)
         for _ in range(steps):

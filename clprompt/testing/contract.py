@@ -10,10 +10,11 @@ follows from what the model declares (``boundaries``, ``trains``, ``rehearsal_fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clprompt.prompting.model import PromptModel
+from clprompt.prompting.plugin import Plugin
 from clprompt.testing import label_sets, state
 from clprompt.testing.bench import Workbench
 from clprompt.testing.label_sets import ScenesBench
@@ -25,6 +26,7 @@ from clprompt.testing.learning import (
     check_kinds_of_backbone,
     check_learning,
     check_refusals,
+    check_soft_labels,
 )
 from clprompt.testing.prediction import (
     check_autocast,
@@ -39,7 +41,13 @@ from clprompt.testing.prediction import (
 Check = Callable[[Workbench], None]
 
 
-def check_strategy(model_class: type[PromptModel], *, multi_label: bool = False, **arguments: Any) -> None:
+def check_strategy(
+    model_class: type[PromptModel],
+    *,
+    multi_label: bool = False,
+    plugins: Sequence[Plugin] = (),
+    **arguments: Any,
+) -> None:
     """Run a method through every check, on tiny vision transformers and a toy stream, in a few seconds.
 
     A model that does not require boundaries is checked without them; call this once for each form of a method.
@@ -47,13 +55,16 @@ def check_strategy(model_class: type[PromptModel], *, multi_label: bool = False,
     Args:
         model_class: the method, a PromptModel; it need not be registered.
         multi_label: run it on multi-hot targets instead, through the checks that have a meaning there.
-        **arguments: its own, for all checks. The backbones have 5 blocks, width 32 and 16 patches.
+        plugins: every model gets copies of them.
+        **arguments: its own and short forms of plug-ins, for all checks. The backbones have 5 blocks, width 32
+            and 16 patches.
 
     Raises:
         AssertionError: one sentence: the check, what was expected, and the numbers.
     """
-    bench = (ScenesBench if multi_label else Workbench)(model_class, **arguments)
-    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    bench = (ScenesBench if multi_label else Workbench)(model_class, plugins=plugins, **arguments)
+    named = {**arguments, **({"plugins": [plugin.name for plugin in plugins]} if plugins else {})}
+    given = ", ".join(f"{key}={value!r}" for key, value in named.items())
     for check in MULTI_LABEL_CHECKS if multi_label else CHECKS:
         try:
             check(bench)
@@ -71,6 +82,7 @@ CHECKS: tuple[Check, ...] = (
     check_declared_parameters,
     check_unseen_classes,
     check_refusals,
+    check_soft_labels,
     check_batch_companions,
     check_batch_size,
     check_forward_changes_nothing,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from functools import partial
 
 import torch
 
 from clprompt.errors import BackboneError, ConfigError
+from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import PromptModel
 from clprompt.testing.asserts import bits, changed, chunked, finite_losses, near, refused, require, steady
 from clprompt.testing.bench import CLASSES, KINDS, Workbench, tiny_vit
@@ -31,6 +33,7 @@ def check_declarations(bench: Workbench) -> None:
         "trains": (True, False),
         "rehearsal_free": (True, False),
         "revisits": ("never", "each", "last"),
+        "soft_labels": (True, False),
     }.items():
         value = getattr(model, name)
         require(value in allowed, f"{name} must be one of {allowed}, got {value!r}")
@@ -141,6 +144,23 @@ def _declared(model: PromptModel) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------ refusals
+
+
+def check_soft_labels(bench: Workbench) -> None:
+    """Smoothed labels change the loss, or are refused by a method that says so."""
+    if bench.train.targets.ndim == 2:
+        return
+    model, optimizer = bench.begun()
+    images, targets = bench.batch(1)
+    receive(model, optimizer, targets)
+    soft = SoftLabels(targets, 0.5)
+    if not model.soft_labels:
+        refused(lambda: model.training_loss(images, targets, soft), "smoothed labels")
+        return
+    losses = [
+        float(copy.deepcopy(model).training_loss(images, targets, given).loss) for given in (None, soft)
+    ]
+    require(losses[0] != losses[1], f"the loss is {losses[0]} with labels as they are and with smoothed ones")
 
 
 def check_refusals(bench: Workbench) -> None:

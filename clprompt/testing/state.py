@@ -235,7 +235,7 @@ def check_rehearsal(bench: Workbench) -> None:
         models.append((model, train))
     (state, beside), (state_twice, beside_twice) = found
     grew = "{} numbers when it has seen 16 samples of an experience and {} when 32"
-    bounds = {model.max_state_size(experiences=2) for model, _ in models}
+    bounds = {model.state_bound(experiences=2) for model, _ in models}
     if bounds == {None}:
         require(state == state_twice, f"the state holds {grew.format(state, state_twice)}")
     else:  # what is stored follows from the data, up to a bound that does not

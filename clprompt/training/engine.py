@@ -8,7 +8,7 @@ optimizer's moments, and that is all.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,19 +17,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from clprompt.data.loading import Images, image_stream, subset, training_batches
+from clprompt.data.loading import Images, sample_stream, subset, training_batches
 from clprompt.errors import Interrupted, ProtocolError
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.prompting.model import PromptModel, Step
+from clprompt.prompting.plugin import Samples
 from clprompt.seeding import rng_state, set_rng_state
 from clprompt.targets import visible
 from clprompt.training import optim
 from clprompt.training.evaluation import Evaluator, Shown
-from clprompt.training.mixing import soften
+from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.online import marks, stretch
 from clprompt.training.settings import Online, Training
-from clprompt.training.steps import receive, train_step
+from clprompt.training.steps import begin, receive, train_step
 
 #: Evaluation images that a model may look at after an experience.
 _PROBED = 1024
@@ -97,6 +98,7 @@ class Engine:
 
     Raises:
         ProtocolError: online training of a method that needs boundaries.
+        ConfigError: mixed images for a plug-in that counts.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Engine:
         self.classes = classes
         self.evaluator = evaluator
         self.training = training or Training()
+        check_mixing(model, self.training)
         self.online = online
         self.seed = seed
         self.precision = precision
@@ -176,7 +179,7 @@ class Engine:
                 at.batch += 1
                 self._between_batches()
             at.epoch, at.batch = epoch + 1, 0
-        self.model.end_experience()
+        self.model.end_experience(self._samples() if self._has_experiences() else None)
         self._evaluate("experience")
         self._tell(self.model.diagnostics)
         self._tell(self._probe)
@@ -205,17 +208,24 @@ class Engine:
         first = now if self.model.revisits == "never" else 0
         return np.concatenate([np.asarray(part) for part in parts[first : now + 1]])
 
+    def _has_experiences(self) -> bool:
+        """Whether the loop has experiences, and the method or a plug-in wants to know of them."""
+        return self.online is None and (self.model.boundaries != "unused" or bool(self.model.plugins))
+
+    def _samples(self) -> Samples:
+        """Streams what the experience trains on, with visible labels, under the evaluation transform."""
+        clean = subset(self.clean, self._arrived(self.indices))
+        classes, device = self._arrived(self.classes), self.model.device
+
+        def samples() -> Iterator[tuple[Tensor, Tensor]]:
+            for images, targets in sample_stream(clean, self.training.eval_mb_size, self.training.workers):
+                yield images.to(device), visible(targets.to(device), classes)
+
+        return samples
+
     def _begin(self) -> None:
-        begun = self.online is None and self.model.boundaries != "unused"
+        begun = self._has_experiences() and begin(self.model, self._arrived(self.classes), self._samples())
         if begun:
-            clean = subset(self.clean, self._arrived(self.indices))
-            device = self.model.seen.device
-
-            def images() -> Any:
-                for batch in image_stream(clean, self.training.eval_mb_size, self.training.workers):
-                    yield batch.to(device)
-
-            self.model.begin_experience(self._arrived(self.classes), images)
             self._tell(self.model.opening_diagnostics)
         if self.optimizer is None or (begun and self.model.optimizer_reset == "experience"):
             self.optimizer = optim.build(self.model, self.training)
@@ -223,7 +233,7 @@ class Engine:
             optim.sync(self.optimizer, self.model)
 
     def _train_batch(self, images: Tensor, targets: Tensor, step: int, steps: int) -> None:
-        at, device = self.position, self.model.seen.device
+        at, device = self.position, self.model.device
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         if targets.ndim == 2:  # the classes of an experience are not looked at otherwise
             targets = visible(targets, self._arrived(self.classes))
@@ -315,7 +325,7 @@ class Engine:
 
     @torch.no_grad()
     def _probe(self) -> Mapping[str, Any]:
-        evaluator, device = self.evaluator, self.model.seen.device
+        evaluator, device = self.evaluator, self.model.device
         if evaluator is None:
             return {}
         was_training = self.model.training

@@ -127,7 +127,7 @@ class Evaluator:
         seen = np.flatnonzero(model.seen.cpu().numpy())
         self._follow(seen)
         batches = [batch for _, batch in self._chunks]
-        device = model.seen.device
+        device = model.device
         was_training = model.training
         model.eval()
         parts: list[np.ndarray] = []  # logits, (b, C) each

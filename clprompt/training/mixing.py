@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clprompt.errors import ProtocolError
+from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.losses import SoftLabels
+from clprompt.prompting.model import PromptModel
 from clprompt.seeding import derive, preserved_rng
 from clprompt.training.settings import Training
+
+
+def check_mixing(model: PromptModel, training: Training) -> None:
+    """Refuse mixed images, before anything is trained, where a plug-in counts features of what is received.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if training.mixup and model.counts_received():
+        raise ConfigError(
+            "training.mixup must be 0: a plug-in counts features, and those of mixed images are no class's"
+        )
 
 
 def soften(

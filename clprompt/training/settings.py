@@ -55,12 +55,17 @@ class Memory:
         """Refuse a strategy or data that a memory does not serve.
 
         Raises:
-            ConfigError: a strategy that trains nothing or revisits all images by itself, or multi-hot targets.
+            ConfigError: a strategy that trains nothing or revisits all images by itself, a plug-in that counts,
+                or multi-hot targets.
         """
         if not model.trains or model.revisits != "never":
             raise ConfigError(
                 f"memory is of no use to {type(model).__name__}, which "
                 + ("trains nothing" if not model.trains else "trains on all images anyway")
+            )
+        if model.counts_received():
+            raise ConfigError(
+                "memory is refused: a plug-in counts what is received, and images from it come again"
             )
         if np.ndim(targets) == 2:
             raise ConfigError("memory needs one label per image, got multi-hot targets")

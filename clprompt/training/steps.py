@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 from torch.optim import Optimizer
 
-from clprompt.errors import ProtocolError
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import PromptModel, Step
+from clprompt.prompting.plugin import Samples
 from clprompt.training import optim
 from clprompt.training.precision import autocast
+
+
+def begin(model: PromptModel, classes: Iterable[int], samples: Samples) -> bool:
+    """Begin an experience for whoever wants to know of it; returns whether the method did.
+
+    Args:
+        model: one that has no use for boundaries lets its plug-ins know of them.
+        classes: of the experience.
+        samples: see :meth:`PromptModel.begin_experience`.
+    """
+    if model.boundaries == "unused":
+        model.begin_for_plugins(classes)
+        return False
+    model.begin_experience(classes, samples)
+    return True
 
 
 def receive(model: PromptModel, optimizer: Optimizer | None, targets: Tensor) -> None:
@@ -30,18 +47,8 @@ def train_step_loss(
     Raises:
         ProtocolError: soft labels for a method whose loss has no use for them.
     """
-    model.soft = soft
-    try:
-        with autocast(images.device, precision):
-            step = model.training_loss(images, targets)
-        if model.soft is not None:
-            raise ProtocolError(
-                f"{type(model).__name__} has a loss of its own, which takes neither training.mixup nor "
-                "training.label_smoothing"
-            )
-    finally:
-        model.soft = None
-    return step
+    with autocast(images.device, precision):
+        return model.training_loss(images, targets, **({} if soft is None else {"soft": soft}))
 
 
 def train_step(

@@ -14,7 +14,8 @@ from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, DataError, ProtocolError
 from clprompt.prompting.heads import grow_rows
-from clprompt.prompting.model import Boundaries, Cache, PromptModel
+from clprompt.prompting.model import Boundaries, Cache, Encoded, PromptModel
+from clprompt.prompting.plugin import Samples
 from clprompt.registry import strategies
 from clprompt.seeding import derive, generator
 from clprompt.strategies.damvp import plots as views
@@ -180,7 +181,7 @@ class DAMVPModel(PromptModel):
 
     # ------------------------------------------------------------------ forward
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         pixel = self.prompt == "pixel"
         if pixel:
             check_images(self.backbone, images)
@@ -191,17 +192,18 @@ class DAMVPModel(PromptModel):
         else:
             stem, query = self.query(images, self.first_block, cached)
         if not len(self.prototypes):  # before any experience: the bare model
-            return query, {}
+            return Encoded(query)
         frame = self.frame_of[self.assign(query)]
         if patches is not None and not self.training and not torch.is_grad_enabled():
             offsets = self._offsets.of(self.backbone, list(self.frames), self.framed)
-            return self.backbone.prompted(self.backbone.position(patches + offsets[frame])), {}
+            return Encoded(self.backbone.prompted(self.backbone.position(patches + offsets[frame])))
         used, inverse = frame.unique(return_inverse=True)  # idle frames have no gradient, and stand still
         prompts = torch.stack([self.frames[k] for k in used.tolist()])
         if not pixel:
-            return self.backbone.prompted(stem, self._tokens(prompts[inverse]), start=self.first_block), {}
+            feature = self.backbone.prompted(stem, self._tokens(prompts[inverse]), start=self.first_block)
+            return Encoded(feature)
         tokens = framed_tokens(self.backbone, images, patches, self.framed(prompts), inverse)
-        return self.backbone.prompted(tokens), {}
+        return Encoded(self.backbone.prompted(tokens))
 
     def framed(self, prompts: Tensor) -> Tensor:
         """Frame vectors [K, F] -> images [K, channels, H, W], zero inside."""
@@ -239,14 +241,15 @@ class DAMVPModel(PromptModel):
         super().check_targets(targets)
         if not bool((self.experience_of == self.experience).any()):
             raise ProtocolError(
-                "this experience has no prompts: pass images to begin_experience, or call fit_clusters(features)"
+                "this experience has no prompts: pass samples to begin_experience or call fit_clusters(features)"
             )
 
-    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+    def start_experience(self, index: int, samples: Samples | None) -> None:
         """Cluster the experience's images by their features; the features are dropped afterwards."""
-        if images is not None:
+        if samples is not None:
             seed = derive(self.seed, "cluster samples", index)
-            self.fit_clusters(sample_features(images(), self.backbone.features, self.cluster_samples, seed))
+            images = (images for images, _ in samples())
+            self.fit_clusters(sample_features(images, self.backbone.features, self.cluster_samples, seed))
 
     @torch.no_grad()
     def fit_clusters(self, features: Tensor) -> int:
@@ -276,7 +279,7 @@ class DAMVPModel(PromptModel):
             grow_rows(self.frame_of, torch.tensor([frame]))
         grow_rows(self.radius, made.radius)
         grow_rows(self.counts, made.counts)
-        self.to(self.seen.device)
+        self.to(self.device)
         self.set_stage()
         return len(made.prototypes)
 
@@ -397,4 +400,4 @@ class DAMVPModel(PromptModel):
                 buffer.data = buffer.data[: len(buffer) + missing]
         count = sum(name.startswith("frames.") for name in state)
         self.frames = nn.ParameterList(self.prototypes.new_zeros(self.shape) for _ in range(count))
-        self.to(self.seen.device)
+        self.to(self.device)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,9 @@ from clprompt.backbones.attention import residual_mlp
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import grow_rows
-from clprompt.prompting.losses import classification_loss, mask_logits
-from clprompt.prompting.model import Cache, PromptModel
+from clprompt.prompting.losses import SoftLabels, classification_loss
+from clprompt.prompting.model import Cache, Encoded, PromptModel
+from clprompt.prompting.plugin import Samples
 from clprompt.prompting.prompts import cosine
 from clprompt.registry import strategies
 from clprompt.seeding import generator
@@ -75,6 +76,8 @@ class MultiLaneModel(PromptModel):
             them is always filled up, so that a lane's logits have the same bits however many lanes there are.
         keep_logits: let an evaluator keep the logits of old lanes between evaluations; exact.
     """
+
+    soft_labels: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -155,14 +158,51 @@ class MultiLaneModel(PromptModel):
 
     # ------------------------------------------------------------------ logits
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The head's input of the newest lane, [B, D]; with the task head also the pull of its key."""
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        """The head's input [B, D]: in training of the newest lane, and with the task head the pull of its key.
+
+        In evaluation all lanes run. With the task head the input is that of the chosen lane; else it is that of
+        the newest one, and ``details`` are the logits [B, C], each lane's for its classes.
+        """
         if not self.num_lanes:
-            raise ProtocolError("MULTI-LANE has no lane before begin_experience(classes)")
-        features, frozen = self._run(images, [[self.num_lanes - 1]])
-        if frozen is None:  # only the task head asks for it
-            return features[0][:, 0], {}
-        return features[0][:, 0], {"key_pull": -cosine(frozen, self.keys[-1][None]).mean()}
+            nothing = images.new_full((len(images), self.num_classes), float("-inf"))
+            return Encoded(images.new_zeros(len(images), self.backbone.width), details=nothing)
+        if self.training:
+            features, frozen = self._run(images, [[self.num_lanes - 1]])
+            terms = {} if frozen is None else {"key_pull": -cosine(frozen, self.keys[-1][None]).mean()}
+            return Encoded(features[0][:, 0], terms)
+        if not self.by_key:
+            return self._encode_all(images, cached if self.keep_logits and cached is not None else {})
+        parts, frozen = self._run(images, self._groups(range(self.num_lanes), len(images)))
+        assert frozen is not None
+        chosen = cosine(frozen, torch.stack(list(self.keys))).argmax(1)  # (B,)
+        lanes = torch.cat(parts, dim=1)  # (B, T or more, D)
+        return Encoded(lanes[torch.arange(len(images)), chosen])
+
+    def _encode_all(self, images: Tensor, kept: Cache) -> Encoded:
+        """Every lane gives the logits of its classes; those of old lanes are kept."""
+        newest = self.num_lanes - 1
+        missing = [lane for lane in range(self.num_lanes) if lane == newest or f"lane{lane}" not in kept]
+        scores = {lane: kept[f"lane{lane}"] for lane in range(self.num_lanes) if lane not in missing}
+        feature = images
+        groups = self._groups(missing, len(images))
+        for group, features in zip(groups, self._run(images, groups)[0], strict=True):
+            for place, lane in enumerate(group):
+                if lane in scores:
+                    continue
+                # by the lane's own rows: the bits do not depend on how many classes there are
+                scores[lane] = F.linear(features[:, place], self.head_weights[lane], self.head_biases[lane])
+                if lane == newest:
+                    feature = features[:, place]
+                if lane < int(self.experience):  # frozen for good
+                    kept[f"lane{lane}"] = scores[lane].detach()
+        joined = torch.cat([scores[lane] for lane in range(self.num_lanes)], dim=1)
+        columns = torch.cat([self.classes_of(lane) for lane in range(self.num_lanes)])
+        out = joined.new_full((len(images), self.num_classes), float("-inf"))
+        return Encoded(feature, details=out.index_copy(1, columns, joined))
+
+    def classify(self, encoded: Encoded) -> Tensor:
+        return self.logits(encoded.features) if encoded.details is None else encoded.details
 
     def logits(self, features: Tensor) -> Tensor:
         """Head input [B, D] -> [B, C] by the rows of all lanes; -inf for a class without a lane."""
@@ -173,7 +213,7 @@ class MultiLaneModel(PromptModel):
         columns = torch.cat([self.classes_of(lane) for lane in range(self.num_lanes)])
         return out.to(scores.dtype).index_copy(1, columns, scores)
 
-    def base_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def base_loss(self, logits: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Tensor:
         return classification_loss(
             logits / self.temperature,
             targets,
@@ -181,36 +221,6 @@ class MultiLaneModel(PromptModel):
             multi_label=self.loss,
             mean=self.loss_mean,
         )
-
-    def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
-        """Logits [B, C]: in training of the newest lane, in evaluation of all lanes, each for its classes."""
-        if self.training and self.num_lanes:
-            return mask_logits(self.logits(self.encode(images)[0]), self.seen)
-        if not self.num_lanes:
-            return images.new_full((len(images), self.num_classes), float("-inf"))
-        if self.by_key:
-            groups = self._groups(range(self.num_lanes), len(images))
-            parts, frozen = self._run(images, groups)
-            assert frozen is not None
-            chosen = cosine(frozen, torch.stack(list(self.keys))).argmax(1)  # (B,)
-            lanes = torch.cat(parts, dim=1)  # (B, T or more, D)
-            return mask_logits(self.logits(lanes[torch.arange(len(images)), chosen]), self.seen)
-        kept = cached if self.keep_logits and cached is not None else {}
-        missing = [lane for lane in range(self.num_lanes) if f"lane{lane}" not in kept]
-        scores = {lane: kept[f"lane{lane}"] for lane in range(self.num_lanes) if lane not in missing}
-        groups = self._groups(missing, len(images))
-        for group, features in zip(groups, self._run(images, groups)[0], strict=True):
-            for place, lane in enumerate(group):
-                if lane in scores:
-                    continue
-                # by the lane's own rows: the bits do not depend on how many classes there are
-                scores[lane] = F.linear(features[:, place], self.head_weights[lane], self.head_biases[lane])
-                if lane < int(self.experience):  # frozen for good
-                    kept[f"lane{lane}"] = scores[lane].detach()
-        joined = torch.cat([scores[lane] for lane in range(self.num_lanes)], dim=1)
-        columns = torch.cat([self.classes_of(lane) for lane in range(self.num_lanes)])
-        out = joined.new_full((len(images), self.num_classes), float("-inf"))
-        return mask_logits(out.index_copy(1, columns, joined), self.seen)
 
     def _groups(self, lanes: Iterable[int], batch: int) -> list[list[int]]:
         return lane_groups(lanes, self.num_lanes, self.lane_chunk, batch)
@@ -295,7 +305,7 @@ class MultiLaneModel(PromptModel):
 
     # ------------------------------------------------------------------ growth
 
-    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+    def start_experience(self, index: int, samples: Samples | None) -> None:
         """A new lane: selectors and prompts start from the previous one's, key and head rows afresh."""
         classes = self.current.nonzero().flatten()
         taken = classes[self.lane[classes] >= 0]
@@ -362,9 +372,8 @@ class MultiLaneModel(PromptModel):
     def set_stage(self) -> None:
         """Only the newest lane learns."""
         self._streams.clear()
-        for name, parameter in self.named_parameters():
-            if not name.startswith("backbone."):
-                parameter.requires_grad_(name.endswith(f".{int(self.experience)}"))
+        for name, parameter in self.own_parameters().items():
+            parameter.requires_grad_(name.endswith(f".{int(self.experience)}"))
 
     def resize_to(self, state: dict[str, Tensor]) -> None:  # type: ignore[override]
         super().resize_to(state)

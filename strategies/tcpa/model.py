@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
-from clprompt.prompting.model import Boundaries, Cache, Glimpse, Mask, PromptModel, Step
+from clprompt.prompting.model import Boundaries, Cache, Encoded, Glimpse, Mask, PromptModel
+from clprompt.prompting.plugin import Samples
 from clprompt.prompting.prompts import token_choice, uniform
 from clprompt.registry import strategies
 from clprompt.seeding import generator
@@ -154,10 +155,10 @@ class TCPAModel(PromptModel):
 
     # ------------------------------------------------------------------ forward
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         return self.encode_tokens(self.backbone.stem(images, self.first_block))
 
-    def encode_tokens(self, stem: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode_tokens(self, stem: Tensor) -> Encoded:
         """What :meth:`encode` returns, from the tokens [B, N, D] that enter the first prompted block.
 
         Gradient reaches the tokens: something learned may stand before the prompts.
@@ -170,8 +171,8 @@ class TCPAModel(PromptModel):
             start=self.first_block,
         )
         if not matching:
-            return feature, {}
-        return feature, {"matching": self.matching_weight * torch.stack(matching).sum()}
+            return Encoded(feature)
+        return Encoded(feature, {"matching": self.matching_weight * torch.stack(matching).sum()})
 
     def _tokens(self, batch: int) -> dict[str, Tensor]:
         """Every prompt token of a role, [blocks, 1 or B, P, D], oldest entries first."""
@@ -246,19 +247,17 @@ class TCPAModel(PromptModel):
     def _draw(self, name: str, number: int, shape: Sequence[int]) -> Tensor:
         """Uniform numbers as a function of the seed and the training step."""
         source = generator(self.seed, name, number, int(self.steps))
-        return torch.rand(*shape, generator=source).to(self.seen.device)
+        return torch.rand(*shape, generator=source).to(self.device)
 
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        step = super().training_loss(images, targets)
+    def count_step(self, encoded: Encoded) -> None:
         self.steps += 1
-        return step
 
     # ------------------------------------------------------------------ experiences
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+    def start_experience(self, index: int, samples: Samples | None) -> None:
         """Growing: a new set of entries; the older ones are frozen."""
         self.epoch = None
         if self.prompts == "grow" and len(self.entries["cls"]) <= index:
@@ -287,7 +286,7 @@ class TCPAModel(PromptModel):
         super().resize_to(state)
         for _ in range(sum(k.startswith("entries.cls.") for k in state) - len(self.entries["cls"])):
             self._add_task()
-        self.to(self.seen.device)
+        self.to(self.device)
 
     # ------------------------------------------------------------------ what it looks like
 

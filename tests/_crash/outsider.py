@@ -9,7 +9,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.data import Augment, DataBundle, ImageSource
 from clprompt.prompting.heads import grow_rows, grown
-from clprompt.prompting.model import Boundaries, Cache, PromptModel, Step
+from clprompt.prompting.losses import SoftLabels
+from clprompt.prompting.model import Boundaries, Cache, Encoded, PromptModel, Step
+from clprompt.prompting.plugin import Samples
 from clprompt.registry import datasets, strategies
 from clprompt.seeding import generator
 
@@ -119,11 +121,11 @@ class GrowingModel(PromptModel):
     def boundaries(self) -> Boundaries:
         return "unused" if self.mask == "seen" else "required"
 
-    def start_experience(self, index: int, images: Callable[[], Iterable[Tensor]] | None) -> None:
+    def start_experience(self, index: int, samples: Samples | None) -> None:
         reach("begin")
-        assert images is not None
+        assert samples is not None
         mean = torch.zeros(())
-        for batch in images():
+        for batch, _ in samples():
             reach("looked")
             mean = mean + batch.double().mean().float()
         count = 1 + 2 * index % 3
@@ -151,7 +153,7 @@ class GrowingModel(PromptModel):
                 self.prompts.append(nn.Parameter(torch.zeros_like(state[f"prompts.{number}"])))
                 self.gates[f"of_{number}"] = nn.Parameter(torch.zeros(self.backbone.width))
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         stem, query = self.query(images, 1, cached)
         rows = list(self.prompts)
 
@@ -165,7 +167,7 @@ class GrowingModel(PromptModel):
             draws = [float(torch.rand(())), np.random.rand(), random.random()]  # noqa: NPY002
             self.drawn += torch.tensor(draws, dtype=torch.float64)
             features = F.dropout(features * (0.9 + 0.1 * draws[1] + 0.1 * draws[2]), 0.2)
-        return features, {"pull": 0.1 * (features - query).square().mean()}
+        return Encoded(features, {"pull": 0.1 * (features - query).square().mean()})
 
     def logits(self, features: Tensor) -> Tensor:
         return super().logits(features) + features @ self.shifts.T
@@ -180,10 +182,10 @@ class GrowingModel(PromptModel):
             {"name": "common", "params": rest},
         ]
 
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+    def training_loss(self, images: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Step:
         reach("loss")
         self.steps += torch.bincount(targets, minlength=self.num_classes)
-        return super().training_loss(images, targets)
+        return super().training_loss(images, targets, soft)
 
     def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
         reach("forward")

@@ -384,6 +384,13 @@ def test_a_boundary_free_strategy_trains_on_an_online_stream_of_avalanche(name: 
     assert int(made.model.seen.sum()) == 6
 
 
+def test_on_an_online_stream_a_received_batch_is_counted_once_over_its_iterations() -> None:
+    made = strategy("ncm", train_epochs=3, train_mb_size=6)
+    for experience in online_experiences():
+        made.train(experience)
+    assert int(made.model.counts.sum()) == len(toy()[0])
+
+
 def test_a_strategy_without_a_backbone_says_so() -> None:
     with pytest.raises(ConfigError, match="DualPrompt needs a backbone"):
         make_strategy(strategies.get("dualprompt").target)()

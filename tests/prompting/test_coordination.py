@@ -16,8 +16,9 @@ from clprompt.backbones.vit import FrozenViT
 from clprompt.cli.main import main
 from clprompt.errors import ConfigError
 from clprompt.experiment import config
-from clprompt.prompting.coordination import Coordination, PromptSet
+from clprompt.prompting.coordination import Coordination
 from clprompt.prompting.model import PromptModel
+from clprompt.prompting.plugin import Pass, construct
 from clprompt.seeding import generator
 from clprompt.strategies.coda_prompt import CODAPromptModel
 from clprompt.strategies.dualprompt import DualPromptModel
@@ -40,7 +41,7 @@ def images(count: int = 5) -> Tensor:
 def build(
     kind: type[PromptModel], vit: FrozenViT | None = None, classes: tuple[int, ...] = (0, 1), **given: Any
 ) -> Any:
-    model = kind(vit or tiny_vit(), **given).double()
+    model = construct(kind, vit or tiny_vit(), **given).double()
     if model.boundaries != "unused":
         model.begin_experience(classes)
     model.observe(torch.tensor(classes))
@@ -92,7 +93,7 @@ def test_coordination_changes_predictions_and_adds_a_term_to_the_loss(kind):
     torch.testing.assert_close(step.loss.detach(), torch.stack(list(step.terms.values())).sum())
     assert "coordination" not in plain.train().training_loss(images(), targets).terms
     model.eval()(images())
-    assert model.coordination._found is None  # nothing is collected outside a step
+    assert model._collected is None  # nothing is collected outside a step
 
 
 def test_vpt_deep_with_coordination_is_tcpa_on_the_same_prompts_and_keys():
@@ -169,14 +170,14 @@ def test_keys_grow_and_freeze_with_the_prompts_that_they_belong_to():
     assert [key.requires_grad for key in keys["general"]] == [False]
     names = {name for name in model.trainable() if name.startswith("coordination")}
     assert names == {"coordination.keys.expert.1"}
-    other = DualPromptModel(tiny_vit(), freeze_general_after=1, coordinate=True).double()
+    other = construct(DualPromptModel, tiny_vit(), freeze_general_after=1, coordinate=True).double()
     other.load_state_dict(model.method_state())
     assert set(other.trainable()) == set(model.trainable())
     assert torch.equal(other.eval()(images()), model.eval()(images()))
 
 
 def test_choices_are_made_in_float32_under_autocast():
-    model, found = VPTDeepModel(tiny_vit(), coordinate=True).eval(), []
+    model, found = VPTDeepModel(tiny_vit()).plug(Coordination()).eval(), []
     watched(model, found)
     with torch.no_grad():
         model(images().float())
@@ -204,7 +205,7 @@ def test_the_strategies_of_avalanche_take_the_argument_and_a_fit_trains_the_keys
 
     strategy = L2P(backbone=tiny_vit(), coordinate=True, coordinate_share=0.4, evaluator=None)
     assert strategy.model.coordination.share == 0.4
-    model = L2PModel(tiny_vit(), length=2, coordinate=True)
+    model = L2PModel(tiny_vit(), length=2).plug(Coordination())
     before = model.coordination.keys["prompts"][0].clone()
     train = ToyImages(8)
     plan: Any = type("Plan", (), {"indices": train.groups()[:1], "classes": CLASSES[:1]})()
@@ -222,7 +223,7 @@ def test_methods_without_prompt_tokens_of_their_own_are_refused_in_one_line(name
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="no prompt tokens"):
-        registry.strategies.get(name).target(tiny_vit(), coordinate=True)
+        construct(registry.strategies.get(name).target, tiny_vit(), coordinate=True)
 
 
 def test_every_other_method_has_the_key():
@@ -252,32 +253,31 @@ def test_every_other_method_has_the_key():
 )
 def test_what_cannot_be_coordinated_is_refused_in_one_line(kind, arguments, text):
     with pytest.raises(ConfigError, match=text) as caught:
-        kind(tiny_vit(), coordinate=True, **arguments)
+        construct(kind, tiny_vit(), coordinate=True, **arguments)
     assert "\n" not in str(caught.value)
 
 
 def test_a_single_prompt_token_is_no_mistake_without_coordination():
-    assert VPTDeepModel(tiny_vit(), length=1).coordination is None
+    assert not construct(VPTDeepModel, tiny_vit(), length=1, coordinate=False).plugins
 
 
 def test_prompts_that_the_sets_do_not_name_are_an_error_of_the_method():
-    sets = {"prompts": PromptSet((0,), 4, [torch.nn.Parameter(torch.zeros(4, 32))])}
-    own = Coordination(sets, width=32, prefix=1)
+    own = VPTDeepModel(tiny_vit(), layers=(0,), length=4).plug(Coordination()).coordination
     x, prompt = torch.randn(2, 17, 32), BlockPrompt("fresh", torch.zeros(1, 4, 32))
-    assert len(own.around(lambda block, x: prompt, None, None)(0, x)) == 2
+    assert len(own.around(lambda block, x: prompt, Pass())(0, x)) == 2
     for wrong, text in (
         (replace(prompt, name="others"), "prompt_sets says nothing"),
         (replace(prompt, tokens=torch.zeros(1, 3, 32)), "3 prompt tokens"),
         (replace(prompt, rows=slice(0, 1)), "who sees it"),
     ):
         with pytest.raises(ValueError, match=text):
-            own.around(lambda block, x, wrong=wrong: wrong, None, None)(0, x)
+            own.around(lambda block, x, wrong=wrong: wrong, Pass())(0, x)
     with pytest.raises(ValueError, match="prompt_sets says nothing"):
-        own.around(lambda block, x: prompt, None, None)(1, x)
+        own.around(lambda block, x: prompt, Pass())(1, x)
 
 
 def test_the_workbench_sees_coordinated_models():
-    assert Workbench(VPTDeepModel, coordinate=True).make().coordination is not None
+    assert isinstance(Workbench(VPTDeepModel, coordinate=True).make().coordination, Coordination)
 
 
 def test_a_coordinated_run_is_resumed_and_loaded_from_its_folder(tmp_path):
@@ -288,7 +288,7 @@ def test_a_coordinated_run_is_resumed_and_loaded_from_its_folder(tmp_path):
     (folder,) = (tmp_path / "quickstart").iterdir()
     assert config.load(folder / "config.yaml").strategy["coordinate"] is True
     whole = load(folder)
-    assert whole.coordination is not None
+    assert isinstance(whole.coordination, Coordination)
     (folder / "results.json").unlink()  # as if it had been killed before the end
     (folder / "model.json").unlink()
     with same_picture():

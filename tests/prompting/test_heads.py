@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clprompt.prompting.heads import LinearHead
-from clprompt.prompting.model import Cache, PromptModel
+from clprompt.prompting.model import Cache, Encoded, PromptModel
 from clprompt.testing.bench import tiny_vit
 from clprompt.training import optim
 
@@ -19,8 +19,8 @@ class Probe(PromptModel):
         super().__init__(backbone, mask="seen")
         self.head = LinearHead(backbone.width)
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.features(images, cached), {}
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        return Encoded(self.features(images, cached))
 
 
 def test_rows_are_a_function_of_seed_and_class_id_whatever_the_order_of_growth():

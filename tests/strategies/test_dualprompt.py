@@ -50,7 +50,7 @@ def test_logits_losses_and_gradients_are_the_references(baselines, gradients, ru
 def test_the_reshape_slip_that_mixes_batch_and_key_value_axes_is_not_reproduced(exact):
     for run, gap in (("train", 0.5), ("eval", 1.0), ("online_seen", 0.7)):
         model = golden_model(exact, run).train(run != "eval")
-        feature, _ = model.encode(exact.batch(run)[0])
+        feature = model.encode(exact.batch(run)[0]).features
         exact.differs(model.logits(feature), f"bug.dual.{run}.logits", gap)
 
 

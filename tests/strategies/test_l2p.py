@@ -37,13 +37,13 @@ def test_logits_losses_and_gradients_are_the_references(baselines, gradients, ru
 @pytest.mark.parametrize(("head_type", "name"), [("token", "token"), ("token+prompt", "token_prompt")])
 def test_other_head_types_are_the_references(baselines, head_type, name):
     model = golden_model(baselines, head_type=head_type).eval()
-    feature, _ = model.encode(baselines["eval_images"])
+    feature = model.encode(baselines["eval_images"]).features
     baselines.check(model.logits(feature), f"l2p.eval.logits_{name}")
 
 
 def test_there_is_no_majority_vote_over_the_batch(exact):
     model = golden_model(exact)
-    feature, _ = model.encode(exact["eval_images"])
+    feature = model.encode(exact["eval_images"]).features
     exact.differs(model.logits(feature), "bug.l2p_vote.logits", 0.1)
 
 
@@ -172,7 +172,7 @@ def test_average_pooled_backbones_have_their_own_pooling_as_a_head_type():
     images = torch.rand(3, 3, 32, 32)
     for head_type in ("gap", "prompt"):
         model = L2PModel(backbone, head_type=head_type, prompt_position="none").eval()
-        feature, _ = model.encode(images)
+        feature = model.encode(images).features
         assert feature.shape == (3, 32)
         # the norm of an average-pooled model stands behind the pooling
         torch.testing.assert_close(feature.mean(1), torch.zeros(3), rtol=0, atol=1e-5)

@@ -21,7 +21,7 @@ def test_logits_loss_and_gradients_are_the_golden_ones(baselines, gradients):
     own = gradients(model, prompt=lambda: model.prompts.grad)
     step = baselines.check_step(model, "train", "vpt.train.", own)
     assert list(step.terms) == ["cross_entropy"]
-    feature, _ = model.eval().encode(baselines["eval_images"])
+    feature = model.eval().encode(baselines["eval_images"]).features
     baselines.check(model.logits(feature), "vpt.eval.logits")
 
 
@@ -31,7 +31,7 @@ def test_prediction_does_not_depend_on_batch_companions(exact, per_sample):
 
 def test_without_prompted_blocks_it_is_the_linear_probe_on_frozen_features(exact):
     model = VPTDeepModel(exact.backbone(), layers=())
-    feature, _ = model.encode(exact["images"])
+    feature = model.encode(exact["images"]).features
     exact.check(feature, "query")
 
 

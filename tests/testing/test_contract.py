@@ -14,7 +14,7 @@ from clprompt import testing
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.heads import LinearHead, grow_rows
-from clprompt.prompting.model import Cache, PromptModel, Step
+from clprompt.prompting.model import Cache, Encoded, PromptModel, Step
 from clprompt.prompting.prompts import uniform
 from clprompt.testing import state
 from clprompt.testing.asserts import same_bits
@@ -35,11 +35,11 @@ class Sound(PromptModel):
     def choose(self, similarity: Tensor) -> Tensor:
         return similarity.argmax(1)
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         stem, query = self.query(images, 3, cached)
         chosen = self.choose(query @ self.keys.T)
         given = self.prompts[chosen]  # (B, length, D)
-        return self.backbone.prompted(stem, lambda block, x: BlockPrompt("fresh", given), start=3), {}
+        return Encoded(self.backbone.prompted(stem, lambda block, x: BlockPrompt("fresh", given), start=3))
 
     def training_loss(self, images: Tensor, targets: Tensor) -> Step:
         step = super().training_loss(images, targets)
@@ -95,15 +95,15 @@ class MixesTheBatchAxis(Sound):
 
 
 class NormalisesOverTheBatch(Sound):
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        feature, terms = super().encode(images, cached)
-        return feature - 0.1 * feature.mean(0), terms
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        encoded = super().encode(images, cached)
+        return encoded._replace(features=encoded.features - 0.1 * encoded.features.mean(0))
 
 
 class DropsOut(Sound):
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        feature, terms = super().encode(images, cached)
-        return nn.functional.dropout(feature, 0.1, self.training), terms
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        encoded = super().encode(images, cached)
+        return encoded._replace(features=nn.functional.dropout(encoded.features, 0.1, self.training))
 
 
 class DrawsFromNumpy(Sound):
@@ -138,7 +138,7 @@ class CountsInAnAttribute(Sound):
 class SetsTheStageOnlyWhenItBegins(Sound):
     def set_stage(self) -> None: ...
 
-    def start_experience(self, index: int, images: Any) -> None:
+    def start_experience(self, index: int, samples: Any) -> None:
         self.prompts.requires_grad_(index <= 0)
 
 
@@ -172,7 +172,7 @@ class TakesAnyLabel(Sound):
 class SaysItNeedsNoBoundaries(Sound):
     boundaries = "optional"
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         if self.training and not bool(self.open):
             raise RuntimeError("no experience is open")
         return super().encode(images, cached)
@@ -232,13 +232,13 @@ class OverflowsInSixteenBits(Sound):
 
 
 class NeedsAClassToken(Sound):
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         assert self.backbone.num_prefix_tokens > 0
         return super().encode(images, cached)
 
 
 class CountsInForward(Sound):
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         self.steps += 1
         return super().encode(images, cached)
 
@@ -248,10 +248,10 @@ class RemembersTheLastForward(Sound):
 
     size = 0
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        feature, terms = super().encode(images, cached)
-        feature, self.size = feature * (1 + 0.01 * self.size), len(images)
-        return feature if self.training else feature.detach(), terms
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        encoded = super().encode(images, cached)
+        feature, self.size = encoded.features * (1 + 0.01 * self.size), len(images)
+        return encoded._replace(features=feature if self.training else feature.detach())
 
 
 class CountsInBackward(Sound):
@@ -278,18 +278,18 @@ class CachesWhatItLearns(Sound):
 
 
 class BeginsAgainAndAgain(Sound):
-    def begin_experience(self, classes: Any, images: Any = None) -> None:
-        super().begin_experience(classes, images)
-        self.start_experience(int(self.experience), images)
+    def begin_experience(self, classes: Any, samples: Any = None) -> None:
+        super().begin_experience(classes, samples)
+        self.start_experience(int(self.experience), samples)
 
-    def start_experience(self, index: int, images: Any) -> None:
+    def start_experience(self, index: int, samples: Any) -> None:
         self.steps += 100
 
 
 class ReadsATrimmedRow(Sound):
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        feature, terms = super().encode(images, cached)
-        return feature * (1 if self.backbone.trim_last_block else 2), terms
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        encoded = super().encode(images, cached)
+        return encoded._replace(features=encoded.features * (1 if self.backbone.trim_last_block else 2))
 
 
 class TakesPositionalArguments(Sound):

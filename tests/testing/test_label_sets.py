@@ -9,7 +9,7 @@ from torch import Tensor
 from clprompt import testing
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
-from clprompt.prompting.model import Cache, PromptModel, Step
+from clprompt.prompting.model import Cache, Encoded, PromptModel, Step
 from clprompt.prompting.prompts import uniform
 from clprompt.testing.bench import Workbench
 from clprompt.testing.label_sets import ScenesBench, ToyScenes
@@ -23,9 +23,10 @@ class Sound(PromptModel):
         self.first_block = 3
         self.prompt = uniform(1, length, backbone.width, seed=seed, name="prompt")
 
-    def encode(self, images: Tensor, cached: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         stem = self.backbone.stem(images, 3)
-        return self.backbone.prompted(stem, lambda block, x: BlockPrompt("fresh", self.prompt), start=3), {}
+        prompts = BlockPrompt("fresh", self.prompt)
+        return Encoded(self.backbone.prompted(stem, lambda block, x: prompts, start=3))
 
 
 class IgnoresLabels(Sound):

@@ -191,8 +191,8 @@ def test_a_method_that_looks_at_its_images_first_gets_them_untouched_in_order():
     looked = []
 
     class Looking(LinearProbeModel):
-        def start_experience(self, index, images):
-            looked.append(list(images()))
+        def start_experience(self, index, samples):
+            looked.append([images for images, _ in samples()])
 
     make_engine(Looking(BACKBONE), Augmented(10), clean=TRAIN).run()
     assert [[len(batch) for batch in batches] for batches in looked] == [[5, 5, 5, 5]] * 3
@@ -204,7 +204,7 @@ def test_a_method_without_use_for_boundaries_is_told_of_none():
     class Unaware(LinearProbeModel):
         boundaries = "unused"
 
-        def begin_experience(self, classes, images=None):
+        def begin_experience(self, classes, samples=None):
             raise AssertionError("told of an experience")
 
     model = Unaware(BACKBONE, boundary_free=True)

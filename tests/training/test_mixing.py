@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from clprompt.errors import ConfigError, Interrupted, ProtocolError
 from clprompt.prompting.losses import SoftLabels
-from clprompt.strategies.linear_probe import LinearProbeModel
 from clprompt.strategies.mvp import MVPModel
 from clprompt.strategies.ncm import NCMModel
 from clprompt.strategies.tcpa import TCPAModel
@@ -156,4 +155,3 @@ def test_without_settings_nothing_is_softened():
     images, soft = soften(IMAGES, TARGETS, Training(), 7, 0)
     assert images is IMAGES
     assert soft is None
-    assert LinearProbeModel(tiny_vit()).soft is None

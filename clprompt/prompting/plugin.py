@@ -1,0 +1,222 @@
+"""Plug-ins: objects that ride on any method without changing its file.
+
+    model = L2PModel(backbone).plug(Coordination(share=0.4))
+
+A plug-in stands in the way of a method's prompts, adds terms to its loss, looks at what is received, or answers in
+place of its trained head. Its state is part of the model's: saved, resumed, grown and counted with it. In a
+configuration plug-ins have short forms, keys beside the method's own (``strategy: {name: ..., coordinate: true}``),
+which are registered in :data:`clprompt.registry.plugins` and never reach a method's constructor.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from clprompt import registry, schema
+from clprompt.backbones.vit import Prompts
+from clprompt.errors import ConfigError
+from clprompt.seeding import derive, preserved_rng
+
+if TYPE_CHECKING:
+    from clprompt.prompting.model import PromptModel, Step
+
+#: Streams the training images of an experience [B, 3, H, W] with their visible labels [B] or [B, C], under the
+#: evaluation transform, as often as it is called.
+Samples = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts of a method that have the same form: what keys for their tokens need to know.
+
+    Args:
+        blocks: where they are given.
+        length: tokens of one slot in one block.
+        parameters: the method's own parameters that hold them; each gets keys of its own, which are trained
+            and frozen with it.
+        slots: slots in each of these parameters.
+        taken: slots that one image gets at a time.
+    """
+
+    blocks: tuple[int, ...]
+    length: int
+    parameters: Sequence[nn.Parameter]
+    slots: int = 1
+    taken: int = 1
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of the backbone with prompts.
+
+    Attributes:
+        last: the block of which only ``rows`` will be computed; None where all of every block is.
+        rows: the rows that the caller reads.
+        learning: whether a training loss is being computed.
+        collected: in that case, what a plug-in leaves here reaches its :meth:`Plugin.terms`.
+    """
+
+    last: int | None = None
+    rows: slice | None = None
+    learning: bool = False
+    collected: list[Any] = field(default_factory=list)
+
+
+class Plugin(nn.Module):
+    """Something that is added to a method; each hook does nothing by default.
+
+    Parameters that are trained and buffers that are saved belong to the model under the plug-in's ``name``.
+    State lives there only, never in plain attributes.
+    """
+
+    #: what the model calls it: the prefix of its state, and the attribute under which it is found
+    name: ClassVar[str]
+
+    _host: PromptModel | None = None
+
+    @property
+    def model(self) -> PromptModel:
+        """The model that it is plugged into."""
+        assert self._host is not None, f"{self.name} is not plugged into a model"
+        return self._host
+
+    def join(self, model: PromptModel) -> None:
+        """Remember the model, and attach; :meth:`PromptModel.plug` calls it."""
+        if self._host is not None:
+            raise ConfigError(f"this {self.name} is plugged into a {type(self._host).__name__} already")
+        object.__setattr__(self, "_host", model)  # a module that held its owner would never end
+        self.attach(model)
+
+    # ------------------------------------------------------------------ hooks
+
+    def attach(self, model: PromptModel) -> None:
+        """Called once, on a new model.
+
+        Raises:
+            ConfigError: the model has no use for this plug-in.
+        """
+
+    def around(self, prompts: Prompts, run: Pass) -> Prompts:
+        """What the backbone asks in place of the method's prompts, in one run."""
+        return prompts
+
+    def terms(self, step: Step, collected: Sequence[Any]) -> Mapping[str, Tensor]:
+        """Terms that are added to the loss of a step, scalars by name.
+
+        Args:
+            step: the method's own.
+            collected: what :meth:`around` left in ``run.collected`` in this step.
+        """
+        return {}
+
+    def begin_experience(self, classes: Sequence[int]) -> None:
+        """An experience of these classes begins, wherever the loop has experiences."""
+
+    def received(self, features: Tensor, targets: Tensor) -> None:
+        """Once per received batch, at its first iteration, whatever the loop: detached [B, D]; [B] or [B, C].
+
+        A class that overrides it refuses mixed images, whose features are no class's.
+        """
+
+    def end_experience(self, samples: Samples | None) -> None:
+        """An experience ends; also in a run that was resumed in its middle, and therefore never began it.
+
+        Args:
+            samples: streams what the experience was trained on; None where the loop does not give it.
+        """
+
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Logits [B, C] from the head's input [B, D], in place of the method's; None for no answer.
+
+        Asked in eval mode and between experiences alone: inside an open one the trained head answers.
+        """
+        return None
+
+    def grow_classes(self, num_classes: int) -> None:
+        """Bring per-class state to so many classes."""
+
+    def follow(self) -> None:
+        """Called after the model may have added, frozen or released parameters, and after loading."""
+
+    def resize_to(self, state: Mapping[str, Tensor]) -> None:
+        """Bring shapes in line with a saved state (names without the plug-in's) before it is loaded."""
+
+    def max_state_size(self, experiences: int) -> int | None:
+        """The most numbers that its state can hold after so many experiences; None where no data decide."""
+        return None
+
+    def state_size(self) -> int:
+        """How many numbers it stores."""
+        return sum(value.numel() for value in self.state_dict().values())
+
+
+def overrides(plugin: Plugin, hook: str) -> bool:
+    """Whether a plug-in has a hook of its own in place of the one that does nothing."""
+    return getattr(type(plugin), hook) is not getattr(Plugin, hook)
+
+
+# ---------------------------------------------------------------------------------------- construction
+
+
+def short_forms(method: Callable[..., Any]) -> list[registry.Entry]:
+    """The registered short forms of plug-ins that a method does not take as arguments of its own."""
+    own = schema.parameters(method)[0]
+    return [entry for entry in map(registry.plugins.get, registry.plugins.names()) if entry.name not in own]
+
+
+def serving(method: Callable[..., Any]) -> list[registry.Entry]:
+    """The short forms that serve a method: their arguments stand beside its own in a configuration."""
+    return [entry for entry in short_forms(method) if entry.info["serves"](method)]
+
+
+def refuse_short_forms(method: Callable[..., Any], name: str, section: Mapping[str, Any], path: str) -> None:
+    """Raise ConfigError for a short form that is switched on for a method which it does not serve."""
+    served = [entry.name for entry in serving(method)]
+    for entry in short_forms(method):
+        if section.get(entry.name) and entry.name not in served:
+            raise ConfigError(f"{path}.{entry.name}: strategy {name} {entry.info['lacking']}")
+
+
+def construct(
+    method: Callable[..., PromptModel],
+    *positional: Any,
+    plugins: Iterable[Plugin] = (),
+    **arguments: Any,
+) -> PromptModel:
+    """A model with its plug-ins.
+
+    Args:
+        method: the class; ``positional`` and ``arguments`` are its own.
+        plugins: plugged in this order, copies of them; those of the short forms come first.
+        **arguments: may hold short forms (``coordinate=True``), which the method does not see.
+
+    Raises:
+        ConfigError: what the method or a plug-in refuses.
+    """
+    made: list[Plugin] = []
+    for entry in short_forms(method):
+        keys = schema.parameters(entry.target)[0]
+        plugin = entry.target(**{key: arguments.pop(key) for key in keys if key in arguments})
+        if plugin is not None:
+            made.append(plugin)
+    model = method(*positional, **arguments)
+    for plugin in [*made, *map(copy.deepcopy, plugins)]:
+        model.plug(plugin)
+    return model
+
+
+def make_method(
+    section: Mapping[str, Any], backbone: Any, *, seed: int, plugins: Iterable[Plugin] = ()
+) -> PromptModel:
+    """The model of a ``strategy`` section, with the plug-ins of its short forms."""
+    entry = registry.strategies.get(section["name"])
+    arguments = {key: value for key, value in section.items() if key != "name"}
+    with preserved_rng(
+        derive(seed, "build", entry.name)
+    ):  # a constructor may draw its initial values from there
+        return construct(entry.target, backbone, seed=seed, plugins=plugins, **arguments)
