@@ -1,8 +1,9 @@
-"""Token coordination as a plug-in: every token sees the prompts of its choice, in any method that has prompt tokens.
+"""Token coordination as a plug-in: every token sees the prompts of its choice, in any method with prompts.
 
-A method says which prompts it has (:meth:`clprompt.prompting.model.PromptModel.prompt_sets`) and, where it chooses among slots,
-which of them its columns came from (``BlockPrompt.slots``). The rest happens here, around the prompt callable on its
-way into :meth:`clprompt.backbones.vit.FrozenViT.run`: keys beside the prompts, roles, choices, masks, and a matching loss.
+A method says which prompts it has (:meth:`clprompt.prompting.model.PromptModel.prompt_sets`) and, where it
+chooses among slots, which of them its columns came from (``BlockPrompt.slots``). The rest happens here,
+around the prompt callable on its way into :meth:`clprompt.backbones.vit.FrozenViT.run`: keys beside the
+prompts, roles, choices, masks, and a matching loss.
 
 Source: Liu et al. 2025 (TCPA); the form for methods with a choice of their own is ours.
 """
@@ -29,11 +30,11 @@ from clprompt.registry import plugins
 class Coordination(Plugin):
     """Keys for the prompts of a method, and what follows from them.
 
-    In every block the first half of an image's prompt tokens (rounded up) is for the class token and the other
-    prefix tokens, the rest for the patches. A token compares the stream with the keys of its role and sees the
-    prompts whose keys are nearest, no others. Prompts that stay in the sequence see all tokens and the prompts of
-    their own role; choices are made once, where they join. Without prefix tokens there is one role. Keys start
-    from U(-1, 1), by the model's seed.
+    In every block the first half of an image's prompt tokens (rounded up) is for the class token and the
+    other prefix tokens, the rest for the patches. A token compares the stream with the keys of its role and
+    sees the prompts whose keys are nearest, no others. Prompts that stay in the sequence see all tokens and
+    the prompts of their own role; choices are made once, where they join. Without prefix tokens there is one
+    role. Keys start from U(-1, 1), by the model's seed.
 
     Args:
         weight: of the loss that pulls keys to the tokens that chose them.
@@ -41,7 +42,7 @@ class Coordination(Plugin):
         roles: "halves" as above, or "one" for all tokens and all prompts.
 
     Raises:
-        ConfigError: a value out of range; when it is plugged, a method without prompt tokens or with a single one.
+        ConfigError: a value out of range; when it is plugged, a method with less than two prompt tokens.
     """
 
     name = "coordination"
@@ -132,8 +133,9 @@ class Coordination(Plugin):
             keys = keys[prompt.slots].flatten(1, 2)  # (1 or B, P, D)
             keys = keys[0] if len(keys) == 1 else keys
         if keys.shape[-2] != prompt.tokens.shape[1]:
+            count = prompt.tokens.shape[1]
             raise ValueError(
-                f'{prompt.tokens.shape[1]} prompt tokens of "{prompt.name}" for {keys.shape[-2]} keys in block {block}'
+                f'{count} prompt tokens of "{prompt.name}" for {keys.shape[-2]} keys in block {block}'
             )
         return keys
 
@@ -181,7 +183,7 @@ class Coordination(Plugin):
         return masked
 
     def _carried_mask(self, keys: Tensor, x: Tensor, run: Pass) -> Tensor | None:
-        """Who sees which of the prompts that join a stream [B, N, D]: [B, 1, N + P, P]; None where all see all."""
+        """Who sees which prompts that join a stream [B, N, D]: [B, 1, N + P, P]; None where all see all."""
         batch, length, _ = x.shape
         count = keys.shape[-2]
         mask = torch.zeros(batch, 1, length + count, count, dtype=torch.bool, device=x.device)

@@ -33,7 +33,7 @@ class Encoded(NamedTuple):
     Attributes:
         features: the head's input, [B, D].
         terms: the method's own parts of the loss, scalars that are added; read in training only.
-        details: what else the method needs further on in the same step (chosen slots, distances); for it alone.
+        details: what else the method needs later in the same step (chosen slots, distances).
     """
 
     features: Tensor
@@ -60,36 +60,36 @@ class Step(NamedTuple):
 class PromptModel(nn.Module, ABC):
     """A class-incremental learner over a frozen backbone.
 
-    A method implements :meth:`encode` (images to head input and its own loss terms) and, where it grows with the
-    experiences, :meth:`start_experience`. Everything else here is shared: growth with the classes, masks, seen-class
-    bookkeeping, loading of a state of another size, plug-ins. ``forward`` and ``training_loss`` are no method's
-    own: what stands between features and loss is filled in by :meth:`classify`, :meth:`losses`, :meth:`received`
-    and :meth:`count_step`, so that plug-ins reach every method.
+    A method implements :meth:`encode` (images to head input and its own loss terms) and, where it grows with
+    the experiences, :meth:`start_experience`. Everything else here is shared: growth with the classes, masks,
+    seen-class bookkeeping, loading of a state of another size, plug-ins. ``forward`` and ``training_loss``
+    are no method's own: what stands between features and loss is filled in by :meth:`classify`,
+    :meth:`losses`, :meth:`received` and :meth:`count_step`, so that plug-ins reach every method.
 
-    The loop calls, in this order: ``begin_experience(classes)``; for each received batch ``observe(targets)``, then
-    ``training_loss(images, targets)`` once per iteration; ``end_experience()``. A boundary-free method needs
-    ``observe`` and ``training_loss`` only.
+    The loop calls in this order: ``begin_experience(classes)``; for each received batch ``observe(targets)``,
+    then ``training_loss(images, targets)`` once per iteration; ``end_experience()``. A boundary-free method
+    needs ``observe`` and ``training_loss`` only.
 
     Args:
         backbone: the frozen vision transformer.
         seed: where all initial values come from.
-        mask: which classes compete in the training loss: those of the current experience, all seen ones, those in
-            the batch, or every column. None: "experience", or "seen" when boundary-free.
+        mask: which classes compete in the training loss: those of the current experience, all seen ones,
+            those in the batch, or every column. None: "experience", or "seen" when boundary-free.
         boundary_free: the method is used without experiences and is never told of one.
 
     Raises:
         ConfigError: a mask that there is not, or the mask of the experience where there are no experiences.
     """
 
-    #: "experience": a new optimizer for every experience (old moments would go on moving rows without gradient).
+    #: "experience": a new optimizer for each experience (old moments would move rows without gradient)
     optimizer_reset: ClassVar[Literal["experience", "never"]] = "experience"
     #: names by class id, and image -> tensor [C, H, W]; a model that was loaded from a run folder has both
     class_names: list[str]
     transform: Callable[[Any], Tensor]
     #: False for a reference line that keeps or revisits old images, and says so.
     rehearsal_free: ClassVar[bool] = True
-    #: Whether training goes over the data of earlier experiences again: in "each" experience, or once, in the "last",
-    #: with none of the others trained on.
+    #: Whether training goes over the data of earlier experiences again: in "each" experience, or once, in the
+    #: "last", with none of the others trained on.
     revisits: Literal["never", "each", "last"] = "never"
     #: False where a sample must have exactly one label.
     multi_label: ClassVar[bool] = True
@@ -183,11 +183,11 @@ class PromptModel(nn.Module, ABC):
         """
 
     def prompt_sets(self) -> dict[str, PromptSet]:
-        """The prompt tokens of a method that offers them for a choice, by the ``name`` of its BlockPrompts."""
+        """The prompt tokens of a method that offers them for choice, by the ``name`` of its BlockPrompts."""
         return {}
 
     def begin_epoch(self, epoch: int) -> None:
-        """The loop may tell at which epoch of the experience it is, counted from 0; most methods do not care."""
+        """The loop may tell at which epoch of the experience it is, from 0; most methods do not care."""
 
     def finish_experience(self) -> None:
         """Called once when an experience ends."""
@@ -203,7 +203,7 @@ class PromptModel(nn.Module, ABC):
         return {}
 
     def opening_diagnostics(self) -> Mapping[str, Any]:
-        """The same of what :meth:`start_experience` saw; asked for once, right after it, and then forgotten."""
+        """The same of what :meth:`start_experience` saw; asked for once, right after it, then forgotten."""
         return {}
 
     def probe(self, images: Glimpse) -> Mapping[str, Any]:
@@ -215,7 +215,7 @@ class PromptModel(nn.Module, ABC):
         return {}
 
     def describe(self) -> dict[str, int]:
-        """What the method takes beside the backbone: numbers and bytes of its state, and what of it is trained."""
+        """What the method takes beside the backbone: numbers and bytes of its state, and what is trained."""
         state = self.method_state().values()
         return {
             "state_numbers": sum(value.numel() for value in state),
@@ -306,8 +306,8 @@ class PromptModel(nn.Module, ABC):
             soft: what to train towards in place of the labels.
 
         Raises:
-            ProtocolError: a label that was never observed, an experience that was never begun, or soft labels that
-                the method or a plug-in has no use for.
+            ProtocolError: a label that was never observed, an experience that was never begun, or soft labels
+                that the method or a plug-in has no use for.
         """
         self.check_targets(targets)
         if soft is not None:
@@ -377,7 +377,7 @@ class PromptModel(nn.Module, ABC):
         return base.index_fill(0, targets, True)
 
     def check_targets(self, targets: Tensor) -> None:
-        """Refuse an empty batch, a label never observed, and training before ``begin_experience`` where it is needed."""
+        """Refuse an empty batch, a label never observed, and a step without the experience that is needed."""
         if targets.shape[0] == 0:
             raise ProtocolError("training_loss got an empty batch")
         if self.boundaries == "required" and not bool(self.open):
@@ -496,7 +496,7 @@ class PromptModel(nn.Module, ABC):
         return query
 
     def query(self, images: Tensor, first: int, cached: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """The stream that enters block ``first`` [B, N, D] and the query features [B, D], both without gradient.
+        """The stream that enters block ``first`` [B, N, D] and the query [B, D], both without gradient.
 
         Blocks before the first prompted one are the same for query and prompted pass: they run once.
         """
@@ -507,7 +507,7 @@ class PromptModel(nn.Module, ABC):
     # ------------------------------------------------------------------ parameters and state
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups: ``{"name", "params": {name: parameter}}`` and optional overrides such as ``lr``."""
+        """Optimizer groups: ``{"name", "params": {name: parameter}}`` and overrides such as ``lr``."""
         return [{"name": "all", "params": self.trainable()}]
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -528,7 +528,7 @@ class PromptModel(nn.Module, ABC):
         return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
 
     def state_size(self) -> int:
-        """How many numbers the method stores beside the backbone; independent of the number of samples seen."""
+        """How many numbers the method stores beside the backbone, however many samples were seen."""
         return sum(value.numel() for value in self.method_state().values())
 
     def max_state_size(self, experiences: int) -> int | None:

@@ -2,10 +2,11 @@
 
     model = L2PModel(backbone).plug(Coordination(share=0.4))
 
-A plug-in stands in the way of a method's prompts, adds terms to its loss, looks at what is received, or answers in
-place of its trained head. Its state is part of the model's: saved, resumed, grown and counted with it. In a
-configuration plug-ins have short forms, keys beside the method's own (``strategy: {name: ..., coordinate: true}``),
-which are registered in :data:`clprompt.registry.plugins` and never reach a method's constructor.
+A plug-in stands in the way of a method's prompts, adds terms to its loss, looks at what is received, or
+answers in place of its trained head. Its state is part of the model's: saved, resumed, grown and counted with
+it. In a configuration plug-ins have short forms, keys beside the method's own (``strategy: {name: ...,
+coordinate: true}``), which are registered in :data:`clprompt.registry.plugins` and never reach a method's
+constructor.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from clprompt.seeding import derive, preserved_rng
 if TYPE_CHECKING:
     from clprompt.prompting.model import PromptModel, Step
 
-#: Streams the training images of an experience [B, 3, H, W] with their visible labels [B] or [B, C], under the
-#: evaluation transform, as often as it is called.
+#: Streams the training images of an experience [B, 3, H, W] with their visible labels [B] or [B, C], under
+#: the evaluation transform, as often as it is called.
 Samples = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 

@@ -93,8 +93,7 @@ class Recorder(Plugin):
 
     def end_experience(self, samples: Samples | None) -> None:
         self.calls["end"] += 1
-        assert samples is not None
-        for images, targets in samples():
+        for images, targets in samples() if samples is not None else ():
             assert len(images) == len(targets)
             self.ended += self._count(targets)
 
