@@ -150,7 +150,7 @@ class PromptStrategy(SupervisedTemplate):
 
     def _classes(self) -> Any:
         """The classes that the experience trains on; None where it does not tell, or nobody wants to know."""
-        if self.model.boundaries == "unused" and not self.model.plugins:
+        if not self.model.wants_experiences():
             return None
         which = "in_this_experience" if self.model.revisits == "never" else "seen_so_far"
         return getattr(self.experience, f"classes_{which}", None)

@@ -241,9 +241,8 @@ class PromptModel(nn.Module, ABC):
         """
         name = plugin.name
         if hasattr(self, name) or not name.isidentifier():
-            raise ConfigError(
-                f'a plug-in cannot be called "{name}": {type(self).__name__} has one, or something else'
-            )
+            why = "the name is taken" if hasattr(self, name) else "it is no plain name"
+            raise ConfigError(f'{type(self).__name__} takes no plug-in called "{name}": {why}')
         plugin.join(self)
         if self.num_classes:
             plugin.grow_classes(self.num_classes)
@@ -269,6 +268,11 @@ class PromptModel(nn.Module, ABC):
         if not answering or self._told or bool(self.open):
             return None
         return next((logits for p in answering if (logits := p.logits(features)) is not None), None)
+
+    def wants_experiences(self) -> bool:
+        """Whether a loop that has experiences tells of them: the method or a plug-in has a use for them."""
+        hooks = ("begin_experience", "end_experience", "logits")
+        return self.boundaries != "unused" or any(overrides(p, hook) for p in self.plugins for hook in hooks)
 
     def counts_received(self) -> bool:
         """Whether a plug-in looks at what is received, so that mixed images are refused."""
@@ -336,12 +340,12 @@ class PromptModel(nn.Module, ABC):
         """The step with the terms of plug-ins, by the order of their names: the same bits however plugged."""
         added: dict[str, Tensor] = {}
         for plugin in sorted(self.plugins, key=lambda plugin: plugin.name):
-            added.update(plugin.terms(step, collected[plugin.name]))
+            for name, term in plugin.terms(step, collected[plugin.name]).items():
+                if name in added or name in step.terms:
+                    raise ProtocolError(f"{plugin.name} adds the loss term {name}, which is there already")
+                added[name] = term
         if not added:
             return step
-        taken = added.keys() & step.terms.keys()
-        if taken:
-            raise ProtocolError(f"a plug-in adds the loss term {min(taken)}, which the method has already")
         loss = step.loss + torch.stack(list(added.values())).sum()
         return step._replace(
             loss=loss, terms={**step.terms, **{name: term.detach() for name, term in added.items()}}

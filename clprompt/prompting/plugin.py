@@ -91,7 +91,11 @@ class Plugin(nn.Module):
         if self._host is not None:
             raise ConfigError(f"this {self.name} is plugged into a {type(self._host).__name__} already")
         object.__setattr__(self, "_host", model)  # a module that held its owner would never end
-        self.attach(model)
+        try:
+            self.attach(model)
+        except ConfigError:
+            object.__setattr__(self, "_host", None)
+            raise
 
     # ------------------------------------------------------------------ hooks
 

@@ -209,8 +209,8 @@ class Engine:
         return np.concatenate([np.asarray(part) for part in parts[first : now + 1]])
 
     def _has_experiences(self) -> bool:
-        """Whether the loop has experiences, and the method or a plug-in wants to know of them."""
-        return self.online is None and (self.model.boundaries != "unused" or bool(self.model.plugins))
+        """Whether the loop has experiences, and somebody wants to know of them."""
+        return self.online is None and self.model.wants_experiences()
 
     def _samples(self) -> Samples:
         """Streams what the experience trains on, with visible labels, under the evaluation transform."""

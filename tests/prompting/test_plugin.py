@@ -465,7 +465,7 @@ def test_a_name_that_is_taken_is_refused_in_one_line():
 
     model = LinearProbeModel(tiny_vit()).plug(Recorder())
     for plugin in (Recorder(), Head()):
-        with pytest.raises(ConfigError, match=f'cannot be called "{plugin.name}"') as caught:
+        with pytest.raises(ConfigError, match=f'no plug-in called "{plugin.name}"') as caught:
             model.plug(plugin)
         assert "\n" not in str(caught.value)
     assert len(model.plugins) == 1
@@ -476,6 +476,32 @@ def test_a_plug_in_serves_one_model():
     LinearProbeModel(tiny_vit()).plug(plugin)
     with pytest.raises(ConfigError, match="plugged into a LinearProbeModel already"):
         LinearProbeModel(tiny_vit()).plug(plugin)
+
+
+class Doubles(Halved):
+    """Names a term of its own as the method's is named."""
+
+    name = "doubles"
+
+    def terms(self, step: Step, collected: Sequence[Any]) -> dict[str, Tensor]:
+        return {"cross_entropy": self.direction.sum()}
+
+
+def test_a_term_that_is_there_already_is_refused_in_one_line():
+    model = construct(LinearProbeModel, tiny_vit(), plugins=[Doubles()])
+    model.begin_experience(CLASSES[0])
+    model.observe(torch.tensor(CLASSES[0]))
+    with pytest.raises(
+        ProtocolError, match="doubles adds the loss term cross_entropy, which is there already"
+    ):
+        model.training_loss(ToyImages(1).images[:2], torch.tensor([4, 1]))
+
+
+def test_a_plug_in_that_was_refused_can_be_plugged_elsewhere():
+    plugin = Coordination()
+    with pytest.raises(ConfigError, match="no prompt tokens"):
+        LinearProbeModel(tiny_vit()).plug(plugin)
+    assert VPTDeepModel(tiny_vit()).plug(plugin).coordination is plugin
 
 
 # -------------------------------------------------------------------------------- mixed images
