@@ -1,4 +1,4 @@
-"""Strategies, scenarios, data sets and sinks by name.
+"""Strategies, scenarios, data sets, sinks and plug-ins by name.
 
 A decorator registers a class or a function under a name; nothing else in clprompt knows it by that name:
 
