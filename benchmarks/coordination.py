@@ -21,7 +21,7 @@ from benchmarks.damvp_clusters import cell
 from clprompt import FrozenViT, fit
 from clprompt.data import datasets_for, digits
 from clprompt.metrics import accuracy
-from clprompt.prompting.plugin import make_method
+from clprompt.prompting.build import make_method
 from clprompt.scenarios import split
 from clprompt.training.settings import Training
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from clprompt.data.loading import sample_stream, training_batches
 from clprompt.errors import ConfigError, ProtocolError
+from clprompt.prompting.build import construct, serving
 from clprompt.prompting.losses import classification_loss
 from clprompt.prompting.model import PromptModel, Step
-from clprompt.prompting.plugin import Plugin, Samples, construct, serving
+from clprompt.prompting.plugin import Plugin, Samples
 from clprompt.targets import visible
 from clprompt.training import optim
 from clprompt.training.mixing import check_mixing, soften

@@ -16,8 +16,8 @@ from clprompt.data.plan import Plan
 from clprompt.data.transforms import make_transform
 from clprompt.errors import ConfigError
 from clprompt.experiment.config import Config
+from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
-from clprompt.prompting.plugin import make_method
 from clprompt.registry import make_registered
 from clprompt.system.runtime import find_device
 

@@ -244,7 +244,7 @@ def named(given: Any, path: str, online: bool = False) -> dict[str, Any]:
     skip = _NAMED.get(kind, _NAMED["strategy"])
     plugins: list[Callable[..., Any]] = []
     if known is registry.strategies:
-        from clprompt.prompting.plugin import refuse_short_forms, serving
+        from clprompt.prompting.build import refuse_short_forms, serving
 
         refuse_short_forms(entry.target, entry.name, given, path)
         plugins = [short.target for short in serving(entry.target)]

@@ -18,8 +18,9 @@ from clprompt.backbones.vit import FrozenViT, make_backbone
 from clprompt.data.images import read_image
 from clprompt.data.transforms import make_transform
 from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError
+from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
-from clprompt.prompting.plugin import Plugin, make_method
+from clprompt.prompting.plugin import Plugin
 from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.runtime import find_device
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,8 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import LinearHead, grow_rows
 from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logits
 from clprompt.prompting.plugin import Pass, Plugin, PromptSet, Samples, overrides
+from clprompt.prompting.step import Encoded as Encoded
+from clprompt.prompting.step import Step as Step
 from clprompt.targets import classes_in, present
 
 #: Values per sample that an evaluator keeps for a model between evaluations: the model reads and fills it.
@@ -25,36 +26,6 @@ Boundaries = Literal["required", "optional", "unused"]
 
 
 Model = TypeVar("Model", bound="PromptModel")
-
-
-class Encoded(NamedTuple):
-    """What :meth:`PromptModel.encode` returns.
-
-    Attributes:
-        features: the head's input, [B, D].
-        terms: the method's own parts of the loss, scalars that are added; read in training only.
-        details: what else the method needs later in the same step (chosen slots, distances).
-    """
-
-    features: Tensor
-    terms: Mapping[str, Tensor] = MappingProxyType({})
-    details: Any = None
-
-
-class Step(NamedTuple):
-    """What one training step produced.
-
-    Attributes:
-        loss: scalar to call ``backward`` on (without a graph where a method trains nothing).
-        logits: [B, C], masked by seen classes only, with their graph (Avalanche's LwF distils on them).
-        terms: each part of the loss by name, detached scalars, for the log.
-        features: the head's input, [B, D], detached.
-    """
-
-    loss: Tensor
-    logits: Tensor
-    terms: dict[str, Tensor]
-    features: Tensor
 
 
 class PromptModel(nn.Module, ABC):

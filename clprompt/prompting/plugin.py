@@ -11,20 +11,15 @@ constructor.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from clprompt import registry, schema
 from clprompt.backbones.vit import Prompts
 from clprompt.errors import ConfigError
-from clprompt.seeding import derive, preserved_rng
-
-if TYPE_CHECKING:
-    from clprompt.prompting.model import PromptModel, Step
+from clprompt.prompting.step import Step
 
 #: Streams the training images of an experience [B, 3, H, W] with their visible labels [B] or [B, C], under
 #: the evaluation transform, as often as it is called.
@@ -78,15 +73,15 @@ class Plugin(nn.Module):
     #: what the model calls it: the prefix of its state, and the attribute under which it is found
     name: ClassVar[str]
 
-    _host: PromptModel | None = None
+    _host: Any = None
 
     @property
-    def model(self) -> PromptModel:
-        """The model that it is plugged into."""
+    def model(self) -> Any:
+        """The PromptModel that it is plugged into."""
         assert self._host is not None, f"{self.name} is not plugged into a model"
         return self._host
 
-    def join(self, model: PromptModel) -> None:
+    def join(self, model: Any) -> None:
         """Remember the model, and attach; :meth:`PromptModel.plug` calls it."""
         if self._host is not None:
             raise ConfigError(f"this {self.name} is plugged into a {type(self._host).__name__} already")
@@ -99,8 +94,11 @@ class Plugin(nn.Module):
 
     # ------------------------------------------------------------------ hooks
 
-    def attach(self, model: PromptModel) -> None:
+    def attach(self, model: Any) -> None:
         """Called once, on a new model.
+
+        Args:
+            model: a PromptModel.
 
         Raises:
             ConfigError: the model has no use for this plug-in.
@@ -163,65 +161,3 @@ class Plugin(nn.Module):
 def overrides(plugin: Plugin, hook: str) -> bool:
     """Whether a plug-in has a hook of its own in place of the one that does nothing."""
     return getattr(type(plugin), hook) is not getattr(Plugin, hook)
-
-
-# ---------------------------------------------------------------------------------------- construction
-
-
-def short_forms(method: Callable[..., Any]) -> list[registry.Entry]:
-    """The registered short forms of plug-ins that a method does not take as arguments of its own."""
-    own = schema.parameters(method)[0]
-    return [entry for entry in map(registry.plugins.get, registry.plugins.names()) if entry.name not in own]
-
-
-def serving(method: Callable[..., Any]) -> list[registry.Entry]:
-    """The short forms that serve a method: their arguments stand beside its own in a configuration."""
-    return [entry for entry in short_forms(method) if entry.info["serves"](method)]
-
-
-def refuse_short_forms(method: Callable[..., Any], name: str, section: Mapping[str, Any], path: str) -> None:
-    """Raise ConfigError for a short form that is switched on for a method which it does not serve."""
-    served = [entry.name for entry in serving(method)]
-    for entry in short_forms(method):
-        if section.get(entry.name) and entry.name not in served:
-            raise ConfigError(f"{path}.{entry.name}: strategy {name} {entry.info['lacking']}")
-
-
-def construct(
-    method: Callable[..., PromptModel],
-    *positional: Any,
-    plugins: Iterable[Plugin] = (),
-    **arguments: Any,
-) -> PromptModel:
-    """A model with its plug-ins.
-
-    Args:
-        method: the class; ``positional`` and ``arguments`` are its own.
-        plugins: plugged in this order, copies of them; those of the short forms come first.
-        **arguments: may hold short forms (``coordinate=True``), which the method does not see.
-
-    Raises:
-        ConfigError: what the method or a plug-in refuses.
-    """
-    made: list[Plugin] = []
-    for entry in short_forms(method):
-        keys = schema.parameters(entry.target)[0]
-        plugin = entry.target(**{key: arguments.pop(key) for key in keys if key in arguments})
-        if plugin is not None:
-            made.append(plugin)
-    model = method(*positional, **arguments)
-    for plugin in [*made, *map(copy.deepcopy, plugins)]:
-        model.plug(plugin)
-    return model
-
-
-def make_method(
-    section: Mapping[str, Any], backbone: Any, *, seed: int, plugins: Iterable[Plugin] = ()
-) -> PromptModel:
-    """The model of a ``strategy`` section, with the plug-ins of its short forms."""
-    entry = registry.strategies.get(section["name"])
-    arguments = {key: value for key, value in section.items() if key != "name"}
-    with preserved_rng(
-        derive(seed, "build", entry.name)
-    ):  # a constructor may draw its initial values from there
-        return construct(entry.target, backbone, seed=seed, plugins=plugins, **arguments)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from clprompt.backbones.vit import FrozenViT
+from clprompt.prompting.build import construct
 from clprompt.prompting.model import PromptModel
-from clprompt.prompting.plugin import Plugin, Samples, construct
+from clprompt.prompting.plugin import Plugin, Samples
 from clprompt.seeding import generator, preserved_rng
 from clprompt.targets import visible
 from clprompt.testing.asserts import chunked, steady

@@ -16,9 +16,10 @@ from clprompt.backbones.vit import FrozenViT
 from clprompt.cli.main import main
 from clprompt.errors import ConfigError
 from clprompt.experiment import config
+from clprompt.prompting.build import construct
 from clprompt.prompting.coordination import Coordination
 from clprompt.prompting.model import PromptModel
-from clprompt.prompting.plugin import Pass, construct
+from clprompt.prompting.plugin import Pass
 from clprompt.seeding import generator
 from clprompt.strategies.coda_prompt import CODAPromptModel
 from clprompt.strategies.dualprompt import DualPromptModel

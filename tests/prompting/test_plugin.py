@@ -20,11 +20,12 @@ from clprompt.backbones.attention import BlockPrompt
 from clprompt.data.plan import group_indices
 from clprompt.errors import ConfigError, Interrupted, ProtocolError
 from clprompt.experiment import config
+from clprompt.prompting.build import construct, make_method
 from clprompt.prompting.coordination import Coordination
 from clprompt.prompting.heads import grow_rows
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import PromptModel, Step
-from clprompt.prompting.plugin import Pass, Plugin, Samples, construct, make_method
+from clprompt.prompting.plugin import Pass, Plugin, Samples
 from clprompt.scenarios import Plan, to_avalanche, to_online_avalanche
 from clprompt.strategies.l2p import L2PModel
 from clprompt.strategies.linear_probe import LinearProbeModel
