@@ -139,8 +139,7 @@ class Evaluator:
         order = np.array([index for batch in batches for index in batch], dtype=np.int64)
         numbers = np.array([number for number, batch in self._chunks for _ in batch], dtype=np.int64)
         groups = [np.flatnonzero(numbers == number) for number in range(len(self.groups))]
-        logits = np.concatenate(parts) if parts else np.empty((0, len(model.seen)), dtype=np.float32)
-        return self.measure.score(logits, self.targets[order], seen, groups)
+        return self.measure.score(_stacked(parts, len(model.seen)), self.targets[order], seen, groups)
 
     def _logits(self, model: PromptModel, images: Tensor, key: int) -> Tensor:
         cache: Cache | None = self._kept.get(key, {}) if self.cache_bytes else None
@@ -213,6 +212,18 @@ def evaluator_for(
     measure = measure_of(targets, online, threshold=getattr(plan, "threshold", 0.8))
     groups = plan.test_groups(np.asarray(targets)) if measure.by_group else ()
     return Evaluator(test, targets, groups, measure=measure, **arguments)
+
+
+def _stacked(parts: Sequence[np.ndarray], classes: int) -> np.ndarray:
+    """Logits [n, C] of batches [b, C]; a class that a batch does not know yet is unseen there."""
+    logits = np.full(
+        (sum(map(len, parts)), max([classes, *(part.shape[1] for part in parts)])), -np.inf, np.float32
+    )
+    start = 0
+    for part in parts:
+        logits[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return logits
 
 
 def _size(cache: Cache | None) -> int:
