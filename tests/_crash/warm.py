@@ -10,6 +10,7 @@ time, each with the streams, the folder and the environment of the one that asks
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -148,7 +149,11 @@ def main() -> None:
     requests.register(sys.stdin, selectors.EVENT_READ)
     print(json.dumps({"ready": True}), flush=True)
     while True:
-        for key, _ in requests.select():
+        ready = requests.select()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # those that served a connection and are done
+                pass
+        for key, _ in ready:
             if key.fileobj is listener:
                 connection, _ = listener.accept()
                 fork(serve, connection)
