@@ -21,11 +21,23 @@ import types
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from clprompt.errors import ConfigError, nearest
 
 T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Only(NamedTuple):
+    """Why something is no argument although other codes have one, and the value that it always has here.
+
+    Attributes:
+        value: what the key may hold in the files of runs from before it was refused.
+        reason: one sentence without a full stop.
+    """
+
+    value: Any
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,8 @@ class Entry:
         module: where it was defined.
         summary: first line of its docstring.
         info: whatever else was registered with it (`paper`, `year`, ...).
+        refused: arguments that are none on purpose, each with its one value and the reason.
+        renamed: the names that arguments had before, each with the one of today.
     """
 
     name: str
@@ -45,6 +59,16 @@ class Entry:
     module: str
     summary: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, Only] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def without_refused(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """A section of an earlier run without the keys that are refused today, where they hold their one value."""
+        return {
+            key: value
+            for key, value in section.items()
+            if key not in self.refused or value != self.refused[key].value
+        }
 
 
 class Registry:
@@ -60,11 +84,21 @@ class Registry:
         self._load = load
         self._entries: dict[str, Entry] = {}
 
-    def register(self, name: str | None = None, **info: Any) -> Callable[[T], T]:
-        """A decorator that registers a class or function and returns it unchanged.
+    def register(
+        self,
+        name: str | None = None,
+        *,
+        refused: Mapping[str, Only] | None = None,
+        renamed: Mapping[str, str] | None = None,
+        **info: Any,
+    ) -> Callable[[T], T]:
+        """A decorator that registers a class or function and returns it.
 
         Args:
             name: defaults to the object's own name.
+            refused: what is no argument on purpose, with the reason; whoever gives it, in a configuration or from
+                Python, reads that (`schema.checked` looks `argument_answers` up on the object).
+            renamed: names that arguments had before, with those of today; answered in the same way.
             **info: kept in the entry; `paper` and `year` are shown by `clprompt list`.
 
         Raises:
@@ -82,7 +116,18 @@ class Registry:
                     f'{self.kind} "{chosen}" is registered twice: by {_where(taken.target)} and by {_where(target)}'
                 )
             summary = next(iter((target.__doc__ or "").strip().splitlines()), "")
-            self._entries[_key(chosen)] = Entry(chosen, target, target.__module__, summary, dict(info))
+            entry = Entry(
+                chosen,
+                target,
+                target.__module__,
+                summary,
+                dict(info),
+                dict(refused or {}),
+                dict(renamed or {}),
+            )
+            self._entries[_key(chosen)] = entry
+            if refused or renamed:
+                target.argument_answers = _answers(entry)  # type: ignore[attr-defined]
             return target
 
         return decorate
@@ -107,6 +152,12 @@ class Registry:
         if self._load is not None:
             self._load()
         return sorted(entry.name for entry in self._entries.values())
+
+
+def _answers(entry: Entry) -> dict[str, str]:
+    """By argument the line that whoever gives it reads."""
+    refused = {key: f"{key} is no argument: {only.reason}" for key, only in entry.refused.items()}
+    return refused | {key: f"{key} is now called {name}" for key, name in entry.renamed.items()}
 
 
 def _key(name: str) -> str:

@@ -1,22 +1,40 @@
 """What a configuration section may hold, read off the signature of what the section is passed to.
 
-Typed keyword arguments with defaults *are* the schema: their names are the keys, their hints the types. A value
-that comes out of `arguments` or `check` is plain YAML (None, bool, int, float, str, list, dict).
+Typed keyword arguments with defaults *are* the schema: their names are the keys, their hints the types, and what a
+value must keep to stands beside it:
+
+    @schema.checked
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, at_least(1)] = 5,
+        share: Annotated[float, above(0), at_most(1)] = 0.5,
+        form: Literal["prefix", "fresh"] = "prefix",
+    ) -> None: ...
+
+A configuration is checked by `arguments`, a call from Python by `checked`, both by `check`. Every float is finite. A
+value that comes out of `arguments` or `check` is plain YAML (None, bool, int, float, str, list, dict).
 """
 
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
+import functools
 import inspect
 import json
+import math
+import operator
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeVar, Union
 
 from clprompt.errors import ConfigError, nearest
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _SEQUENCES = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable)
 _NUMBERS = {bool: "bool", int: "int", float: "float", str: "str", type(None): "null"}
@@ -29,6 +47,128 @@ class Parameter:
     hint: Any
     default: Any = None
     required: bool = False
+
+
+# ------------------------------------------------------------------------------------------- constraints
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What numbers of an argument keep to, beside its type in `Annotated`; None and other kinds of values pass.
+
+    Args:
+        relation: how a number stands to the limit.
+        limit: the number that it is compared with.
+    """
+
+    relation: Literal["at least", "above", "at most", "below"]
+    limit: float
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value keeps to the bound."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        return bool(_RELATIONS[self.relation](value, self.limit))
+
+    def __str__(self) -> str:
+        return f"{self.relation} {self.limit}"
+
+
+@dataclass(frozen=True)
+class Length:
+    """How many entries a list or mapping, or characters a text, has at least, beside its type in `Annotated`."""
+
+    least: int
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is long enough; one without a length is."""
+        return not isinstance(value, Sized) or len(value) >= self.least
+
+    def __str__(self) -> str:
+        return "not empty" if self.least == 1 else f"of length {self.least} or more"
+
+
+_RELATIONS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+
+
+def at_least(limit: float) -> Bound:
+    """`Annotated[int, at_least(1)]`: 1 or more."""
+    return Bound("at least", limit)
+
+
+def above(limit: float) -> Bound:
+    """`Annotated[float, above(0)]`: more than 0."""
+    return Bound("above", limit)
+
+
+def at_most(limit: float) -> Bound:
+    """`Annotated[float, at_most(1)]`: 1 or less."""
+    return Bound("at most", limit)
+
+
+def below(limit: float) -> Bound:
+    """`Annotated[float, below(1)]`: less than 1."""
+    return Bound("below", limit)
+
+
+#: `Annotated[list[str], not_empty]`: one entry or more.
+not_empty = Length(1)
+
+
+def checked(function: F) -> F:
+    """A decorator: a call's arguments are checked by their hints, types and constraints, and passed on as they are.
+
+    It stands at a constructor or a function whose arguments a configuration can set, so that callers from Python are
+    answered as a configuration is, with the argument's bare name. Numbers of numpy, arrays and ranges count as the
+    numbers and lists that they hold.
+
+    Raises:
+        ConfigError: in the call, an argument of another type or out of bounds; or one that the registry refuses.
+    """
+    signature = inspect.signature(function)
+    is_open = any(argument.kind is argument.VAR_KEYWORD for argument in signature.parameters.values())
+    is_method = next(iter(signature.parameters), "") == "self"
+    hints: dict[str, Any] = {}
+
+    @functools.wraps(function)
+    def wrapper(*positional: Any, **named: Any) -> Any:
+        owner = type(positional[0]) if is_method and positional else wrapper
+        answers = _answers(owner)
+        for name in named:
+            if name not in signature.parameters and not is_open and name in answers:
+                raise ConfigError(answers[name])
+        try:
+            bound = signature.bind(*positional, **named)
+        except TypeError:
+            return function(*positional, **named)  # Python's own words for what is missing or too much
+        if not hints:
+            hints.update(_type_hints(function))
+        for name, value in bound.arguments.items():
+            kind = signature.parameters[name].kind
+            if name in hints and kind not in (
+                inspect.Parameter.VAR_POSITIONAL,
+                inspect.Parameter.VAR_KEYWORD,
+            ):
+                _checked_value(value, hints[name], name, answers.get(name), text=False)
+        return function(*positional, **named)
+
+    return typing.cast(F, wrapper)
+
+
+def check_fields(settings: Any, path: str = "") -> None:
+    """Check the fields of a dataclass by their hints, in its `__post_init__`; they become what `check` gives.
+
+    Args:
+        settings: an instance, frozen or not.
+        path: the section's name, for messages; "" for the fields' bare names.
+
+    Raises:
+        ConfigError: a field of another type or out of bounds.
+    """
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    for field in dataclasses.fields(settings):
+        value = check(getattr(settings, field.name), hints[field.name], _dotted(path, field.name))
+        object.__setattr__(settings, field.name, value)
 
 
 # --------------------------------------------------------------------------------------------- signatures
@@ -72,7 +212,7 @@ def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
     unknown: dict[str, Any] = {}
     while True:
         try:
-            return typing.get_type_hints(function, localns=unknown)
+            return typing.get_type_hints(function, localns=unknown, include_extras=True)
         except NameError as error:  # a name imported for type checkers only: that argument is not checked
             if not error.name or error.name in unknown:
                 return {}
@@ -98,19 +238,23 @@ def arguments(
     Raises:
         ConfigError: an unknown key, a wrong type, or a required argument that is missing.
     """
-    known, is_open = parameters(target, skip)
+    allowed, is_open = parameters(target, skip)
     for function in also:
-        known |= parameters(function)[0]
-    check_keys([key for key in given if not is_open or key in skip], known, path)
-    checked: dict[str, Any] = {}
-    for key, parameter in known.items():
+        allowed |= parameters(function)[0]
+    answers = _answers(target)
+    for key in given:
+        if key in answers and key not in allowed:
+            raise ConfigError(f"{path}.{answers[key]}")
+    check_keys([key for key in given if not is_open or key in skip], allowed, path)
+    values: dict[str, Any] = {}
+    for key, parameter in allowed.items():
         if key in given:
-            checked[key] = check(given[key], parameter.hint, f"{path}.{key}")
+            values[key] = _checked_value(given[key], parameter.hint, f"{path}.{key}", answers.get(key))
         elif parameter.required:
             raise ConfigError(f"{path}.{key} is missing; it must be {describe(parameter.hint)}")
         elif _is_plain(parameter.default):
-            checked[key] = _listed(parameter.default)
-    return checked | {key: value for key, value in given.items() if key not in known}
+            values[key] = _listed(parameter.default)
+    return values | {key: value for key, value in given.items() if key not in allowed}
 
 
 def check_keys(given: Iterable[str], allowed: Iterable[str], path: str) -> None:
@@ -118,9 +262,10 @@ def check_keys(given: Iterable[str], allowed: Iterable[str], path: str) -> None:
     allowed = sorted(allowed)
     for key in given:
         if key not in allowed:
-            dotted = f"{path}.{key}" if path else str(key)
             hint = nearest(str(key), allowed)
-            raise ConfigError(f'unknown key "{dotted}"{hint}; allowed: {", ".join(allowed) or "none"}')
+            raise ConfigError(
+                f'unknown key "{_dotted(path, key)}"{hint}; allowed: {", ".join(allowed) or "none"}'
+            )
 
 
 # ------------------------------------------------------------------------------------------------- types
@@ -131,33 +276,36 @@ def check(value: Any, hint: Any, path: str) -> Any:
 
     Args:
         value: plain YAML.
-        hint: int, float, bool, str, None, Literal, unions, list/tuple/Sequence and dict of those, paths. Other
-            classes are tested by `isinstance`; what cannot be tested is let through.
+        hint: int, float, bool, str, None, Literal, unions, list/tuple/Sequence and dict of those, paths, each with
+            constraints where it stands in `Annotated`. Other classes are tested by `isinstance`; what cannot be
+            tested is let through.
         path: the value's dotted key, for messages.
 
     Raises:
-        ConfigError: the value is of another type.
+        ConfigError: the value is of another type, or breaks a constraint.
     """
+    return _checked_value(value, hint, path)
+
+
+def _checked_value(value: Any, hint: Any, path: str, answer: str | None = None, *, text: bool = True) -> Any:
+    """`check`; `answer` is what the registry says of the key, `text` whether "0,1,2" may stand for a list."""
     try:
-        return _convert(value, hint)
-    except _MisfitError:
+        return _convert(value, hint, text)
+    except _MisfitError as misfit:
         choices = _choices(hint)
         close = nearest(value, choices) if isinstance(value, str) else ""
-        raise ConfigError(f"{path} must be {describe(hint)}, got {show(value)}{close}") from None
+        allowed = misfit.allowed or describe(hint)
+        former = f"; the former {answer}" if answer else ""
+        raise ConfigError(f"{path} must be {allowed}, got {show(value)}{close}{former}") from None
 
 
-def at_least(least: float, **values: float | None) -> None:
-    """Raises `ConfigError` at the first value below `least`; None is no value."""
-    for name, value in values.items():
-        if value is not None and not value >= least:
-            raise ConfigError(f"{name} must be at least {least}, got {value}")
+def _dotted(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
 
 
-def above_zero(**values: float | None) -> None:
-    """Raises `ConfigError` at the first value that is not above 0; None is no value."""
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} must be above 0, got {value}")
+def _answers(target: Any) -> Mapping[str, str]:
+    """What the registry was told of arguments that a class or function does not take (any more), by their names."""
+    return getattr(target, "argument_answers", {})
 
 
 def parse(text: str) -> Any:
@@ -175,72 +323,132 @@ def parse(text: str) -> Any:
 
 
 class _MisfitError(Exception):
-    pass
+    """A value does not fit; `allowed` says what would where its type fits and a constraint does not."""
+
+    def __init__(self, allowed: str = "") -> None:
+        super().__init__(allowed)
+        self.allowed = allowed
 
 
-def _convert(value: Any, hint: Any) -> Any:
+def _convert(value: Any, hint: Any, text: bool) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or hint is object or hint is inspect.Parameter.empty or isinstance(hint, typing.TypeVar):
         return value
     if origin is typing.Annotated:
-        return _convert(value, inner[0])
+        return _convert_constrained(value, inner[0], _constraints(hint), text)
     if origin in (Union, types.UnionType):
-        return _convert_union(value, inner)
+        return _convert_union(value, inner, text)
     if origin is Literal:
+        value = _number(value)
         if any(value == choice and type(value) is type(choice) for choice in inner):
             return value
         raise _MisfitError
     kind = origin or hint
     if kind in _SEQUENCES:
-        return _convert_sequence(value, kind, inner)
+        return _convert_sequence(value, kind, inner, text)
     if kind in (dict, collections.abc.Mapping, collections.abc.MutableMapping):
         if not isinstance(value, Mapping):
             raise _MisfitError
         key_hint, value_hint = inner or (Any, Any)
-        return {_convert(key, key_hint): _convert(item, value_hint) for key, item in value.items()}
+        return {_within(key, key_hint, text): _within(item, value_hint, text) for key, item in value.items()}
     return _convert_plain(value, kind)
 
 
 def _convert_plain(value: Any, kind: Any) -> Any:
+    if kind in _NUMBERS:
+        value = _number(value)
     if kind is None or kind is type(None):
         fits = value is None
     elif kind is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(value) if fits else value
+        value = _finite(value) if fits else value
     elif kind is int:
         fits = isinstance(value, int) and not isinstance(value, bool)
     elif isinstance(kind, type) and issubclass(kind, os.PathLike):
         fits = isinstance(value, str | os.PathLike)
     else:
-        fits = isinstance(value, kind) if isinstance(kind, type) else True
+        fits = _is_instance(value, kind)
     if not fits:
         raise _MisfitError
     return value
 
 
-def _convert_union(value: Any, members: tuple[Any, ...]) -> Any:
+def _is_instance(value: Any, kind: Any) -> bool:
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # a protocol, a NewType: nothing to test by
+        return True
+
+
+def _finite(value: float) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise _MisfitError("a finite number")
+    return number
+
+
+def _number(value: Any) -> Any:
+    """A number or boolean of numpy or torch as Python's own."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _constraints(hint: Any) -> list[Bound | Length]:
+    return [entry for entry in typing.get_args(hint)[1:] if isinstance(entry, Bound | Length)]
+
+
+def _convert_constrained(value: Any, hint: Any, constraints: list[Bound | Length], text: bool) -> Any:
+    allowed = " and ".join(map(str, constraints))
+    try:
+        converted = _convert(value, hint, text)
+    except _MisfitError as misfit:
+        raise _MisfitError(f"{misfit.allowed} {allowed}".strip() if misfit.allowed else "") from None
+    if not all(constraint.allows(converted) for constraint in constraints):
+        raise _MisfitError(allowed)
+    return converted
+
+
+def _convert_union(value: Any, members: tuple[Any, ...], text: bool) -> Any:
     # The exact type first: `int | float` leaves 3 an int, `str | list[int]` leaves "0,1" a string.
-    for member in sorted(members, key=lambda member: type(value) is not member):
+    misfits: list[str] = []
+    for member in sorted(members, key=lambda member: type(value) is not _bare(member)):
         try:
-            return _convert(value, member)
-        except _MisfitError:
-            continue
-    raise _MisfitError
+            return _convert(value, member, text)
+        except _MisfitError as misfit:
+            misfits.extend([misfit.allowed] if misfit.allowed else [])
+    raise _MisfitError(misfits[0] if len(misfits) == 1 else "")
 
 
-def _convert_sequence(value: Any, kind: Any, inner: tuple[Any, ...]) -> list[Any]:
-    if isinstance(value, str) and "," in value:  # an override without brackets: blocks=0,1,2
+def _bare(hint: Any) -> Any:
+    """A hint without its constraints."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+
+
+def _convert_sequence(value: Any, kind: Any, inner: tuple[Any, ...], text: bool) -> list[Any]:
+    if text and isinstance(value, str) and "," in value:  # an override without brackets: blocks=0,1,2
         try:
             value = parse(f"[{value}]")
         except ValueError:
             raise _MisfitError from None
-    if not isinstance(value, list | tuple):
+    if hasattr(value, "tolist"):  # an array
+        value = value.tolist()
+    if not isinstance(value, collections.abc.Collection) or isinstance(value, str | bytes | Mapping):
         raise _MisfitError
     if kind is tuple and inner and Ellipsis not in inner:
         if len(inner) != len(value):
             raise _MisfitError
-        return [_convert(item, hint) for item, hint in zip(value, inner, strict=True)]
-    return [_convert(item, inner[0] if inner else Any) for item in value]
+        return [_within(item, hint, text) for item, hint in zip(value, inner, strict=True)]
+    return [_within(item, inner[0] if inner else Any, text) for item in value]
+
+
+def _within(value: Any, hint: Any, text: bool) -> Any:
+    """`_convert` of an entry: what does not fit is told of the whole."""
+    try:
+        return _convert(value, hint, text)
+    except _MisfitError:
+        raise _MisfitError from None
 
 
 def _choices(hint: Any) -> list[str]:
@@ -251,10 +459,11 @@ def _choices(hint: Any) -> list[str]:
 
 
 def describe(hint: Any) -> str:
-    """A type hint in a user's words: 'int or null', 'list of int', 'one of "adam", "sgd"'."""
+    """A type hint in a user's words: 'int (at least 1) or null', 'list of int', 'one of "adam", "sgd"'."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return describe(inner[0])
+        constraints = ", ".join(map(str, _constraints(hint)))
+        return describe(inner[0]) + (f" ({constraints})" if constraints else "")
     if origin in (Union, types.UnionType):
         ordered = sorted(inner, key=lambda member: member is type(None))
         return " or ".join(dict.fromkeys(describe(member) for member in ordered))
@@ -276,11 +485,18 @@ def describe(hint: Any) -> str:
 
 def show(value: Any) -> str:
     """A value as YAML would write it on one line, shortened."""
+    value = _number(value)
+    if isinstance(value, float):
+        return str(value)  # "inf" and "nan" are no JSON
     try:
-        text = json.dumps(value, ensure_ascii=False, default=str)
+        text = json.dumps(value, ensure_ascii=False, default=_text)
     except (TypeError, ValueError):
-        text = str(value)
+        text = " ".join(str(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _text(value: Any) -> Any:
+    return _listed(value.tolist()) if hasattr(value, "tolist") else " ".join(str(value).split())
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import typing
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -18,82 +18,81 @@ from clprompt.data.loading import subset
 from clprompt.data.selection import Classes, chosen_classes
 from clprompt.errors import ConfigError
 from clprompt.registry import make_registered
+from clprompt.schema import above, at_least, not_empty
 from clprompt.system import overlay
 
 KIND = "meta-init"  # of a packaged configuration, and the folder of those
 
-_LEAST = {
-    0: ("weight_decay", "head_lr", "init_std", "seed", "workers"),
-    1: (
-        "epochs",
-        "steps",
-        "train_mb_size",
-        "inner_steps",
-        "max_clusters",
-        "min_cluster_size",
-        "checkpoint_every",
-    ),
-}
+Count = Annotated[int, at_least(1)]
+Whole = Annotated[int, at_least(0)]
+Rate = Annotated[float, above(0)]
+Size = Annotated[float, at_least(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetaInit:
-    """The settings of a meta-init.
-
-    Args:
-        backbone: as in an experiment.
-        sources: data sets by name with their arguments; ``classes`` chooses some of the classes, ``tasks`` divides
-            them among so many sources.
-        seed, device: as in an experiment.
-        pad: thickness of the frame; null for 30 of 224, in proportion.
-        epochs: passes over the shortest source. steps: meta-steps, in place of epochs.
-        train_mb_size: images of each source in a meta-step. workers: loader processes.
-        head: "linear", a classifier per source that is kept from step to step and not exported; or "active".
-        inner_steps, inner_lr, inner_optimizer, weight_decay: of the copies of the frame, on one batch.
-        head_lr: of the classifiers.
-        step_size: how far the frame goes towards the mean of its copies.
-        count_idle: whether clusters that do not occur in a batch count in the mean.
-        init_std: the frame starts from a normal distribution of this width; 0 from zero.
-        threshold, threshold_ratio, max_clusters, min_cluster_size, cluster_samples, cluster: as in the strategy.
-        keep: the "last" frame, or the one of the "lowest" moving average of the loss.
-        checkpoint_every: meta-steps between checkpoints.
-    """
+    """The settings of a meta-init."""
 
     backbone: dict
-    sources: list[dict]
-    seed: int = 0
+    """as in an experiment"""
+    sources: Annotated[list[dict], not_empty]
+    """data sets by name with their arguments; ``classes`` chooses some of the classes, ``tasks`` divides them among
+    so many sources"""
+    seed: Whole = 0
+    """as in an experiment"""
     device: str = "auto"
-    pad: int | None = None
-    epochs: int = 10
-    steps: int | None = None
-    train_mb_size: int = 64
-    workers: int = 0
+    """as in an experiment"""
+    pad: Count | None = None
+    """thickness of the frame; null for 30 of 224, in proportion"""
+    epochs: Count = 10
+    """passes over the shortest source"""
+    steps: Count | None = None
+    """meta-steps, in place of epochs"""
+    train_mb_size: Count = 64
+    """images of each source in a meta-step"""
+    workers: Whole = 0
+    """loader processes"""
     head: Literal["linear", "active"] = "linear"
-    inner_steps: int = 4
-    inner_lr: float = 0.5
+    """a "linear" classifier per source that is kept from step to step and not exported, or "active" coordinates"""
+    inner_steps: Count = 4
+    """steps of the copies of the frame on one batch"""
+    inner_lr: Rate = 0.5
+    """learning rate of the copies"""
     inner_optimizer: Literal["sgd", "adam"] = "sgd"
-    weight_decay: float = 0.0
-    head_lr: float = 0.1
-    step_size: float = 0.5
+    """of the copies"""
+    weight_decay: Size = 0.0
+    """of the copies"""
+    head_lr: Size = 0.1
+    """learning rate of the classifiers"""
+    step_size: Rate = 0.5
+    """how far the frame goes towards the mean of its copies"""
     count_idle: bool = True
-    init_std: float = 1.0
-    threshold: float | None = None
-    threshold_ratio: float = 0.9
-    max_clusters: int | None = 16
-    min_cluster_size: int = 5
-    cluster_samples: int = 1000
+    """whether clusters that do not occur in a batch count in the mean"""
+    init_std: Size = 1.0
+    """the frame starts from a normal distribution of this width; 0 from zero"""
+    threshold: Rate | None = None
+    """as in the strategy"""
+    threshold_ratio: Rate = 0.9
+    """as in the strategy"""
+    max_clusters: Count | None = 16
+    """as in the strategy"""
+    min_cluster_size: Count = 5
+    """as in the strategy"""
+    cluster_samples: Count = 1000
+    """as in the strategy"""
     cluster: bool = True
+    """as in the strategy"""
     keep: Literal["last", "lowest"] = "last"
-    checkpoint_every: int = 50
+    """the "last" frame, or the one of the "lowest" moving average of the loss"""
+    checkpoint_every: Count = 50
+    """meta-steps between checkpoints"""
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ConfigError("sources must name a data set, got an empty list")
-        schema.at_least(2 if self.cluster else 1, cluster_samples=self.cluster_samples)
-        for least, keys in _LEAST.items():
-            schema.at_least(least, **{key: getattr(self, key) for key in keys})
-        schema.above_zero(inner_lr=self.inner_lr, step_size=self.step_size)
-        schema.above_zero(threshold=self.threshold, threshold_ratio=self.threshold_ratio)
+        schema.check_fields(self)
+        if self.cluster and self.cluster_samples < 2:
+            raise ConfigError(
+                f"cluster_samples must be at least 2 with cluster=true, got {self.cluster_samples}"
+            )
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> MetaInit:
@@ -106,8 +105,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> MetaInit:
     raw = overlay.read(path)
     overlay.apply(raw, overrides, sections={"backbone"})
     values = overlay.resolve(raw, path)
-    hints = typing.get_type_hints(MetaInit)
-    schema.check_keys(values, hints, "")
+    schema.check_keys(values, [field.name for field in dataclasses.fields(MetaInit)], "")
     for key in ("backbone", "sources"):
         if values.get(key) is None:
             raise ConfigError(f"{key} is missing")
@@ -117,7 +115,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> MetaInit:
         values["sources"] = [word.strip() for word in values["sources"].split(",") if word.strip()]
     if isinstance(values["sources"], list):
         values["sources"] = [{"name": s} if isinstance(s, str) else s for s in values["sources"]]
-    return MetaInit(**{key: schema.check(value, hints[key], key) for key, value in values.items()})
+    return MetaInit(**values)
 
 
 # ----------------------------------------------------------------------------------------------- sources

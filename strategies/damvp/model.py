@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from clprompt.prompting.heads import grow_rows
 from clprompt.prompting.model import Boundaries, Cache, Encoded, PromptModel
 from clprompt.prompting.plugin import Samples
 from clprompt.registry import strategies
+from clprompt.schema import above, at_least
 from clprompt.seeding import derive, generator
 from clprompt.strategies.damvp import plots as views
 from clprompt.strategies.damvp.active import activity_rank, noise_features
@@ -67,72 +68,91 @@ class DAMVPModel(PromptModel):
         seed: where all initial values come from.
         prompt: "pixel" (frames) or "token" (prompt tokens by the same clusters; not in the released code).
         pad: thickness of the frame in pixels; None for 30 of 224, in proportion.
-        length, deep, layers: of token prompts: tokens per block, new in each of ``layers`` or carried from block 0.
+        length: tokens per block of token prompts.
+        deep: token prompts are new in each of ``layers``; False carries them on from block 0.
+        layers: the blocks with token prompts; None for all.
         cluster_samples: images of an experience that are clustered, a seeded random subset.
-        threshold, threshold_ratio: absolute, or relative to the first experience's mean distance (default 0.9).
-        max_clusters, min_cluster_size: per experience.
+        threshold: the distance below which clusters merge; None for a relative one.
+        threshold_ratio: the same, relative to the first experience's mean distance; None for 0.9.
+        max_clusters: per experience; None for no cap.
+        min_cluster_size: images that a cluster must have, or it joins the nearest that has.
         cluster: False for one prompt per experience.
-        init, init_std, meta_file: how frames start; "nearest" copies the frame of the nearest older prototype.
-        share, share_ratio: let a cluster close to an older one (in its radii) use that one's frame.
+        init: how frames start; "nearest" copies the frame of the nearest older prototype. None for "meta" with a
+            ``meta_file``, "zero" without.
+        init_std: of frames that start at random.
+        meta_file: a meta-learnt frame that all frames start from.
+        share: let a cluster close to an older one use that one's frame.
+        share_ratio: how close, in the older cluster's radii.
         max_prompts: beyond so many frames, clusters share the nearest one.
         train_shared: an older frame is trained again while a cluster of the current experience shares it.
         freeze_old: older frames are frozen.
         train_assign: training matches "all" prototypes, as at test, or those of the "current" experience.
         head: "linear", or "active": feature coordinates in order of their activity on noise, nothing learned.
         active_order: coordinates by "arrival" of the classes (stable under growth) or "sorted" (the released code).
-        prompt_lr, head_lr: rates in place of the training section's; None for 0.05 of frames, 0.005 of tokens.
+        prompt_lr: in place of the training section's rate; None for 0.05 of frames, 0.005 of tokens.
+        head_lr: the head's rate in place of the training section's.
     """
 
+    @schema.checked
     def __init__(
         self,
         backbone: FrozenViT,
         *,
         seed: int = 0,
         prompt: Literal["pixel", "token"] = "pixel",
-        pad: int | None = None,
-        length: int = 10,
+        pad: Annotated[int, at_least(1)] | None = None,
+        length: Annotated[int, at_least(1)] = 10,
         deep: bool = True,
-        layers: tuple[int, ...] | None = None,
-        cluster_samples: int = 1000,
-        threshold: float | None = None,
-        threshold_ratio: float | None = None,
-        max_clusters: int | None = 16,
-        min_cluster_size: int = 5,
+        layers: tuple[Annotated[int, at_least(0)], ...] | None = None,
+        cluster_samples: Annotated[int, at_least(1)] = 1000,
+        threshold: Annotated[float, above(0)] | None = None,
+        threshold_ratio: Annotated[float, above(0)] | None = None,
+        max_clusters: Annotated[int, at_least(1)] | None = 16,
+        min_cluster_size: Annotated[int, at_least(1)] = 5,
         cluster: bool = True,
         init: Literal["meta", "zero", "random", "nearest"] | None = None,
-        init_std: float = 1.0,
+        init_std: Annotated[float, at_least(0)] = 1.0,
         meta_file: str | None = None,
         share: bool = False,
-        share_ratio: float = 0.25,
-        max_prompts: int | None = None,
+        share_ratio: Annotated[float, at_least(0)] = 0.25,
+        max_prompts: Annotated[int, at_least(1)] | None = None,
         train_shared: bool = False,
         freeze_old: bool = True,
         train_assign: Literal["all", "current"] = "all",
         head: Literal["linear", "active"] = "linear",
         active_order: Literal["arrival", "sorted"] = "arrival",
-        prompt_lr: float | None = None,
-        head_lr: float = 1e-3,
+        prompt_lr: Annotated[float, at_least(0)] | None = None,
+        head_lr: Annotated[float, at_least(0)] = 1e-3,
     ) -> None:
         super().__init__(backbone, seed=seed)
         if threshold is not None and threshold_ratio is not None:
             raise ConfigError("give threshold or threshold_ratio, not both")
-        schema.above_zero(threshold=threshold, threshold_ratio=threshold_ratio)
-        schema.at_least(2 if cluster else 1, cluster_samples=cluster_samples)
-        schema.at_least(1, max_clusters=max_clusters, min_cluster_size=min_cluster_size)
-        schema.at_least(1, max_prompts=max_prompts, length=length)
-        schema.at_least(0, init_std=init_std, share_ratio=share_ratio, prompt_lr=prompt_lr, head_lr=head_lr)
+        if cluster and cluster_samples < 2:
+            raise ConfigError(f"cluster_samples must be at least 2 with cluster=true, got {cluster_samples}")
         init = init or ("meta" if meta_file else "zero")
         if (init == "meta") != (meta_file is not None):
             raise ConfigError("init=meta and meta_file belong together")
         if init == "meta" and prompt == "token":
             raise ConfigError("a meta-prompt is a pixel frame; it cannot start token prompts")
-        self.prompt, self.deep = prompt, deep
-        self.cluster_samples, self.threshold, self.ratio = cluster_samples, threshold, threshold_ratio or 0.9
-        self.max_clusters, self.min_cluster_size, self.cluster = max_clusters, min_cluster_size, cluster
-        self.init, self.init_std, self.meta_file = init, init_std, meta_file
-        self.share, self.share_ratio, self.max_prompts = share, share_ratio, max_prompts
-        self.train_shared, self.freeze_old, self.train_assign = train_shared, freeze_old, train_assign
-        self.active_order, self.head_lr = active_order, head_lr
+        self.prompt = prompt
+        self.deep = deep
+        self.cluster_samples = cluster_samples
+        self.threshold = threshold
+        self.ratio = threshold_ratio or 0.9
+        self.max_clusters = max_clusters
+        self.min_cluster_size = min_cluster_size
+        self.cluster = cluster
+        self.init = init
+        self.init_std = init_std
+        self.meta_file = meta_file
+        self.share = share
+        self.share_ratio = share_ratio
+        self.max_prompts = max_prompts
+        self.train_shared = train_shared
+        self.freeze_old = freeze_old
+        self.train_assign = train_assign
+        self.active_order = active_order
+        self.head_lr = head_lr
         self.prompt_lr = prompt_lr if prompt_lr is not None else 0.05 if prompt == "pixel" else 0.005
         self.meta_facts: Mapping[str, Any] = {}
         width, channels = backbone.width, backbone.in_chans

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Union
 
+import numpy as np
 import pytest
+import torch
 
 from clprompt import schema
 from clprompt.errors import ConfigError
+from clprompt.registry import Only, Registry
+from clprompt.schema import above, at_least, at_most, below, not_empty
 
 if TYPE_CHECKING:
     from nowhere import Unknown  # type: ignore[import-not-found]
@@ -174,3 +180,195 @@ def test_a_function_with_keywords_of_its_own_accepts_any_further_key() -> None:
 )
 def test_text_is_read_by_the_rules_of_omegaconf(text: str, value: Any) -> None:
     assert schema.parse(text) == value
+
+
+Count = Annotated[int, at_least(1)]
+Share = Annotated[float, above(0), at_most(1)]
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (1, Count),
+        (1.0, Share),
+        (1, Share),
+        (None, Count | None),
+        (None, Annotated[int | None, at_least(1)]),
+        (0.0, Annotated[float, at_least(0), below(1)]),
+        ([1, 2], tuple[Count, ...]),
+        ("all", Count | Literal["all"]),
+        (["a"], Annotated[list[str], not_empty]),
+    ],
+)
+def test_a_value_within_its_bounds_is_taken(value: Any, hint: Any) -> None:
+    assert schema.check(value, hint, "k") == value
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "message"),
+    [
+        (0, Count, "k must be at least 1, got 0"),
+        (0, Count | None, "k must be at least 1, got 0"),
+        (0, Annotated[int | None, at_least(1)], "k must be at least 1, got 0"),
+        (0, Count | Literal["all"], "k must be at least 1, got 0"),
+        (0, Share, "k must be above 0 and at most 1, got 0"),
+        (1.5, Share, "k must be above 0 and at most 1, got 1.5"),
+        (1, Annotated[float, at_least(0), below(1)], "k must be at least 0 and below 1, got 1"),
+        (float("nan"), float, "k must be a finite number, got nan"),
+        (float("-inf"), float | None, "k must be a finite number, got -inf"),
+        (10**400, float, f"k must be a finite number, got 1{'0' * 76}..."),
+        (float("inf"), Annotated[float, above(0)], "k must be a finite number above 0, got inf"),
+        (float("nan"), Share, "k must be a finite number above 0 and at most 1, got nan"),
+        ("a", Count, 'k must be int (at least 1), got "a"'),
+        (True, Count, "k must be int (at least 1), got true"),
+        ("a", Share | None, 'k must be float (above 0, at most 1) or null, got "a"'),
+        ([1, 0], tuple[Count, ...], "k must be list of int (at least 1), got [1, 0]"),
+        ([], Annotated[list[str], not_empty], "k must be not empty, got []"),
+        ({"a": 0}, dict[str, Count], 'k must be mapping, got {"a": 0}'),
+    ],
+)
+def test_a_value_out_of_bounds_is_told_with_the_bounds(value: Any, hint: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        schema.check(value, hint, "k")
+    assert str(caught.value) == message
+
+
+class Checked(Base):
+    @schema.checked
+    def __init__(
+        self,
+        backbone: Unknown,
+        *,
+        length: Count = 5,
+        share: Share | None = None,
+        layers: tuple[Annotated[int, at_least(0)], ...] = (0, 1),
+        form: Literal["prefix", "fresh"] = "prefix",
+    ) -> None:
+        self.values = {"length": length, "share": share, "layers": layers, "form": form}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("length", 0, "must be at least 1, got 0"),
+        ("length", "5", 'must be int (at least 1), got "5"'),
+        ("length", np.int64(0), "must be at least 1, got 0"),
+        ("share", float("nan"), "must be a finite number above 0 and at most 1, got nan"),
+        ("layers", [0, -1], "must be list of int (at least 0), got [0, -1]"),
+        ("layers", np.array([0, -1]), "must be list of int (at least 0), got [0, -1]"),
+        ("form", "prefx", 'must be one of "prefix", "fresh", got "prefx"; did you mean "prefix"?'),
+    ],
+)
+def test_python_and_a_configuration_are_answered_in_the_same_words(key: str, value: Any, words: str) -> None:
+    with pytest.raises(ConfigError) as from_python:
+        Checked(None, **{key: value})
+    with pytest.raises(ConfigError) as from_yaml:
+        schema.arguments(Checked, {key: value}, "strategy", ["backbone"])
+    assert str(from_python.value) == f"{key} {words}"
+    assert str(from_yaml.value) == f"strategy.{key} {words}"
+
+
+def test_text_in_place_of_a_list_is_for_configurations_alone() -> None:
+    assert schema.arguments(Checked, {"layers": "0,1"}, "s", ["backbone"])["layers"] == [0, 1]
+    with pytest.raises(ConfigError, match=r'layers must be list of int \(at least 0\), got "0,1"'):
+        Checked(None, layers="0,1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layers", [(0, 1), [0, 1], range(2), {0, 1}, np.arange(2), torch.arange(2)])
+def test_what_python_passes_arrives_as_it_is(layers: Any) -> None:
+    assert Checked(None, layers=layers).values["layers"] is layers
+
+
+def test_a_number_of_numpy_counts_as_a_number() -> None:
+    made = Checked(None, length=np.int64(3), share=np.float32(0.5), form=np.str_("fresh"))  # type: ignore[arg-type]
+    assert made.values["length"] == 3
+
+
+def test_a_checked_constructor_keeps_its_signature() -> None:
+    assert list(inspect.signature(Checked).parameters) == ["backbone", "length", "share", "layers", "form"]
+    assert schema.parameters(Checked, OWN)[0]["length"] == schema.Parameter(Count, 5)
+
+
+@pytest.mark.parametrize("keywords", [{}, {"backbone": 1, "lenght": 3}])
+def test_a_missing_or_unknown_argument_keeps_the_words_of_python(keywords: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"Checked\.__init__\(\)"):
+        Checked(**keywords)
+
+
+def test_a_checked_function_is_answered_like_a_constructor() -> None:
+    @schema.checked
+    def stream(targets: Any, *, experiences: Count = 10, **rest: Any) -> tuple[Any, int, dict[str, Any]]:
+        return targets, experiences, rest
+
+    assert stream([1], experiences=2, more=3) == ([1], 2, {"more": 3})
+    with pytest.raises(ConfigError, match=r"^experiences must be at least 1, got 0$"):
+        stream([1], experiences=0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    rate: Annotated[float, above(0)] = 1.0
+    sizes: tuple[Count, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        schema.check_fields(self, "training")
+
+
+def test_the_fields_of_a_dataclass_become_what_their_hints_want() -> None:
+    settings = Settings(rate=2, sizes="1,2")  # type: ignore[arg-type]
+    assert (settings.rate, settings.sizes) == (2.0, [1, 2])
+    assert isinstance(settings.rate, float)
+
+
+def test_a_field_out_of_bounds_is_told_by_its_dotted_name() -> None:
+    with pytest.raises(ConfigError, match=r"^training\.rate must be above 0, got 0$"):
+        Settings(rate=0)
+
+
+methods = Registry("method")
+
+
+@methods.register(
+    "renamer",
+    refused={"vote": Only(False, "companions would change a prediction")},
+    renamed={"loss_mask": "mask", "mask": "mask_position", "size": "length"},
+)
+class Renamer(Base):
+    @schema.checked
+    def __init__(
+        self,
+        backbone: Unknown,
+        *,
+        length: Count = 5,
+        mask: Literal["seen", "batch"] = "seen",
+        mask_position: Literal["before", "after"] = "before",
+    ) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("vote", True, "vote is no argument: companions would change a prediction"),
+        ("vote", False, "vote is no argument: companions would change a prediction"),
+        ("size", 3, "size is now called length"),
+        (
+            "mask",
+            "after",
+            'mask must be one of "seen", "batch", got "after"; the former mask is now called mask_position',
+        ),
+    ],
+)
+def test_a_key_of_the_registry_s_lists_is_answered_by_one_line(key: str, value: Any, words: str) -> None:
+    with pytest.raises(ConfigError) as from_python:
+        Renamer(None, **{key: value})
+    with pytest.raises(ConfigError) as from_yaml:
+        schema.arguments(Renamer, {key: value}, "strategy", OWN)
+    assert str(from_python.value) == words
+    assert str(from_yaml.value) == f"strategy.{words}"
+
+
+@pytest.mark.parametrize(
+    ("value", "left"), [(False, {"mask": "seen"}), (True, {"mask": "seen", "vote": True})]
+)
+def test_an_old_file_may_hold_the_one_value_of_a_refused_key(value: bool, left: dict[str, Any]) -> None:
+    assert methods.get("renamer").without_refused({"mask": "seen", "vote": value}) == left

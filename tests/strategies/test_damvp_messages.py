@@ -84,7 +84,7 @@ def test_training_without_clusters_says_what_to_call(backbone):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"pad": 0}, "pad must be 1..8"),
+        ({"pad": 0}, "pad must be at least 1, got 0"),
         ({"pad": 9}, "pad must be 1..8"),
         ({"threshold": 1.0, "threshold_ratio": 1.0}, "not both"),
         ({"threshold": 0.0}, "threshold must be above 0"),
