@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from clprompt import schema
 from clprompt.data.plan import Plan
 from clprompt.errors import ConfigError, DataError
 from clprompt.registry import scenarios
+from clprompt.schema import above, at_least, below
 from clprompt.seeding import derive
 
 
@@ -46,15 +49,16 @@ class MultiLabelPlan(Plan):
 
 
 @scenarios.register("multi_label", paper="Dong et al., CVPR 2023 (KRT), for the protocol", year=2023)
+@schema.checked
 def plan(
-    targets: np.ndarray,
+    targets: np.ndarray | Sequence[Any],
     *,
     seed: int = 0,
-    classes_per_experience: int = 10,
-    base_classes: int = 0,
-    class_order: list[int] | None = None,
+    classes_per_experience: Annotated[int, at_least(1)] = 10,
+    base_classes: Annotated[int, at_least(0)] = 0,
+    class_order: list[Annotated[int, at_least(0)]] | None = None,
     shuffle: bool = False,
-    threshold: float = 0.8,
+    threshold: Annotated[float, above(0), below(1)] = 0.8,
 ) -> MultiLabelPlan:
     """Bx-Cy: x base classes first, then y new classes an experience; a remainder is a last, smaller experience.
 
@@ -78,12 +82,10 @@ def plan(
     """
     hot = check_multi_hot(targets)
     count = hot.shape[1]
-    if not 1 <= classes_per_experience <= count:
+    if classes_per_experience > count:
         raise ConfigError(f"scenario.classes_per_experience must be 1..{count}, got {classes_per_experience}")
-    if not 0 <= base_classes <= count:
+    if base_classes > count:
         raise ConfigError(f"scenario.base_classes must be 0..{count}, got {base_classes}")
-    if not 0 < threshold < 1:
-        raise ConfigError(f"scenario.threshold must be between 0 and 1, got {threshold}")
     order = list(range(count))
     if class_order is not None:
         if sorted(class_order) != order:

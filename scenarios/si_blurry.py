@@ -6,14 +6,16 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from clprompt import schema
 from clprompt.data.plan import Plan, class_ids
 from clprompt.errors import ConfigError
 from clprompt.registry import scenarios
 from clprompt.scenarios import _si_blurry_reference as reference
+from clprompt.schema import at_least, at_most
 from clprompt.seeding import derive
 
 KINDS = ("disjoint", "blurry", "dropped")  # dropped: only with compat="reference"
@@ -41,15 +43,16 @@ class SiBlurryPlan(Plan):
 
 
 @scenarios.register("si_blurry", paper="Moon et al., ICCV 2023, arXiv 2308.09303", year=2023)
+@schema.checked
 def plan(
-    targets: np.ndarray,
+    targets: np.ndarray | Sequence[Any],
     *,
     seed: int = 0,
-    sessions: int = 5,
-    n: float = 50,
-    m: float = 10,
+    sessions: Annotated[int, at_least(1)] = 5,
+    n: Annotated[float, at_least(0), at_most(100)] = 50,
+    m: Annotated[float, at_least(0), at_most(100)] = 10,
     variant: Literal["stochastic", "fixed"] = "stochastic",
-    min_classes_per_session: int = 1,
+    min_classes_per_session: Literal[0, 1] = 1,
     compat: Literal["reference"] | None = None,
 ) -> SiBlurryPlan:
     """Si-Blurry: N % disjoint classes in one session each; M % of the other classes' samples are scattered.
@@ -98,13 +101,9 @@ def _check(
     samples: int, count: int, sessions: int, n: float, m: float, least: int, compat: str | None
 ) -> None:
     for key, value in (("n", n), ("m", m)):
-        if not 0 <= value <= 100:
-            raise ConfigError(f"scenario.{key} is a percentage, 0..100, got {value}")
         if compat and value != int(value):
             raise ConfigError(f"scenario.{key} must be a whole percentage with compat=reference, got {value}")
-    if least not in (0, 1):
-        raise ConfigError(f"scenario.min_classes_per_session must be 0 or 1, got {least}")
-    if not 1 <= sessions <= samples:
+    if sessions > samples:
         raise ConfigError(
             f"scenario.sessions must be 1..{samples}, as the data has {samples} samples, got {sessions}"
         )

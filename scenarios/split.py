@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
 
+from clprompt import schema
 from clprompt.data.plan import Plan, class_ids, group_indices
 from clprompt.errors import ConfigError
 from clprompt.registry import scenarios
 from clprompt.scenarios._class_orders import class_order as resolve_order
+from clprompt.schema import at_least
 from clprompt.seeding import derive
 
 
 @scenarios.register("split")
+@schema.checked
 def plan(
-    targets: np.ndarray,
+    targets: np.ndarray | Sequence[Any],
     *,
     seed: int = 0,
-    experiences: int = 10,
-    base_classes: int = 0,
-    classes_per_experience: list[int] | None = None,
-    class_order: list[int] | str | None = None,
+    experiences: Annotated[int, at_least(1)] = 10,
+    base_classes: Annotated[int, at_least(0)] = 0,
+    classes_per_experience: list[Annotated[int, at_least(1)]] | None = None,
+    class_order: list[Annotated[int, at_least(0)]] | str | None = None,
     shuffle: bool = True,
 ) -> Plan:
     """Class-incremental: every class in exactly one experience; a remainder goes to the first ones.
@@ -58,17 +62,17 @@ def plan(
 
 def _sizes(count: int, experiences: int, base: int, explicit: Sequence[int] | None) -> list[int]:
     if explicit is not None:
-        if any(size < 1 for size in explicit) or sum(explicit) != count:
+        if sum(explicit) != count:
             raise ConfigError(
-                f"scenario.classes_per_experience must be positive counts that add up to the {count} classes "
+                f"scenario.classes_per_experience must add up to the {count} classes "
                 f"of the data, got {list(explicit)}"
             )
         return list(explicit)
-    if not 1 <= experiences <= count:
+    if experiences > count:
         raise ConfigError(
             f"scenario.experiences must be 1..{count}, as the data has {count} classes, got {experiences}"
         )
-    if base < 0 or (base and base + experiences - 1 > count):
+    if base and base + experiences - 1 > count:
         raise ConfigError(
             f"scenario.base_classes must leave a class for each of the other {experiences - 1} experiences "
             f"of {count} classes, got {base}"

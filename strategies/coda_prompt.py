@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
-from clprompt.prompting.model import Boundaries, Cache, Encoded, Mask, PromptModel
+from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, Mask, PromptModel
 from clprompt.prompting.plugin import PromptSet, Samples
 from clprompt.registry import strategies
+from clprompt.schema import at_least
 from clprompt.seeding import generator
 
 
@@ -42,33 +44,31 @@ class CODAPromptModel(PromptModel):
         layers: the prompted blocks.
         length: tokens of a component: the first half keys, the second half values.
         components_per_experience: components that an experience adds to each layer.
-        orthogonality: see above. orthogonalise: see above.
+        orthogonality: weight of the penalty on components, keys and attention vectors.
+        orthogonalise: how new rows start: by "gram_schmidt", "projection" or "none".
         boundary_free: no experiences: all ``pool_size`` components are there and trained from the start.
         pool_size: M, components of the boundary-free form; None for 100, or the backbone's width where that is less.
         mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
     """
 
+    @schema.checked
     def __init__(
         self,
         backbone: FrozenViT,
         *,
         seed: int = 0,
-        layers: tuple[int, ...] = (0, 1, 2, 3, 4),
-        length: int = 8,
-        components_per_experience: int = 10,
+        layers: Blocks = (0, 1, 2, 3, 4),
+        length: Annotated[int, at_least(2)] = 8,
+        components_per_experience: Annotated[int, at_least(1)] = 10,
         orthogonality: float = 0.0,
         orthogonalise: Literal["gram_schmidt", "projection", "none"] = "gram_schmidt",
         boundary_free: bool = False,
-        pool_size: int | None = None,
+        pool_size: Annotated[int, at_least(1)] | None = None,
         mask: Mask | None = None,
     ) -> None:
         super().__init__(backbone, seed=seed, mask=mask, boundary_free=boundary_free)
-        if length < 2 or length % 2:
+        if length % 2:
             raise ConfigError(f"length must be even, half keys and half values, got {length}")
-        if orthogonalise not in ("gram_schmidt", "projection", "none"):
-            raise ConfigError(
-                f'orthogonalise must be gram_schmidt, projection or none, got "{orthogonalise}"'
-            )
         if pool_size is not None and not boundary_free:
             raise ConfigError(
                 "pool_size is for boundary_free=true; components_per_experience says how many an experience adds"
@@ -80,8 +80,6 @@ class CODAPromptModel(PromptModel):
         name, self.added = "components_per_experience", components_per_experience
         if boundary_free:
             name, self.added = "pool_size", min(100, backbone.width) if pool_size is None else pool_size
-        if self.added < 1:
-            raise ConfigError(f"{name} must be at least 1, got {self.added}")
         if orthogonalise != "none" and self.added > backbone.width:
             raise ConfigError(
                 f"{name} must be at most the backbone's width {backbone.width}, got {self.added}: no more rows can "

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
-from clprompt.errors import ConfigError, ProtocolError
-from clprompt.prompting.model import Boundaries, Cache, Encoded, Mask, PromptModel
+from clprompt.errors import ProtocolError
+from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, Mask, PromptModel
 from clprompt.prompting.plugin import PromptSet, Samples
 from clprompt.prompting.prompts import chosen_similarity, cosine, match, uniform
-from clprompt.registry import strategies
+from clprompt.registry import Only, strategies
+from clprompt.schema import at_least
 
 
-@strategies.register("dualprompt", paper="Wang et al., ECCV 2022, arXiv 2204.04799", year=2022)
+@strategies.register(
+    "dualprompt",
+    paper="Wang et al., ECCV 2022, arXiv 2204.04799",
+    year=2022,
+    refused={
+        "batchwise_prompt": Only(
+            False, "one prompt voted by the whole batch makes a prediction depend on its batch companions"
+        ),
+        "top_k": Only(1, "DualPrompt uses one expert prompt per image"),
+    },
+)
 class DualPromptModel(PromptModel):
     """DualPrompt (Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning").
 
@@ -40,8 +52,10 @@ class DualPromptModel(PromptModel):
     Args:
         backbone: the frozen vision transformer.
         seed: where all initial values come from.
-        g_layers, g_length: blocks and length of the general prompt (keys and values each).
-        e_layers, e_length: blocks and length of the expert prompts.
+        g_layers: blocks of the general prompt.
+        g_length: length of the general prompt (keys and values each).
+        e_layers: blocks of the expert prompts.
+        e_length: length of the expert prompts.
         pull: weight of the key's pull towards its queries.
         freeze_general_after: experiences that train the general prompt; None for all.
         pool_size: fixed number of expert slots; None for one per experience (10 when boundary-free).
@@ -50,46 +64,28 @@ class DualPromptModel(PromptModel):
         mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
         form: "prefix" (raw keys and values), "projected" (through the frozen projections), or "fresh" (tokens with
             the class token's position, as in an online variant of the method).
-        top_k: must be 1; the method uses one expert prompt.
-        batchwise_prompt: must be False; see above.
     """
 
+    @schema.checked
     def __init__(
         self,
         backbone: FrozenViT,
         *,
         seed: int = 0,
-        g_layers: tuple[int, ...] = (0, 1),
-        g_length: int = 5,
-        e_layers: tuple[int, ...] = (2, 3, 4),
-        e_length: int = 20,
+        g_layers: Blocks = (0, 1),
+        g_length: Annotated[int, at_least(1)] = 5,
+        e_layers: Blocks = (2, 3, 4),
+        e_length: Annotated[int, at_least(1)] = 20,
         pull: float = 1.0,
-        freeze_general_after: int | None = None,
-        pool_size: int | None = None,
+        freeze_general_after: Annotated[int, at_least(0)] | None = None,
+        pool_size: Annotated[int, at_least(1)] | None = None,
         boundary_free: bool = False,
         mask: Mask | None = None,
         form: Literal["prefix", "projected", "fresh"] = "prefix",
-        top_k: int = 1,
-        batchwise_prompt: bool = False,
     ) -> None:
         super().__init__(backbone, seed=seed, mask=mask, boundary_free=boundary_free)
-        if batchwise_prompt:
-            raise ConfigError(
-                "batchwise_prompt=true is refused: a vote over the batch makes a prediction depend on its companions"
-            )
-        if top_k != 1:
-            raise ConfigError(f"top_k must be 1, got {top_k}: DualPrompt uses one expert prompt per image")
-        if pool_size is not None and pool_size < 1:
-            raise ConfigError(f"pool_size must be at least 1, got {pool_size}")
-        if form not in ("prefix", "projected", "fresh"):
-            raise ConfigError(f'form must be prefix, projected or fresh, got "{form}"')
-        if freeze_general_after is not None and freeze_general_after < 0:
-            raise ConfigError(f"freeze_general_after must not be negative, got {freeze_general_after}")
         self.g_layers = backbone.check_layers("g_layers", g_layers)
         self.e_layers = backbone.check_layers("e_layers", e_layers)
-        for name, length in (("g_length", g_length), ("e_length", e_length)):
-            if length < 1:
-                raise ConfigError(f"{name} must be at least 1, got {length}")
         self.pull = pull
         self.freeze_general_after = freeze_general_after
         self.pool_size = pool_size

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
+from clprompt import schema
 from clprompt.backbones.vit import FrozenViT
-from clprompt.errors import ConfigError
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import Samples
 from clprompt.registry import strategies
+from clprompt.schema import at_least
 from clprompt.strategies.vpt_deep import VPTDeepModel
 
 
@@ -33,19 +34,16 @@ class JointModel(VPTDeepModel):
     rehearsal_free: ClassVar[bool] = False
     prompt_sets = PromptModel.prompt_sets  # a plain upper line: its prompts are not offered for coordination
 
+    @schema.checked
     def __init__(
         self,
         backbone: FrozenViT,
         *,
         seed: int = 0,
         base: Literal["vpt_deep", "linear_probe"] = "vpt_deep",
-        length: int = 10,
+        length: Annotated[int, at_least(1)] = 10,
         when: Literal["last", "each"] = "last",
     ) -> None:
-        if base not in ("vpt_deep", "linear_probe"):
-            raise ConfigError(f'base must be vpt_deep or linear_probe, got "{base}"')
-        if when not in ("last", "each"):
-            raise ConfigError(f'when must be last or each, got "{when}"')
         # to this model an experience is all data so far, so its mask lets all classes so far compete
         super().__init__(backbone, seed=seed, length=length, layers=() if base == "linear_probe" else None)
         self.revisits = when

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
 from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel
 from clprompt.prompting.plugin import PromptSet, Samples
 from clprompt.prompting.prompts import chosen_similarity, cosine, match, uniform
-from clprompt.registry import strategies
+from clprompt.registry import Only, strategies
+from clprompt.schema import at_least
 
 HeadType = Literal["prompt", "token", "token+prompt", "gap"]
 
 
-@strategies.register("l2p", paper="Wang et al., CVPR 2022, arXiv 2112.08654", year=2022)
+@strategies.register(
+    "l2p",
+    paper="Wang et al., CVPR 2022, arXiv 2112.08654",
+    year=2022,
+    refused={
+        "batchwise_prompt": Only(
+            False, "one prompt voted by the whole batch makes a prediction depend on its batch companions"
+        )
+    },
+)
 class L2PModel(PromptModel):
     """L2P (Wang et al., "Learning to Prompt for Continual Learning").
 
@@ -49,36 +60,26 @@ class L2PModel(PromptModel):
             "token+prompt" (mean over both), "gap" (the pooling of an average-pooled backbone).
         boundary_free: no experiences: nothing but the training mask changes.
         mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
-        batchwise_prompt: must be False; see above.
     """
 
+    @schema.checked
     def __init__(
         self,
         backbone: FrozenViT,
         *,
         seed: int = 0,
-        pool_size: int = 10,
-        length: int = 5,
-        top_k: int = 5,
+        pool_size: Annotated[int, at_least(1)] = 10,
+        length: Annotated[int, at_least(1)] = 5,
+        top_k: Annotated[int, at_least(1)] = 5,
         pull: float = 0.5,
         prompt_position: Literal["class", "none"] = "class",
         head_type: HeadType = "prompt",
         boundary_free: bool = False,
         mask: Mask | None = None,
-        batchwise_prompt: bool = False,
     ) -> None:
         super().__init__(backbone, seed=seed, mask=mask, boundary_free=boundary_free)
-        if batchwise_prompt:
-            raise ConfigError(
-                "batchwise_prompt=true is refused: a vote over the batch makes a prediction depend on its companions"
-            )
-        for name, value in (("pool_size", pool_size), ("length", length), ("top_k", top_k)):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
         if top_k > pool_size:
             raise ConfigError(f"top_k must be at most pool_size ({pool_size}), got {top_k}")
-        if prompt_position not in ("class", "none"):
-            raise ConfigError(f'prompt_position must be class or none, got "{prompt_position}"')
         _check_head_type(head_type, backbone)
         self.head_type = head_type
         self.prompt_position = prompt_position
@@ -136,9 +137,7 @@ class L2PModel(PromptModel):
         return {"pool/selections": _bars(shares), "pool/slots_used": entropy.exp()}
 
 
-def _check_head_type(head_type: str, backbone: FrozenViT) -> None:
-    if head_type not in ("prompt", "token", "token+prompt", "gap"):
-        raise ConfigError(f'head_type must be prompt, token, token+prompt or gap, got "{head_type}"')
+def _check_head_type(head_type: HeadType, backbone: FrozenViT) -> None:
     if "token" in head_type and not backbone.has_class_token:
         raise ConfigError(f'head_type="{head_type}" needs a class token, which this backbone does not have')
     if head_type == "gap" and backbone.pooling != "avg":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from clprompt import schema
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel
 from clprompt.registry import strategies
@@ -23,6 +24,7 @@ class LinearProbeModel(PromptModel):
         mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
     """
 
+    @schema.checked
     def __init__(
         self,
         backbone: FrozenViT,

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
 from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logits
-from clprompt.prompting.model import Boundaries, Cache, Encoded, PromptModel
+from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, PromptModel
 from clprompt.prompting.plugin import PromptSet
 from clprompt.prompting.prompts import cosine
-from clprompt.registry import strategies
+from clprompt.registry import Only, strategies
+from clprompt.schema import above, at_least, at_most
 from clprompt.seeding import generator
 
 
@@ -34,7 +36,13 @@ class Choice(NamedTuple):
     mass: Tensor
 
 
-@strategies.register("mvp", paper="Moon et al., ICCV 2023, arXiv 2308.09303", year=2023)
+@strategies.register(
+    "mvp",
+    paper="Moon et al., ICCV 2023, arXiv 2308.09303",
+    year=2023,
+    refused={"top_k": Only(1, "the method uses one slot per image")},
+    renamed={"mask": "logit_mask"},
+)
 class MVPModel(PromptModel):
     """MVP (Moon et al., "Online Class Incremental Learning on Stochastic Blurry Task Boundary via Mask and Visual
     Prompt Tuning").
@@ -54,7 +62,7 @@ class MVPModel(PromptModel):
     * ``query``: the released script reads the class token before the last block, without norm ("penultimate"), its
       class default after it ("last"); "features" is what the backbone itself pools.
     * The focal weight's gradients are computed in closed form instead of one backward pass per sample.
-    * The mean of several chosen slots is half finished there: ``top_k`` must be 1.
+    * The mean of several chosen slots is half finished there; one slot per image is used here.
 
     Args:
         backbone: the frozen vision transformer.
@@ -62,19 +70,23 @@ class MVPModel(PromptModel):
         variant: "prompt" (tokens beside the image's own, in their block only) or "prefix" (keys and values through
             the frozen projections).
         pool_size: K, the number of slots.
-        g_layers, g_length: blocks and length of the general prompt.
-        e_layers, e_length: blocks and length of the expert prompts.
-        query: see above.
-        mask: the factors on the logits.
+        g_layers: blocks of the general prompt.
+        g_length: length of the general prompt.
+        e_layers: blocks of the expert prompts.
+        e_length: length of the expert prompts.
+        query: where the query is read: the class token before the last block ("penultimate") or after it ("last"),
+            or the backbone's own "features".
+        logit_mask: the learned factors on the logits.
         contrastive: the contrastive term and the count-weighted choice; without it only the keys' pull.
         feature_scaling: scale training features by their agreement with the class's weights.
         focal: the weights by gradient similarity.
-        focal_weighting, count_pairing: see above.
+        focal_weighting: "per_sample", or by the "batch" as the released code.
+        count_pairing: a distance is divided by its "own" sample's count, or by each ("cross").
         weighted_inference: weigh by counts at test too, as the released code does.
-        alpha, gamma: focal weight = (1 - alpha) + alpha * (1 - cos)^gamma.
+        alpha: focal weight = (1 - alpha) + alpha * (1 - cos)^gamma.
+        gamma: the exponent of the focal weight.
         margin: added to the cosine distance by which features are divided.
         contrastive_weight: coefficient of the keys' term.
-        top_k: must be 1.
 
     Raises:
         ConfigError: a value out of range, or blocks that the backbone does not have.
@@ -84,61 +96,50 @@ class MVPModel(PromptModel):
     multi_label: ClassVar[bool] = False
     soft_labels: ClassVar[bool] = False
 
+    @schema.checked
     def __init__(
         self,
         backbone: FrozenViT,
         *,
         seed: int = 0,
         variant: Literal["prompt", "prefix"] = "prompt",
-        pool_size: int = 10,
-        g_layers: tuple[int, ...] = (0, 1),
-        g_length: int = 5,
-        e_layers: tuple[int, ...] = (2, 3, 4),
-        e_length: int = 20,
+        pool_size: Annotated[int, at_least(1)] = 10,
+        g_layers: Blocks = (0, 1),
+        g_length: Annotated[int, at_least(1)] = 5,
+        e_layers: Blocks = (2, 3, 4),
+        e_length: Annotated[int, at_least(1)] = 20,
         query: Literal["penultimate", "last", "features"] = "penultimate",
-        mask: bool = True,
+        logit_mask: bool = True,
         contrastive: bool = True,
         feature_scaling: bool = True,
         focal: bool = True,
         focal_weighting: Literal["per_sample", "batch"] = "per_sample",
         count_pairing: Literal["own", "cross"] = "own",
         weighted_inference: bool = True,
-        alpha: float = 0.5,
-        gamma: float = 2.0,
-        margin: float = 0.5,
+        alpha: Annotated[float, at_least(0), at_most(1)] = 0.5,
+        gamma: Annotated[float, at_least(0)] = 2.0,
+        margin: Annotated[float, above(0)] = 0.5,
         contrastive_weight: float = 1.0,
-        top_k: int = 1,
     ) -> None:
         super().__init__(backbone, seed=seed, mask="seen")
-        if top_k != 1:
-            raise ConfigError(f"top_k must be 1, the method uses one slot per image; got {top_k}")
-        for name, value in (("pool_size", pool_size), ("g_length", g_length), ("e_length", e_length)):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        if margin <= 0:
-            raise ConfigError(f"margin must be above 0, features are divided by it; got {margin}")
-        if not 0 <= alpha <= 1 or gamma < 0:
-            raise ConfigError(f"alpha must be 0..1 and gamma at least 0, got {alpha} and {gamma}")
-        for name, choice, allowed in (
-            ("variant", variant, ("prompt", "prefix")),
-            ("query", query, ("penultimate", "last", "features")),
-            ("focal_weighting", focal_weighting, ("per_sample", "batch")),
-            ("count_pairing", count_pairing, ("own", "cross")),
-        ):
-            if choice not in allowed:
-                raise ConfigError(f'{name} must be one of {", ".join(allowed)}, got "{choice}"')
         if query != "features" and not backbone.has_class_token:
             raise ConfigError(
                 f'query "{query}" reads the class token, which this backbone lacks; use query="features"'
             )
         self.g_layers = backbone.check_layers("g_layers", g_layers)
         self.e_layers = backbone.check_layers("e_layers", e_layers)
-        self.variant, self.query_from = variant, query
-        self.use_mask, self.contrastive = mask, contrastive
-        self.feature_scaling, self.focal = feature_scaling, focal
-        self.focal_weighting, self.count_pairing = focal_weighting, count_pairing
+        self.variant = variant
+        self.query_from = query
+        self.logit_mask = logit_mask
+        self.contrastive = contrastive
+        self.feature_scaling = feature_scaling
+        self.focal = focal
+        self.focal_weighting = focal_weighting
+        self.count_pairing = count_pairing
         self.weighted_inference = weighted_inference
-        self.alpha, self.gamma, self.margin = alpha, gamma, margin
+        self.alpha = alpha
+        self.gamma = gamma
+        self.margin = margin
         self.contrastive_weight = contrastive_weight
         self.first_block = min(self.g_layers + self.e_layers, default=backbone.depth - 1)
         parts, width = (1 if variant == "prompt" else 2), backbone.width  # tokens, or keys and values
@@ -229,7 +230,7 @@ class MVPModel(PromptModel):
 
     def _factors(self, chosen: Tensor) -> Tensor:
         """Factors in (0, 2) on the logits, [B, C]; never on -inf: unseen classes are masked afterwards."""
-        return 2 * torch.sigmoid(self.masks[chosen]) if self.use_mask else self.masks.new_ones(())
+        return 2 * torch.sigmoid(self.masks[chosen]) if self.logit_mask else self.masks.new_ones(())
 
     # ------------------------------------------------------------------ training
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clprompt import schema
 from clprompt.backbones.vit import FrozenViT
-from clprompt.errors import ConfigError
 from clprompt.prompting.heads import grow_rows
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Boundaries, Cache, Encoded, PromptModel
@@ -36,6 +36,7 @@ class NCMModel(PromptModel):
     multi_label: ClassVar[bool] = False
     soft_labels: ClassVar[bool] = False
 
+    @schema.checked
     def __init__(
         self,
         backbone: FrozenViT,
@@ -45,8 +46,6 @@ class NCMModel(PromptModel):
         normalise_first: bool = False,
     ) -> None:
         super().__init__(backbone, seed=seed, mask="none")
-        if metric not in ("cosine", "euclidean"):
-            raise ConfigError(f'metric must be cosine or euclidean, got "{metric}"')
         self.metric = metric
         self.normalise_first = normalise_first
         self.head = None

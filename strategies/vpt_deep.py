@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 from torch import Tensor
 
+from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
-from clprompt.errors import ConfigError
-from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel
+from clprompt.prompting.model import Blocks, Cache, Encoded, Mask, PromptModel
 from clprompt.prompting.plugin import PromptSet
 from clprompt.prompting.prompts import uniform
 from clprompt.registry import strategies
+from clprompt.schema import at_least
 
 
 @strategies.register("vpt_deep", paper="Jia et al., ECCV 2022, arXiv 2203.12119", year=2022)
@@ -40,19 +42,18 @@ class VPTDeepModel(PromptModel):
         mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
     """
 
+    @schema.checked
     def __init__(
         self,
         backbone: FrozenViT,
         *,
         seed: int = 0,
-        length: int = 10,
-        layers: tuple[int, ...] | None = None,
+        length: Annotated[int, at_least(1)] = 10,
+        layers: Blocks | None = None,
         boundary_free: bool = False,
         mask: Mask | None = None,
     ) -> None:
         super().__init__(backbone, seed=seed, mask=mask, boundary_free=boundary_free)
-        if length < 1:
-            raise ConfigError(f"length must be at least 1, got {length}")
         self.layers = backbone.check_layers("layers", range(backbone.depth) if layers is None else layers)
         self.first_block = min(self.layers, default=backbone.depth)
         fan = backbone.in_chans * math.prod(backbone.patch_size) + backbone.width  # of the patch projection

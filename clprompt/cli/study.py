@@ -34,7 +34,7 @@ def run(
         Interrupted: a signal came.
     """
     whole = studies.load(name, overrides)
-    chosen = studies.select(whole, only, scenario, seed)
+    chosen = studies.chosen_runs(whole, only, scenario, seed)
     from clprompt.experiment import launch, study_runs  # after the cheap mistakes are told
 
     launcher_of_runs = launch.launcher(launcher, jobs)

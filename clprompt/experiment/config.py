@@ -92,13 +92,14 @@ _NAMED = {  # section -> what the caller provides itself
 # --------------------------------------------------------------------------------------------- reading
 
 
-def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, of_run: bool = False) -> Config:
     """Read a packaged configuration or a YAML file, apply overrides, check everything.
 
     Args:
         name_or_path: the name of a packaged configuration (`-` equals `_`), or a path to a .yaml file.
         overrides: `section.key=value`, `key=value`, or `section=name`, which replaces the whole section by that
             name's defaults. Replacements come first whatever the order, then dotted keys as they stand.
+        of_run: see `from_dict`.
 
     Raises:
         ConfigError: whatever a user can get wrong, in one line.
@@ -106,15 +107,16 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = find(str(name_or_path))
     raw = overlay.read(path)
     overlay.apply(raw, overrides, sections={*_NAMED, "backbone"})
-    return from_dict(overlay.resolve(raw, path), name=path.stem)
+    return from_dict(overlay.resolve(raw, path), name=path.stem, of_run=of_run)
 
 
-def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
+def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bool = False) -> Config:
     """A checked configuration from plain nested values, such as `Config.to_dict` gives.
 
     Args:
         values: the top level of the YAML form.
         name: the configuration's name unless `values` holds one.
+        of_run: it was resolved by an earlier run: keys that are refused by now may hold their one value, and go.
 
     Raises:
         ConfigError: an unknown key or name, a wrong type, a value out of range.
@@ -144,8 +146,10 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment") -> Config:
     found["backbone"] = _backbone(found["backbone"])
     online = found.get("online") is not None
     for key in _NAMED:  # from here on the registries are asked, which import torch
-        found[key] = named(found[key], key, online)
-    found["compare"] = [named(section, f"compare.{index}", online) for index, section in enumerate(compare)]
+        found[key] = named(found[key], key, online, of_run=of_run)
+    found["compare"] = [
+        named(section, f"compare.{index}", online, of_run=of_run) for index, section in enumerate(compare)
+    ]
     return Config(**found)
 
 
@@ -226,7 +230,7 @@ def _compare(given: Any, training: Training) -> list[dict[str, Any]]:
     return sections
 
 
-def named(given: Any, path: str, online: bool = False) -> dict[str, Any]:
+def named(given: Any, path: str, online: bool = False, *, of_run: bool = False) -> dict[str, Any]:
     """A section (or its bare name) checked against what is registered under its name, defaults written out.
 
     Under the online protocol a strategy with a boundary-free form takes that one unless it is told otherwise.
@@ -240,6 +244,8 @@ def named(given: Any, path: str, online: bool = False) -> dict[str, Any]:
         raise ConfigError(f"{path}.name: {error}") from None
     apart = ("name", "training") if kind == "compare" else ("name",)
     given = {key: value for key, value in section.items() if key not in apart}
+    if of_run:
+        given = entry.without_refused(given)
     own = {"training": section["training"]} if "training" in section and kind == "compare" else {}
     skip = _NAMED.get(kind, _NAMED["strategy"])
     plugins: list[Callable[..., Any]] = []

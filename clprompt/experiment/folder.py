@@ -68,7 +68,7 @@ def read_config(folder: Path) -> Config:
     path = folder / "config.yaml"
     if not path.is_file():
         raise RunFolderError(f"{folder} is not a run folder: it has no config.yaml")
-    return configuration.load(path)
+    return configuration.load(path, of_run=True)
 
 
 def refuse_finished(folder: Path) -> None:

@@ -62,7 +62,8 @@ def load(folder: str | Path, *, device: str = "cpu", plugins: Iterable[Plugin] =
     prefix = "backbone."
     weights = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
     backbone = _backbone_of(folder, facts, weights)
-    model = make_method(facts["strategy"], backbone, seed=facts["seed"], plugins=plugins)
+    section = registry.strategies.get(facts["strategy"]["name"]).without_refused(facts["strategy"])
+    model = make_method(section, backbone, seed=facts["seed"], plugins=plugins)
     model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(prefix)})
     model.class_names = list(facts["class_names"])
     model.transform = make_transform(backbone)

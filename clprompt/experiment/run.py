@@ -143,7 +143,7 @@ def _run_folder(
         runfolder.refuse_finished(folder)
         checkpoint = state.load_checkpoint(folder)
         if checkpoint is not None:
-            saved = configuration.from_dict(checkpoint["config"], name=config.name)
+            saved = configuration.from_dict(checkpoint["config"], name=config.name, of_run=True)
             different = overlay.difference(saved.to_dict(), config.to_dict())
             if different:
                 raise CheckpointError(

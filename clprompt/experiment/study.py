@@ -148,7 +148,7 @@ def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
     return Study(name, runs, top, metric, tuple(notes))
 
 
-def select(study: Study, only: Iterable[str], scenarios: Iterable[str], seeds: Iterable[int]) -> Study:
+def chosen_runs(study: Study, only: Iterable[str], scenarios: Iterable[str], seeds: Iterable[int]) -> Study:
     """The runs of these labels (with or without a sweep's values), scenarios and seeds; all where none is named."""
     only, scenarios, seeds = list(only), list(scenarios), list(seeds)
     given: tuple[list[Any], ...] = (only, scenarios, seeds)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from clprompt import schema
 from clprompt.backbones.vit import FrozenViT, Prompts
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import LinearHead, grow_rows
@@ -16,12 +17,15 @@ from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logi
 from clprompt.prompting.plugin import Pass, Plugin, PromptSet, Samples, overrides
 from clprompt.prompting.step import Encoded as Encoded
 from clprompt.prompting.step import Step as Step
+from clprompt.schema import at_least
 from clprompt.targets import classes_in, present
 
 #: Values per sample that an evaluator keeps for a model between evaluations: the model reads and fills it.
 Cache = dict[str, Tensor]
 #: Which classes compete in the training loss.
 Mask = Literal["experience", "seen", "batch", "none"]
+#: Indices of blocks of the backbone.
+Blocks = tuple[Annotated[int, at_least(0)], ...]
 Boundaries = Literal["required", "optional", "unused"]
 
 
@@ -69,14 +73,13 @@ class PromptModel(nn.Module, ABC):
     #: False for a loss of its own that takes neither mixed nor smoothed labels.
     soft_labels: ClassVar[bool] = True
 
+    @schema.checked
     def __init__(
         self, backbone: FrozenViT, *, seed: int = 0, mask: Mask | None = None, boundary_free: bool = False
     ) -> None:
         super().__init__()
         if mask is None:
             mask = "seen" if boundary_free else "experience"
-        if mask not in ("experience", "seen", "batch", "none"):
-            raise ConfigError(f'mask must be experience, seen, batch or none, got "{mask}"')
         if boundary_free and mask == "experience":
             raise ConfigError(
                 "mask=experience needs experiences; with boundary_free=true use seen, batch or none"

@@ -72,7 +72,7 @@ def scale(logits: Tensor) -> float:
     return float(finite.max() - finite.min()) if finite.numel() else 1.0
 
 
-def columns(logits: Tensor, seen: Sequence[int], where: str) -> None:
+def seen_columns(logits: Tensor, seen: Sequence[int], where: str) -> None:
     """Require logits [B, C] that are finite exactly for the seen classes, with no column beyond the largest id."""
     width = max(seen, default=-1) + 1
     require(

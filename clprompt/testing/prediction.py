@@ -10,12 +10,12 @@ from clprompt.testing.asserts import (
     bits,
     changed,
     chunked,
-    columns,
     finite_losses,
     near,
     require,
     same_bits,
     scale,
+    seen_columns,
 )
 from clprompt.testing.bench import CLASSES, Workbench
 from clprompt.training.precision import autocast
@@ -49,15 +49,17 @@ def check_batch_size(bench: Workbench) -> None:
 def check_unseen_classes(bench: Workbench) -> None:
     """Exactly the classes seen so far have finite logits, in evaluation and in training, whatever their ids."""
     with torch.no_grad():
-        columns(bench.make().eval()(bench.test.images), [], "before any class was observed")
+        seen_columns(bench.make().eval()(bench.test.images), [], "before any class was observed")
     for stage in range(len(CLASSES)):
         with torch.no_grad():
-            columns(bench.copy(stage)(bench.test.images), bench.seen(stage), f"after experience {stage + 1}")
+            seen_columns(
+                bench.copy(stage)(bench.test.images), bench.seen(stage), f"after experience {stage + 1}"
+            )
     model, optimizer = bench.begun(1)
     images, targets = bench.batch(1)
     receive(model, optimizer, targets)
     step = model.training_loss(images, targets)
-    columns(step.logits, [c for group in CLASSES[:2] for c in group], "in training")
+    seen_columns(step.logits, [c for group in CLASSES[:2] for c in group], "in training")
     require(step.loss.ndim == 0, f"the loss must be a scalar, got {list(step.loss.shape)}")
     attached = [name for name, term in step.terms.items() if term.requires_grad]
     require(not attached, f"the loss terms {attached} keep the graph alive; detach them")
@@ -118,7 +120,7 @@ def check_autocast(bench: Workbench) -> None:
         full = model(images)
         with autocast(images.device, "bf16"):
             half = model(images)
-    columns(half, bench.seen(len(CLASSES) - 1), "under bf16 autocast")
+    seen_columns(half, bench.seen(len(CLASSES) - 1), "under bf16 autocast")
     best = full.topk(2, dim=1).values  # (B, 2)
     clear = best[:, 0] - best[:, 1] > 0.02 * scale(full)
     require(bool(clear.any()), "no prediction has a margin of 2 % of the logits' range")

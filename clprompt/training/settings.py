@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import typing
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from clprompt import schema
 from clprompt.errors import ConfigError
+from clprompt.schema import above, at_least, at_most, below
+
+Count = Annotated[int, at_least(1)]
 
 
 @dataclass(frozen=True)
@@ -22,20 +24,15 @@ class Memory:
 
     The run goes through Avalanche's replay plugin over its reservoir buffer: images of the memory join every training
     step, drawn afresh for each, and the reservoir is updated after each batch that arrived.
-
-    Args:
-        size: images in the reservoir.
-        batch_size: how many of them join a training step; null for half of training.train_mb_size.
     """
 
-    size: int = 500
-    batch_size: int | None = None
+    size: Count = 500
+    """images in the reservoir"""
+    batch_size: Count | None = None
+    """how many of them join a training step; null for half of training.train_mb_size"""
 
     def __post_init__(self) -> None:
-        for key, kind in (("size", int), ("batch_size", int | None)):
-            value = schema.check(getattr(self, key), kind, f"memory.{key}")
-            if value is not None and value < 1:
-                raise ConfigError(f"memory.{key} must be at least 1, got {value}")
+        schema.check_fields(self, "memory")
 
     def check(self, online: Any, workers: int) -> None:
         """Refuse what a memory cannot go with.
@@ -76,96 +73,58 @@ class Memory:
 
 @dataclass(frozen=True)
 class Training:
-    """How a strategy is trained.
+    """How a strategy is trained."""
 
-    Args:
-        train_mb_size: samples per training step.
-        train_epochs: passes over each experience.
-        lr: learning rate.
-        optimizer: adam, adamw or sgd.
-        weight_decay: of the optimizer.
-        momentum: of sgd.
-        schedule: of the learning rate within an experience.
-        warmup: share of an experience's steps over which the learning rate rises to its full value.
-        mixup: alpha of the beta distribution that images and labels of a batch are mixed by; 0 for none.
-        mixup_probability: share of batches that are mixed.
-        label_smoothing: share of a label that is spread over all classes that compete.
-        clip_grad: largest norm of the gradient; null for no clipping.
-        eval_mb_size: samples per evaluation batch; it changes speed and memory, no result.
-        workers: processes that load images; 0 loads them in the training process.
-        checkpoint_every: training steps between checkpoints; null for one after each experience.
-        log_every: training steps between two records of the loss.
-    """
-
-    train_mb_size: int = 32
-    train_epochs: int = 1
-    lr: float = 0.005
+    train_mb_size: Count = 32
+    """samples per training step"""
+    train_epochs: Annotated[int, at_least(0)] = 1
+    """passes over each experience"""
+    lr: Annotated[float, above(0)] = 0.005
+    """learning rate"""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    weight_decay: float = 0.0
-    momentum: float = 0.0
+    """what takes the steps"""
+    weight_decay: Annotated[float, at_least(0)] = 0.0
+    """of the optimizer"""
+    momentum: Annotated[float, at_least(0), below(1)] = 0.0
+    """of sgd"""
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup: float = 0.0
-    mixup: float = 0.0
-    mixup_probability: float = 1.0
-    label_smoothing: float = 0.0
-    clip_grad: float | None = None
-    eval_mb_size: int = 128
-    workers: int = 0
-    checkpoint_every: int | None = None
-    log_every: int = 10
+    """of the learning rate within an experience"""
+    warmup: Annotated[float, at_least(0), below(1)] = 0.0
+    """share of an experience's steps over which the learning rate rises to its full value"""
+    mixup: Annotated[float, at_least(0)] = 0.0
+    """alpha of the beta distribution that images and labels of a batch are mixed by; 0 for none"""
+    mixup_probability: Annotated[float, above(0), at_most(1)] = 1.0
+    """share of batches that are mixed"""
+    label_smoothing: Annotated[float, at_least(0), below(1)] = 0.0
+    """share of a label that is spread over all classes that compete"""
+    clip_grad: Annotated[float, above(0)] | None = None
+    """largest norm of the gradient; null for no clipping"""
+    eval_mb_size: Count = 128
+    """samples per evaluation batch; it changes speed and memory, no result"""
+    workers: Annotated[int, at_least(0)] = 0
+    """processes that load images; 0 loads them in the training process"""
+    checkpoint_every: Count | None = None
+    """training steps between checkpoints; null for one after each experience"""
+    log_every: Count = 10
+    """training steps between two records of the loss"""
 
     def __post_init__(self) -> None:
-        _check_types(self, "training")
-        for key in ("train_mb_size", "eval_mb_size", "checkpoint_every", "log_every"):
-            _at_least(1, getattr(self, key), f"training.{key}")
-        for key in ("train_epochs", "weight_decay", "momentum", "workers", "mixup", "label_smoothing"):
-            _at_least(0, getattr(self, key), f"training.{key}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(
-                f"training.warmup must be a share of the steps, 0 or more and below 1, got {self.warmup}"
-            )
-        for key in ("momentum", "label_smoothing"):
-            if getattr(self, key) >= 1:
-                raise ConfigError(f"training.{key} must be below 1, got {getattr(self, key)}")
-        if not 0 < self.mixup_probability <= 1:
-            raise ConfigError(
-                f"training.mixup_probability must be above 0 and at most 1, got {self.mixup_probability}"
-            )
-        for key in ("lr", "clip_grad"):
-            value = getattr(self, key)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"training.{key} must be a finite number above 0, got {value}")
+        schema.check_fields(self, "training")
 
 
 @dataclass(frozen=True)
 class Online:
-    """One pass over a stream without boundaries.
+    """One pass over a stream without boundaries."""
 
-    Args:
-        iterations: optimizer steps on each batch that arrives.
-        eval_every: samples between two anytime evaluations; null for none.
-        cut_at_sessions: whether a session's last batch is a short one; false lets batches run on over session ends.
-    """
-
-    iterations: int = 1
-    eval_every: int | None = None
+    iterations: Count = 1
+    """optimizer steps on each batch that arrives"""
+    eval_every: Count | None = None
+    """samples between two anytime evaluations; null for none"""
     cut_at_sessions: bool = True
+    """whether a session's last batch is a short one; false lets batches run on over session ends"""
 
     def __post_init__(self) -> None:
-        _check_types(self, "online")
-        _at_least(1, self.iterations, "online.iterations")
-        _at_least(1, self.eval_every, "online.eval_every")
-
-
-def _check_types(settings: Training | Online, path: str) -> None:
-    hints = typing.get_type_hints(type(settings))
-    for key, value in vars(settings).items():
-        object.__setattr__(settings, key, schema.check(value, hints[key], f"{path}.{key}"))
-
-
-def _at_least(least: int, value: float | None, path: str) -> None:
-    if value is not None and not least <= value < math.inf:
-        raise ConfigError(f"{path} must be at least {least}, got {value}")
+        schema.check_fields(self, "online")
 
 
 def takes_training(*, but: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -177,7 +136,7 @@ def takes_training(*, but: Collection[str] = ()) -> Callable[[Callable[..., Any]
     Returns:
         The decorator; what it makes raises a TypeError for an unknown argument, as Python does.
     """
-    hints = typing.get_type_hints(Training)
+    hints = typing.get_type_hints(Training, include_extras=True)
     keywords = [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]

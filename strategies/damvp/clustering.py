@@ -58,7 +58,7 @@ class Clusters(NamedTuple):
     counts: Tensor
 
 
-def summarise(features: Tensor, labels: Tensor) -> Clusters:
+def clusters_of(features: Tensor, labels: Tensor) -> Clusters:
     """Features [n, D] under labels 0..K-1 [n], as means, radii and sizes in the features' type."""
     counts = labels.bincount()
     total = features.new_zeros(len(counts), features.shape[1]).index_add(0, labels, features)
@@ -68,13 +68,14 @@ def summarise(features: Tensor, labels: Tensor) -> Clusters:
     return Clusters(means, spread.sqrt(), counts)
 
 
-def nearest(query: Tensor, prototypes: Tensor, out_of_reach: Tensor | None = None) -> Tensor:
+def nearest_prototype(query: Tensor, prototypes: Tensor, out_of_reach: Tensor | None = None) -> Tensor:
     """The nearest prototype of each query: [B, D], [K, D] -> int64 [B].
 
     No root, hence no nan where a query is a prototype; float32 at least, under autocast too.
 
     Args:
-        query, prototypes: as above.
+        query: [B, D].
+        prototypes: [K, D].
         out_of_reach: bool [K], prototypes that are not chosen.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
@@ -94,7 +95,7 @@ class ClusterMap(NamedTuple):
     prototypes: Tensor
 
 
-def project(features: Tensor, labels: Tensor, prototypes: Tensor) -> ClusterMap:
+def plane_of(features: Tensor, labels: Tensor, prototypes: Tensor) -> ClusterMap:
     """Features [n, D] and the means of their clusters [K, D] on the features' first two principal axes."""
     rows, mean = features.cpu().double(), features.cpu().double().mean(0)
     axes = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors[:, -2:].flip(1)  # (D, 2)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clprompt.backbones.vit import FrozenViT
-from clprompt.strategies.damvp.clustering import nearest
+from clprompt.strategies.damvp.clustering import nearest_prototype
 from clprompt.strategies.damvp.frames import as_images, framed_tokens
 
 InnerOptimizer = Literal["sgd", "adam"]
@@ -51,7 +51,7 @@ class Batch:
         self.images, self.labels = images, labels
         self.patches = backbone.patches(images) if backbone.linear_patches else None
         clean = images if self.patches is None else backbone.position(self.patches)
-        self.index = nearest(backbone.features(clean), source.prototypes)  # [B]
+        self.index = nearest_prototype(backbone.features(clean), source.prototypes)  # [B]
         self.used, self.inverse = self.index.unique(return_inverse=True)  # [U], [B]
 
     def loss(self, prompts: Tensor) -> Tensor:

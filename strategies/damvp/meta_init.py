@@ -17,7 +17,7 @@ from clprompt.data.loading import image_stream, subset, training_batches
 from clprompt.errors import CheckpointError, ConfigError, DataError, Interrupted
 from clprompt.seeding import derive, generator
 from clprompt.strategies.damvp.active import activity_rank, noise_features
-from clprompt.strategies.damvp.clustering import cluster, mean_distance, summarise
+from clprompt.strategies.damvp.clustering import cluster, clusters_of, mean_distance
 from clprompt.strategies.damvp.frames import check_frame, default_pad, frame_places, frame_size, save_frame
 from clprompt.strategies.damvp.meta import Batch, InnerOptimizer, Source, adapt, inner_rate, meta_update
 from clprompt.strategies.damvp.meta_sources import MetaInit, gather
@@ -74,7 +74,7 @@ class Learner:
                 tau = tau or max(settings.threshold_ratio * mean_distance(found), 1e-12)
                 limits = {"max_clusters": settings.max_clusters, "min_size": settings.min_cluster_size}
                 labels = torch.from_numpy(cluster(found, tau, **limits))  # type: ignore[arg-type]
-            prototypes = summarise(found, labels).prototypes.to(self.device)
+            prototypes = clusters_of(found, labels).prototypes.to(self.device)
             if columns is None:
                 head = nn.Linear(self.backbone.width, classes)
                 bound = self.backbone.width**-0.5

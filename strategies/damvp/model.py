@@ -14,7 +14,7 @@ from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, DataError, ProtocolError
 from clprompt.prompting.heads import grow_rows
-from clprompt.prompting.model import Boundaries, Cache, Encoded, PromptModel
+from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, PromptModel
 from clprompt.prompting.plugin import Samples
 from clprompt.registry import strategies
 from clprompt.schema import above, at_least
@@ -24,11 +24,11 @@ from clprompt.strategies.damvp.active import activity_rank, noise_features
 from clprompt.strategies.damvp.clustering import (
     ClusterMap,
     cluster,
+    clusters_of,
     mean_distance,
-    nearest,
-    project,
+    nearest_prototype,
+    plane_of,
     sample_features,
-    summarise,
 )
 from clprompt.strategies.damvp.frames import (
     OffsetCache,
@@ -103,7 +103,7 @@ class DAMVPModel(PromptModel):
         pad: Annotated[int, at_least(1)] | None = None,
         length: Annotated[int, at_least(1)] = 10,
         deep: bool = True,
-        layers: tuple[Annotated[int, at_least(0)], ...] | None = None,
+        layers: Blocks | None = None,
         cluster_samples: Annotated[int, at_least(1)] = 1000,
         threshold: Annotated[float, above(0)] | None = None,
         threshold_ratio: Annotated[float, above(0)] | None = None,
@@ -242,7 +242,9 @@ class DAMVPModel(PromptModel):
     def assign(self, query: Tensor) -> Tensor:
         """The nearest prototype of each query, [B, D] -> int64 [B]; in training perhaps of this experience alone."""
         current = self.training and self.train_assign == "current"
-        return nearest(query, self.prototypes, self.experience_of != self.experience if current else None)
+        return nearest_prototype(
+            query, self.prototypes, self.experience_of != self.experience if current else None
+        )
 
     def logits(self, features: Tensor) -> Tensor:
         if not self.active:
@@ -289,8 +291,8 @@ class DAMVPModel(PromptModel):
             most, least = self.max_clusters, self.min_cluster_size
             labels = torch.from_numpy(cluster(features, float(self.tau), max_clusters=most, min_size=least))
         features = features.to(self.prototypes)
-        made = summarise(features, labels.to(features.device))
-        self._map = None if len(features) < 2 else project(features, labels, made.prototypes)
+        made = clusters_of(features, labels.to(features.device))
+        self._map = None if len(features) < 2 else plane_of(features, labels, made.prototypes)
         old = len(self.prototypes)
         for prototype in made.prototypes:
             frame = self._frame_for(prototype, old)

@@ -54,7 +54,7 @@ def prompts_at(prompts: Tensor, block: int) -> Tensor | None:
     return prompts[:, block] if block < prompts.shape[1] and prompts.shape[3] else None
 
 
-def select(selectors: Tensor, normed: Tensor) -> Tensor:
+def selector_attention(selectors: Tensor, normed: Tensor) -> Tensor:
     """The selectors' attention over all tokens: [T, S, D] (scaled), [B, N, D] -> [B, T, S, N].
 
     One matrix product per image; fused attention refuses heads as wide as the model.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clprompt import schema
 from clprompt.backbones.attention import residual_mlp
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
@@ -18,6 +19,7 @@ from clprompt.prompting.model import Cache, Encoded, PromptModel
 from clprompt.prompting.plugin import Samples
 from clprompt.prompting.prompts import cosine
 from clprompt.registry import strategies
+from clprompt.schema import above, at_least
 from clprompt.seeding import generator
 from clprompt.strategies.multilane.lanes import (
     lane_block,
@@ -25,7 +27,7 @@ from clprompt.strategies.multilane.lanes import (
     merge_tokens,
     merged_block,
     prompts_at,
-    select,
+    selector_attention,
     summary_blocks,
 )
 
@@ -68,7 +70,8 @@ class MultiLaneModel(PromptModel):
             frozen class token gives all of them).
         normalize: L2-normalise the head's input.
         temperature: divides the logits in the loss.
-        loss, loss_mean: of multi-hot targets; see :func:`clprompt.prompting.losses.classification_loss`.
+        loss: of multi-hot targets; see :func:`clprompt.prompting.losses.classification_loss`.
+        loss_mean: what the loss of multi-hot targets is a mean over; see there.
         init: "orthogonal" or "uniform" (between -1 and 1) for selectors and prompts of the first task; later tasks
             start from the previous one.
         tasks: how many tasks are expected; only the scale of orthogonal prompts depends on it.
@@ -79,24 +82,25 @@ class MultiLaneModel(PromptModel):
 
     soft_labels: ClassVar[bool] = False
 
+    @schema.checked
     def __init__(
         self,
         backbone: FrozenViT,
         *,
         seed: int = 0,
-        selectors: int = 20,
-        prompts: int = 20,
-        prompt_blocks: int = 5,
+        selectors: Annotated[int, at_least(0)] = 20,
+        prompts: Annotated[int, at_least(0)] = 20,
+        prompt_blocks: Annotated[int, at_least(0)] = 5,
         drop_and_replace: bool = True,
-        merge_to: int | None = None,
+        merge_to: Annotated[int, at_least(2)] | None = None,
         head: Literal["concat", "task"] = "concat",
         normalize: bool = True,
-        temperature: float = 1.0,
+        temperature: Annotated[float, above(0)] = 1.0,
         loss: Literal["bce", "asymmetric"] = "bce",
         loss_mean: Literal["all", "active"] = "all",
         init: Literal["orthogonal", "uniform"] = "orthogonal",
-        tasks: int = 10,
-        lane_chunk: int = 5,
+        tasks: Annotated[int, at_least(1)] = 10,
+        lane_chunk: Annotated[int, at_least(1)] = 5,
         keep_logits: bool = True,
     ) -> None:
         super().__init__(backbone, seed=seed)
@@ -104,24 +108,15 @@ class MultiLaneModel(PromptModel):
             raise ConfigError(f"MULTI-LANE starts its lanes from a class token; {backbone.source} has none")
         if merge_to is None and selectors < 1:
             raise ConfigError(f"selectors must be at least 1 (or 0 together with merge_to), got {selectors}")
-        if merge_to is not None and (selectors or not drop_and_replace or merge_to < 2):
+        if merge_to is not None and (selectors or not drop_and_replace):
             raise ConfigError(
-                "merge_to takes the place of selectors: it must be at least 2, with selectors=0 and "
+                "merge_to takes the place of selectors: it needs selectors=0 and "
                 f"drop_and_replace=true; got merge_to={merge_to}, selectors={selectors}, {drop_and_replace=}"
             )
-        if not 0 <= prompt_blocks <= backbone.depth:
+        if prompt_blocks > backbone.depth:
             raise ConfigError(
                 f"prompt_blocks must be 0..{backbone.depth}, the blocks of this backbone, got {prompt_blocks}"
             )
-        for name, value, least in (
-            ("prompts", prompts, 0),
-            ("tasks", tasks, 1),
-            ("lane_chunk", lane_chunk, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"{name} must be at least {least}, got {value}")
-        if not temperature > 0:
-            raise ConfigError(f"temperature must be above 0, got {temperature}")
         self.head = None  # a lane has its own rows
         self.first_block = backbone.depth  # nothing is prompted in the patch stream
         self.sizes = (selectors, prompts, prompt_blocks)
@@ -256,7 +251,7 @@ class MultiLaneModel(PromptModel):
                 if merged is not None:
                     tokens[number] = merged_block(block, tokens[number], merged, raw)
                     continue
-                selected = select(chosen[number][index], normed)
+                selected = selector_attention(chosen[number][index], normed)
                 if look is not None and not number:
                     look.append(selected)
                 if self.drop_and_replace:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
-from clprompt.prompting.model import Boundaries, Cache, Encoded, Glimpse, Mask, PromptModel
+from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, Glimpse, Mask, PromptModel
 from clprompt.prompting.plugin import Samples
 from clprompt.prompting.prompts import token_choice, uniform
 from clprompt.registry import strategies
+from clprompt.schema import at_least, below
 from clprompt.seeding import generator
 
 ROLES = ("cls", "image")
 
 
-@strategies.register("tcpa", paper="Liu et al., ICML 2025, arXiv 2505.02406", year=2025)
+@strategies.register(
+    "tcpa",
+    paper="Liu et al., ICML 2025, arXiv 2505.02406",
+    year=2025,
+    renamed={"loss_mask": "mask", "mask": "mask_position"},
+)
 class TCPAModel(PromptModel):
     """TCPA (Liu et al., "Token Coordinated Prompt Attention is Needed for Visual Prompting"), made class-incremental.
 
@@ -39,7 +46,7 @@ class TCPAModel(PromptModel):
     Where the released code differs, and the switch that brings it back:
 
     * It multiplies the mask after the softmax, without renormalising, so forbidden prompts drain attention and get
-      gradient: ``mask="after"``. By default forbidden columns are absent.
+      gradient: ``mask_position="after"``. By default forbidden columns are absent.
     * It is built on a Fourier transform of the prompts, which mixes all of them: ``fourier="joint"``.
     * Prompt dropout 0.1 (``prompt_dropout``); warm-up with random choices for 10 of 100 epochs (``random_epochs``).
     * An unused pool class there indexes similarities by row; entries are always gathered per token here.
@@ -47,48 +54,53 @@ class TCPAModel(PromptModel):
     Args:
         backbone: the frozen vision transformer.
         seed: where all initial values and random choices come from.
-        pool_cls, pool_image: entries of each role's pool (per experience when growing); 0 for none. For the class
-            role None is 10, or 0 where the backbone has no class token.
-        top_k_cls, top_k_image: entries that a token sees.
-        length_cls, length_image: prompt tokens per entry.
+        pool_cls: entries of the class token's pool (per experience when growing); 0 for none, None for 10, or 0 where
+            the backbone has no class token.
+        pool_image: entries of the patches' pool (per experience when growing); 0 for none.
+        top_k_cls: entries that the class token sees.
+        top_k_image: entries that a patch sees.
+        length_cls: prompt tokens per entry of the class token's pool.
+        length_image: prompt tokens per entry of the patches' pool.
         layers: the prompted blocks; None for all.
-        prompts, select: what experiences share; whether training ranks all entries or those of the task.
-        mask: forbidden columns are absent ("before" the softmax) or zeroed "after" it.
+        prompts: what experiences share.
+        select: whether training ranks all entries or those of the task.
+        mask_position: forbidden columns are absent ("before" the softmax) or zeroed "after" it.
         fourier: "none" or "joint".
         token_matching: False for roles alone: no keys, every token sees its role's whole pool.
         matching_weight: weight of the matching loss, a sum over blocks.
         detach_query: keep the matching loss out of the prompts of earlier blocks.
         random_epochs: epochs of each experience with random choices (of new entries), training only.
         prompt_dropout: per sample, on the prompts.
-        loss_mask: which classes compete in training; None for "experience" ("seen" for shared prompts).
+        mask: which classes compete in training; None for "experience" ("seen" for shared prompts).
         boundary_free: use without experiences; needs ``prompts="shared"``, which it implies.
     """
 
+    @schema.checked
     def __init__(
         self,
         backbone: FrozenViT,
         *,
         seed: int = 0,
-        pool_cls: int | None = None,
-        pool_image: int = 10,
-        top_k_cls: int = 5,
-        top_k_image: int = 5,
-        length_cls: int = 1,
-        length_image: int = 1,
-        layers: tuple[int, ...] | None = None,
+        pool_cls: Annotated[int, at_least(0)] | None = None,
+        pool_image: Annotated[int, at_least(0)] = 10,
+        top_k_cls: Annotated[int, at_least(0)] = 5,
+        top_k_image: Annotated[int, at_least(0)] = 5,
+        length_cls: Annotated[int, at_least(1)] = 1,
+        length_image: Annotated[int, at_least(1)] = 1,
+        layers: Blocks | None = None,
         prompts: Literal["grow", "shared", "first"] = "grow",
         select: Literal["all", "task"] = "all",
-        mask: Literal["before", "after"] = "before",
+        mask_position: Literal["before", "after"] = "before",
         fourier: Literal["none", "joint"] = "none",
         token_matching: bool = True,
-        matching_weight: float = 0.01,
+        matching_weight: Annotated[float, at_least(0)] = 0.01,
         detach_query: bool = False,
-        random_epochs: int = 1,
-        prompt_dropout: float = 0.0,
-        loss_mask: Mask | None = None,
+        random_epochs: Annotated[int, at_least(0)] = 1,
+        prompt_dropout: Annotated[float, at_least(0), below(1)] = 0.0,
+        mask: Mask | None = None,
         boundary_free: bool = False,
     ) -> None:
-        super().__init__(backbone, seed=seed, mask=loss_mask, boundary_free=boundary_free)
+        super().__init__(backbone, seed=seed, mask=mask, boundary_free=boundary_free)
         self.prompts: Literal["grow", "shared", "first"] = "shared" if boundary_free else prompts
         if pool_cls is None:
             pool_cls = 10 if backbone.num_prefix_tokens else 0
@@ -97,12 +109,12 @@ class TCPAModel(PromptModel):
         self.length = {"cls": length_cls, "image": length_image}
         self.layers = backbone.check_layers("layers", range(backbone.depth) if layers is None else layers)
         self.first_block = min(self.layers, default=backbone.depth)
-        self.select, self.mask_position, self.fourier = select, mask, fourier
-        self.token_matching, self.matching_weight, self.detach_query = (
-            token_matching,
-            matching_weight,
-            detach_query,
-        )
+        self.select = select
+        self.mask_position = mask_position
+        self.fourier = fourier
+        self.token_matching = token_matching
+        self.matching_weight = matching_weight
+        self.detach_query = detach_query
         self.random_epochs = 0 if boundary_free else random_epochs
         self.prompt_dropout = prompt_dropout
         self._check()
@@ -121,31 +133,15 @@ class TCPAModel(PromptModel):
             self._add_task()
 
     def _check(self) -> None:
-        def refuse(condition: bool, text: str) -> None:
-            if condition:
-                raise ConfigError(text)
-
+        """Refuse pools that do not fit each other or the backbone."""
         for role in ROLES:
             pool, k = self.pool[role], self.top_k[role]
-            refuse(pool < 0, f"pool_{role} must not be negative, got {pool}")
-            refuse(self.length[role] < 1, f"length_{role} must be at least 1, got {self.length[role]}")
-            if pool and self.token_matching:
-                refuse(not 1 <= k <= pool, f"top_k_{role} must be 1..{pool} (pool_{role}), got {k}")
-        refuse(not any(self.pool.values()), "pool_cls and pool_image are both 0: nothing would be prompted")
-        prefix = self.backbone.num_prefix_tokens
-        refuse(bool(self.pool["cls"]) and not prefix, "pool_cls must be 0: the backbone has no class token")
-        refuse(self.matching_weight < 0, f"matching_weight must not be negative, got {self.matching_weight}")
-        refuse(self.random_epochs < 0, f"random_epochs must not be negative, got {self.random_epochs}")
-        refuse(
-            not 0 <= self.prompt_dropout < 1, f"prompt_dropout must be in [0, 1), got {self.prompt_dropout}"
-        )
-        for name, value, allowed in (
-            ("prompts", self.prompts, ("grow", "shared", "first")),
-            ("select", self.select, ("all", "task")),
-            ("mask", self.mask_position, ("before", "after")),
-            ("fourier", self.fourier, ("none", "joint")),
-        ):
-            refuse(value not in allowed, f'{name} must be one of {", ".join(allowed)}, got "{value}"')
+            if pool and self.token_matching and not 1 <= k <= pool:
+                raise ConfigError(f"top_k_{role} must be 1..{pool} (pool_{role}), got {k}")
+        if not any(self.pool.values()):
+            raise ConfigError("pool_cls and pool_image are both 0: nothing would be prompted")
+        if self.pool["cls"] and not self.backbone.num_prefix_tokens:
+            raise ConfigError("pool_cls must be 0: the backbone has no class token")
 
     @property
     def boundaries(self) -> Boundaries:

@@ -38,7 +38,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     ],
     "mvp": [{"query": "features"}, {"coordinate": True, "variant": "prefix"}],
     "ncm": [{"metric": "euclidean", "normalise_first": True}],
-    "tcpa": [{"prompts": "shared", "loss_mask": "seen"}, {"mask": "after", "select": "task"}],
+    "tcpa": [{"prompts": "shared", "mask": "seen"}, {"mask_position": "after", "select": "task"}],
     "vpt_deep": [{"coordinate": True, "boundary_free": True}],
 }
 

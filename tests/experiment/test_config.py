@@ -234,7 +234,7 @@ WRONG_OVERRIDES = [
     ("compare=[{name: long_name, lenght: 3}]", 'unknown key "compare.0.lenght"; did you mean "length"?'),
     (
         "compare=[{name: short, training: {lr: 0}}]",
-        "compare.0.training.lr must be a finite number above 0, got 0.0",
+        "compare.0.training.lr must be above 0, got 0",
     ),
     ("compare=[{name: short, training: {l: 0}}]", 'unknown key "compare.0.training.l"; did you mean "lr"?'),
     ("compare=[{name: short, training: 3}]", "compare.0.training must be mapping, got 3"),
@@ -244,11 +244,11 @@ WRONG_OVERRIDES = [
     ("training.eval_mb_size=-5", "training.eval_mb_size must be at least 1, got -5"),
     ("training.train_epochs=-1", "training.train_epochs must be at least 0, got -1"),
     ("training.workers=-1", "training.workers must be at least 0, got -1"),
-    ("training.lr=0", "training.lr must be a finite number above 0, got 0.0"),
+    ("training.lr=0", "training.lr must be above 0, got 0"),
     ("training.lr=.nan", "training.lr must be a finite number above 0, got nan"),
     ("training.lr=.inf", "training.lr must be a finite number above 0, got inf"),
-    ("training.lr=high", 'training.lr must be float, got "high"'),
-    ("training.clip_grad=0", "training.clip_grad must be a finite number above 0, got 0.0"),
+    ("training.lr=high", 'training.lr must be float (above 0), got "high"'),
+    ("training.clip_grad=0", "training.clip_grad must be above 0, got 0"),
     ("training.weight_decay=-0.1", "training.weight_decay must be at least 0, got -0.1"),
     (
         "training.optimizer=adm",

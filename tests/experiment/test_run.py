@@ -228,7 +228,10 @@ def test_two_runs_within_a_second_get_two_folders(tmp_path, monkeypatch):
             {"strategy": {"name": "linear_probe", "boundary_free": False}, "online": {}},
             "needs experience boundaries",
         ),
-        ({"compare": [{"name": "dualprompt", "e_layers": [1], "top_k": 2}]}, "top_k must be 1"),
+        (
+            {"compare": [{"name": "dualprompt", "e_layers": [1], "top_k": 2}]},
+            "top_k is no argument: DualPrompt uses one",
+        ),
         ({"scenario": {"name": "split", "experiences": 11}}, "experiences must be 1..10"),
         ({"backbone": VIT | {"patch_size": 3}}, "size"),
         ({"device": "cuda:77"}, 'device "cuda:77" is not there'),

@@ -116,18 +116,21 @@ def test_overrides_reach_sections_labels_and_bare_names(tmp_path: Path) -> None:
 
 def test_runs_are_chosen_by_label() -> None:
     whole = a_study(sweep={"training.lr": [1, 2]})
-    assert [run.label for run in study.select(whole, ["long"], [], [1]).runs] == ["long lr=1", "long lr=2"]
-    assert [str(run) for run in study.select(whole, ["l2p lr=2"], [], [3]).runs] == ["l2p lr=2, seed 3"]
+    assert [run.label for run in study.chosen_runs(whole, ["long"], [], [1]).runs] == [
+        "long lr=1",
+        "long lr=2",
+    ]
+    assert [str(run) for run in study.chosen_runs(whole, ["l2p lr=2"], [], [3]).runs] == ["l2p lr=2, seed 3"]
 
 
 def test_a_choice_of_no_run_is_one_line() -> None:
     whole = a_study(sweep={"training.lr": [1, 2]})
     with pytest.raises(ConfigError, match=r'--only lnog: .*did you mean "long"\?'):
-        study.select(whole, ["lnog"], [], [])
+        study.chosen_runs(whole, ["lnog"], [], [])
     with pytest.raises(ConfigError, match="--seed 9: the study has no such run; known: 3, 1"):
-        study.select(whole, [], [], [9])
+        study.chosen_runs(whole, [], [], [9])
     with pytest.raises(ConfigError, match="--scenario x: the study has no such run; known: none"):
-        study.select(whole, [], ["x"], [])
+        study.chosen_runs(whole, [], ["x"], [])
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_a_choice_of_no_run_is_one_line() -> None:
         ({"strategies": {"l2q": None}}, r'strategies\.l2q: strategy\.name: unknown strategy "l2q"'),
         (
             {"strategies": {"l2p": {"training": {"lr": -1}}}},
-            r"strategies\.l2p: training\.lr must be a finite",
+            r"strategies\.l2p: training\.lr must be above 0, got -1",
         ),
         ({"strategies": {}}, "strategies must map labels to sections, such as"),
         ({"strategies": {"l2p": 3}}, r"strategies\.l2p must be a mapping, got 3"),

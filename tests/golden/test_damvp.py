@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clprompt.strategies.damvp import DAMVPModel
 from clprompt.strategies.damvp.active import activity_rank
-from clprompt.strategies.damvp.clustering import cluster, summarise
+from clprompt.strategies.damvp.clustering import cluster, clusters_of
 from clprompt.training.optim import set_learning_rate
 
 
@@ -166,8 +166,8 @@ def test_only_the_first_thousand_features_count(golden):
     labels = cluster(features, float(damvp["cluster.truncate.threshold"]))
     assert same_partition(labels, damvp["cluster.truncate.labels"].numpy())
     expected = damvp["cluster.truncate.labels"]
-    damvp.check(summarise(features, expected).prototypes, "cluster.truncate.prototypes")
-    tied = summarise(damvp["cluster.tie.points"], damvp["cluster.tie.labels"])
+    damvp.check(clusters_of(features, expected).prototypes, "cluster.truncate.prototypes")
+    tied = clusters_of(damvp["cluster.tie.points"], damvp["cluster.tie.labels"])
     damvp.check(tied.prototypes, "cluster.tie.prototypes")
 
 

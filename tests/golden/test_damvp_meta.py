@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clprompt.strategies.damvp.clustering import cluster, summarise
+from clprompt.strategies.damvp.clustering import cluster, clusters_of
 from clprompt.strategies.damvp.frames import frame_places
 from clprompt.strategies.damvp.meta import Batch, Source, adapt, inner_rate, meta_update
 
@@ -20,7 +20,7 @@ def test_sources_are_clustered_as_the_reference_clusters_them(golden, source):
     labels = cluster(features, float(damvp["meta.threshold"]))
     assert same_partition(labels, damvp[f"meta.{source}.cluster_labels"].numpy())
     expected = damvp[f"meta.{source}.cluster_labels"]
-    damvp.check(summarise(features, expected).prototypes, f"meta.{source}.prototypes")
+    damvp.check(clusters_of(features, expected).prototypes, f"meta.{source}.prototypes")
 
 
 def sources(damvp, kind: str, clusters: str) -> list[Source]:

@@ -104,12 +104,12 @@ def test_the_losses_that_weigh_each_sample_and_count_its_own_slot(mvp, variant):
 
 
 ABLATIONS = {
-    "no_mask": {"mask": False},
+    "no_mask": {"logit_mask": False},
     "no_contrastive": {"contrastive": False},
     "no_afs": {"feature_scaling": False},
     "no_gsf": {"focal": False},
     "last_layer": {"query": "last"},
-    "plain": {"mask": False, "contrastive": False, "feature_scaling": False, "focal": False},
+    "plain": {"logit_mask": False, "contrastive": False, "feature_scaling": False, "focal": False},
 }
 
 

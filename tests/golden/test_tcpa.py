@@ -9,14 +9,14 @@ from torch import Tensor
 from clprompt.strategies.tcpa import TCPAModel
 
 VARIANTS = {
-    "code": {"fourier": "joint", "mask": "after"},
-    "vpt_after": {"mask": "after"},
+    "code": {"fourier": "joint", "mask_position": "after"},
+    "vpt_after": {"mask_position": "after"},
     "vpt_before": {},
     "joint_before": {"fourier": "joint"},
-    "role_code": {"fourier": "joint", "mask": "after", "token_matching": False},
+    "role_code": {"fourier": "joint", "mask_position": "after", "token_matching": False},
     "role_before": {"token_matching": False},
     "all_before": {"top_k_cls": 5, "top_k_image": 6},
-    "random_code": {"fourier": "joint", "mask": "after", "random_epochs": 1},
+    "random_code": {"fourier": "joint", "mask_position": "after", "random_epochs": 1},
     "detached_before": {"detach_query": True},
 }
 PARAMETERS = {
@@ -54,7 +54,7 @@ def build(tcpa, variant: str, *, classes=range(10), **arguments) -> TCPAModel:
         "length_cls": 2,
         "random_epochs": 0,
         "prompts": "shared",
-        "loss_mask": "none",
+        "mask": "none",
         **VARIANTS[variant],
         **arguments,
     }
@@ -115,7 +115,7 @@ def test_gradients(golden, variant):
 def test_gradients_with_the_mask_of_the_task(golden):
     tcpa = golden("tcpa_forward")
     classes = tcpa["input.task_classes"].tolist()
-    model = build(tcpa, "vpt_before", classes=classes, loss_mask="experience", prompts="grow").train()
+    model = build(tcpa, "vpt_before", classes=classes, mask="experience", prompts="grow").train()
     step = model.training_loss(tcpa["input.images"], tcpa["input.labels"])
     tcpa.check(step.loss, "vpt_before.loss_task")
     step.loss.backward()

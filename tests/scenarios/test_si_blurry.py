@@ -257,14 +257,15 @@ def test_the_avalanche_benchmark_has_the_sessions_as_experiences():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"n": 101}, "scenario.n is a percentage, 0..100, got 101"),
-        ({"n": -1}, "scenario.n"),
-        ({"m": float("nan")}, "scenario.m"),
-        ({"m": 100.5}, "scenario.m"),
-        ({"sessions": 0}, "scenario.sessions must be 1..600"),
+        ({"n": 101}, "n must be at least 0 and at most 100, got 101"),
+        ({"n": -1}, "n must be at least 0 and at most 100, got -1"),
+        ({"m": float("nan")}, "m must be a finite number at least 0 and at most 100, got nan"),
+        ({"m": 100.5}, "m must be at least 0 and at most 100, got 100.5"),
+        ({"sessions": 0}, "sessions must be at least 1, got 0"),
+        ({"sessions": 601}, "scenario.sessions must be 1..600"),
         ({"sessions": 601, "min_classes_per_session": 0}, "600 samples, got 601"),
         ({"sessions": 11}, "min_classes_per_session=0 allows more"),
-        ({"min_classes_per_session": 2}, "must be 0 or 1, got 2"),
+        ({"min_classes_per_session": 2}, "min_classes_per_session must be one of 0, 1, got 2"),
         ({"n": 0.5, "compat": "reference"}, "whole percentage"),
     ],
 )

@@ -178,23 +178,26 @@ def test_an_order_may_be_written_in_a_configuration(written: object) -> None:
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"experiences": 0}, r"scenario\.experiences must be 1\.\.10, as the data has 10 classes, got 0"),
-        ({"experiences": 11}, r"scenario\.experiences must be 1\.\.10"),
+        ({"experiences": 0}, "experiences must be at least 1, got 0"),
+        ({"experiences": 11}, r"scenario\.experiences must be 1\.\.10, as the data has 10 classes, got 11"),
         (
             {"experiences": 5, "base_classes": 7},
             r"scenario\.base_classes must leave a class .* other 4 .*, got 7",
         ),
-        ({"base_classes": -1}, r"scenario\.base_classes must leave"),
+        ({"base_classes": -1}, "base_classes must be at least 0, got -1"),
         (
             {"experiences": 1, "base_classes": 3},
             r"scenario\.base_classes is 3, but a single experience holds all 10",
         ),
         (
             {"classes_per_experience": [5, 4]},
-            r"must be positive counts that add up to the 10 classes .*, got \[5, 4\]",
+            r"must add up to the 10 classes .*, got \[5, 4\]",
         ),
-        ({"classes_per_experience": [10, 0]}, "must be positive counts"),
-        ({"classes_per_experience": []}, "must be positive counts"),
+        (
+            {"classes_per_experience": [10, 0]},
+            r"classes_per_experience must be list of int \(at least 1\) or null, got \[10, 0\]",
+        ),
+        ({"classes_per_experience": []}, "must add up to the 10 classes"),
         ({"class_order": [0, 1, 2]}, r"scenario\.class_order must be a permutation of the class ids 0\.\.9"),
         ({"class_order": [0] * 10}, "must be a permutation"),
         ({"class_order": "0,1"}, "must be a permutation"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from clprompt.backbones.vit import FrozenViT
 from clprompt.seeding import generator, preserved_rng
 from clprompt.strategies.damvp import DAMVPModel
-from clprompt.strategies.damvp.clustering import cluster, mean_distance, nearest, sample_features
+from clprompt.strategies.damvp.clustering import cluster, mean_distance, nearest_prototype, sample_features
 from clprompt.strategies.damvp.frames import as_images, frame_places, frame_size, patch_offsets
 from clprompt.training import optim
 
@@ -212,8 +212,8 @@ def test_prototypes_radii_and_counts_are_those_of_the_members(backbone):
 
 def test_assignments_do_not_change_when_features_and_prototypes_move_together():
     query, prototypes = draw(50, 16), draw(4, 16, seed=1)
-    assert torch.equal(nearest(query, prototypes), torch.cdist(query, prototypes).argmin(1))
-    assert torch.equal(nearest(query + 3, prototypes + 3), nearest(query, prototypes))
+    assert torch.equal(nearest_prototype(query, prototypes), torch.cdist(query, prototypes).argmin(1))
+    assert torch.equal(nearest_prototype(query + 3, prototypes + 3), nearest_prototype(query, prototypes))
 
 
 def test_a_single_image_is_one_cluster(backbone):

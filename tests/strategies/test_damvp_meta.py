@@ -264,7 +264,7 @@ def test_names_of_leaked_classes_are_compared_without_case_and_separators(tmp_pa
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("sources=[]", "sources must name a data set"),
+        ("sources=[]", "sources must be not empty, got []"),
         ("sources=[{name: synthetic, classes: [0]}]", "source synthetic has one class"),
         ("sources=[{name: synthetic, tasks: 11}]", "tasks must be 1..10"),
         ("sources=[{name: synthetic, colour: 1}]", 'unknown key "sources.0.colour"'),

@@ -208,12 +208,12 @@ def test_a_fixed_pool_smaller_than_the_experiences_is_refused(backbone):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"batchwise_prompt": True}, "batchwise_prompt"),
-        ({"top_k": 2}, "top_k must be 1"),
+        ({"batchwise_prompt": True}, "batchwise_prompt is no argument: one prompt voted by the whole batch"),
+        ({"top_k": 2}, "top_k is no argument: DualPrompt uses one expert prompt per image"),
         ({"pool_size": 0}, "pool_size"),
         ({"g_layers": (0, 6)}, "g_layers: block 6"),
         ({"e_layers": (2, 2)}, "e_layers names a block twice"),
-        ({"e_layers": (-1,)}, "e_layers: block -1"),
+        ({"e_layers": (-1,)}, r"e_layers must be list of int \(at least 0\), got \[-1\]"),
         ({"g_length": 0}, "g_length"),
         ({"e_length": 0}, "e_length"),
         ({"form": "suffix"}, "form"),

@@ -181,7 +181,7 @@ def test_average_pooled_backbones_have_their_own_pooling_as_a_head_type():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"batchwise_prompt": True}, "batchwise_prompt"),
+        ({"batchwise_prompt": True}, "batchwise_prompt is no argument: one prompt voted by the whole batch"),
         ({"top_k": 11}, "top_k must be at most pool_size"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"pool_size": 0}, "pool_size"),

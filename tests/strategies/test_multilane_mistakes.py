@@ -13,6 +13,8 @@ from clprompt.testing.bench import tiny_vit
         ({"selectors": 0}, "selectors must be at least 1"),
         ({"merge_to": 4}, "merge_to takes the place of selectors"),
         ({"prompt_blocks": 6}, "prompt_blocks must be 0..5"),
+        ({"prompt_blocks": -1}, "prompt_blocks must be at least 0, got -1"),
+        ({"selectors": 0, "merge_to": 1}, "merge_to must be at least 2, got 1"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"lane_chunk": 0}, "lane_chunk must be at least 1"),
     ],

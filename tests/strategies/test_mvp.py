@@ -31,7 +31,7 @@ def batch(size=6, classes=5, seed=0):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("masked", [True, False])
 def test_focal_weights_equal_those_of_one_backward_pass_per_sample(seed, masked):
-    model = build(mask=masked).double()
+    model = build(logit_mask=masked).double()
     generator = torch.Generator().manual_seed(seed)
     model.observe(torch.arange(7))
     model.seen[5] = False
@@ -189,14 +189,15 @@ def test_without_any_prompts_keys_and_masks_still_learn():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"top_k": 2}, "top_k must be 1"),
+        ({"top_k": 2}, "top_k is no argument: the method uses one slot per image"),
         ({"pool_size": 0}, "pool_size must be at least 1, got 0"),
         ({"e_length": 0}, "e_length"),
         ({"e_layers": (2, 3)}, "block 3 is not among 0..2"),
         ({"g_layers": (0, 0)}, "names a block twice"),
         ({"margin": 0.0}, "margin must be above 0"),
-        ({"alpha": 2.0}, "alpha"),
-        ({"variant": "deep"}, "variant must be one of prompt, prefix"),
+        ({"alpha": 2.0}, "alpha must be at least 0 and at most 1, got 2.0"),
+        ({"mask": False}, "^mask is now called logit_mask$"),
+        ({"variant": "deep"}, 'variant must be one of "prompt", "prefix", got "deep"'),
     ],
 )
 def test_an_argument_that_does_not_fit_is_one_clear_line(arguments, words):

@@ -97,5 +97,5 @@ def test_nothing_is_trained_and_no_boundary_is_asked_for(exact):
 
 
 def test_an_unknown_metric_is_refused_by_name(backbone):
-    with pytest.raises(ConfigError, match="metric must be cosine or euclidean"):
+    with pytest.raises(ConfigError, match='metric must be one of "cosine", "euclidean"'):
         NCMModel(backbone, metric="manhattan")

@@ -83,7 +83,11 @@ def test_the_reference_recipe_of_tcpa_is_the_released_one():
     loaded = config.load("tcpa-dtd-reference")
     strategy, training = loaded.strategy, loaded.training
     assert (loaded.data["name"], loaded.scenario["experiences"]) == ("dtd", 1)
-    assert (strategy["mask"], strategy["fourier"], strategy["prompts"]) == ("after", "joint", "shared")
+    assert (strategy["mask_position"], strategy["fourier"], strategy["prompts"]) == (
+        "after",
+        "joint",
+        "shared",
+    )
     assert (strategy["pool_cls"], strategy["top_k_image"], strategy["matching_weight"]) == (18, 10, 0.01)
     assert (strategy["prompt_dropout"], strategy["random_epochs"]) == (0.1, 10)
     assert (training.optimizer, training.lr, training.weight_decay) == ("adamw", 0.01, 0.1)

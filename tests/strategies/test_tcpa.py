@@ -58,7 +58,7 @@ def stir(prompts: Tensor, which: Tensor) -> None:
 
 def test_a_prompt_that_no_token_chose_is_inert_before_the_softmax_and_not_after():
     for mask, inert in (("before", True), ("after", False)):
-        model = build(mask=mask, pool_image=16, top_k_image=1)
+        model = build(mask_position=mask, pool_image=16, top_k_image=1)
         idle = ~model.choices(images(1))["image"].any(2).any(1)  # (blocks, entries)
         assert idle.any()
         before = model(images(1))
@@ -199,7 +199,7 @@ def test_prompts_of_the_first_experience_are_frozen_after_it():
 
 
 def test_shared_prompts_need_no_boundaries_and_growing_ones_do():
-    assert build(prompts="shared", loss_mask="seen").boundaries == "optional"
+    assert build(prompts="shared", mask="seen").boundaries == "optional"
     assert TCPAModel(backbone(), boundary_free=True, pool_image=4, top_k_image=2).boundaries == "unused"
     with pytest.raises(ProtocolError, match="boundaries"):
         Engine(TCPAModel(backbone()), [], [], [], online=Online())
@@ -230,7 +230,7 @@ def test_dropout_is_per_sample():
 @pytest.mark.parametrize("mask", ["before", "after"])
 def test_any_plain_vit_is_coordinated(kind, mask):
     vit = backbone(**kind)
-    model = build(vit, mask=mask, pool_cls=4 if vit.num_prefix_tokens else 0)
+    model = build(vit, mask_position=mask, pool_cls=4 if vit.num_prefix_tokens else 0)
     together = model(images())
     alone = torch.cat([model(image[None]) for image in images()])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
@@ -242,7 +242,7 @@ def test_any_plain_vit_is_coordinated(kind, mask):
     [
         ({"top_k_cls": 0}, "top_k_cls must be 1..4"),
         ({"top_k_image": 5}, "top_k_image must be 1..4"),
-        ({"pool_image": -1}, "pool_image must not be negative"),
+        ({"pool_image": -1}, "pool_image must be at least 0, got -1"),
         ({"length_cls": 0}, "length_cls must be at least 1"),
         ({"pool_cls": 0, "pool_image": 0}, "both 0"),
         ({"layers": (0, 3)}, "block 3"),
@@ -250,7 +250,12 @@ def test_any_plain_vit_is_coordinated(kind, mask):
         ({"matching_weight": -1.0}, "matching_weight"),
         ({"prompt_dropout": 1.0}, "prompt_dropout"),
         ({"random_epochs": -1}, "random_epochs"),
-        ({"mask": "between"}, "mask must be one of before, after"),
+        ({"mask_position": "between"}, 'mask_position must be one of "before", "after"'),
+        (
+            {"mask": "after"},
+            'mask must be one of .*, got "after"; the former mask is now called mask_position',
+        ),
+        ({"loss_mask": "seen"}, "^loss_mask is now called mask$"),
         ({"prompts": "none"}, "prompts must be one of"),
         ({"select": "some"}, "select must be one of"),
         ({"fourier": "split"}, "fourier must be one of"),
@@ -294,7 +299,9 @@ def grown(**arguments: Any) -> tuple[TCPAModel, dict[str, Tensor]]:
     return model.eval(), before
 
 
-@pytest.mark.parametrize("arguments", [{}, {"mask": "after", "fourier": "joint"}], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"mask_position": "after", "fourier": "joint"}], ids=["before", "after"]
+)
 def test_without_later_entries_a_grown_model_is_what_it_was(arguments):
     model, before = grown(**arguments)
     again = model.choices(images(), tasks=1)

@@ -106,7 +106,7 @@ def test_it_says_where_a_first_experience_is_missing(backbone):
     [
         ({"length": 0}, "length"),
         ({"layers": (0, 6)}, "layers: block 6"),
-        ({"layers": (-1,)}, "layers: block -1"),
+        ({"layers": (-1,)}, r"layers must be list of int \(at least 0\) or null, got \[-1\]"),
         ({"layers": (1, 1)}, "layers names a block twice"),
         ({"mask": "experience", "boundary_free": True}, "mask=experience"),
     ],

@@ -133,7 +133,12 @@ def test_settings_out_of_range_are_one_line(given, text):
 
 def test_the_released_recipe_of_tcpa_trains_with_all_of_it_at_once():
     model = TCPAModel(
-        tiny_vit(), prompts="shared", mask="after", fourier="joint", prompt_dropout=0.1, random_epochs=1
+        tiny_vit(),
+        prompts="shared",
+        mask_position="after",
+        fourier="joint",
+        prompt_dropout=0.1,
+        random_epochs=1,
     )
     recipe = Training(
         train_mb_size=8,
