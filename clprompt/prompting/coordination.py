@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import Prompts
 from clprompt.errors import ConfigError
@@ -25,6 +26,7 @@ from clprompt.prompting.model import PromptModel, Step
 from clprompt.prompting.plugin import Pass, Plugin
 from clprompt.prompting.prompts import token_choice, uniform
 from clprompt.registry import plugins
+from clprompt.schema import above, at_least, at_most
 
 
 class Coordination(Plugin):
@@ -47,16 +49,15 @@ class Coordination(Plugin):
 
     name = "coordination"
 
+    @schema.checked
     def __init__(
-        self, *, weight: float = 0.01, share: float = 0.5, roles: Literal["halves", "one"] = "halves"
+        self,
+        *,
+        weight: Annotated[float, at_least(0)] = 0.01,
+        share: Annotated[float, above(0), at_most(1)] = 0.5,
+        roles: Literal["halves", "one"] = "halves",
     ) -> None:
         super().__init__()
-        if weight < 0:
-            raise ConfigError(f"coordinate_weight must not be negative, got {weight}")
-        if not 0 < share <= 1:
-            raise ConfigError(f"coordinate_share must be above 0 and at most 1, got {share}")
-        if roles not in ("halves", "one"):
-            raise ConfigError(f'roles must be halves or one, got "{roles}"')
         self.weight = weight
         self.share = share
         self.roles = roles
@@ -209,8 +210,12 @@ def _has_prompts(method: type[PromptModel]) -> bool:
 @plugins.register(
     "coordinate", serves=_has_prompts, lacking="has no prompt tokens that tokens could choose among"
 )
+@schema.checked
 def coordinate(
-    *, coordinate: bool = False, coordinate_weight: float = 0.01, coordinate_share: float = 0.5
+    *,
+    coordinate: bool = False,
+    coordinate_weight: Annotated[float, at_least(0)] = 0.01,
+    coordinate_share: Annotated[float, above(0), at_most(1)] = 0.5,
 ) -> Coordination | None:
     """Every token sees the prompts of its choice: the short form of :class:`Coordination`.
 

@@ -1,4 +1,4 @@
-"""Every argument of every registered strategy, scenario and data set refuses a bad value in one line."""
+"""Every argument of every registered strategy, scenario, data set and plug-in refuses a bad value in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clprompt.registry import Registry
 from clprompt.schema import Bound, Length
 
 #: What the caller provides, and is no key of a configuration.
-PROVIDED = {"strategy": ("backbone", "seed"), "scenario": ("targets", "seed"), "data set": ()}
+PROVIDED = {"strategy": ("backbone", "seed"), "scenario": ("targets", "seed")}
 
 
 class Nothing:
@@ -71,9 +71,9 @@ def bad_values(hint: Any) -> list[Any]:
 
 def cases() -> list[Any]:
     every = []
-    for known in (registry.strategies, registry.scenarios, registry.datasets):
+    for known in (registry.strategies, registry.scenarios, registry.datasets, registry.plugins):
         for name in known.names():
-            arguments, _ = schema.parameters(known.get(name).target, PROVIDED[known.kind])
+            arguments, _ = schema.parameters(known.get(name).target, PROVIDED.get(known.kind, ()))
             for key, parameter in arguments.items():
                 every.append(pytest.param(known, name, key, parameter.hint, id=f"{known.kind}-{name}-{key}"))
     return every
@@ -84,7 +84,7 @@ def test_a_bad_value_is_one_line_in_a_configuration(known: Registry, name: str, 
     target = known.get(name).target
     for value in bad_values(hint):
         with pytest.raises(ClpromptError) as caught:
-            schema.arguments(target, {key: value}, "section", PROVIDED[known.kind])
+            schema.arguments(target, {key: value}, "section", PROVIDED.get(known.kind, ()))
         assert str(caught.value).startswith(f"section.{key} must be "), value
         assert "\n" not in str(caught.value)
 
@@ -101,7 +101,6 @@ def provided() -> dict[str, dict[str, Any]]:
     return {
         "strategy": {"backbone": FrozenViT(vit)},
         "scenario": {"targets": np.repeat(np.arange(4), 5)},
-        "data set": {},
         "multi_label": {"targets": np.eye(4, dtype=np.int64)},
     }
 
@@ -113,12 +112,10 @@ def test_a_bad_value_from_python_is_one_line(
     target = known.get(name).target
     if known is registry.datasets and not hasattr(target, "__wrapped__"):
         pytest.skip("this data set's arguments are not declared beside it yet")
-    if key.startswith("coordinate"):
-        pytest.skip("coordination is no argument of the method's own constructor")
-    given = provided.get(name, provided[known.kind])
+    given = provided.get(name, provided.get(known.kind, {}))
     needed = {
         other: "nowhere"  # no file is read before a bad value is refused
-        for other, parameter in schema.parameters(target, PROVIDED[known.kind])[0].items()
+        for other, parameter in schema.parameters(target, PROVIDED.get(known.kind, ()))[0].items()
         if parameter.required and other != key
     }
     for value in bad_values(hint):

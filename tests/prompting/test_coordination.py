@@ -247,7 +247,7 @@ def test_every_other_method_has_the_key():
         (DualPromptModel, {"g_length": 1}, "general has 1"),
         (CODAPromptModel, {"length": 2}, "at least 2 prompt tokens"),
         (MVPModel, {"e_length": 1}, "expert has 1"),
-        (VPTDeepModel, {"coordinate_weight": -0.1}, "coordinate_weight must not be negative"),
+        (VPTDeepModel, {"coordinate_weight": -0.1}, "coordinate_weight must be at least 0, got -0.1"),
         (VPTDeepModel, {"coordinate_share": 0.0}, "coordinate_share must be above 0"),
         (VPTDeepModel, {"coordinate_share": 1.5}, "coordinate_share must be above 0"),
     ],
