@@ -76,7 +76,8 @@ def scores_by_loop(head: torch.nn.Module, feature: Tensor, factors: Tensor, seen
 def step(device: str, name: str, batch: int, pairs: int, classes: int = 100) -> None:
     """Medians of a step, of its bookkeeping, and of the focal scores both ways."""
     from clprompt import FrozenViT
-    from clprompt.strategies.mvp import MVPModel
+    from clprompt.prompting.model import Encoded
+    from clprompt.strategies.mvp import Choice, MVPModel
     from clprompt.training.optim import build
     from clprompt.training.steps import train_step
 
@@ -93,9 +94,9 @@ def step(device: str, name: str, batch: int, pairs: int, classes: int = 100) -> 
     class Ready(MVPModel):
         """The same loss on features that are there already."""
 
-        def _pass(self, images, cached):
+        def encode(self, images, cached=None):
             distance, chosen, mass = self.select(query)
-            return ready, chosen, distance, mass
+            return Encoded(ready, details=Choice(chosen, distance, mass))
 
     own = copy.copy(model)
     own.__class__ = Ready

@@ -157,9 +157,8 @@ def check_soft_labels(bench: Workbench) -> None:
     if not model.soft_labels:
         refused(lambda: model.training_loss(images, targets, soft), "smoothed labels")
         return
-    losses = [
-        float(copy.deepcopy(model).training_loss(images, targets, given).loss) for given in (None, soft)
-    ]
+    steps = [copy.deepcopy(model).training_loss(images, targets, given) for given in (None, soft)]
+    losses = [float(step.loss.detach()) for step in steps]
     require(losses[0] != losses[1], f"the loss is {losses[0]} with labels as they are and with smoothed ones")
 
 

@@ -14,6 +14,7 @@ from clprompt import testing
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.heads import LinearHead, grow_rows
+from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Cache, Encoded, PromptModel, Step
 from clprompt.prompting.prompts import uniform
 from clprompt.testing import state
@@ -41,10 +42,8 @@ class Sound(PromptModel):
         given = self.prompts[chosen]  # (B, length, D)
         return Encoded(self.backbone.prompted(stem, lambda block, x: BlockPrompt("fresh", given), start=3))
 
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        step = super().training_loss(images, targets)
+    def count_step(self, encoded: Encoded) -> None:
         self.steps += 1
-        return step
 
     def set_stage(self) -> None:
         self.prompts.requires_grad_(int(self.experience) <= 0)
@@ -224,6 +223,11 @@ class Rehearses(KeepsImagesInItsState):
     rehearsal_free = False
 
 
+class IgnoresSoftLabels(Sound):
+    def base_loss(self, logits: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Tensor:
+        return super().base_loss(logits, targets)
+
+
 class OverflowsInSixteenBits(Sound):
     def training_loss(self, images: Tensor, targets: Tensor) -> Step:
         step = super().training_loss(images, targets)
@@ -324,6 +328,7 @@ BROKEN: list[tuple[type[PromptModel], Callable[[Workbench], None], str]] = [
     (PredictsUnseenClasses, testing.check_unseen_classes, "are not -inf after experience 1"),
     (KeepsTheGraph, testing.check_unseen_classes, "detach them"),
     (TakesAnyLabel, testing.check_refusals, "label 2, never observed, was not refused"),
+    (IgnoresSoftLabels, testing.check_soft_labels, "with labels as they are and with smoothed ones"),
     (TakesAnyLabel, testing.check_boundaries, "a step before begin_experience was not refused"),
     (SaysItNeedsNoBoundaries, testing.check_learning, "no experience is open"),
     (KeepsImagesInItsState, state.check_rehearsal, "the state holds"),
