@@ -122,7 +122,7 @@ def test_multi_hot_targets_are_refused():
         ({"mixup": -1.0}, "training.mixup must be at least 0"),
         ({"mixup_probability": 0.0}, "training.mixup_probability must be above 0"),
         ({"mixup_probability": 1.5}, "training.mixup_probability must be above 0"),
-        ({"label_smoothing": 1.0}, "training.label_smoothing must be below 1"),
+        ({"label_smoothing": 1.0}, "training.label_smoothing must be at least 0 and below 1, got 1.0"),
         ({"label_smoothing": -0.1}, "training.label_smoothing must be at least 0"),
     ],
 )
