@@ -21,7 +21,7 @@ from clprompt.data.selection import (
     ranks,
 )
 from clprompt.data.transforms import Augment
-from clprompt.errors import ConfigError, DataError, tell
+from clprompt.errors import DataError, tell
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,6 @@ def readable(name: str, load: Callable[[int], Any], count: int, on_bad_image: On
         count: how many images there are.
         on_bad_image: "error" uses all of them; "skip" decodes all of them and leaves out those that cannot be read.
     """
-    if on_bad_image not in ("error", "skip"):
-        raise ConfigError(f'data.on_bad_image must be error or skip, got "{on_bad_image}"')
     everything = np.arange(count)
     if on_bad_image == "error":
         return everything

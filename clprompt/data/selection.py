@@ -8,15 +8,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from clprompt import schema
 from clprompt.errors import ConfigError, DataError, nearest, tell
+from clprompt.schema import above, at_least, below
 from clprompt.seeding import derive
 
 #: What the ``classes`` argument of a data set may be.
 Classes = str | list[int | str]
+#: A part of something, neither nothing nor all of it.
+Share = Annotated[float, above(0), below(1)]
+#: How many images of a class at most.
+Limit = Annotated[int, at_least(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +45,13 @@ class Selection:
     """
 
     classes: Classes | None = None
-    train_per_class: int | None = None
-    test_per_class: int | None = None
-    test_fraction: float = 0.2
+    train_per_class: Limit | None = None
+    test_per_class: Limit | None = None
+    test_fraction: Share = 0.2
     split_seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.test_fraction < 1:
-            raise ConfigError(f"data.test_fraction must be between 0 and 1, got {self.test_fraction}")
-        for key in ("train_per_class", "test_per_class"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{key} must be at least 1, got {value}")
+        schema.check_fields(self, "data")
 
 
 # ------------------------------------------------------------------------------------- classes and splits

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clprompt import schema
 from clprompt.data import DataBundle
 from clprompt.data.selection import ranks
 from clprompt.data.sets.csv import csv_file, multi_label_csv
 from clprompt.data.sets.npz import multi_label_npz, npz
-from clprompt.errors import ClpromptError, DataError, DataWarning
+from clprompt.errors import ClpromptError, ConfigError, DataError, DataWarning
 from clprompt.seeding import derive
 
 NAMES = ["a", "b", "c"]
@@ -211,13 +212,13 @@ def test_some_classes_can_be_chosen(form: Form, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"test_fraction": 1.0}, r"test_fraction must be .*1.*got 1\.0"),
+        ({"test_fraction": 1.0}, r"test_fraction must be above 0 and below 1, got 1\.0"),
         ({"train_per_class": 0}, "train_per_class must be at least 1, got 0"),
         ({"test_per_class": -1}, "test_per_class must be at least 1, got -1"),
         ({"classes": "0-3"}, "data.classes: 0-3 is not within the 3 classes 0-2"),
         ({"classes": ["d"]}, 'data.classes: there is no class "d"'),
         ({"classes": []}, "data.classes must name a class"),
-        ({"on_bad_image": "ignore"}, 'on_bad_image must be .*error.*skip.*, got "ignore"'),
+        ({"on_bad_image": "ignore"}, 'on_bad_image must be one of "error", "skip", got "ignore"'),
         ({"path": "nowhere"}, "data.path: there is no file nowhere; it must be an? "),
     ],
 )
@@ -245,6 +246,16 @@ def test_a_split_column_beside_a_second_csv_is_refused(read: Any, tmp_path: Path
     path = write_csv(tmp_path, LABELS, SPLIT)
     with pytest.raises(DataError, match=r"has a column split: drop data\.test_path, or the column"):
         read(path=path, test_path=path)
+
+
+@pytest.mark.parametrize(("former", "key"), [("train", "path"), ("test", "test_path")])
+def test_a_former_argument_of_multi_label_csv_is_answered_with_the_one_of_today(
+    former: str, key: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{former} is now called {key}$"):
+        multi_label_csv(**{former: "train.csv"})
+    with pytest.raises(ConfigError, match=rf"^data\.{former} is now called {key}$"):
+        schema.arguments(multi_label_csv, {former: "train.csv"}, "data")
 
 
 # ------------------------------------------------------------------------------------------- label sets alone

@@ -244,16 +244,16 @@ def test_a_folder_of_another_layout_is_refused(make: list[str], message: str, tm
     ("arguments", "message"),
     [
         ({"path": "nowhere"}, r"data\.path: there is no folder nowhere; give the folder"),
-        ({"test_fraction": 0.0}, r"data\.test_fraction must be between 0 and 1"),
-        ({"train_per_class": 0}, r"data\.train_per_class must be at least 1, got 0"),
-        ({"test_per_class": -1}, r"data\.test_per_class must be at least 1, got -1"),
+        ({"test_fraction": 0.0}, r"test_fraction must be above 0 and below 1, got 0\.0"),
+        ({"train_per_class": 0}, "train_per_class must be at least 1, got 0"),
+        ({"test_per_class": -1}, "test_per_class must be at least 1, got -1"),
         ({"classes": "0-3"}, r"data\.classes: 0-3 is not within the 3 classes 0-2"),
         ({"classes": [3]}, r"data\.classes: 3 is not within the 3 classes"),
         ({"classes": "2-1"}, r"data\.classes: 2-1 is not within"),
         ({"classes": ["cats"]}, r'data\.classes: there is no class "cats"; did you mean "cat"\?'),
         ({"classes": []}, r"data\.classes must name a class"),
         ({"classes": ""}, r'data\.classes: there is no class ""'),
-        ({"on_bad_image": "ignore"}, r'data\.on_bad_image must be error or skip, got "ignore"'),
+        ({"on_bad_image": "ignore"}, 'on_bad_image must be one of "error", "skip", got "ignore"'),
     ],
 )
 def test_a_wrong_argument_is_one_line(arguments: dict, message: str, folder: Path) -> None:

@@ -325,14 +325,14 @@ def test_making_images_leaves_the_global_state_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("digits", {"test_fraction": 1.0}, r"data\.test_fraction must be between 0 and 1, got 1\.0"),
-        ("letters", {"test_fraction": 0.0}, r"data\.test_fraction must be between 0 and 1, got 0\.0"),
-        ("letters", {"count": 0}, "count"),
+        ("digits", {"test_fraction": 1.0}, r"test_fraction must be above 0 and below 1, got 1\.0"),
+        ("letters", {"test_fraction": 0.0}, r"test_fraction must be above 0 and below 1, got 0\.0"),
+        ("letters", {"count": 0}, "count must be at least 1, got 0"),
         ("letters", {"count": 40}, "has one image .and 33 more classes"),
-        ("synthetic", {"classes": 0}, r"data\.classes must be at least 1, got 0"),
-        ("synthetic", {"size": -1}, r"data\.size must be at least 1, got -1"),
-        ("synthetic", {"channels": 2}, r"data\.channels must be 1 or 3, got 2"),
-        ("synthetic", {"noise": float("nan")}, r"data\.noise must be at least 0, got nan"),
+        ("synthetic", {"classes": 0}, "classes must be at least 1, got 0"),
+        ("synthetic", {"size": -1}, "size must be at least 1, got -1"),
+        ("synthetic", {"channels": 2}, "channels must be one of 1, 3, got 2"),
+        ("synthetic", {"noise": float("nan")}, "noise must be a finite number at least 0, got nan"),
     ],
 )
 def test_a_wrong_argument_is_one_line(name: str, arguments: dict, message: str) -> None:

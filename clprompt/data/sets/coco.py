@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clprompt import schema
 from clprompt.data.bundle import DataBundle, image_files
 from clprompt.data.images import ImageSource
 from clprompt.data.transforms import Augment
@@ -15,6 +16,7 @@ from clprompt.registry import datasets
 
 
 @datasets.register("coco", paper="Lin et al., ECCV 2014")
+@schema.checked
 def coco(
     *,
     path: str = "data/coco",

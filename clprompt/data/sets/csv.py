@@ -10,25 +10,27 @@ from typing import Any
 
 import numpy as np
 
+from clprompt import schema
 from clprompt.data.bundle import DataBundle, OnBadImage, assemble, assemble_sets, readable_files
 from clprompt.data.images import Selected
-from clprompt.data.selection import Classes, Selection, split_column
+from clprompt.data.selection import Classes, Limit, Selection, Share, split_column
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError, nearest
 from clprompt.registry import datasets
 
 
 @datasets.register("csv")
+@schema.checked
 def csv_file(
     *,
     path: str = "data.csv",
     test_path: str | None = None,
     root: str | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: Share = 0.2,
     split_seed: int = 0,
     classes: Classes | None = None,
-    train_per_class: int | None = None,
-    test_per_class: int | None = None,
+    train_per_class: Limit | None = None,
+    test_per_class: Limit | None = None,
     on_bad_image: OnBadImage = "error",
     augment: Augment = "none",
     cache: bool = True,
@@ -76,16 +78,17 @@ def csv_file(
 
 
 @datasets.register("multi_label_csv", renamed={"train": "path", "test": "test_path"})
+@schema.checked
 def multi_label_csv(
     *,
     path: str = "data.csv",
     test_path: str | None = None,
     root: str | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: Share = 0.2,
     split_seed: int = 0,
     classes: Classes | None = None,
-    train_per_class: int | None = None,
-    test_per_class: int | None = None,
+    train_per_class: Limit | None = None,
+    test_per_class: Limit | None = None,
     on_bad_image: OnBadImage = "error",
     augment: Augment = "standard",
     cache: bool = True,

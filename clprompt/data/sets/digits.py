@@ -5,15 +5,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from clprompt import schema
 from clprompt.data.bundle import DataBundle
 from clprompt.data.images import ImageArray, ImageSource
+from clprompt.data.selection import Share
 from clprompt.data.transforms import Augment
-from clprompt.errors import ConfigError
 from clprompt.registry import datasets
 
 
 @datasets.register("digits")
-def digits(*, test_fraction: float = 0.2, augment: Augment = "none") -> DataBundle:
+@schema.checked
+def digits(*, test_fraction: Share = 0.2, augment: Augment = "none") -> DataBundle:
     """scikit-learn's 1797 handwritten digits, 8x8, 10 classes; no download.
 
     Args:
@@ -23,8 +25,6 @@ def digits(*, test_fraction: float = 0.2, augment: Augment = "none") -> DataBund
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    if not 0 < test_fraction < 1:
-        raise ConfigError(f"data.test_fraction must be between 0 and 1, got {test_fraction}")
     data = load_digits()
     images = torch.from_numpy(data.images).float().div(16)[:, None]  # (n, 1, 8, 8) in [0, 1]
     targets = data.target.astype(np.int64)

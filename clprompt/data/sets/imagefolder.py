@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from clprompt import schema
 from clprompt.data.bundle import DataBundle, OnBadImage, assemble, readable_files
 from clprompt.data.images import Selected
-from clprompt.data.selection import Classes, Selection
+from clprompt.data.selection import Classes, Limit, Selection, Share
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -24,14 +25,15 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 
 
 @datasets.register("imagefolder")
+@schema.checked
 def imagefolder(
     *,
     path: str = "data",
-    test_fraction: float = 0.2,
+    test_fraction: Share = 0.2,
     split_seed: int = 0,
     classes: Classes | None = None,
-    train_per_class: int | None = None,
-    test_per_class: int | None = None,
+    train_per_class: Limit | None = None,
+    test_per_class: Limit | None = None,
     on_bad_image: OnBadImage = "error",
     augment: Augment = "none",
     cache: bool = True,

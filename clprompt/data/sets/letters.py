@@ -13,17 +13,20 @@ from __future__ import annotations
 import functools
 import string
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from clprompt import schema
 from clprompt.data.bundle import DataBundle, assemble
 from clprompt.data.images import ImageArray
-from clprompt.data.selection import Selection
+from clprompt.data.selection import Selection, Share
 from clprompt.data.transforms import Augment
 from clprompt.errors import ConfigError
 from clprompt.registry import datasets
+from clprompt.schema import at_least
 
 LOOK_LIKE_DIGITS = "OoIlSsZzBbgqGDQ"
 """Letters with a digit's shape (0, 1, 5, 2, 8, 6, 9); with them the digits would not be new classes."""
@@ -281,12 +284,13 @@ def _sample(fields: np.ndarray, letter: np.ndarray, font: np.ndarray, points: np
 
 
 @datasets.register("letters")
+@schema.checked
 def letters(
     *,
-    count: int = 3700,
+    count: Annotated[int, at_least(1)] = 3700,
     exclude: str | None = None,
-    seed: int = 0,
-    test_fraction: float = 0.2,
+    seed: Annotated[int, at_least(0)] = 0,
+    test_fraction: Share = 0.2,
     augment: Augment = "none",
 ) -> DataBundle:
     """Letters drawn in the manner of the digits, 8x8, 37 classes; no download.

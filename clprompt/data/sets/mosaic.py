@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from clprompt.data.images import ImageSource
 from clprompt.data.transforms import Augment
 from clprompt.errors import ConfigError
 from clprompt.registry import datasets
+from clprompt.schema import at_least, below
 from clprompt.seeding import derive
 
 
@@ -91,14 +92,15 @@ def _as_tensor(image: Any) -> Tensor:
 
 
 @datasets.register("mosaic")
+@schema.checked
 def mosaic(
     *,
     source: str | dict[str, Any] = "digits",
-    grid: int = 2,
-    train_images: int = 1500,
-    test_images: int = 500,
-    most: int | None = None,
-    empty: float = 0.05,
+    grid: Annotated[int, at_least(1)] = 2,
+    train_images: Annotated[int, at_least(1)] = 1500,
+    test_images: Annotated[int, at_least(1)] = 500,
+    most: Annotated[int, at_least(1)] | None = None,
+    empty: Annotated[float, at_least(0), below(1)] = 0.05,
     seed: int = 0,
     augment: Augment = "none",
 ) -> DataBundle:
@@ -114,13 +116,9 @@ def mosaic(
         seed: decides the mosaics, whatever the seed of the run.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
     """
-    if grid < 1 or train_images < 1 or test_images < 1:
-        raise ConfigError("data.grid, data.train_images and data.test_images must be at least 1")
     most = grid * grid if most is None else most
-    if not 1 <= most <= grid * grid:
+    if most > grid * grid:
         raise ConfigError(f"data.most must be 1..{grid * grid}, the cells of the grid, got {most}")
-    if not 0 <= empty < 1:
-        raise ConfigError(f"data.empty must be a share below 1, got {empty}")
     bundle = _source(source)
     if bundle.train.targets.ndim != 1:
         raise ConfigError(f"data.source must be a single-label data set; {bundle.name} is multi-label")
@@ -153,8 +151,13 @@ def _source(section: str | dict[str, Any]) -> DataBundle:
 
 
 @datasets.register("digit_mosaics")
+@schema.checked
 def digit_mosaics(
-    *, train_images: int = 1500, test_images: int = 500, seed: int = 0, augment: Augment = "none"
+    *,
+    train_images: Annotated[int, at_least(1)] = 1500,
+    test_images: Annotated[int, at_least(1)] = 500,
+    seed: int = 0,
+    augment: Augment = "none",
 ) -> DataBundle:
     """2x2 mosaics of scikit-learn's digits, 16x16, none to four digits each, 10 classes; no download.
 

@@ -11,23 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from clprompt import schema
 from clprompt.data.bundle import HINT, DataBundle, OnBadImage, assemble, assemble_sets, readable
 from clprompt.data.images import ImageArray, ImageBytes, Joined, Selected
-from clprompt.data.selection import Classes, Selection, split_column
+from clprompt.data.selection import Classes, Limit, Selection, Share, split_column
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
 from clprompt.registry import datasets
 
 
 @datasets.register("npz")
+@schema.checked
 def npz(
     *,
     path: str = "data.npz",
-    test_fraction: float = 0.2,
+    test_fraction: Share = 0.2,
     split_seed: int = 0,
     classes: Classes | None = None,
-    train_per_class: int | None = None,
-    test_per_class: int | None = None,
+    train_per_class: Limit | None = None,
+    test_per_class: Limit | None = None,
     on_bad_image: OnBadImage = "error",
     augment: Augment = "none",
     cache: bool = True,
@@ -84,14 +86,15 @@ def npz(
 
 
 @datasets.register("multi_label_npz")
+@schema.checked
 def multi_label_npz(
     *,
     path: str = "data.npz",
-    test_fraction: float = 0.2,
+    test_fraction: Share = 0.2,
     split_seed: int = 0,
     classes: Classes | None = None,
-    train_per_class: int | None = None,
-    test_per_class: int | None = None,
+    train_per_class: Limit | None = None,
+    test_per_class: Limit | None = None,
     on_bad_image: OnBadImage = "error",
     augment: Augment = "none",
     cache: bool = True,

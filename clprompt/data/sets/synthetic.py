@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import math
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
+from clprompt import schema
 from clprompt.data.bundle import DataBundle
 from clprompt.data.images import ImageArray, ImageSource
 from clprompt.data.transforms import Augment
-from clprompt.errors import ConfigError
 from clprompt.registry import datasets
+from clprompt.schema import at_least
 from clprompt.seeding import derive
 
 
 @datasets.register("synthetic")
+@schema.checked
 def synthetic(
     *,
-    classes: int = 10,
-    train_per_class: int = 20,
-    test_per_class: int = 10,
-    size: int = 32,
-    channels: int = 3,
-    noise: float = 0.1,
+    classes: Annotated[int, at_least(1)] = 10,
+    train_per_class: Annotated[int, at_least(1)] = 20,
+    test_per_class: Annotated[int, at_least(1)] = 10,
+    size: Annotated[int, at_least(1)] = 32,
+    channels: Literal[1, 3] = 3,
+    noise: Annotated[float, at_least(0)] = 0.1,
     seed: int = 0,
     augment: Augment = "none",
 ) -> DataBundle:
@@ -42,19 +44,6 @@ def synthetic(
     Raises:
         ConfigError: a number out of range.
     """
-    least = {
-        "classes": classes,
-        "train_per_class": train_per_class,
-        "test_per_class": test_per_class,
-        "size": size,
-    }
-    for key, value in least.items():
-        if value < 1:
-            raise ConfigError(f"data.{key} must be at least 1, got {value}")
-    if channels not in (1, 3):
-        raise ConfigError(f"data.channels must be 1 or 3, got {channels}")
-    if not 0 <= noise < math.inf:
-        raise ConfigError(f"data.noise must be at least 0, got {noise}")
     looks = np.random.default_rng(derive(seed, "looks"))
     centres = looks.uniform(0.25, 0.75, (classes, 2))
     colours = looks.uniform(0.2, 1.0, (classes, channels))

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from clprompt import schema
 from clprompt.data.bundle import DataBundle, assemble
 from clprompt.data.images import UnreadableImage
-from clprompt.data.selection import Classes, Selection
+from clprompt.data.selection import Classes, Limit, Selection, Share
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -165,8 +166,8 @@ def _register(name: str) -> Callable[..., DataBundle]:
         path: str = "data",
         download: bool = False,
         classes: Classes | None = None,
-        train_per_class: int | None = None,
-        test_per_class: int | None = None,
+        train_per_class: Limit | None = None,
+        test_per_class: Limit | None = None,
         split_seed: int = 0,
         augment: Augment = "none",
         cache: bool = True,
@@ -181,7 +182,7 @@ def _register(name: str) -> Callable[..., DataBundle]:
 
     load.__name__ = load.__qualname__ = name
     load.__doc__ = _SETS[name].summary + _ARGUMENTS
-    return datasets.register(name)(load)
+    return datasets.register(name)(schema.checked(load))
 
 
 for _name, _set in _SETS.items():
@@ -190,14 +191,15 @@ for _name, _set in _SETS.items():
 
 
 @datasets.register("eurosat")
+@schema.checked
 def eurosat(
     *,
     path: str = "data",
     download: bool = False,
-    test_fraction: float = 0.2,
+    test_fraction: Share = 0.2,
     classes: Classes | None = None,
-    train_per_class: int | None = None,
-    test_per_class: int | None = None,
+    train_per_class: Limit | None = None,
+    test_per_class: Limit | None = None,
     split_seed: int = 0,
     augment: Augment = "none",
     cache: bool = True,

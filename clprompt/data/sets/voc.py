@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clprompt import schema
 from clprompt.data.bundle import DataBundle, image_files
 from clprompt.data.images import ImageSource
 from clprompt.data.transforms import Augment
@@ -15,6 +16,7 @@ from clprompt.registry import datasets
 
 
 @datasets.register("voc2007", paper="Everingham et al., IJCV 2010")
+@schema.checked
 def voc2007(
     *,
     path: str = "data/VOCdevkit/VOC2007",
