@@ -40,6 +40,12 @@ RENAMED: dict[str, dict[str, str]] = {
     # likewise; TCPA had it under another name, and under this one whether prompts are masked before the softmax
     "tcpa": {"mask": "mask_position", "loss_mask": "mask"},
 }
+#: Keys that a strategy's section had and lost, with the one value that they could have: refused arguments.
+REMOVED: dict[str, dict[str, Any]] = {
+    "l2p": {"batchwise_prompt": False},  # a vote over the batch
+    "dualprompt": {"batchwise_prompt": False, "top_k": 1},
+    "mvp": {"top_k": 1},
+}
 #: Keys that records have got since: read by nobody before, so their presence changes nothing else.
 ADDED = {"measure"}  # the kind of figure in a record, which older readers found out from its keys
 
@@ -350,10 +356,13 @@ def with_new_keys(value: dict[str, Any]) -> dict[str, Any]:
     section = value.get("strategy")
     if not isinstance(section, dict):
         return value
-    renamed = RENAMED.get(section.get("name", ""), {})
-    if not renamed.keys() <= section.keys():
-        return value
-    return {**value, "strategy": {renamed.get(key, key): entry for key, entry in section.items()}}
+    name = section.get("name", "")
+    removed = REMOVED.get(name, {}).items()
+    section = {key: entry for key, entry in section.items() if (key, entry) not in removed}
+    renamed = RENAMED.get(name, {})
+    if renamed.keys() <= section.keys():
+        section = {renamed.get(key, key): entry for key, entry in section.items()}
+    return {**value, "strategy": section}
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[Difference]:
