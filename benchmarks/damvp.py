@@ -1,9 +1,9 @@
 """How far DAM-VP's pixel prompts run from the floor, and what they save, in one process, in interleaved pairs.
 
-The floor of a training step is what the bare timm model costs: a forward without gradient for the query, a forward,
-and a backward to the pixels. The loop is how the released code writes the same step: a query pass of its own, and per
-image a frame put together from four tensors; `released` is the loop with the backbone's gradients, which it computes
-and never uses.
+The floor of a training step is what the bare timm model costs: a forward without gradient for the query, a
+forward, and a backward to the pixels. The loop is how the released code writes the same step: a query pass of
+its own, and per image a frame put together from four tensors; `released` is the loop with the backbone's
+gradients, which it computes and never uses.
 
 python -m benchmarks.damvp [--model vit_tiny_patch16_224] [--batch 8] [--clusters 4] [--pairs 9] [--device cpu|cuda]
                            [--out FILE]

@@ -1,7 +1,8 @@
 """The quickstart's strategies over paired seeds, each with the same tuning budget.
 
-Every strategy gets the same three learning rates on the same two tuning seeds; the best by average accuracy is then
-run on new seeds. A seed decides class order, data order and initial values, so strategies are compared in pairs.
+Every strategy gets the same three learning rates on the same two tuning seeds; the best by average accuracy
+is then run on new seeds. A seed decides class order, data order and initial values, so strategies are
+compared in pairs.
 
 python -m benchmarks.quickstart [--seeds 5] [--out FILE]
 """

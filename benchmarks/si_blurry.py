@@ -4,11 +4,12 @@ python -m benchmarks.si_blurry stream [--samples 14000000] [--classes 21000] [--
 python -m benchmarks.si_blurry step [--device cpu|cuda] [--model vit_small_patch16_224] [--batch 64] [--pairs 9]
 python -m benchmarks.si_blurry evaluation [--device cpu|cuda] [--model ...] [--test 10000] [--every 1000]
 
-`stream` prints seconds and peak memory of the whole process. `step` prints the medians of interleaved repeats: a full
-training step; the bookkeeping in it (choice, factors, both losses, focal weights, counts, and their backward pass) on
-ready features; and the focal scores in closed form against one backward pass per sample. `evaluation` times an online
-run's training between two periodic evaluations, and such an evaluation with and without the queries that the evaluator
-keeps; how many of its samples choose another slot than at the evaluation before; and what evaluation takes of a run.
+`stream` prints seconds and peak memory of the whole process. `step` prints the medians of interleaved
+repeats: a full training step; the bookkeeping in it (choice, factors, both losses, focal weights, counts, and
+their backward pass) on ready features; and the focal scores in closed form against one backward pass per
+sample. `evaluation` times an online run's training between two periodic evaluations, and such an evaluation
+with and without the queries that the evaluator keeps; how many of its samples choose another slot than at the
+evaluation before; and what evaluation takes of a run.
 """
 
 from __future__ import annotations

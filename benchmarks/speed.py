@@ -1,9 +1,9 @@
 """How far each method runs from the floor, in one process, in interleaved pairs.
 
-The floor of a training step is what the bare timm model costs: a forward without gradient for the query (if the
-method needs one), a forward, and a backward down to the tokens that enter the first prompted block. The naive
-formulation is what published implementations do: a separate full query pass, explicit softmax attention, every row of
-the last block, and weight gradients of the frozen backbone that are thrown away.
+The floor of a training step is what the bare timm model costs: a forward without gradient for the query (if
+the method needs one), a forward, and a backward down to the tokens that enter the first prompted block. The
+naive formulation is what published implementations do: a separate full query pass, explicit softmax
+attention, every row of the last block, and weight gradients of the frozen backbone that are thrown away.
 
 python -m benchmarks.speed [--model vit_small_patch16_224] [--batch 16] [--dtype float32|bfloat16]
                            [--device cpu|cuda] [--pairs 9] [--methods l2p,dualprompt] [--out FILE]

@@ -1,13 +1,13 @@
 """TCPA against VPT-deep with as many prompt tokens, both against the floor: time, and memory of the masks.
 
-The floor of a training step is the bare timm model's forward and backward down to the tokens of block 0, that of an
-evaluation its forward; neither method has a query pass. VPT-deep shows every token all prompts of a block. Runs are
-interleaved; every figure is the median of the pairwise ratios with the quartiles. Grown: after --experiences
-experiences, whose entries all columns hold; VPT-deep beside it has as many columns.
+The floor of a training step is the bare timm model's forward and backward down to the tokens of block 0, that
+of an evaluation its forward; neither method has a query pass. VPT-deep shows every token all prompts of a
+block. Runs are interleaved; every figure is the median of the pairwise ratios with the quartiles. Grown:
+after --experiences experiences, whose entries all columns hold; VPT-deep beside it has as many columns.
 
-Masks: the bytes of the boolean masks of one block over stream and prompt columns, as attention gets them, and what
-autograd keeps for the backward pass of one block's attention with and without them (saved tensors that are not
-parameters, each storage once), at --mask-batch images, 197 tokens, 200 prompt columns.
+Masks: the bytes of the boolean masks of one block over stream and prompt columns, as attention gets them, and
+what autograd keeps for the backward pass of one block's attention with and without them (saved tensors that
+are not parameters, each storage once), at --mask-batch images, 197 tokens, 200 prompt columns.
 
 python -m benchmarks.tcpa [--model vit_tiny_patch16_224] [--batch 8] [--pairs 9] [--device cpu|cuda] [--experiences 10]
                           [--mask-batch 128] [--out FILE]

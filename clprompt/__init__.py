@@ -1,7 +1,7 @@
 """Prompt-based, rehearsal-free class-incremental learning over frozen timm vision transformers.
 
-The public names below are imported when they are first used: `import clprompt` alone loads no torch. An outsider's
-method imports from here and from :mod:`clprompt.registry` alone.
+The public names below are imported when they are first used: `import clprompt` alone loads no torch. An
+outsider's method imports from here and from :mod:`clprompt.registry` alone.
 """
 
 from __future__ import annotations

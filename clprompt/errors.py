@@ -1,7 +1,7 @@
 """The mistakes that a user can make, each told in one line.
 
-Everything that clprompt raises for a reason outside its own code is a `ClpromptError`; its `str()` is the line
-that the command line prints. Any other exception is a bug of ours and keeps its traceback.
+Everything that clprompt raises for a reason outside its own code is a `ClpromptError`; its `str()` is the
+line that the command line prints. Any other exception is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations

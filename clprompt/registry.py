@@ -7,9 +7,10 @@ A decorator registers a class or a function under a name; nothing else in clprom
     @strategies.register("dualprompt", paper="Wang et al., ECCV 2022", year=2022)
     class DualPromptModel(PromptModel): ...
 
-What clprompt brings itself is imported when a name is first asked for, because it imports torch. Outsiders' come
-in by entry points (groups `clprompt.strategies`, `clprompt.scenarios`, `clprompt.datasets`, `clprompt.plugins`,
-`clprompt.sinks`) or by importing their module (`clprompt --import my_module`). In names, `-` equals `_`.
+What clprompt brings itself is imported when a name is first asked for, because it imports torch. Outsiders'
+come in by entry points (groups `clprompt.strategies`, `clprompt.scenarios`, `clprompt.datasets`,
+`clprompt.plugins`, `clprompt.sinks`) or by importing their module (`clprompt --import my_module`). In names,
+`-` equals `_`.
 """
 
 from __future__ import annotations
@@ -96,14 +97,15 @@ class Registry:
 
         Args:
             name: defaults to the object's own name.
-            refused: what is no argument on purpose, with the reason; whoever gives it, in a configuration or from
-                Python, reads that (`schema.checked` looks `argument_answers` up on the object).
+            refused: what is no argument on purpose, with the reason; whoever gives it, in a configuration or
+                from Python, reads that (`schema.checked` looks `argument_answers` up on the object).
             renamed: names that arguments had before, with those of today; answered in the same way.
             **info: kept in the entry; `paper` and `year` are shown by `clprompt list`.
 
         Raises:
-            ConfigError: the name is taken by another object. The same object again is ignored, but the same file
-                imported under a second module path (`strategies.l2p` beside `clprompt.strategies.l2p`) is another.
+            ConfigError: the name is taken by another object. The same object again is ignored, but the same
+                file imported under a second module path (`strategies.l2p` beside `clprompt.strategies.l2p`)
+                is another.
         """
 
         def decorate(target: T) -> T:
@@ -177,9 +179,9 @@ _loaded = False
 def load_builtin() -> None:
     """Import everything that registers itself: clprompt's own modules first, then installed entry points.
 
-    An entry point may name a module, a class or function that registers itself, or one that does not (it is then
-    registered under the entry point's name). One that cannot be loaded is left out with a warning, so that a
-    broken package of somebody else stops nobody's experiments.
+    An entry point may name a module, a class or function that registers itself, or one that does not (it is
+    then registered under the entry point's name). One that cannot be loaded is left out with a warning, so
+    that a broken package of somebody else stops nobody's experiments.
     """
     global _loaded
     if _loaded:
@@ -221,8 +223,8 @@ scenarios = Registry("scenario", load_builtin)
 datasets = Registry("data set", load_builtin)
 #: where runs are shown, see :mod:`clprompt.tracking.sink`
 sinks = Registry("sink", load_builtin)
-#: Short forms of plug-ins: a function of the keys that stand beside a method's own, which returns the plug-in or
-#: None. ``serves`` says of a method whether it can carry it, ``lacking`` why another cannot.
+#: Short forms of plug-ins: a function of the keys that stand beside a method's own, which returns the plug-in
+#: or None. ``serves`` says of a method whether it can carry it, ``lacking`` why another cannot.
 plugins = Registry("plug-in", load_builtin)
 
 ENTRY_POINTS = {

@@ -1,7 +1,7 @@
 """What a configuration section may hold, read off the signature of what the section is passed to.
 
-Typed keyword arguments with defaults *are* the schema: their names are the keys, their hints the types, and what a
-value must keep to stands beside it:
+Typed keyword arguments with defaults *are* the schema: their names are the keys, their hints the types, and
+what a value must keep to stands beside it:
 
     @schema.checked
     def __init__(
@@ -12,8 +12,9 @@ value must keep to stands beside it:
         form: Literal["prefix", "fresh"] = "prefix",
     ) -> None: ...
 
-A configuration is checked by `arguments`, a call from Python by `checked`, both by `check`. Every float is finite. A
-value that comes out of `arguments` or `check` is plain YAML (None, bool, int, float, str, list, dict).
+A configuration is checked by `arguments`, a call from Python by `checked`, both by `check`. Every float is
+finite. A value that comes out of `arguments` or `check` is plain YAML (None, bool, int, float, str, list,
+dict).
 """
 
 from __future__ import annotations
@@ -118,12 +119,13 @@ not_empty = Length(1)
 def checked(function: F) -> F:
     """A decorator: a call's arguments are checked by their hints, types and constraints, and passed on as they are.
 
-    It stands at a constructor or a function whose arguments a configuration can set, so that callers from Python are
-    answered as a configuration is, with the argument's bare name. Numbers of numpy, arrays and ranges count as the
-    numbers and lists that they hold.
+    It stands at a constructor or a function whose arguments a configuration can set, so that callers from
+    Python are answered as a configuration is, with the argument's bare name. Numbers of numpy, arrays and
+    ranges count as the numbers and lists that they hold.
 
     Raises:
-        ConfigError: in the call, an argument of another type or out of bounds; or one that the registry refuses.
+        ConfigError: in the call, an argument of another type or out of bounds; or one that the registry
+            refuses.
     """
     signature = inspect.signature(function)
     is_open = any(argument.kind is argument.VAR_KEYWORD for argument in signature.parameters.values())
@@ -178,8 +180,8 @@ def parameters(target: Callable[..., Any], skip: Iterable[str] = ()) -> tuple[di
     """The configurable arguments of a class or function.
 
     Args:
-        target: what the section's values are passed to as keyword arguments. A constructor that takes `**kwargs`
-            passes them to its base class: the base's arguments count too.
+        target: what the section's values are passed to as keyword arguments. A constructor that takes
+            `**kwargs` passes them to its base class: the base's arguments count too.
         skip: arguments that the caller provides itself.
 
     Returns:
@@ -276,9 +278,9 @@ def check(value: Any, hint: Any, path: str) -> Any:
 
     Args:
         value: plain YAML.
-        hint: int, float, bool, str, None, Literal, unions, list/tuple/Sequence and dict of those, paths, each with
-            constraints where it stands in `Annotated`. Other classes are tested by `isinstance`; what cannot be
-            tested is let through.
+        hint: int, float, bool, str, None, Literal, unions, list/tuple/Sequence and dict of those, paths, each
+            with constraints where it stands in `Annotated`. Other classes are tested by `isinstance`; what
+            cannot be tested is let through.
         path: the value's dotted key, for messages.
 
     Raises:

@@ -1,8 +1,9 @@
 """Random numbers as pure functions of what they are for.
 
-Nothing in clprompt walks along one global random stream. Every draw comes from a generator made on the spot from
-the seed and from what is drawn: ``generator(seed, "order", experience, epoch)``. So any step of a run can be entered
-again (exact resume), the three front ends agree, and a library call leaves the caller's random state alone.
+Nothing in clprompt walks along one global random stream. Every draw comes from a generator made on the spot
+from the seed and from what is drawn: ``generator(seed, "order", experience, epoch)``. So any step of a run
+can be entered again (exact resume), the three front ends agree, and a library call leaves the caller's random
+state alone.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def preserved_rng(seed: int | None = None, *, devices: bool = True) -> Iterator[
 
     Args:
         seed: what to seed them with; None leaves them as they are.
-        devices: with the states of GPUs. Without is cheap enough for every image of a data set: torch.manual_seed
-            formats three stack traces for devices that are not there, and waits for those that are.
+        devices: with the states of GPUs. Without is cheap enough for every image of a data set:
+            torch.manual_seed formats three stack traces for devices that are not there, and waits for those
+            that are.
     """
     cpu = torch.default_generator
     # raw states: converting them as rng_state does takes ten times as long

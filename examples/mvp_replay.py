@@ -1,8 +1,8 @@
 """MVP-R: MVP on an online Si-Blurry stream with Avalanche's replay plugin and a reservoir of images.
 
-Everything else in clprompt is rehearsal-free; this is how a memory is added to any of its strategies. Each batch that
-arrives is one experience: half a batch of memory joins it in each of its iterations, and the reservoir is updated
-after it.
+Everything else in clprompt is rehearsal-free; this is how a memory is added to any of its strategies. Each
+batch that arrives is one experience: half a batch of memory joins it in each of its iterations, and the
+reservoir is updated after it.
 
 python examples/mvp_replay.py
 """

@@ -10,7 +10,8 @@ import numpy as np
 from clprompt.errors import ConfigError, nearest
 
 _ORDERS = {
-    # Rebuffi et al., iCaRL, CVPR 2017; also the first of the three orders of Douillard et al., PODNet, ECCV 2020
+    # Rebuffi et al., iCaRL, CVPR 2017; also the first of the three orders of Douillard et al., PODNet, ECCV
+    # 2020
     "icarl-cifar100": """
         87 0 52 58 44 91 68 97 51 15 94 92 10 72 49 78 61 14 8 86 84 96 18 24 32 45 88 11 4 67 69 66 77 47 79 93 29
         50 57 83 17 81 41 12 37 59 25 20 80 73 1 28 6 46 62 82 53 9 31 75 38 63 33 74 27 22 36 3 16 21 60 19 70 90

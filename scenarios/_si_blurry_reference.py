@@ -1,8 +1,8 @@
 """The released Si-Blurry generator, index for index, with its losses; for comparison with published streams.
 
-It drops classes where the number of sessions does not divide them, loses a remainder of the pool (fixed variant), and
-scatters the first samples in data set order instead of random ones. Same torch calls in the same order as in the
-released code, so the lists agree as long as torch's CPU generator stays what it is.
+It drops classes where the number of sessions does not divide them, loses a remainder of the pool (fixed
+variant), and scatters the first samples in data set order instead of random ones. Same torch calls in the
+same order as in the released code, so the lists agree as long as torch's CPU generator stays what it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ def draw(
     """Home sessions [C], kinds [C], index lists per session, moved flags [n], quotas [T].
 
     Args:
-        targets: int64 [n]. count: C. sessions: T. n, m: whole percentages. seed: of one local torch generator.
+        targets: int64 [n].
+        count: C.
+        sessions: T. n, m: whole percentages.
+        seed: of one local torch generator.
         stochastic: Si-Blurry; False for i-Blurry.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -62,8 +62,9 @@ def plan(
 ) -> MultiLabelPlan:
     """Bx-Cy: x base classes first, then y new classes an experience; a remainder is a last, smaller experience.
 
-    The training images of an experience are those with at least one of its labels; labels of past and future classes
-    are hidden. An image comes again with every experience that has one of its labels; one without labels never comes.
+    The training images of an experience are those with at least one of its labels; labels of past and future
+    classes are hidden. An image comes again with every experience that has one of its labels; one without
+    labels never comes.
 
     Args:
         targets: multi-hot 0/1 targets of the training images, [n, C].

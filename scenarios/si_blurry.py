@@ -26,8 +26,8 @@ _TRIES = 1000  # redraws of the class counts before empty sessions are filled
 class SiBlurryPlan(Plan):
     """A blurry stream before any image is loaded.
 
-    ``classes`` (the class groups of the metrics) holds the classes whose home is session t; a blurry class turns up
-    in other sessions too, and counts as seen as soon as one of its samples was received.
+    ``classes`` (the class groups of the metrics) holds the classes whose home is session t; a blurry class
+    turns up in other sessions too, and counts as seen as soon as one of its samples was received.
 
     Attributes:
         home: the home session of each class, int64 [C]; -1 for a class that the reference drops.
@@ -57,10 +57,11 @@ def plan(
 ) -> SiBlurryPlan:
     """Si-Blurry: N % disjoint classes in one session each; M % of the other classes' samples are scattered.
 
-    Every class has a home session. A disjoint class arrives there whole; of the samples of all blurry classes, M %
-    (drawn at random) are pooled, mixed, and handed back to all sessions. "stochastic" (Si-Blurry) draws at random
-    how many disjoint classes, blurry classes and scattered samples each session gets; "fixed" (i-Blurry, Koh et al.,
-    ICLR 2022) shares all three equally. No class and no sample is dropped.
+    Every class has a home session. A disjoint class arrives there whole; of the samples of all blurry
+    classes, M % (drawn at random) are pooled, mixed, and handed back to all sessions. "stochastic"
+    (Si-Blurry) draws at random how many disjoint classes, blurry classes and scattered samples each session
+    gets; "fixed" (i-Blurry, Koh et al., ICLR 2022) shares all three equally. No class and no sample is
+    dropped.
 
     Args:
         targets: class ids 0..C-1 of the training samples, [n].
@@ -69,9 +70,10 @@ def plan(
         n: percentage of disjoint classes, 0..100.
         m: percentage of the blurry classes' samples that are scattered, 0..100.
         variant: "stochastic" or "fixed".
-        min_classes_per_session: classes, of either kind, whose home each session is at least; 0 or 1. Zero allows
-            empty sessions, and more sessions than classes.
-        compat: "reference" for the index lists of the released generator, in which classes and samples get lost.
+        min_classes_per_session: classes, of either kind, whose home each session is at least; 0 or 1. Zero
+            allows empty sessions, and more sessions than classes.
+        compat: "reference" for the index lists of the released generator, in which classes and samples get
+            lost.
 
     Returns:
         The plan; indices are shuffled within each session.
@@ -142,8 +144,9 @@ def _random_shares(
 ) -> list[np.ndarray]:
     """How many classes of each kind each session gets, from cut points drawn with replacement.
 
-    Both sets of cuts are drawn again while a session has no class at all. Where that does not come about by chance
-    (nearly as many sessions as classes), empty sessions take a class each from sessions that have several.
+    Both sets of cuts are drawn again while a session has no class at all. Where that does not come about by
+    chance (nearly as many sessions as classes), empty sessions take a class each from sessions that have
+    several.
     """
     for _ in range(_TRIES):
         shares = [_cut(rng, total, sessions) for total in totals]

@@ -37,8 +37,8 @@ def plan(
         experiences: T, the number of experiences.
         base_classes: classes of the first experience ("Bk" protocols); 0: the same share as the others.
         classes_per_experience: explicit class counts instead of ``experiences`` and ``base_classes``.
-        class_order: a permutation of the class ids, or the name of a published one: "numpy-1993" (numpy's draw for
-            that seed), "icarl-cifar100".
+        class_order: a permutation of the class ids, or the name of a published one: "numpy-1993" (numpy's
+            draw for that seed), "icarl-cifar100".
         shuffle: draw the class order from the seed; False keeps the order of the ids.
 
     Returns:

@@ -6,10 +6,10 @@
 
 `make` and `both` take `--only PART` (a key of `RUNS`, or fits), which can be repeated.
 
-`make` runs the offline quickstarts by the command line and every registered strategy by `clprompt.fit`, and keeps
-what must not depend on how the code is arranged: records, results, tables, drawings, chart points, tensors. What is
-measured in seconds or names a folder is left out. It uses public names alone and takes minutes, on one thread:
-the number of threads decides in which order sums are formed, and so their last bits.
+`make` runs the offline quickstarts by the command line and every registered strategy by `clprompt.fit`, and
+keeps what must not depend on how the code is arranged: records, results, tables, drawings, chart points,
+tensors. What is measured in seconds or names a folder is left out. It uses public names alone and takes
+minutes, on one thread: the number of threads decides in which order sums are formed, and so their last bits.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-#: Keys of a strategy's section by the name that they had before and the one that they have now. A section is taken
-#: for an old one where it holds all of the strategy's old keys.
+#: Keys of a strategy's section by the name that they had before and the one that they have now. A section is
+#: taken for an old one where it holds all of the strategy's old keys.
 RENAMED: dict[str, dict[str, str]] = {
     # `mask` says which classes compete, in every strategy; MVP's are factors on the logits
     "mvp": {"mask": "logit_mask"},
-    # likewise; TCPA had it under another name, and under this one whether prompts are masked before the softmax
+    # likewise; TCPA had it under another name, and under this one whether prompts are masked before the
+    # softmax
     "tcpa": {"mask": "mask_position", "loss_mask": "mask"},
 }
 #: Keys that a strategy's section had and lost, with the one value that they could have: refused arguments.

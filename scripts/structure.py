@@ -2,9 +2,9 @@
 
     python scripts/structure.py        # wants import-linter's graph (pip install -e ".[dev]") and an installed wheel
 
-A module stands on the floor above the highest one that it imports; what imports nothing of ours stands on the first. An
-editable install hides the folders that lie elsewhere in the repository, so the wheel is asked. Imports for type checkers
-alone do not count.
+A module stands on the floor above the highest one that it imports; what imports nothing of ours stands on the
+first. An editable install hides the folders that lie elsewhere in the repository, so the wheel is asked.
+Imports for type checkers alone do not count.
 """
 
 from __future__ import annotations

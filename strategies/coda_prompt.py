@@ -23,19 +23,20 @@ from clprompt.seeding import generator
 class CODAPromptModel(PromptModel):
     """CODA-Prompt (Smith et al., "COntinual Decomposed Attention-based Prompting").
 
-    In each prompted block the prefix of an image is the sum of all components, each weighted by the cosine of its
-    key and the query as its attention vector lets it through: no softmax, no choice, weights may be negative, and the
-    cross-entropy trains everything. Each experience adds components; those of earlier ones take part and are frozen.
+    In each prompted block the prefix of an image is the sum of all components, each weighted by the cosine of
+    its key and the query as its attention vector lets it through: no softmax, no choice, weights may be
+    negative, and the cross-entropy trains everything. Each experience adds components; those of earlier ones
+    take part and are frozen.
 
     Where published descriptions and codes differ:
 
     * ``components_per_experience``: the released code divides a fixed pool by the number of experiences; here
       components appear with their experience, so that number need not be known and nothing unused is stored.
-    * ``orthogonality``: weight of the penalty on components, keys and attention vectors of a layer; 0.1 in the
-      paper, 0 in the scripts of the released code, and so here.
-    * ``orthogonalise``: how new rows start. "gram_schmidt", as in the released code: classical, against old rows as
-      they were trained, which are then no longer orthogonal to each other; "projection": against an orthonormal
-      basis of the old rows; "none": U(0, 1), as when the released code leaves it out.
+    * ``orthogonality``: weight of the penalty on components, keys and attention vectors of a layer; 0.1 in
+      the paper, 0 in the scripts of the released code, and so here.
+    * ``orthogonalise``: how new rows start. "gram_schmidt", as in the released code: classical, against old
+      rows as they were trained, which are then no longer orthogonal to each other; "projection": against an
+      orthonormal basis of the old rows; "none": U(0, 1), as when the released code leaves it out.
     * A zero row is passed over in the orthogonalisation (the released code would try for ever).
 
     Args:
@@ -47,7 +48,8 @@ class CODAPromptModel(PromptModel):
         orthogonality: weight of the penalty on components, keys and attention vectors.
         orthogonalise: how new rows start: by "gram_schmidt", "projection" or "none".
         boundary_free: no experiences: all ``pool_size`` components are there and trained from the start.
-        pool_size: M, components of the boundary-free form; None for 100, or the backbone's width where that is less.
+        pool_size: M, components of the boundary-free form; None for 100, or the backbone's width where that
+            is less.
         mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
     """
 
@@ -86,7 +88,8 @@ class CODAPromptModel(PromptModel):
                 "be orthogonal"
             )
         self.first_block = min(self.layers, default=backbone.depth)
-        # one entry per experience; m components each: keys and attention [L, m, D], components [L, m, length, D]
+        # one entry per experience; m components each: keys and attention [L, m, D], components [L, m, length,
+        # D]
         self.keys = nn.ParameterList()
         self.attention = nn.ParameterList()
         self.components = nn.ParameterList()
@@ -98,7 +101,8 @@ class CODAPromptModel(PromptModel):
         return "unused" if self.boundary_free else "required"
 
     def prompt_sets(self) -> dict[str, PromptSet]:
-        # a prefix is a sum over all components, so there is one key per position, trained with the newest of them
+        # a prefix is a sum over all components, so there is one key per position, trained with the newest of
+        # them
         return {"prompts": PromptSet(self.layers, self.length // 2, list(self.components)[-1:])}
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
@@ -179,7 +183,8 @@ class CODAPromptModel(PromptModel):
 def component_weights(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
     """cos(query * attention_m, key_m) for all components: [B, D], [L, M, D], [L, M, D] -> [L, B, M].
 
-    Two matrix products, without the [B, M, D] tensor of the formula. In float32 at least, like every cosine here.
+    Two matrix products, without the [B, M, D] tensor of the formula. In float32 at least, like every cosine
+    here.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
@@ -201,7 +206,8 @@ def orthogonal_rows(old: Tensor, noise: Tensor, *, span: bool = False) -> Tensor
     """Unit rows from noise by classical Gram-Schmidt against the old rows and each other.
 
     Args:
-        old: [s, n], taken as they are: only where they are orthogonal is the result orthogonal to all of them.
+        old: [s, n], taken as they are: only where they are orthogonal is the result orthogonal to all of
+            them.
         noise: [m, n].
         span: take an orthonormal basis of the old rows instead, so that it always is.
 

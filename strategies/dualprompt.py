@@ -33,21 +33,21 @@ from clprompt.schema import at_least
 class DualPromptModel(PromptModel):
     """DualPrompt (Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning").
 
-    Learned keys and values stand in front of a block's own (prefix form). The general prompt serves every image; of
-    the expert prompts, training uses the one of the experience, and at test each image takes the one whose key is
-    nearest to its query. Loss: cross-entropy over the classes of the experience minus ``pull`` times the cosine
-    of query and key.
+    Learned keys and values stand in front of a block's own (prefix form). The general prompt serves every
+    image; of the expert prompts, training uses the one of the experience, and at test each image takes the
+    one whose key is nearest to its query. Loss: cross-entropy over the classes of the experience minus
+    ``pull`` times the cosine of query and key.
 
     Where published descriptions and codes differ:
 
-    * Selection is per sample. The majority vote over the batch of the released code (``batchwise_prompt``) makes a
-      prediction depend on its batch companions and leaks the task; it is refused.
+    * Selection is per sample. The majority vote over the batch of the released code (``batchwise_prompt``)
+      makes a prediction depend on its batch companions and leaks the task; it is refused.
     * The reshape of the PyTorch port that mixes batch and key/value axes is not reproduced.
     * Expert slots appear one per experience, so keys of experiences still to come never compete at test (the
       released code matches all of a fixed pool).
     * A block in both lists gets both prefixes (the port drops the expert one).
-    * ``freeze_general_after``: nothing in the method protects the general prompt from later experiences; with n,
-      it is trained in the first n experiences only.
+    * ``freeze_general_after``: nothing in the method protects the general prompt from later experiences; with
+      n, it is trained in the first n experiences only.
 
     Args:
         backbone: the frozen vision transformer.
@@ -59,11 +59,11 @@ class DualPromptModel(PromptModel):
         pull: weight of the key's pull towards its queries.
         freeze_general_after: experiences that train the general prompt; None for all.
         pool_size: fixed number of expert slots; None for one per experience (10 when boundary-free).
-        boundary_free: no experiences: the slot is chosen by key in training too, all slots compete, nothing is
-            copied or frozen.
+        boundary_free: no experiences: the slot is chosen by key in training too, all slots compete, nothing
+            is copied or frozen.
         mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
-        form: "prefix" (raw keys and values), "projected" (through the frozen projections), or "fresh" (tokens with
-            the class token's position, as in an online variant of the method).
+        form: "prefix" (raw keys and values), "projected" (through the frozen projections), or "fresh" (tokens
+            with the class token's position, as in an online variant of the method).
     """
 
     @schema.checked

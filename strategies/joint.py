@@ -19,16 +19,17 @@ from clprompt.strategies.vpt_deep import VPTDeepModel
 class JointModel(VPTDeepModel):
     """Joint training, for scale: a base model trained from its initial state on all data of the experiences so far.
 
-    It is not rehearsal-free: the loop hands it the data of earlier experiences again. All classes so far compete in
-    training. Upper bounds in the literature fine-tune the whole backbone and are not comparable.
+    It is not rehearsal-free: the loop hands it the data of earlier experiences again. All classes so far
+    compete in training. Upper bounds in the literature fine-tune the whole backbone and are not comparable.
 
     Args:
         backbone: the frozen vision transformer.
         seed: where all initial values come from.
-        base: what is trained: "vpt_deep" (prompts in every block, and the head) or "linear_probe" (the head alone).
+        base: what is trained: "vpt_deep" (prompts in every block, and the head) or "linear_probe" (the head
+            alone).
         length: tokens per block of "vpt_deep".
-        when: "last" trains once, after the last experience; no other is trained on or evaluated, so that metrics
-            which need them are undefined. "each" starts anew and trains after every experience.
+        when: "last" trains once, after the last experience; no other is trained on or evaluated, so that
+            metrics which need them are undefined. "each" starts anew and trains after every experience.
     """
 
     rehearsal_free: ClassVar[bool] = False

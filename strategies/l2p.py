@@ -33,20 +33,21 @@ HeadType = Literal["prompt", "token", "token+prompt", "gap"]
 class L2PModel(PromptModel):
     """L2P (Wang et al., "Learning to Prompt for Continual Learning").
 
-    Each image takes the ``top_k`` prompts of the pool whose keys are nearest to its query. They join the image's
-    tokens before the first block and stay in the sequence; the head reads the mean of their outputs. Loss:
-    cross-entropy minus ``pull`` times R, the similarity of query and chosen keys. Keys learn from R alone, prompts
-    from the cross-entropy alone, unchosen slots not at all.
+    Each image takes the ``top_k`` prompts of the pool whose keys are nearest to its query. They join the
+    image's tokens before the first block and stay in the sequence; the head reads the mean of their outputs.
+    Loss: cross-entropy minus ``pull`` times R, the similarity of query and chosen keys. Keys learn from R
+    alone, prompts from the cross-entropy alone, unchosen slots not at all.
 
     Where published descriptions and codes differ:
 
-    * Selection is per sample. The majority vote over the batch of the released codes (``batchwise_prompt``) makes a
-      prediction depend on its batch companions and leaks the task; it is refused.
-    * ``prompt_position``: the PyTorch port gives prompts the class token's position, the official code now none. The
-      position shifts a learned tensor by a constant, so both are the same class of functions.
+    * Selection is per sample. The majority vote over the batch of the released codes (``batchwise_prompt``)
+      makes a prediction depend on its batch companions and leaks the task; it is refused.
+    * ``prompt_position``: the PyTorch port gives prompts the class token's position, the official code now
+      none. The position shifts a learned tensor by a constant, so both are the same class of functions.
     * Keys and prompts start from U(-1, 1), as in the port (U(0, 0.01) in the official code).
     * Unseen classes are masked at test (the released codes let their rows compete).
-    * The online variant in Si-Blurry's code reads R from a zero buffer, so that its keys never learn; ours do.
+    * The online variant in Si-Blurry's code reads R from a zero buffer, so that its keys never learn; ours
+      do.
 
     Args:
         backbone: the frozen vision transformer.

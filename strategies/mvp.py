@@ -47,35 +47,36 @@ class MVPModel(PromptModel):
     """MVP (Moon et al., "Online Class Incremental Learning on Stochastic Blurry Task Boundary via Mask and Visual
     Prompt Tuning").
 
-    A query picks one of K slots by key; a slot is an expert prompt and a row of factors, 2 sigmoid(mask), on the
-    logits. Slots chosen often look farther away, so all of them come into use. Training scales each feature by how
-    well it agrees with its class's weights, weighs samples whose gradient disagrees with their class's, and pulls
-    chosen keys towards the queries and away from the other keys. Nothing reads where an experience begins or ends.
+    A query picks one of K slots by key; a slot is an expert prompt and a row of factors, 2 sigmoid(mask), on
+    the logits. Slots chosen often look farther away, so all of them come into use. Training scales each
+    feature by how well it agrees with its class's weights, weighs samples whose gradient disagrees with their
+    class's, and pulls chosen keys towards the queries and away from the other keys. Nothing reads where an
+    experience begins or ends.
 
-    The paper's equations were not at hand: the source is the released code, and where it does what nobody would
-    write on purpose, a switch has its behaviour:
+    The paper's equations were not at hand: the source is the released code, and where it does what nobody
+    would write on purpose, a switch has its behaviour:
 
-    * ``focal_weighting``: the released code averages the cross-entropy first and multiplies by the mean weight, so
-      no sample is weighed ("batch"); a focal loss weighs each ("per_sample").
-    * ``count_pairing``: a broadcast divides every sample's distance by every sample's count ("cross"); each belongs
-      to its own ("own").
-    * ``query``: the released script reads the class token before the last block, without norm ("penultimate"), its
-      class default after it ("last"); "features" is what the backbone itself pools.
+    * ``focal_weighting``: the released code averages the cross-entropy first and multiplies by the mean
+      weight, so no sample is weighed ("batch"); a focal loss weighs each ("per_sample").
+    * ``count_pairing``: a broadcast divides every sample's distance by every sample's count ("cross"); each
+      belongs to its own ("own").
+    * ``query``: the released script reads the class token before the last block, without norm
+      ("penultimate"), its class default after it ("last"); "features" is what the backbone itself pools.
     * The focal weight's gradients are computed in closed form instead of one backward pass per sample.
     * The mean of several chosen slots is half finished there; one slot per image is used here.
 
     Args:
         backbone: the frozen vision transformer.
         seed: where all initial values come from.
-        variant: "prompt" (tokens beside the image's own, in their block only) or "prefix" (keys and values through
-            the frozen projections).
+        variant: "prompt" (tokens beside the image's own, in their block only) or "prefix" (keys and values
+            through the frozen projections).
         pool_size: K, the number of slots.
         g_layers: blocks of the general prompt.
         g_length: length of the general prompt.
         e_layers: blocks of the expert prompts.
         e_length: length of the expert prompts.
-        query: where the query is read: the class token before the last block ("penultimate") or after it ("last"),
-            or the backbone's own "features".
+        query: where the query is read: the class token before the last block ("penultimate") or after it
+            ("last"), or the backbone's own "features".
         logit_mask: the learned factors on the logits.
         contrastive: the contrastive term and the count-weighted choice; without it only the keys' pull.
         feature_scaling: scale training features by their agreement with the class's weights.
@@ -175,7 +176,8 @@ class MVPModel(PromptModel):
     def select(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, D] -> cosine distances to the keys [B, K], chosen slots [B], masses of all slots [K].
 
-        A slot's mass is how often it was chosen so far, plus one; distances are weighed by it before the choice.
+        A slot's mass is how often it was chosen so far, plus one; distances are weighed by it before the
+        choice.
         """
         distance = 1 - cosine(query, self.keys)
         mass = self.counts + 1 if self.contrastive else torch.ones_like(self.counts)
@@ -272,9 +274,9 @@ class MVPModel(PromptModel):
     def focal_weights(self, feature: Tensor, logits: Tensor, factors: Tensor, targets: Tensor) -> Tensor:
         """Weights [B] by how a sample's gradient on its class's weights agrees with that of the whole batch.
 
-        Closed form: with R = (softmax - one-hot) * factors, sample i's gradient on row y_i is R[i, y_i] f_i, along
-        -f_i whatever its size, and the batch's is the y_i-th row of R^T F / B. Only columns of classes in the batch
-        are formed.
+        Closed form: with R = (softmax - one-hot) * factors, sample i's gradient on row y_i is R[i, y_i] f_i,
+        along -f_i whatever its size, and the batch's is the y_i-th row of R^T F / B. Only columns of classes
+        in the batch are formed.
         """
         batch = self.batch_gradient(feature, logits, factors, targets)
         ignored = 1 + F.cosine_similarity(feature, batch)  # 1 - cos of the two gradients
@@ -292,7 +294,9 @@ class MVPModel(PromptModel):
         """What trains the keys: pull chosen keys to their queries, push them from all keys; fades with the counts.
 
         Args:
-            distance: queries to keys, [B, K]. chosen: [B]. mass: [K].
+            distance: queries to keys, [B, K].
+            chosen: [B].
+            mass: [K].
         """
         nearest = distance.gather(1, chosen[:, None])  # (B, 1)
         if not self.contrastive:

@@ -22,8 +22,8 @@ from clprompt.registry import strategies
 class NCMModel(PromptModel):
     """Nearest class mean: class sums of frozen features, and the nearest of their means predicts.
 
-    Sums and counts are kept in float64 and int64, so the means do not depend on order or batch split. A received
-    batch counts once, however many iterations are made over it.
+    Sums and counts are kept in float64 and int64, so the means do not depend on order or batch split. A
+    received batch counts once, however many iterations are made over it.
 
     Args:
         backbone: the frozen vision transformer.

@@ -21,9 +21,9 @@ from clprompt.schema import at_least
 class VPTDeepModel(PromptModel):
     """VPT-deep (Jia et al., "Visual Prompt Tuning"), trained one experience after the other.
 
-    Every block gets learned tokens of its own beside the image's; their outputs are dropped. One set of prompts
-    serves the whole stream: nothing is copied or frozen, so the prompts forget, while the mask keeps old rows of
-    the head as they were.
+    Every block gets learned tokens of its own beside the image's; their outputs are dropped. One set of
+    prompts serves the whole stream: nothing is copied or frozen, so the prompts forget, while the mask keeps
+    old rows of the head as they were.
 
     Where published descriptions and codes differ:
 
@@ -31,7 +31,8 @@ class VPTDeepModel(PromptModel):
     * The released code trains the prompts on one task; that they are shared by all experiences, and the
       training mask, are ours.
 
-    A method that wraps these prompts reads :meth:`block_prompt`, which is what :meth:`FrozenViT.run` asks for.
+    A method that wraps these prompts reads :meth:`block_prompt`, which is what :meth:`FrozenViT.run` asks
+    for.
 
     Args:
         backbone: the frozen vision transformer.

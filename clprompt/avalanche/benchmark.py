@@ -26,8 +26,8 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
         train, test: data sets of (image, label) with ``targets``.
 
     Returns:
-        A CLScenario whose experiences know their classes (``classes_in_this_experience``); the task label is 0
-        throughout.
+        A CLScenario whose experiences know their classes (``classes_in_this_experience``); the task label is
+        0 throughout.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*QP solver.*")

@@ -27,15 +27,16 @@ def to_online_avalanche(
 ) -> CLScenario:
     """The Avalanche benchmark of a plan without boundaries: one training experience for each batch that arrives.
 
-    The experiences hold a data set and nothing else: no classes, no session. With a strategy's ``train_epochs`` as
-    the iterations on each batch this is the online protocol, and a plugin that acts after each experience (a
-    reservoir, say) acts after each batch.
+    The experiences hold a data set and nothing else: no classes, no session. With a strategy's
+    ``train_epochs`` as the iterations on each batch this is the online protocol, and a plugin that acts after
+    each experience (a reservoir, say) acts after each batch.
 
     Args:
         plan: which samples arrive when.
         train, test: data sets of (image, label) with ``targets``.
         batch_size: samples of an experience; a strategy's ``train_mb_size`` should be as large.
-        cut_at_sessions: whether a session's last batch is a short one; False lets batches run on over session ends.
+        cut_at_sessions: whether a session's last batch is a short one; False lets batches run on over session
+            ends.
         seed: of the order within each session, the same as that of the engine.
 
     Returns:

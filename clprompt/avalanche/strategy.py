@@ -1,7 +1,8 @@
 """PromptStrategy: any registered PromptModel as an Avalanche strategy.
 
-Nobody writes these classes: ``clprompt.strategies.DualPrompt`` is made from ``DualPromptModel`` when it is first
-asked for. The steps are the engine's own, so a script, the command line and ``clprompt.fit`` give the same bits.
+Nobody writes these classes: ``clprompt.strategies.DualPrompt`` is made from ``DualPromptModel`` when it is
+first asked for. The steps are the engine's own, so a script, the command line and ``clprompt.fit`` give the
+same bits.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class PromptStrategy(SupervisedTemplate):
     Args:
         model: any PromptModel. The strategies of registered models (``clprompt.strategies.DualPrompt``) take
             ``backbone`` and the model's own arguments in its place.
-        seed: data order and augmentation (and the model's initial values, where the strategy makes the model).
+        seed: data order and augmentation (and the model's initial values, where the strategy makes the
+            model).
         training: how the model is trained.
         precision: "float32" or "bf16".
         device: where the model is trained.
@@ -135,7 +137,8 @@ class PromptStrategy(SupervisedTemplate):
         """Begin the experience, with a fresh optimizer where the method asks for one."""
         if self._skipped():
             return
-        # asked without reading it: an experience that knows no classes is a received batch; epochs iterate on it
+        # asked without reading it: an experience that knows no classes is a received batch; epochs iterate on
+        # it
         self._iterates = "classes_in_this_experience" not in dir(self.experience)
         classes = self._classes()
         if classes is None and self.model.boundaries == "required":

@@ -1,7 +1,7 @@
 """The one prompted attention: a frozen timm block that also sees learned keys and values.
 
-A method says what a block gets with :class:`BlockPrompt`; :func:`prompted_block` runs the block. Every way in which
-published methods put prompts into a vision transformer is one of four kinds:
+A method says what a block gets with :class:`BlockPrompt`; :func:`prompted_block` runs the block. Every way in
+which published methods put prompts into a vision transformer is one of four kinds:
 
 ==========  ==========================================================================================================
 kind        how the prompt enters the block's attention
@@ -76,19 +76,22 @@ class BlockPrompt:
 
     Args:
         kind: see the table at the top of this module.
-        tokens: keys (prefix, projected) or tokens (fresh, carried), [1 or B, P, D]; None for no columns. D is the
-            width of the residual stream (for ``prefix`` that of the attention, the same in nearly every ViT).
+        tokens: keys (prefix, projected) or tokens (fresh, carried), [1 or B, P, D]; None for no columns. D is
+            the width of the residual stream (for ``prefix`` that of the attention, the same in nearly every
+            ViT).
         values: [1 or B, P, D], for ``prefix`` and ``projected`` only.
         mask: boolean, [1 or B, 1, R, P], True where a row may look at a prompt column; R = the rows named by
-            ``rows``. The stream's own columns are always visible. None: all visible. For ``carried`` the rows are
-            those of the whole stream and the columns its last P, all carried tokens together, so that a block after
-            the one where they joined may mask them again (with ``tokens=None``).
+            ``rows``. The stream's own columns are always visible. None: all visible. For ``carried`` the rows
+            are those of the whole stream and the columns its last P, all carried tokens together, so that a
+            block after the one where they joined may mask them again (with ``tokens=None``).
         rows: the rows of the stream that see these columns; None for all. Rows outside do not pay for them.
-        zero_values: replace the values by zeros: the columns take attention mass and give nothing (the fused form
-            of a mask that is applied after the softmax: the same prompt once with its mask, once with the complement
-            and zero values).
-        name: which of the method's prompts these are, where it has several sets (see ``PromptModel.prompt_sets``).
-        slots: the slots of that set that the columns come from, in order, [1 or B, s]; None where there is no choice.
+        zero_values: replace the values by zeros: the columns take attention mass and give nothing (the fused
+            form of a mask that is applied after the softmax: the same prompt once with its mask, once with
+            the complement and zero values).
+        name: which of the method's prompts these are, where it has several sets (see
+            ``PromptModel.prompt_sets``).
+        slots: the slots of that set that the columns come from, in order, [1 or B, s]; None where there is no
+            choice.
     """
 
     kind: Literal["prefix", "projected", "fresh", "carried"]
@@ -199,13 +202,14 @@ def prompted_block(
         block: a plain timm block; its weights are used and not changed.
         x: the stream that enters the block, [B, N, D].
         prompts: what this block gets; may be empty.
-        rows: the rows of the stream (carried prompts that join here included) that the caller will read; only these
-            get queries, projection and MLP. None for all.
+        rows: the rows of the stream (carried prompts that join here included) that the caller will read; only
+            these get queries, projection and MLP. None for all.
 
     Returns:
         [B, R, D] for the R rows asked for.
 
-    Source: Wang et al. 2022 (DualPrompt), eq. 4, for prefixes; Jia et al. 2022 (VPT), eq. 4, for fresh tokens.
+    Source: Wang et al. 2022 (DualPrompt), eq. 4, for prefixes; Jia et al. 2022 (VPT), eq. 4, for fresh
+    tokens.
     """
     batch = x.shape[0]
     joining = [p.tokens for p in prompts if p.kind == "carried" and p.tokens is not None]

@@ -32,18 +32,18 @@ Prompts = Callable[[int, Tensor], "BlockPrompt | Sequence[BlockPrompt] | None"]
 class FrozenViT(nn.Module):
     """A timm vision transformer whose weights never change.
 
-    It calls timm's own pieces (``patch_embed``, ``_pos_embed``, ``norm_pre``, ``blocks``, ``norm``, ``forward_head``)
-    and subclasses nothing, so its features are timm's features. Weights have ``requires_grad=False`` and the module
-    stays in eval mode whatever ``train()`` says.
+    It calls timm's own pieces (``patch_embed``, ``_pos_embed``, ``norm_pre``, ``blocks``, ``norm``,
+    ``forward_head``) and subclasses nothing, so its features are timm's features. Weights have
+    ``requires_grad=False`` and the module stays in eval mode whatever ``train()`` says.
 
     Args:
-        source: a timm model name, the name of an embedded backbone (``vit_letters``), or a timm ``VisionTransformer``
-            of your own, which is frozen in place.
+        source: a timm model name, the name of an embedded backbone (``vit_letters``), or a timm
+            ``VisionTransformer`` of your own, which is frozen in place.
         pretrained: load timm's weights for this name (needs the weights in timm's cache or a network).
-        checkpoint: a local ``.safetensors``, ``.pth`` or ``.bin`` file in timm's layout; a classifier in it is
-            left out, position embeddings are resampled to the image size.
-        normalise: "backbone" gives images the mean and standard deviation that the weights were trained with; "unit"
-            leaves pixels in [0, 1], as several published recipes do.
+        checkpoint: a local ``.safetensors``, ``.pth`` or ``.bin`` file in timm's layout; a classifier in it
+            is left out, position embeddings are resampled to the image size.
+        normalise: "backbone" gives images the mean and standard deviation that the weights were trained with;
+            "unit" leaves pixels in [0, 1], as several published recipes do.
         **timm_kwargs: passed to ``timm.create_model`` (``img_size=112``, ``depth=4``, ...).
 
     Attributes:
@@ -56,8 +56,8 @@ class FrozenViT(nn.Module):
         pooling: which tokens make the features, in timm's words ("token", "avg", "map", ...).
         inputs: the images that the weights expect, see :class:`clprompt.inputs.ImageSpec`.
         head_rows: the rows that pooling reads after the last block; None for all.
-        share_prefix: switch of an exact saving: blocks before the first prompt run once, for the query and for the
-            prompted pass.
+        share_prefix: switch of an exact saving: blocks before the first prompt run once, for the query and
+            for the prompted pass.
         trim_last_block: switch of another: the last block computes only the rows that are read.
 
     Raises:
@@ -101,7 +101,8 @@ class FrozenViT(nn.Module):
     ) -> FrozenViT:
         """The same weights under a second face, in whose runs ``around(prompts, block, rows)`` replaces the prompts.
 
-        It is called once per run, with the block of which only ``rows`` are computed (None: all of every block).
+        It is called once per run, with the block of which only ``rows`` are computed (None: all of every
+        block).
         """
         face = copy.copy(self)
         face.around = around
@@ -164,8 +165,8 @@ class FrozenViT(nn.Module):
 
         Args:
             tokens: the stream that enters the first of these blocks, [B, N, D].
-            prompts: called as ``prompts(block, x)`` with the stream that enters the block, so that a method may
-                match on it; returns a BlockPrompt, a sequence of them, or None.
+            prompts: called as ``prompts(block, x)`` with the stream that enters the block, so that a method
+                may match on it; returns a BlockPrompt, a sequence of them, or None.
             blocks: which blocks, as a slice of 0..depth-1; all by default.
             rows: the rows that the caller reads after the last of these blocks; only they are computed there.
 
@@ -220,8 +221,8 @@ class FrozenViT(nn.Module):
     def prompted(self, stem: Tensor, prompts: Prompts | None = None, *, start: int = 0) -> Tensor:
         """Pooled features of a prompted pass, with gradient: tokens entering block ``start`` -> [B, D].
 
-        Pooling reads the stream's own tokens; carried prompts that joined on the way are left out. Without prompts:
-        features with gradient, for methods that prompt the pixels.
+        Pooling reads the stream's own tokens; carried prompts that joined on the way are left out. Without
+        prompts: features with gradient, for methods that prompt the pixels.
         """
         rows = self.head_rows or slice(0, stem.shape[1])
         return self.pool(self.run(stem, prompts, blocks=slice(start, None), rows=rows))
@@ -256,8 +257,8 @@ class FrozenViT(nn.Module):
         """The unprompted stream, block by block, for methods that read it.
 
         Yields:
-            (block, x [B, N, D], normed x [B, N, D], keys [B, H, N, d], values [B, H, N, d]); the last block's own
-            attention and MLP are not computed, as nobody reads what would follow.
+            (block, x [B, N, D], normed x [B, N, D], keys [B, H, N, d], values [B, H, N, d]); the last block's
+            own attention and MLP are not computed, as nobody reads what would follow.
         """
         x = self.embed(images)
         for index, block in enumerate(self.blocks):

@@ -1,8 +1,8 @@
 """Commands that strategies bring themselves, so that the command line knows none of them by name.
 
-clprompt's own stand in ``clprompt.strategies.COMMANDS``; an installed package adds its own by entry points of the group
-``clprompt.cli.commands``. Either names a click command as ``module:attribute``. The module is imported for help already:
-it should leave whatever is heavy to the command's body.
+clprompt's own stand in ``clprompt.strategies.COMMANDS``; an installed package adds its own by entry points of
+the group ``clprompt.cli.commands``. Either names a click command as ``module:attribute``. The module is
+imported for help already: it should leave whatever is heavy to the command's body.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     pass
 
 
-# timm's names of vision transformers whose blocks are parallel, post-norm or differential: no place for a prompt.
+# timm's names of vision transformers whose blocks are parallel, post-norm or differential: no place for a
+# prompt.
 _OTHER_BLOCKS = re.compile(r"_(18x2|rpn|xp)_|^vit_(d|p|dp)(wee|little)_")
 
 
@@ -27,7 +28,8 @@ def listing(kind: str, short: bool = False) -> list[str]:
     """The lines of `clprompt list KIND`; kind is one of `clprompt.cli.KINDS`.
 
     Args:
-        kind: what to list. short: of long lists only how much there is.
+        kind: what to list.
+        short: of long lists only how much there is.
     """
     if kind in ("configs", "studies"):
         return columns(overlay.names("study" if kind == "studies" else "configuration"))

@@ -1,7 +1,7 @@
 """The command `clprompt`. Nothing here imports torch before a command needs it: help comes at once.
 
-A user's mistake is one line on stderr and exit code 2; `CLPROMPT_DEBUG=1` shows the traceback as well. Any other
-exception is a bug of clprompt's and keeps its traceback.
+A user's mistake is one line on stderr and exit code 2; `CLPROMPT_DEBUG=1` shows the traceback as well. Any
+other exception is a bug of clprompt's and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -204,8 +204,9 @@ def group(context: click.Context) -> None:
 def run(config: str, overrides: tuple[str, ...]) -> None:
     """Run an experiment.
 
-    CONFIG is the name of a packaged configuration (`clprompt list configs`) or a path to a .yaml file. Overrides
-    change single values (training.lr=0.01, seed=0,1,2), or a whole section by name (strategy=l2p, data=digits).
+    CONFIG is the name of a packaged configuration (`clprompt list configs`) or a path to a .yaml file.
+    Overrides change single values (training.lr=0.01, seed=0,1,2), or a whole section by name (strategy=l2p,
+    data=digits).
     """
     from clprompt.experiment import config as configs
 
@@ -266,8 +267,9 @@ def resume(runs: tuple[str, ...]) -> None:
 def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
     """Run a grid of strategies, scenarios and seeds, each run in a process and a folder of its own.
 
-    STUDY is the name of a packaged study (`clprompt list studies`) or a path to a .yaml file; overrides are those of
-    `clprompt run`. What is finished is skipped, what was interrupted goes on; the report comes at the end.
+    STUDY is the name of a packaged study (`clprompt list studies`) or a path to a .yaml file; overrides are
+    those of `clprompt run`. What is finished is skipped, what was interrupted goes on; the report comes at
+    the end.
     """
     from clprompt.cli import study as study_command
 
@@ -283,7 +285,8 @@ def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
 def report(runs: tuple[str, ...], out: str | None, against: str) -> None:
     """Compare finished runs: means and standard errors over seeds, drawings, one self-contained HTML file.
 
-    RUN is a run folder, or a folder with run folders somewhere below it. Unfinished runs are named and left out.
+    RUN is a run folder, or a folder with run folders somewhere below it. Unfinished runs are named and left
+    out.
     """
     words = [run for run in runs if not run.startswith("out=")]
     named = [run.removeprefix("out=") for run in runs if run.startswith("out=")]
@@ -365,7 +368,8 @@ def stream(stream: str, overrides: tuple[str, ...]) -> None:
     """Draw what arrives when in a stream; no model is loaded.
 
     The stream is that of a configuration, or a scenario by name (`clprompt list scenarios`) with data=NAME or
-    labels=FILE.npy (class ids). Overrides are those of a run (scenario.n=30, seed=3); out=FILE.png says where to draw.
+    labels=FILE.npy (class ids). Overrides are those of a run (scenario.n=30, seed=3); out=FILE.png says where
+    to draw.
     """
     from clprompt.cli.stream import read
     from clprompt.reporting import plots

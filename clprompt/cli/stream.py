@@ -22,8 +22,8 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
 
     Args:
         name: a scenario, or a packaged configuration, or a path to a .yaml file.
-        overrides: as for a run (``scenario.n=30``, ``data=digits``, ``seed=3``); besides, ``labels=FILE.npy`` reads
-            class ids instead of a data set, and ``out=FILE.png`` says where to draw.
+        overrides: as for a run (``scenario.n=30``, ``data=digits``, ``seed=3``); besides, ``labels=FILE.npy``
+            reads class ids instead of a data set, and ``out=FILE.png`` says where to draw.
 
     Raises:
         ClpromptError: whatever a user can get wrong, in one line.

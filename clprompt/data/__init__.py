@@ -9,8 +9,8 @@ cifar100, flowers102, ...                 torchvision's, see :mod:`clprompt.data
 coco, voc2007, mosaic, digit_mosaics      label sets of published images, or composed of labelled ones
 ========================================= ==========================================================
 
-A data set of your own is a function that returns a :class:`DataBundle`; its typed keyword arguments are the keys of
-the configuration's ``data`` section:
+A data set of your own is a function that returns a :class:`DataBundle`; its typed keyword arguments are the
+keys of the configuration's ``data`` section:
 
     @datasets.register("mine")
     def mine(*, path: str = "data") -> DataBundle: ..."""

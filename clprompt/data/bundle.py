@@ -236,7 +236,8 @@ def readable(name: str, load: Callable[[int], Any], count: int, on_bad_image: On
         name: of the data set; messages begin with it.
         load: index -> image.
         count: how many images there are.
-        on_bad_image: "error" uses all of them; "skip" decodes all of them and leaves out those that cannot be read.
+        on_bad_image: "error" uses all of them; "skip" decodes all of them and leaves out those that cannot be
+            read.
     """
     everything = np.arange(count)
     if on_bad_image == "error":
@@ -259,7 +260,8 @@ def readable_files(
         on_bad_image: see :func:`readable`.
 
     Raises:
-        DataError: a file that is missing or empty; what can be seen without decoding is told before anything trains.
+        DataError: a file that is missing or empty; what can be seen without decoding is told before anything
+            trains.
     """
     if on_bad_image == "error":
         for path in paths:

@@ -25,8 +25,9 @@ class ImageDataset(Dataset):
         source: images and labels.
         transform: image -> tensor.
         random_transform: whether the transform draws random numbers.
-        cache_bytes: how much of what a :class:`Transform` computes the same way every time stays in memory: the
-            resized image, or the decoded one before a random transform. It changes time, not a bit of any item.
+        cache_bytes: how much of what a :class:`Transform` computes the same way every time stays in memory:
+            the resized image, or the decoded one before a random transform. It changes time, not a bit of any
+            item.
 
     Attributes:
         targets: int64 [n], or multi-hot [n, C].

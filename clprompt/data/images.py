@@ -50,8 +50,8 @@ class UnreadableImage(DataError):
 def read_image(data: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:
     """Decode an image as a classifier wants it: upright, 8 bits, grey ("L") or "RGB".
 
-    EXIF rotation is applied; palettes, CMYK and other colour spaces become RGB; transparency is dropped; 16 bits
-    become 8 by dividing by 257.
+    EXIF rotation is applied; palettes, CMYK and other colour spaces become RGB; transparency is dropped; 16
+    bits become 8 by dividing by 257.
 
     Args:
         data: a path, or the bytes of a file.
@@ -204,9 +204,9 @@ def unreadable(load: Callable[[int], Any], indices: Sequence[int] | np.ndarray) 
 class ImageCache:
     """Images [channels, H, W] that stay in memory, each in a slot of its own.
 
-    The memory is shared with forked loader processes, so that what a worker of one epoch has decoded is there for
-    the next epoch's. Pages are taken as slots are filled. An image that is larger than its slot is not kept: a data
-    set that does not fit costs its decoding every time, and no more memory than was allowed.
+    The memory is shared with forked loader processes, so that what a worker of one epoch has decoded is there
+    for the next epoch's. Pages are taken as slots are filled. An image that is larger than its slot is not
+    kept: a data set that does not fit costs its decoding every time, and no more memory than was allowed.
 
     Args:
         count: how many images there are.

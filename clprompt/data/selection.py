@@ -30,14 +30,14 @@ class Selection:
     """Which images of a data set are used; the arguments of the same names of every data set that has them.
 
     Attributes:
-        classes: the classes to keep: names, or positions in the sorted class list; "0-19,25" is a list as well. Label
-            sets lose their labels of other classes, and keep the order of this list.
-        train_per_class: at most so many training images of each class, drawn by ``split_seed``; a smaller number
-            keeps some of those that a larger one keeps. An image with several labels is kept where one of them has
-            room for it; an image without a label is not.
+        classes: the classes to keep: names, or positions in the sorted class list; "0-19,25" is a list as
+            well. Label sets lose their labels of other classes, and keep the order of this list.
+        train_per_class: at most so many training images of each class, drawn by ``split_seed``; a smaller
+            number keeps some of those that a larger one keeps. An image with several labels is kept where one
+            of them has room for it; an image without a label is not.
         test_per_class: the same for test images.
-        test_fraction: share of each class that is the test set, where the data has no split of its own; of label
-            sets, the share of all images.
+        test_fraction: share of each class that is the test set, where the data has no split of its own; of
+            label sets, the share of all images.
         split_seed: decides all these draws.
 
     Raises:
@@ -93,8 +93,8 @@ def split_column(values: Sequence[Any] | np.ndarray, name: str) -> tuple[np.ndar
     """What a column says about the split: text (train, test, val) or 0 and 1.
 
     Returns:
-        Which images are test images, and which are used at all, both bool [n]: validation images are the test set
-        where there is no other, and are left out where there is.
+        Which images are test images, and which are used at all, both bool [n]: validation images are the test
+        set where there is no other, and are left out where there is.
 
     Raises:
         DataError: another word.

@@ -39,8 +39,8 @@ class Transform:
 def make_transform(backbone: TakesImages, augment: Augment = "none") -> Transform:
     """Image -> tensor [channels, H, W] as the backbone expects it.
 
-    Images of 8 bits are resized in 8 bits, as timm does it: the weights have seen nothing else, and it is several
-    times as fast as in floating point.
+    Images of 8 bits are resized in 8 bits, as timm does it: the weights have seen nothing else, and it is
+    several times as fast as in floating point.
 
     Args:
         backbone: says which images it takes: a backbone, or an :class:`clprompt.inputs.ImageSpec` by itself.

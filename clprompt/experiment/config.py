@@ -97,8 +97,8 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, of_run: boo
 
     Args:
         name_or_path: the name of a packaged configuration (`-` equals `_`), or a path to a .yaml file.
-        overrides: `section.key=value`, `key=value`, or `section=name`, which replaces the whole section by that
-            name's defaults. Replacements come first whatever the order, then dotted keys as they stand.
+        overrides: `section.key=value`, `key=value`, or `section=name`, which replaces the whole section by
+            that name's defaults. Replacements come first whatever the order, then dotted keys as they stand.
         of_run: see `from_dict`.
 
     Raises:
@@ -116,7 +116,8 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bo
     Args:
         values: the top level of the YAML form.
         name: the configuration's name unless `values` holds one.
-        of_run: it was resolved by an earlier run: keys that are refused by now may hold their one value, and go.
+        of_run: it was resolved by an earlier run: keys that are refused by now may hold their one value, and
+            go.
 
     Raises:
         ConfigError: an unknown key or name, a wrong type, a value out of range.

@@ -36,9 +36,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 def load(folder: str | Path, *, device: str = "cpu", plugins: Iterable[Plugin] = ()) -> PromptModel:
     """The trained model of a finished run folder, in eval mode.
 
-    It carries `class_names`, by class id, and `transform`, which makes the tensor [C, H, W] that the model expects
-    from a PIL image. A run with `export: full` needs nothing but its folder; else the backbone is built again from
-    where the run had it.
+    It carries `class_names`, by class id, and `transform`, which makes the tensor [C, H, W] that the model
+    expects from a PIL image. A run with `export: full` needs nothing but its folder; else the backbone is
+    built again from where the run had it.
 
     Args:
         folder: of the run.

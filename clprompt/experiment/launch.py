@@ -1,7 +1,7 @@
 """Prepared run folders, each run in a process of its own: some at a time on this machine, or as tasks of Ray.
 
-A process of its own gives every run its own peak memory and its own share of the cores, and lets a crash end one run
-alone. What runs in it is `clprompt resume FOLDER`, which also starts a run that has not begun.
+A process of its own gives every run its own peak memory and its own share of the cores, and lets a crash end
+one run alone. What runs in it is `clprompt resume FOLDER`, which also starts a run that has not begun.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Outcome:
 
     Attributes:
         status: "done"; "stopped", to be continued from its checkpoint; or "failed".
-        reason: of a failure, one line. seconds: that it took, starting the process included.
+        reason: of a failure, one line.
+        seconds: that it took, starting the process included.
     """
 
     status: Literal["done", "stopped", "failed"]
@@ -57,7 +58,8 @@ def execute(
     """Start or continue the run of a folder in a process of its own, and wait for its end.
 
     Args:
-        folder: it holds a config.yaml and not yet results; what the process prints is added to its output.log.
+        folder: it holds a config.yaml and not yet results; what the process prints is added to its
+            output.log.
         threads: of torch; OMP_NUM_THREADS may ask for fewer.
         imports: modules for --import.
         stop: asked again and again; the first true answer asks the run to write its checkpoint and end.
@@ -153,8 +155,8 @@ class Ray:
     """The same runs as tasks of a Ray cluster, whose machines share the folder of the runs.
 
     Args:
-        jobs: cores of the cluster are shared out as if so many runs were to go on at a time on each machine like this
-            one; None for one core each.
+        jobs: cores of the cluster are shared out as if so many runs were to go on at a time on each machine
+            like this one; None for one core each.
         address: of the cluster, or "local"; None for RAY_ADDRESS, else a cluster of this machine alone.
 
     Raises:

@@ -13,8 +13,8 @@
     tuned: best.yaml                    # what the sweep of another study found best, by label (a strategy's key
     metric: average_accuracy            #   `tuned` names another label); the metric that decides
 
-A run's place is `runs_dir/name[/scenario]/label/seedK`, so that a study knows what is finished. Runs are ordered by
-seed first: all strategies have their first run before any has its second.
+A run's place is `runs_dir/name[/scenario]/label/seedK`, so that a study knows what is finished. Runs are
+ordered by seed first: all strategies have their first run before any has its second.
 """
 
 from __future__ import annotations
@@ -48,9 +48,12 @@ class Planned:
     """One run of a study.
 
     Attributes:
-        label: of its strategy, with the sweep's values. base: the label without them. scenario: label, or "".
+        label: of its strategy, with the sweep's values.
+        base: the label without them.
+        scenario: label, or "".
         values: the sweep's values by dotted key.
-        config: of this one run. folder: its place.
+        config: of this one run.
+        folder: its place.
     """
 
     label: str
@@ -74,7 +77,9 @@ class Study:
     """A checked study.
 
     Attributes:
-        name: of its folder below runs_dir. runs: in the order in which they run. folder: the place of all.
+        name: of its folder below runs_dir.
+        runs: in the order in which they run.
+        folder: the place of all.
         metric: what decides a sweep; None for the first one of its measure.
         notes: lines worth reading.
     """

@@ -40,7 +40,9 @@ class State:
     """What is to be done, by run.
 
     Attributes:
-        finished: runs with results. waiting: runs to start or continue. changed: runs whose folder holds another
+        finished: runs with results.
+        waiting: runs to start or continue.
+        changed: runs whose folder holds another
             configuration, with a line about it.
     """
 
@@ -209,7 +211,8 @@ def best(study: Study, finished: Sequence[Planned]) -> tuple[list[str], Path | N
     """The best values of a sweep for every strategy: lines for a terminal, and `best.yaml`; nothing without a sweep.
 
     Args:
-        study: it. finished: its finished runs; a value counts when all its runs are among them.
+        study: it.
+        finished: its finished runs; a value counts when all its runs are among them.
     """
     swept, done = [run for run in study.runs if run.values], set(finished)
     results = {run.folder: results_of(run.folder) if run in done else {} for run in swept}

@@ -29,12 +29,14 @@ def classification_loss(
     Args:
         logits: [B, C], unmasked.
         targets: integer labels [B], or multi-hot 0/1 [B, C']; columns that one of the two lacks count as 0.
-        allowed: boolean [C]; classes outside get no probability (labels) or are left out (multi-hot). None: all.
+        allowed: boolean [C]; classes outside get no probability (labels) or are left out (multi-hot). None:
+            all.
         reduction: "mean" over the batch, or "none" for one value per sample [B].
         multi_label: for multi-hot targets, binary cross-entropy or :func:`asymmetric_loss`.
-        mean: for multi-hot targets, the mean over "all" columns of targets or logits, whichever are more, with the
-            left-out ones at zero (the mean over the allowed columns times their share, so that a step's gradient does
-            not depend on how many classes are hidden), or over the "active", allowed ones.
+        mean: for multi-hot targets, the mean over "all" columns of targets or logits, whichever are more,
+            with the left-out ones at zero (the mean over the allowed columns times their share, so that a
+            step's gradient does not depend on how many classes are hidden), or over the "active", allowed
+            ones.
 
     Returns:
         A scalar, or [B].

@@ -47,7 +47,8 @@ def token_choice(
     """What each token sees: the prompts with the nearest keys.
 
     Args:
-        query: tokens, [B, R, D]. keys: [S, D], or [B, S, D] where each image has its own.
+        query: tokens, [B, R, D].
+        keys: [S, D], or [B, S, D] where each image has its own.
         top_k: prompts that a token sees.
         ranked: [B, R, S], to choose by in place of the similarity.
         loss: False where nobody reads the matching loss.

@@ -1,8 +1,8 @@
 """The map of a stream: how many samples of which class arrive in which session, as a table and as a drawing.
 
-A plan says what it wants about its classes: with ``kinds`` [C] (a word for each class) and ``moved`` [n] samples
-of each kind, and those that arrive away from their class's home, are told apart. No image is loaded and no model
-is built; a label vector is enough.
+A plan says what it wants about its classes: with ``kinds`` [C] (a word for each class) and ``moved`` [n]
+samples of each kind, and those that arrive away from their class's home, are told apart. No image is loaded
+and no model is built; a label vector is enough.
 """
 
 from __future__ import annotations

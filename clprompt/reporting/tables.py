@@ -21,7 +21,8 @@ def mean_and_error(values: Iterable[float | None], *, signed: bool = False) -> s
     """Fractions as "81.3 +- 0.4" in percent: the mean and its standard error; "-" where there is no value.
 
     Args:
-        values: None and NaN are left out. signed: show the sign of a positive mean too, as for differences.
+        values: None and NaN are left out.
+        signed: show the sign of a positive mean too, as for differences.
     """
     known = np.asarray([value for value in values if value is not None and math.isfinite(value)], dtype=float)
     if len(known) == 0:

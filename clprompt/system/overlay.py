@@ -74,7 +74,8 @@ def apply(raw: dict[str, Any], overrides: Sequence[str], sections: Container[str
 
     Args:
         raw: what `read` returned.
-        overrides: `key=value` and `section.key=value`; a position addresses an item of a list (`compare.0.lr=1`).
+        overrides: `key=value` and `section.key=value`; a position addresses an item of a list
+            (`compare.0.lr=1`).
         sections: keys whose value may be a bare string, short for {name: string}.
 
     Raises:

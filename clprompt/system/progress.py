@@ -15,8 +15,8 @@ from typing import Any, Self, TextIO
 class Progress:
     """Reports nothing. The base of those that do, and what library code passes when it wants silence.
 
-    The order of the calls: `start`; per experience `experience`, then per epoch `epoch` and one `step` per training
-    step; `close` at the very end (leaving a `with` block closes). `start` again begins the next run.
+    The order of the calls: `start`; per experience `experience`, then per epoch `epoch` and one `step` per
+    training step; `close` at the very end (leaving a `with` block closes). `start` again begins the next run.
     """
 
     def start(self, description: str, total_experiences: int) -> None:

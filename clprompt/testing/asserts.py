@@ -96,8 +96,8 @@ def chunked(model: PromptModel, images: Tensor, size: int) -> Tensor:
 def steady(model: PromptModel, images: Tensor, alone: Tensor) -> Tensor:
     """Boolean [B]: samples that do not stand on the edge between two selections.
 
-    There the rounding of another batch shape may tip the choice, which is nobody's mistake: the logits jump when
-    the image itself changes by a hundred thousandth.
+    There the rounding of another batch shape may tip the choice, which is nobody's mistake: the logits jump
+    when the image itself changes by a hundred thousandth.
     """
     kept = torch.ones(len(images), dtype=torch.bool)
     noise = 1e-5 * torch.randn(images.shape, generator=generator(0, "steady"))

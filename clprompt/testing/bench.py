@@ -113,8 +113,8 @@ class Log:
 class Workbench:
     """A method on the toy stream; what takes time is done once.
 
-    A method that can do without boundaries is tried without them: one pass over the stream, several iterations per
-    batch, no experience begun or ended.
+    A method that can do without boundaries is tried without them: one pass over the stream, several
+    iterations per batch, no experience begun or ended.
 
     Args:
         model_class: the method.

@@ -3,9 +3,10 @@
     from clprompt.testing import check_strategy
     check_strategy(MyModel, boundary_free=True)
 
-Each check is a function of a :class:`clprompt.testing.bench.Workbench` that raises AssertionError with a sentence and the
-numbers; ``CHECKS`` lists them, so that a test may run them one by one. Nothing here knows a method: what is expected
-follows from what the model declares (``boundaries``, ``trains``, ``rehearsal_free``, ``optimizer_reset``).
+Each check is a function of a :class:`clprompt.testing.bench.Workbench` that raises AssertionError with a
+sentence and the numbers; ``CHECKS`` lists them, so that a test may run them one by one. Nothing here knows a
+method: what is expected follows from what the model declares (``boundaries``, ``trains``, ``rehearsal_free``,
+``optimizer_reset``).
 """
 
 from __future__ import annotations
@@ -50,14 +51,15 @@ def check_strategy(
 ) -> None:
     """Run a method through every check, on tiny vision transformers and a toy stream, in a few seconds.
 
-    A model that does not require boundaries is checked without them; call this once for each form of a method.
+    A model that does not require boundaries is checked without them; call this once for each form of a
+    method.
 
     Args:
         model_class: the method, a PromptModel; it need not be registered.
         multi_label: run it on multi-hot targets instead, through the checks that have a meaning there.
         plugins: every model gets copies of them.
-        **arguments: its own and short forms of plug-ins, for all checks. The backbones have 5 blocks, width 32
-            and 16 patches.
+        **arguments: its own and short forms of plug-ins, for all checks. The backbones have 5 blocks, width
+            32 and 16 patches.
 
     Raises:
         AssertionError: one sentence: the check, what was expected, and the numbers.

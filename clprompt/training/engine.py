@@ -1,8 +1,8 @@
 """The one training loop. The command line, ``clprompt.fit`` and the Avalanche strategy all run these steps.
 
-The order of data, the augmentation and the learning rate are functions of the seed and the position in the stream,
-so a run can be entered again at any batch: :meth:`Engine.state` holds the position, the method's tensors and the
-optimizer's moments, and that is all.
+The order of data, the augmentation and the learning rate are functions of the seed and the position in the
+stream, so a run can be entered again at any batch: :meth:`Engine.state` holds the position, the method's
+tensors and the optimizer's moments, and that is all.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Position:
 
     Attributes:
         experience, epoch, batch: the next batch to train on.
-        step: optimizer steps made. samples: training samples received.
+        step: optimizer steps made.
+        samples: training samples received.
         evaluated: samples at the last periodic evaluation (online only).
     """
 
@@ -92,9 +93,11 @@ class Engine:
         training, online: the sections of the configuration.
         seed: decides data order and augmentation.
         precision: "float32" or "bf16".
-        listeners: get every record. progress: a display.
+        listeners: get every record.
+        progress: a display.
         checkpoint: called at every point from which the run may be resumed.
-        stop: asked after each batch; a signal number makes the engine write a checkpoint and raise Interrupted.
+        stop: asked after each batch; a signal number makes the engine write a checkpoint and raise
+            Interrupted.
 
     Raises:
         ProtocolError: online training of a method that needs boundaries.

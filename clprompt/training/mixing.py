@@ -29,7 +29,8 @@ def soften(
     """Mix the images of a batch and soften its labels as the training section says.
 
     Args:
-        images: [B, 3, H, W]. targets: [B].
+        images: [B, 3, H, W].
+        targets: [B].
         training: its ``mixup``, ``mixup_probability`` and ``label_smoothing``.
         classes: C, columns of the model's logits.
         seed, position: decide the draw, so that any step can be entered again.

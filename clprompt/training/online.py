@@ -25,7 +25,8 @@ def stretch(indices: Sequence[np.ndarray], session: int, batch_size: int, seed: 
 
     Args:
         indices: sample indices per session.
-        session: which one. batch_size: of the whole stream.
+        session: which one.
+        batch_size: of the whole stream.
         seed: decides the order within each session, the same as where batches are cut at session ends.
 
     Returns:

@@ -56,8 +56,8 @@ def build(model: PromptModel, training: Training | None = None, **fields: Any) -
 def sync(optimizer: Optimizer, model: PromptModel) -> None:
     """Bring an optimizer in line with a model that has grown or frozen parameters.
 
-    New parameters join the group of their name, frozen ones leave with their state. A parameter that grew is another
-    object under the same name: its moments are padded with zeros, so old rows keep theirs.
+    New parameters join the group of their name, frozen ones leave with their state. A parameter that grew is
+    another object under the same name: its moments are padded with zeros, so old rows keep theirs.
     """
     moments = {
         name: optimizer.state.pop(parameter)
@@ -100,8 +100,9 @@ def set_learning_rate(
 ) -> float:
     """Set every group's rate for step ``step`` of ``steps`` of an experience; returns the first group's.
 
-    The rate rises linearly over the first ``warmup`` share of the steps (its last step has the full rate) and then
-    follows the schedule to the end. It is a function of the step alone, so any step can be entered again.
+    The rate rises linearly over the first ``warmup`` share of the steps (its last step has the full rate) and
+    then follows the schedule to the end. It is a function of the step alone, so any step can be entered
+    again.
     """
     rising = int(warmup * steps)
     if step < rising:
@@ -125,8 +126,8 @@ def clip(optimizer: Optimizer, largest: float | None) -> None:
 def optimizer_state(optimizer: Optimizer, model: PromptModel) -> dict[str, Any]:
     """The groups with their settings, and the moments, by parameter name, for a checkpoint.
 
-    The groups are saved too: they came into being one after the other, and their order and their rates need not be
-    those of an optimizer that is built anew.
+    The groups are saved too: they came into being one after the other, and their order and their rates need
+    not be those of an optimizer that is built anew.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     return {

@@ -22,8 +22,8 @@ Count = Annotated[int, at_least(1)]
 class Memory:
     """A memory of earlier images beside an online stream: such a run is not rehearsal-free, and its results say so.
 
-    The run goes through Avalanche's replay plugin over its reservoir buffer: images of the memory join every training
-    step, drawn afresh for each, and the reservoir is updated after each batch that arrived.
+    The run goes through Avalanche's replay plugin over its reservoir buffer: images of the memory join every
+    training step, drawn afresh for each, and the reservoir is updated after each batch that arrived.
     """
 
     size: Count = 500
@@ -52,8 +52,8 @@ class Memory:
         """Refuse a strategy or data that a memory does not serve.
 
         Raises:
-            ConfigError: a strategy that trains nothing or revisits all images by itself, a plug-in that counts,
-                or multi-hot targets.
+            ConfigError: a strategy that trains nothing or revisits all images by itself, a plug-in that
+                counts, or multi-hot targets.
         """
         if not model.trains or model.revisits != "never":
             raise ConfigError(

@@ -23,13 +23,14 @@ def sample_features(
 ) -> Tensor:
     """Features of a seeded random sample of streamed images, in one pass, of which never more than a batch is held.
 
-    Every image draws a number, and the smallest ``count`` stay; most images of a long stream are told at once that
-    they will not be among them, and their features are never computed.
+    Every image draws a number, and the smallest ``count`` stay; most images of a long stream are told at once
+    that they will not be among them, and their features are never computed.
 
     Args:
         batches: images [B, 3, H, W].
         features: images -> [B, D].
-        count: the most images in the sample. seed: decides it, whatever the batch size.
+        count: the most images in the sample.
+        seed: decides it, whatever the batch size.
 
     Returns:
         At most [count, D], float32, on the CPU, in the order of the stream.

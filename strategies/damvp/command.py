@@ -13,9 +13,9 @@ from clprompt.errors import ConfigError
 def meta_init(config: str, overrides: tuple[str, ...]) -> None:
     """Learn a meta-prompt over source data sets and write it to FILE; `strategy.meta_file=FILE` starts from it.
 
-    CONFIG is the name of a packaged configuration (letters) or a path to a .yaml file with a backbone and a list of
-    sources. Overrides change single values (steps=200, inner_lr=0.1). The loss is drawn beside FILE. An interrupted
-    meta-init goes on when the same command is given again.
+    CONFIG is the name of a packaged configuration (letters) or a path to a .yaml file with a backbone and a
+    list of sources. Overrides change single values (steps=200, inner_lr=0.1). The loss is drawn beside FILE.
+    An interrupted meta-init goes on when the same command is given again.
     """
     given = [word.removeprefix("out=") for word in overrides if word.startswith("out=")]
     if not given or not given[-1]:

@@ -70,8 +70,8 @@ def as_images(frames: Tensor, places: Tensor, channels: int, side: int) -> Tenso
 def patch_offsets(backbone: FrozenViT, framed: Tensor) -> Tensor:
     """What frames add to embedded patches, [K, n, D]; exactly 0 where a frame does not reach.
 
-    Only for backbones with ``linear_patches``. The backward pass then runs the embedding's transpose for K frames
-    instead of B images.
+    Only for backbones with ``linear_patches``. The backward pass then runs the embedding's transpose for K
+    frames instead of B images.
     """
     return backbone.patches(framed) - backbone.patches(torch.zeros_like(framed[:1]))
 
@@ -161,7 +161,8 @@ def tell_of_leaks(facts: Mapping[str, Any], class_names: Sequence[str], what: st
 
     Args:
         facts: the metadata of the frame, as :func:`load_frame` gives it.
-        class_names: of the stream. what: names the frame.
+        class_names: of the stream.
+        what: names the frame.
     """
     theirs = {_plain(name) for source in facts.get("sources", ()) for name in source["classes"]}
     shared = sorted({name for name in class_names if _plain(name) in theirs})

@@ -24,8 +24,8 @@ class Source:
     Attributes:
         name: for messages.
         prototypes: [K, D]; one row for a source that is not clustered.
-        head: a classifier that goes on learning from one meta-step to the next, and is not exported; None to read
-            feature coordinates instead.
+        head: a classifier that goes on learning from one meta-step to the next, and is not exported; None to
+            read feature coordinates instead.
         columns: the coordinates that the classes read, int64 [C], where there is no head.
     """
 
@@ -39,9 +39,11 @@ class Batch:
     """A batch of a source, looked at once for a whole meta-step: its patches, and the prompt of each image.
 
     Args:
-        backbone: frozen. places: of a frame's entries, see :func:`clprompt.strategies.damvp.frames.frame_places`.
+        backbone: frozen.
+        places: of a frame's entries, see :func:`clprompt.strategies.damvp.frames.frame_places`.
         source: where the batch is from.
-        images: [B, 3, H, W]. labels: [B], the source's own class ids.
+        images: [B, 3, H, W].
+        labels: [B], the source's own class ids.
     """
 
     def __init__(
@@ -117,7 +119,8 @@ def meta_update(
         frame: [F].
         fast: per source, the copies of the clusters that occurred, [U, F].
         clusters: per source, how many clusters it has.
-        step_size: epsilon. count_idle: whether clusters that did not occur count in the mean, as copies that stayed
+        step_size: epsilon.
+        count_idle: whether clusters that did not occur count in the mean, as copies that stayed
             where they were (the released code); they shorten the step.
 
     Returns:

@@ -141,8 +141,10 @@ class Material:
     """The data of one source.
 
     Attributes:
-        name: for messages. class_names: of its classes, by label.
-        train: (image, label) items, augmented. clean: the same under the evaluation transform.
+        name: for messages.
+        class_names: of its classes, by label.
+        train: (image, label) items, augmented.
+        clean: the same under the evaluation transform.
     """
 
     name: str

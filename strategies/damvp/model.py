@@ -49,16 +49,17 @@ from clprompt.targets import classes_in
 class DAMVPModel(PromptModel):
     """DAM-VP (Huang et al., "Diversity-Aware Meta Visual Prompting"), made class-incremental.
 
-    At the start of an experience its images are clustered by their frozen features (average linkage; a more diverse
-    set gives more clusters); every cluster keeps its mean as a prototype and gets a prompt, a frame added around the
-    normalised image. An image takes the prompt of its nearest prototype, in training as at test. Nothing of an image
-    is kept. The published method adapts to a single task; experiences, growth and freezing are ours.
+    At the start of an experience its images are clustered by their frozen features (average linkage; a more
+    diverse set gives more clusters); every cluster keeps its mean as a prototype and gets a prompt, a frame
+    added around the normalised image. An image takes the prompt of its nearest prototype, in training as at
+    test. Nothing of an image is kept. The published method adapts to a single task; experiences, growth and
+    freezing are ours.
 
     Where the released code differs, and the switch that brings it back:
 
-    * An absolute distance threshold per backbone (``threshold``); here relative to the mean pairwise distance of the
-      first experience (``threshold_ratio``), with a cap and a smallest cluster size, as the count of clusters is a
-      knife-edge function of the threshold (``max_clusters=null``, ``min_cluster_size=1``).
+    * An absolute distance threshold per backbone (``threshold``); here relative to the mean pairwise distance
+      of the first experience (``threshold_ratio``), with a cap and a smallest cluster size, as the count of
+      clusters is a knife-edge function of the threshold (``max_clusters=null``, ``min_cluster_size=1``).
     * Frames start from N(0, 1) (``init="random"``) or a meta-prompt; here from zero, the bare model.
     * Momentum misspelt and ignored, the head's rate overwritten by the frames': two rates here.
     * A square root of a possibly negative number in the assignment; here no root.
@@ -77,8 +78,8 @@ class DAMVPModel(PromptModel):
         max_clusters: per experience; None for no cap.
         min_cluster_size: images that a cluster must have, or it joins the nearest that has.
         cluster: False for one prompt per experience.
-        init: how frames start; "nearest" copies the frame of the nearest older prototype. None for "meta" with a
-            ``meta_file``, "zero" without.
+        init: how frames start; "nearest" copies the frame of the nearest older prototype. None for "meta"
+            with a ``meta_file``, "zero" without.
         init_std: of frames that start at random.
         meta_file: a meta-learnt frame that all frames start from.
         share: let a cluster close to an older one use that one's frame.
@@ -88,7 +89,8 @@ class DAMVPModel(PromptModel):
         freeze_old: older frames are frozen.
         train_assign: training matches "all" prototypes, as at test, or those of the "current" experience.
         head: "linear", or "active": feature coordinates in order of their activity on noise, nothing learned.
-        active_order: coordinates by "arrival" of the classes (stable under growth) or "sorted" (the released code).
+        active_order: coordinates by "arrival" of the classes (stable under growth) or "sorted" (the released
+            code).
         prompt_lr: in place of the training section's rate; None for 0.05 of frames, 0.005 of tokens.
         head_lr: the head's rate in place of the training section's.
     """

@@ -180,7 +180,8 @@ def draw_explained(images: Tensor, framed: Tensor | None, titles: Sequence[str])
     """Each image, the frame that it is given, and both together.
 
     Args:
-        images: [B, C, H, W]. framed: the frame of each as an image; None for token prompts.
+        images: [B, C, H, W].
+        framed: the frame of each as an image; None for token prompts.
         titles: what to say of each.
     """
     from matplotlib.figure import Figure

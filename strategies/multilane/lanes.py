@@ -1,8 +1,9 @@
 """Lanes: class tokens that run beside the frozen patch stream and read it through summaries.
 
-A lane's selectors attend to the patches; what they gather are summaries, to which the lane's class token attends
-beside its own key and learned prompts. :func:`lane_block` computes that without ever forming a summary: the rows of a
-selector's attention add up to one, so keys and values of summaries are averages of the frozen stream's own.
+A lane's selectors attend to the patches; what they gather are summaries, to which the lane's class token
+attends beside its own key and learned prompts. :func:`lane_block` computes that without ever forming a
+summary: the rows of a selector's attention add up to one, so keys and values of summaries are averages of the
+frozen stream's own.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ _FEW_ROWS = 40
 def lane_groups(lanes: Iterable[int], count: int, size: int, batch: int) -> list[list[int]]:
     """The groups in which lanes are evaluated; one that is not full repeats the last lane.
 
-    Where groups begin depends neither on how many lanes there are nor on which are asked for: all matrix products have
-    the same shape whenever a lane is computed, and it the same bits.
+    Where groups begin depends neither on how many lanes there are nor on which are asked for: all matrix
+    products have the same shape whenever a lane is computed, and it the same bits.
 
     Args:
-        lanes: those asked for. count: all there are.
+        lanes: those asked for.
+        count: all there are.
         size: lanes in a group; twice as many from the third group on where a batch is small.
         batch: images at once.
     """
@@ -139,8 +141,8 @@ def merged_block(block: FrozenBlock, cls: Tensor, merged: Tensor, prompts: Tenso
 def merge_tokens(tokens: Tensor, most: int) -> Tensor:
     """Merge tokens pairwise, half of them a round, until there are at most ``most``: [B, N, D] -> [B, M, D].
 
-    Rows in even places look for the most similar row in odd places; those with the best match are averaged into it.
-    Row 0 is never merged and stays first.
+    Rows in even places look for the most similar row in odd places; those with the best match are averaged
+    into it. Row 0 is never merged and stays first.
 
     Source: Bolya et al. 2023 (token merging), section 3; counts start at one in every round.
     """

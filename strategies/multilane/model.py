@@ -37,25 +37,26 @@ class MultiLaneModel(PromptModel):
     """MULTI-LANE (De Min et al., "Less is more: Summarizing Patch Tokens for efficient Multi-Label
     Class-Incremental Learning").
 
-    Every task has a lane: a class token (a copy of the frozen one, without its position) that runs beside the frozen
-    patch stream. In each block the task's selectors summarise the patches by one attention, the lane's class token
-    attends to the summaries and, in the leading blocks, to learned prompts; then the summaries are dropped and the
-    normalised selectors put back ("drop and replace"). Training runs the task's lane alone; at test all lanes run in
-    parallel, and each gives the logits of its own classes. Labels [B] train by cross-entropy, multi-hot targets
-    [B, C] by binary cross-entropy over the classes of the task.
+    Every task has a lane: a class token (a copy of the frozen one, without its position) that runs beside the
+    frozen patch stream. In each block the task's selectors summarise the patches by one attention, the lane's
+    class token attends to the summaries and, in the leading blocks, to learned prompts; then the summaries
+    are dropped and the normalised selectors put back ("drop and replace"). Training runs the task's lane
+    alone; at test all lanes run in parallel, and each gives the logits of its own classes. Labels [B] train
+    by cross-entropy, multi-hot targets [B, C] by binary cross-entropy over the classes of the task.
 
-    Summaries are never formed. The rows of a selector's attention add up to one, so the keys and values of the
-    summaries are averages of the frozen stream's own; selectors depend on no image, so they run through the blocks
-    once per step; no gradient and no prompt enters the patch stream, so all lanes share one pass of it.
+    Summaries are never formed. The rows of a selector's attention add up to one, so the keys and values of
+    the summaries are averages of the frozen stream's own; selectors depend on no image, so they run through
+    the blocks once per step; no gradient and no prompt enters the patch stream, so all lanes share one pass
+    of it.
 
     Where published descriptions and codes differ:
 
-    * Each task has parameters of its own (the released code keeps one tensor over all tasks): weight decay cannot
-      move old ones, and the number of tasks need not be known.
-    * The classifier's input is normalised, as in the released code since September 2024; ``normalize=false`` is what
-      it did before.
-    * The loss of multi-hot targets is computed on the task's columns and scaled by their share, which leaves out
-      the constant of the hidden columns.
+    * Each task has parameters of its own (the released code keeps one tensor over all tasks): weight decay
+      cannot move old ones, and the number of tasks need not be known.
+    * The classifier's input is normalised, as in the released code since September 2024; ``normalize=false``
+      is what it did before.
+    * The loss of multi-hot targets is computed on the task's columns and scaled by their share, which leaves
+      out the constant of the hidden columns.
 
     Args:
         backbone: the frozen vision transformer; it must have a class token.
@@ -63,20 +64,22 @@ class MultiLaneModel(PromptModel):
         selectors: S, per task; zero with ``merge_to`` only.
         prompts: P, keys and values per task and block; zero for none.
         prompt_blocks: E, how many leading blocks have prompts.
-        drop_and_replace: False summarises in block 0 only; the lane's tokens then run on as an ordinary prompted
-            sequence.
-        merge_to: M, merge the tokens pairwise to at most M instead of selecting (token merging); None for selectors.
-        head: "concat" (each lane gives the logits of its classes) or "task" (the lane whose key is nearest to the
-            frozen class token gives all of them).
+        drop_and_replace: False summarises in block 0 only; the lane's tokens then run on as an ordinary
+            prompted sequence.
+        merge_to: M, merge the tokens pairwise to at most M instead of selecting (token merging); None for
+            selectors.
+        head: "concat" (each lane gives the logits of its classes) or "task" (the lane whose key is nearest to
+            the frozen class token gives all of them).
         normalize: L2-normalise the head's input.
         temperature: divides the logits in the loss.
         loss: of multi-hot targets; see :func:`clprompt.prompting.losses.classification_loss`.
         loss_mean: what the loss of multi-hot targets is a mean over; see there.
-        init: "orthogonal" or "uniform" (between -1 and 1) for selectors and prompts of the first task; later tasks
-            start from the previous one.
+        init: "orthogonal" or "uniform" (between -1 and 1) for selectors and prompts of the first task; later
+            tasks start from the previous one.
         tasks: how many tasks are expected; only the scale of orthogonal prompts depends on it.
-        lane_chunk: lanes that evaluation computes at once, twice as many of later lanes in small batches; a group of
-            them is always filled up, so that a lane's logits have the same bits however many lanes there are.
+        lane_chunk: lanes that evaluation computes at once, twice as many of later lanes in small batches; a
+            group of them is always filled up, so that a lane's logits have the same bits however many lanes
+            there are.
         keep_logits: let an evaluator keep the logits of old lanes between evaluations; exact.
     """
 
@@ -156,8 +159,8 @@ class MultiLaneModel(PromptModel):
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         """The head's input [B, D]: in training of the newest lane, and with the task head the pull of its key.
 
-        In evaluation all lanes run. With the task head the input is that of the chosen lane; else it is that of
-        the newest one, and ``details`` are the logits [B, C], each lane's for its classes.
+        In evaluation all lanes run. With the task head the input is that of the chosen lane; else it is that
+        of the newest one, and ``details`` are the logits [B, C], each lane's for its classes.
         """
         if not self.num_lanes:
             nothing = images.new_full((len(images), self.num_classes), float("-inf"))

@@ -33,29 +33,30 @@ ROLES = ("cls", "image")
 class TCPAModel(PromptModel):
     """TCPA (Liu et al., "Token Coordinated Prompt Attention is Needed for Visual Prompting"), made class-incremental.
 
-    VPT-deep with two pools per block, one for the class token (and other prefix tokens) and one for the patches. A
-    token compares the residual stream with the keys of its role's pool and sees, in that block's attention, the
-    prompts of its ``top_k`` entries alone. A matching loss pulls chosen keys to their tokens. The published method
-    trains on one task; what tasks share here is ours:
+    VPT-deep with two pools per block, one for the class token (and other prefix tokens) and one for the
+    patches. A token compares the residual stream with the keys of its role's pool and sees, in that block's
+    attention, the prompts of its ``top_k`` entries alone. A matching loss pulls chosen keys to their tokens.
+    The published method trains on one task; what tasks share here is ours:
 
-    * ``prompts="grow"``: each experience adds entries, older ones are frozen. A token's computation then changes
-      only if it switches to a newer key.
+    * ``prompts="grow"``: each experience adds entries, older ones are frozen. A token's computation then
+      changes only if it switches to a newer key.
     * ``prompts="shared"``: one pool trained throughout; needs no boundaries.
     * ``prompts="first"``: trained in the first experience, frozen after.
 
     Where the released code differs, and the switch that brings it back:
 
-    * It multiplies the mask after the softmax, without renormalising, so forbidden prompts drain attention and get
-      gradient: ``mask_position="after"``. By default forbidden columns are absent.
+    * It multiplies the mask after the softmax, without renormalising, so forbidden prompts drain attention
+      and get gradient: ``mask_position="after"``. By default forbidden columns are absent.
     * It is built on a Fourier transform of the prompts, which mixes all of them: ``fourier="joint"``.
-    * Prompt dropout 0.1 (``prompt_dropout``); warm-up with random choices for 10 of 100 epochs (``random_epochs``).
+    * Prompt dropout 0.1 (``prompt_dropout``); warm-up with random choices for 10 of 100 epochs
+      (``random_epochs``).
     * An unused pool class there indexes similarities by row; entries are always gathered per token here.
 
     Args:
         backbone: the frozen vision transformer.
         seed: where all initial values and random choices come from.
-        pool_cls: entries of the class token's pool (per experience when growing); 0 for none, None for 10, or 0 where
-            the backbone has no class token.
+        pool_cls: entries of the class token's pool (per experience when growing); 0 for none, None for 10, or
+            0 where the backbone has no class token.
         pool_image: entries of the patches' pool (per experience when growing); 0 for none.
         top_k_cls: entries that the class token sees.
         top_k_image: entries that a patch sees.
@@ -195,7 +196,8 @@ class TCPAModel(PromptModel):
         if block not in self.layers or not tokens:
             return []
         layer = self.layers.index(block)
-        # in the last block the head reads some rows only: the others' choices matter for the matching loss alone
+        # in the last block the head reads some rows only: the others' choices matter for the matching loss
+        # alone
         read = self.backbone.head_rows if block == self.backbone.depth - 1 and not self.training else None
         given: list[BlockPrompt] = []
         losses: list[Tensor] = []
@@ -292,8 +294,8 @@ class TCPAModel(PromptModel):
 
         Args:
             images: [B, 3, H, W].
-            tasks: as if only the entries of the first so many tasks were there, which for growing prompts is what
-                the model did after those tasks: later entries are all that has been added.
+            tasks: as if only the entries of the first so many tasks were there, which for growing prompts is
+                what the model did after those tasks: later entries are all that has been added.
         """
         found: dict[str, list[Tensor]] = {role: [] for role in ROLES if self.pool[role]}
         if not self.token_matching or not len(self.keys["image"]):
@@ -320,15 +322,15 @@ class TCPAModel(PromptModel):
     def interference(self, groups: Sequence[Tensor]) -> dict[int, list[float]]:
         """How many tokens of earlier experiences switched entries since, as shares by class group.
 
-        Old entries are frozen and can be looked at without the later ones, so the whole history follows from the
-        model as it is and from a few images; nothing has to be remembered.
+        Old entries are frozen and can be looked at without the later ones, so the whole history follows from
+        the model as it is and from a few images; nothing has to be remembered.
 
         Args:
             groups: images [n, 3, H, W] of each class group, in the order of the experiences.
 
         Returns:
-            For each group that had later experiences, the share of tokens (of all blocks and roles) whose set of
-            entries is not that of the group's own experience, from that experience (0) to the last one.
+            For each group that had later experiences, the share of tokens (of all blocks and roles) whose set
+            of entries is not that of the group's own experience, from that experience (0) to the last one.
         """
         tasks = len(self.entries["image"])
         shares: dict[int, list[float]] = {}

@@ -30,7 +30,8 @@ def choices(
 
     Args:
         images: [B, H, W, 1 or 3], any range.
-        patches: [blocks, B, n, M]. prefix: of the first prefix token, [blocks, B, M]. None where a role has no pool.
+        patches: [blocks, B, n, M].
+        prefix: of the first prefix token, [blocks, B, M]. None where a role has no pool.
         grid: rows and columns of patches.
         blocks: the blocks' numbers.
         added: entries that an experience adds, for the legend; all M where nothing grows.
@@ -109,7 +110,8 @@ def switched(shares: Mapping[int, Sequence[float]]) -> Figure:
     """Share of tokens that see other entries than when their class group was learned.
 
     Args:
-        shares: by class group, counted from 0, the share after each later experience, from the group's own on.
+        shares: by class group, counted from 0, the share after each later experience, from the group's own
+            on.
     """
     figure = Figure(figsize=(7.0, 4.2))
     axes = figure.add_subplot()

@@ -47,7 +47,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
 ]
 SETTINGS: dict[str, Any] = {"train_mb_size": 8, "train_epochs": 2, "lr": 0.02}
-#: What each of several strategies has that a plugin on old losses can act on: something shared between experiences.
+#: What each of several strategies has that a plugin on old losses can act on: something shared between
+#: experiences.
 SEVERAL = ["dualprompt", "l2p", "vpt_deep"]
 
 

@@ -48,8 +48,8 @@ def dumped(path: Path, value: Any) -> str:
     return md5(path)
 
 
-# Each writes 2 classes with images of shades 0, 10, ... in training order and 100, 110, ... in test order, labelled
-# 0, 1, 0, 1, ... Where torchvision checks checksums, it is told those of these files.
+# Each writes 2 classes with images of shades 0, 10, ... in training order and 100, 110, ... in test order,
+# labelled 0, 1, 0, 1, ... Where torchvision checks checksums, it is told those of these files.
 
 
 def cifar(root: Path, patch: Patch, kind: Any, folder: str, key: str, meta: str) -> None:

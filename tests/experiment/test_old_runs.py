@@ -1,8 +1,8 @@
 """Run folders that version 0.1.0 wrote, before its modules were arranged in wings, still resume, report and predict.
 
-`fixtures/old-run` holds an interrupted run and what that version made of it in `expected`, a finished one, one with
-keys that are called otherwise now, and images with the predictions of that version for them. They come from another
-machine, which rounds otherwise, so numbers are close; `scripts/same_bits.py` compares bits.
+`fixtures/old-run` holds an interrupted run and what that version made of it in `expected`, a finished one,
+one with keys that are called otherwise now, and images with the predictions of that version for them. They
+come from another machine, which rounds otherwise, so numbers are close; `scripts/same_bits.py` compares bits.
 """
 
 from __future__ import annotations

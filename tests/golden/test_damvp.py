@@ -90,8 +90,8 @@ def test_active_coordinates(golden, classes):
 def test_fifteen_steps_of_both_adaptation_modes(golden, kind, clusters):
     """Idle prompts stand still, or (``zerofill``) go on by momentum and decay once they have been used.
 
-    The schedule is the file's, warm-up and cosine. The reference tests with the frames of the epoch that was best on
-    the validation set (here the same images), but with the head as it is at the end.
+    The schedule is the file's, warm-up and cosine. The reference tests with the frames of the epoch that was
+    best on the validation set (here the same images), but with the head as it is at the end.
     """
     damvp = golden("damvp")
     prefix = f"adapt.{kind}.{clusters}"

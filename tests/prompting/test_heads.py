@@ -40,7 +40,8 @@ def test_growth_keeps_logits_of_old_classes():
     before = head(features)
     head.grow(7)
     assert all(torch.equal(dict(head.named_parameters())[name][:3], old) for name, old in rows.items())
-    # not torch.equal: a matrix product of another width may round its last bit differently, depending on the processor
+    # not torch.equal: a matrix product of another width may round its last bit differently, depending on the
+    # processor
     torch.testing.assert_close(head(features)[:, :3], before)
 
 

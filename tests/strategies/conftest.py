@@ -16,7 +16,8 @@ from clprompt.prompting.model import PromptModel, Step
 class Baselines(Golden):
     """``baselines.npz`` and what its README says of the runs: 5 experiences of 2 classes, of which the third is on.
 
-    Runs: "train" (current classes compete), "online_seen" and "online_batch" (no boundaries), "eval" (no loss).
+    Runs: "train" (current classes compete), "online_seen" and "online_batch" (no boundaries), "eval" (no
+    loss).
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

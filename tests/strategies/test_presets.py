@@ -9,7 +9,8 @@ from clprompt.experiment import config
 from clprompt.system import overlay
 
 METHODS = ("l2p", "dualprompt", "coda-prompt", "vpt-deep", "linear-probe", "ncm")
-#: (samples per step, epochs on CIFAR-100, epochs on ImageNet-R, rate, schedule, clipping) where a paper has them.
+#: (samples per step, epochs on CIFAR-100, epochs on ImageNet-R, rate, schedule, clipping) where a paper has
+#: them.
 RECIPES = {
     "l2p": (128, 5, 50, 0.005, "constant", 1.0),
     "dualprompt": (128, 5, 50, 0.005, "constant", 1.0),

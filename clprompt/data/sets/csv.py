@@ -37,8 +37,8 @@ def csv_file(
 ) -> DataBundle:
     """A CSV file with columns path and label, and a column split (train, test, val) or a second file for the test.
 
-    Labels are any text; where all are integers they are sorted as such. Without a split of either kind, test images
-    are drawn from each class.
+    Labels are any text; where all are integers they are sorted as such. Without a split of either kind, test
+    images are drawn from each class.
 
     Args:
         path: the file.
@@ -95,8 +95,9 @@ def multi_label_csv(
 ) -> DataBundle:
     """The files of ``csv`` with a set of labels in each line, joined by semicolons: `a.jpg,cat;dog`.
 
-    A line that ends in its comma is an image without labels. Class names are those of the training images, sorted.
-    Without a split of either kind, test images are drawn from all, and one image of each class stays for training.
+    A line that ends in its comma is an image without labels. Class names are those of the training images,
+    sorted. Without a split of either kind, test images are drawn from all, and one image of each class stays
+    for training.
 
     Args:
         path: the file.
@@ -104,18 +105,18 @@ def multi_label_csv(
         root: the folder that relative image paths start from; each file's own folder by default.
         test_fraction: share of the images that is the test set, where the data has no split.
         split_seed: decides which images those are, and those of ``train_per_class`` and ``test_per_class``.
-        classes: the classes to keep, in this order: names, or positions such as 0-19; other labels are dropped, and
-            images that are left without one.
-        train_per_class: at most so many training images of each class; an image is taken where one of its labels has
-            room for it, images without labels are not.
+        classes: the classes to keep, in this order: names, or positions such as 0-19; other labels are
+            dropped, and images that are left without one.
+        train_per_class: at most so many training images of each class; an image is taken where one of its
+            labels has room for it, images without labels are not.
         test_per_class: the same for test images.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
     Raises:
-        DataError: a missing file, column or cell, a test label that no training image has, an image that cannot be
-            read.
+        DataError: a missing file, column or cell, a test label that no training image has, an image that
+            cannot be read.
     """
     selection = Selection(
         classes=classes,

@@ -1,9 +1,9 @@
 """Folders of images, one per class; beside ``csv`` and ``npz`` one of the forms that your own images may have.
 
 What they have in common, beside the arguments of :class:`clprompt.data.selection.Selection`: ``on_bad_image``
-("error" stops at an image that cannot be read and names it; "skip" reads every image once at the start, leaves those
-out, and says how many), ``augment`` (see :func:`clprompt.data.transforms.make_transform`) and ``cache`` (whether prepared
-images stay in memory, at most 1 GiB each for training and test set).
+("error" stops at an image that cannot be read and names it; "skip" reads every image once at the start,
+leaves those out, and says how many), ``augment`` (see :func:`clprompt.data.transforms.make_transform`) and
+``cache`` (whether prepared images stay in memory, at most 1 GiB each for training and test set).
 """
 
 from __future__ import annotations

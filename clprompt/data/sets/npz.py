@@ -116,10 +116,10 @@ def multi_label_npz(
         path: the file.
         test_fraction: share of the images that is the test set, where there is no split.
         split_seed: decides which images those are, and those of ``train_per_class`` and ``test_per_class``.
-        classes: the classes to keep, in this order: names, or positions such as 0-19; other labels are dropped, and
-            images that are left without one.
-        train_per_class: at most so many training images of each class; an image is taken where one of its labels has
-            room for it, images without labels are not.
+        classes: the classes to keep, in this order: names, or positions such as 0-19; other labels are
+            dropped, and images that are left without one.
+        train_per_class: at most so many training images of each class; an image is taken where one of its
+            labels has room for it, images without labels are not.
         test_per_class: the same for test images.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
