@@ -1,1 +1,1 @@
-"""Measurements: speed against the floor, and comparisons over paired seeds. Nothing else in the project times anything."""
+"""Measurements: speed against the floor, and comparisons over paired seeds; all timing is done here."""

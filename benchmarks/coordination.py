@@ -1,12 +1,12 @@
-"""Does it help that every token chooses its prompts? Methods without and with coordination, and the forms of TCPA.
+"""Does it help that every token chooses its prompts? Methods with and without coordination, forms of TCPA.
 
 Split-Digits, 5 experiences of 2 classes, the embedded `vit_letters`. The learning rate of every row is the
-best of
---rates on a seed that the table does not use, by average accuracy: the same budget for all. Rows are then run on the
-same seeds (class order, data order, initial values); the last column is the paired difference to the row that
-is named there.
+best of --rates on a seed that the table does not use, by average accuracy: the same budget for all. Rows are
+then run on the same seeds (class order, data order, initial values); the last column is the paired difference
+to the row that is named there.
 
-python -m benchmarks.coordination [--seeds 3] [--epochs 5] [--rates 0.001,0.003,0.01] [--only "NAME;NAME"] [--out FILE]
+python -m benchmarks.coordination [--seeds 3] [--epochs 5] [--rates 0.001,0.003,0.01] [--only "NAME;NAME"]
+                                  [--out FILE]
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def main() -> None:
     words = options.only.split(";") if options.only else [""]
     every: dict[str, dict[str, Any]] = {}
     print(
-        "| form | lr | average accuracy | forgetting | difference in average accuracy |\n|---|---|---|---|---|"
+        "| form | lr | average accuracy | forgetting | difference in average accuracy |\n"
+        "|---|---|---|---|---|"
     )
     for name, (section, other) in ROWS.items():
         if not any(word in name for word in words):

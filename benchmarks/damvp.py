@@ -1,12 +1,12 @@
-"""How far DAM-VP's pixel prompts run from the floor, and what they save, in one process, in interleaved pairs.
+"""How far DAM-VP's pixel prompts run from the floor, and what they save, in interleaved pairs.
 
 The floor of a training step is what the bare timm model costs: a forward without gradient for the query, a
 forward, and a backward to the pixels. The loop is how the released code writes the same step: a query pass of
 its own, and per image a frame put together from four tensors; `released` is the loop with the backbone's
 gradients, which it computes and never uses.
 
-python -m benchmarks.damvp [--model vit_tiny_patch16_224] [--batch 8] [--clusters 4] [--pairs 9] [--device cpu|cuda]
-                           [--out FILE]
+python -m benchmarks.damvp [--model vit_tiny_patch16_224] [--batch 8] [--clusters 4] [--pairs 9]
+                           [--device cpu|cuda] [--out FILE]
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def floor_step(vit: Any, images: Tensor) -> None:
 
 
 class Loop:
-    """A training step as the released code writes it: one assignment, one frame and one addition per image."""
+    """A training step as the released code writes it: an assignment, a frame and an addition per image."""
 
     def __init__(self, vit: Any, prototypes: Tensor, side: int, pad: int) -> None:
         self.vit, self.prototypes = vit, prototypes
@@ -93,7 +93,7 @@ def model_for(backbone: FrozenViT, images: Tensor, clusters: int) -> DAMVPModel:
 
 
 def clustering_seconds(times: int) -> list[float]:
-    """Seconds that 1000 features of width 768 in one blob take, the case in which the cap cuts a second time."""
+    """Seconds that 1000 features of width 768 in one blob take, where the cap cuts a second time."""
     rows = torch.randn(1000, 768, generator=torch.Generator().manual_seed(0))
     threshold, found = 0.9 * mean_distance(rows), []
     for _ in range(times):

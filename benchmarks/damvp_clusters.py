@@ -1,10 +1,10 @@
-"""How many clusters DAM-VP makes on Split-Digits, and what they are worth: thresholds, caps, and the forms without.
+"""How many clusters DAM-VP makes on Split-Digits, and what they are worth: thresholds, caps, none at all.
 
 Every row is run on the same seeds (class order, data order, initial values), 5 experiences of 2 classes, as
 in `quickstart-damvp`; `linear head alone` trains no prompt, at the rate of DAM-VP's head.
 
-python -m benchmarks.damvp_clusters [--seeds 3] [--epochs 5] [--prompt-lr RATE] [--head-lr 0.001] [--only "NAME;NAME"]
-                                    [--out FILE]
+python -m benchmarks.damvp_clusters [--seeds 3] [--epochs 5] [--prompt-lr RATE] [--head-lr 0.001]
+                                    [--only "NAME;NAME"] [--out FILE]
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""What a meta-prompt does to the first epochs of DAM-VP: frames from meta-init against frames from zero and random ones.
+"""What a meta-prompt does to the first epochs of DAM-VP: frames from meta-init, from zero, and random ones.
 
 The frame is learnt by `clprompt meta-init letters`; the digits then come in one experience, and the test
-accuracy is taken before training and after every epoch. A seed decides initial values, the meta-init and the
-order of the data.
+accuracy is taken before training and after every epoch. A seed decides initial values, meta-init, data order.
 
-python -m benchmarks.damvp_meta [--seeds 3] [--epochs 8] [--prompt-lr 0.05] [--head-lr 0.001] [--png FILE] [--out FILE]
-                                [KEY=VALUE of the meta-init]...
+python -m benchmarks.damvp_meta [--seeds 3] [--epochs 8] [--prompt-lr 0.05] [--head-lr 0.001]
+                                [--png FILE] [--out FILE] [KEY=VALUE of the meta-init]...
 """
 
 from __future__ import annotations

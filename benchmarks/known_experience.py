@@ -5,8 +5,7 @@ python -m benchmarks.known_experience RUN [RUN ...]
 RUN is a folder of finished runs on a stream of class groups with single labels (``clprompt study`` or
 ``clprompt run`` made them); rows are their labels, mean and standard error over their seeds. "told" is the
 test accuracy when the model is told which class group an image belongs to, so that only the classes of that
-group compete (task-incremental accuracy); the difference to the plain accuracy is confusion between class
-groups.
+group compete (task-incremental accuracy); the difference to plain accuracy is confusion between groups.
 """
 
 from __future__ import annotations

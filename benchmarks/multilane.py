@@ -1,15 +1,14 @@
-"""Evaluation time against the number of lanes: MULTI-LANE as it is here, its plain formulation, and the floor.
+"""Evaluation time against the number of lanes: MULTI-LANE as it is here, its plain form, and the floor.
 
 The floor is one bare frozen forward, without gradient. The plain formulation is what the method's description
 says word by word: per lane, summaries as tokens, all their rows computed, over fused attention; selectors per
 image. Full-token pathways are one prompted pass of all patches per lane (measured once and multiplied by the
 lanes). Runs are interleaved; every figure is the median of the pairwise ratios.
 
-python -m benchmarks.multilane --out FILE [--model vit_small_patch16_224] [--batch 8] [--pairs 9] [--lanes 1,5,10,20,50]
-                               [--plain-lanes 20] [--device cpu|cuda]
+python -m benchmarks.multilane --out FILE [--model vit_small_patch16_224] [--batch 8] [--pairs 9]
+                               [--lanes 1,5,10,20,50] [--plain-lanes 20] [--device cpu|cuda]
 
-FILE gets {lanes: {ours_to_forward, plain_to_forward}} and more beside it; a drawing of the same name ends in
-.png.
+FILE gets {lanes: {ours_to_forward, plain_to_forward}} and more; a drawing of the same name ends in .png.
 """
 
 from __future__ import annotations

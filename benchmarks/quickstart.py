@@ -1,8 +1,7 @@
 """The quickstart's strategies over paired seeds, each with the same tuning budget.
 
 Every strategy gets the same three learning rates on the same two tuning seeds; the best by average accuracy
-is then run on new seeds. A seed decides class order, data order and initial values, so strategies are
-compared in pairs.
+is then run on new seeds. A seed decides class order, data order and initial values: comparisons are paired.
 
 python -m benchmarks.quickstart [--seeds 5] [--out FILE]
 """

@@ -1,7 +1,8 @@
 """What a Si-Blurry stream costs to draw, and what MVP's own arithmetic costs beside its backbone.
 
 python -m benchmarks.si_blurry stream [--samples 14000000] [--classes 21000] [--sessions 100]
-python -m benchmarks.si_blurry step [--device cpu|cuda] [--model vit_small_patch16_224] [--batch 64] [--pairs 9]
+python -m benchmarks.si_blurry step [--device cpu|cuda] [--model vit_small_patch16_224] [--batch 64]
+                                    [--pairs 9]
 python -m benchmarks.si_blurry evaluation [--device cpu|cuda] [--model ...] [--test 10000] [--every 1000]
 
 `stream` prints seconds and peak memory of the whole process. `step` prints the medians of interleaved
@@ -127,7 +128,7 @@ def step(device: str, name: str, batch: int, pairs: int, classes: int = 100) -> 
 
 
 def evaluation(device: str, name: str, batch: int, test: int, every: int, classes: int = 100) -> None:
-    """What periodic evaluation takes of the time of an online run with three iterations, queries kept or not."""
+    """What periodic evaluation takes of an online run with three iterations, with queries kept or not."""
     from clprompt import FrozenViT
     from clprompt.strategies.mvp import MVPModel
     from clprompt.training.evaluation import Evaluator

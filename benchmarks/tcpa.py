@@ -9,8 +9,8 @@ Masks: the bytes of the boolean masks of one block over stream and prompt column
 what autograd keeps for the backward pass of one block's attention with and without them (saved tensors that
 are not parameters, each storage once), at --mask-batch images, 197 tokens, 200 prompt columns.
 
-python -m benchmarks.tcpa [--model vit_tiny_patch16_224] [--batch 8] [--pairs 9] [--device cpu|cuda] [--experiences 10]
-                          [--mask-batch 128] [--out FILE]
+python -m benchmarks.tcpa [--model vit_tiny_patch16_224] [--batch 8] [--pairs 9] [--device cpu|cuda]
+                          [--experiences 10] [--mask-batch 128] [--out FILE]
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def times(
 
 
 def masks(backbone: FrozenViT, options: argparse.Namespace) -> dict[str, int]:
-    """Bytes of one block's masks at 200 prompt columns, and of what its attention keeps for the backward pass."""
+    """Bytes of one block's masks at 200 prompt columns, and of what its attention keeps for backward."""
     device = torch.device(options.device)
     batch, width = options.mask_batch, backbone.width
     length = backbone.num_prefix_tokens + 196
@@ -184,8 +184,9 @@ def main() -> None:
             print(f"| {kind}, {name} | " + " | ".join(cells) + " |", flush=True)
     found = every["masks"] = masks(backbone, options)
     print(
-        f"\nboolean masks of a block: {found['mask_bytes'] / 1e6:.1f} MB (target < {MASK_TARGET / 1e6:.0f} MB) at "
-        f"batch {options.mask_batch}; kept for the backward pass of one block: {found['kept_bytes'] / 1e6:.0f} MB, "
+        f"\nboolean masks of a block: {found['mask_bytes'] / 1e6:.1f} MB "
+        f"(target < {MASK_TARGET / 1e6:.0f} MB) at batch {options.mask_batch}; "
+        f"kept for the backward pass of one block: {found['kept_bytes'] / 1e6:.0f} MB, "
         f"of which masks as attention stores them {found['kept_mask_bytes'] / 1e6:.1f} MB; "
         f"VPT-deep {found['kept_bytes_vpt'] / 1e6:.0f} MB, bare {found['kept_bytes_bare'] / 1e6:.0f} MB"
     )

@@ -1,13 +1,13 @@
-"""Images a second in training and evaluation, method by method, and how much of the time images are waited for.
+"""Images a second in training and evaluation, method by method, and the share of time spent on loading.
 
-python -m benchmarks.throughput [CONFIG] [KEY=VALUE]... [--methods l2p,dualprompt] [--images 200] [--passes 2] [--out FILE]
+python -m benchmarks.throughput [CONFIG] [KEY=VALUE]... [--methods l2p,dualprompt] [--images 200]
+                                [--passes 2] [--out FILE]
 
 The configuration (quickstart unless told) gives data, backbone, batch sizes, workers, precision and device;
 overrides are those of `clprompt run`. Each method trains on images of the stream's first experience: once to
 warm up, which also decodes every image for the first time, then --passes times. Evaluation is measured on as
 many test images, with nothing kept of an earlier one, and again with what a model keeps between evaluations.
-"loading" is the share of the time that is spent waiting for the next batch: decoding, resizing, augmentation,
-collation.
+"loading" is the share of time spent waiting for a batch (decoding, resizing, augmenting, collating).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from clprompt.strategies import MVP
 
 
 def main(memory: int = 500, batch: int = 16, iterations: int = 3, seed: int = 1, samples: int | None = None):
-    """Train on one pass over the stream; 0 for no memory. Returns the strategy and its accuracy at the end."""
+    """Train on one pass over the stream; 0 for no memory. Returns the strategy and its final accuracy."""
     from avalanche.training.plugins import ReplayPlugin
     from avalanche.training.storage_policy import ReservoirSamplingBuffer
 

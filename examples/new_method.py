@@ -1,7 +1,7 @@
 """A new method, whole: prompts that learn in the first experience, a linear head that goes on learning.
 
-python examples/new_method.py                                                        # does it keep every promise?
-clprompt run quickstart --import examples/new_method.py strategy=first_session       # train it, with all the tracking
+python examples/new_method.py                                                   # does it keep every promise?
+clprompt run quickstart --import examples/new_method.py strategy=first_session  # train it, with all tracking
 """
 
 from torch import Tensor

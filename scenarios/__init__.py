@@ -1,4 +1,4 @@
-"""What arrives when: seeded pure functions from labels to index lists, one a file; Avalanche benchmarks of them."""
+"""What arrives when: seeded pure functions from labels to index lists, one a file; benchmarks of them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ def draw(
     Args:
         targets: int64 [n].
         count: C.
-        sessions: T. n, m: whole percentages.
+        sessions: T.
+        n: whole percentage of disjoint classes.
+        m: whole percentage of the blurry classes' samples that are scattered.
         seed: of one local torch generator.
         stochastic: Si-Blurry; False for i-Blurry.
     """
@@ -49,11 +51,11 @@ def draw(
     if stochastic:
         pooled = sum(map(len, loose)) * m // 100
         take = cuts(pooled) if pooled else [0] * sessions
-        give = [min(quota, len(own)) for quota, own in zip(take, loose, strict=True)]
+        give = [min(quota, len(samples)) for quota, samples in zip(take, loose, strict=True)]
     else:
-        give = [len(own) * m // 100 for own in loose]
+        give = [len(samples) * m // 100 for samples in loose]
         take = [sum(give) // sessions] * sessions
-    pool = np.concatenate([own[:g] for own, g in zip(loose, give, strict=True)])
+    pool = np.concatenate([samples[:g] for samples, g in zip(loose, give, strict=True)])
     pool = _shuffled(pool, generator)
     moved = np.zeros(len(targets), dtype=bool)
     indices, start = [], 0

@@ -1,4 +1,4 @@
-"""Multi-label class-incremental stream: an image comes with every experience one of whose classes it shows."""
+"""Multi-label class-incremental stream: images come with every experience of whose classes they show one."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class MultiLabelPlan(Plan):
 
     def notes(self, train: np.ndarray, test: np.ndarray) -> list[str]:
         """What does not take part, in a sentence each."""
-        found = []
+        sentences = []
         for name, targets in (("training", train), ("test", test)):
             empty = int((np.asarray(targets).sum(1) == 0).sum())
             if empty:
-                found.append(f"{empty} of {len(targets)} {name} images have no label and take no part")
-        return found
+                sentences.append(f"{empty} of {len(targets)} {name} images have no label and take no part")
+        return sentences
 
 
 @scenarios.register("multi_label", paper="Dong et al., CVPR 2023 (KRT), for the protocol", year=2023)
@@ -60,11 +60,10 @@ def plan(
     shuffle: bool = False,
     threshold: Annotated[float, above(0), below(1)] = 0.8,
 ) -> MultiLabelPlan:
-    """Bx-Cy: x base classes first, then y new classes an experience; a remainder is a last, smaller experience.
+    """Bx-Cy: x base classes first, then y new ones an experience; a remainder is a last, smaller experience.
 
     The training images of an experience are those with at least one of its labels; labels of past and future
-    classes are hidden. An image comes again with every experience that has one of its labels; one without
-    labels never comes.
+    classes are hidden. An image comes with every experience that has one of its labels; without any, never.
 
     Args:
         targets: multi-hot 0/1 targets of the training images, [n, C].
@@ -72,8 +71,7 @@ def plan(
         classes_per_experience: y.
         base_classes: x; 0: the first experience is like the others.
         class_order: a permutation of the class ids.
-        shuffle: draw the class order from the seed; False keeps the order of the ids (alphabetical in the
-            published protocols).
+        shuffle: draw the class order from the seed; False keeps that of the ids (as published: alphabetical).
         threshold: probability above which a label counts as predicted in CF1 and OF1; the ranking behind mAP
             does not need it.
 

@@ -60,8 +60,7 @@ def plan(
     Every class has a home session. A disjoint class arrives there whole; of the samples of all blurry
     classes, M % (drawn at random) are pooled, mixed, and handed back to all sessions. "stochastic"
     (Si-Blurry) draws at random how many disjoint classes, blurry classes and scattered samples each session
-    gets; "fixed" (i-Blurry, Koh et al., ICLR 2022) shares all three equally. No class and no sample is
-    dropped.
+    gets; "fixed" (i-Blurry, Koh et al., ICLR 2022) shares all three equally. No class or sample is dropped.
 
     Args:
         targets: class ids 0..C-1 of the training samples, [n].
@@ -72,8 +71,7 @@ def plan(
         variant: "stochastic" or "fixed".
         min_classes_per_session: classes, of either kind, whose home each session is at least; 0 or 1. Zero
             allows empty sessions, and more sessions than classes.
-        compat: "reference" for the index lists of the released generator, in which classes and samples get
-            lost.
+        compat: "reference" for the released generator's index lists, in which classes and samples get lost.
 
     Returns:
         The plan; indices are shuffled within each session.
@@ -95,8 +93,8 @@ def plan(
         kinds = np.where(blurry, KINDS[1], KINDS[0])
         indices, moved, quotas = _scatter(rng, targets, home, blurry, sessions, m, variant)
     groups = tuple(tuple(np.flatnonzero(home == t).tolist()) for t in range(sessions))
-    given = tuple(int(quota) for quota in quotas)
-    return SiBlurryPlan(indices, groups, count, home, given, kinds=kinds, moved=moved)
+    scattered = tuple(int(quota) for quota in quotas)
+    return SiBlurryPlan(indices, groups, count, home, scattered, kinds=kinds, moved=moved)
 
 
 def _check(
@@ -144,9 +142,8 @@ def _random_shares(
 ) -> list[np.ndarray]:
     """How many classes of each kind each session gets, from cut points drawn with replacement.
 
-    Both sets of cuts are drawn again while a session has no class at all. Where that does not come about by
-    chance (nearly as many sessions as classes), empty sessions take a class each from sessions that have
-    several.
+    Both sets of cuts are drawn again while a session has no class at all. Where chance alone does not do
+    (nearly as many sessions as classes), empty sessions take a class each from sessions that have several.
     """
     for _ in range(_TRIES):
         shares = [_cut(rng, total, sessions) for total in totals]
@@ -162,7 +159,7 @@ def _random_shares(
 
 
 def _cut(rng: np.random.Generator, total: int, sessions: int) -> np.ndarray:
-    """``total`` cut into ``sessions`` parts at points drawn from 0..total-1, as the released generator does."""
+    """``total`` cut into ``sessions`` parts at points drawn from 0..total-1, as in the released generator."""
     if total == 0:
         return np.zeros(sessions, dtype=np.int64)
     return np.diff(np.sort(rng.integers(0, total, sessions - 1)), prepend=0, append=total)

@@ -1,7 +1,7 @@
 """Show that two checkouts of clprompt compute the same bits, whatever their modules are called.
 
-    python scripts/same_bits.py make OUT                        # with the interpreter that a checkout is installed for
-    python scripts/same_bits.py compare A B [--allow NAME ...]  # A is the older side; exit code 1 if anything differs
+    python scripts/same_bits.py make OUT                        # with a checkout's own interpreter
+    python scripts/same_bits.py compare A B [--allow NAME ...]  # A is older; exit code 1 if anything differs
     python scripts/same_bits.py both OLD_PYTHON NEW_PYTHON OUT  # makes OUT/old and OUT/new and compares them
 
 `make` and `both` take `--only PART` (a key of `RUNS`, or fits), which can be repeated.
@@ -37,8 +37,7 @@ from typing import Any
 RENAMED: dict[str, dict[str, str]] = {
     # `mask` says which classes compete, in every strategy; MVP's are factors on the logits
     "mvp": {"mask": "logit_mask"},
-    # likewise; TCPA had it under another name, and under this one whether prompts are masked before the
-    # softmax
+    # likewise; TCPA had it under another name, and here whether prompts are masked before the softmax
     "tcpa": {"mask": "mask_position", "loss_mask": "mask"},
 }
 #: Keys that a strategy's section had and lost, with the one value that they could have: refused arguments.
@@ -324,7 +323,7 @@ def compare(a: Path, b: Path, allowed: Sequence[str] = ()) -> bool:
 
 
 def compare_files(a: Path, b: Path) -> tuple[bool, str]:
-    """Whether two files of one name say the same, and a note: how much of it there is, or what differs most."""
+    """Whether two files of one name say the same, and a note: how much there is, or what differs most."""
     if a.suffix == ".safetensors":
         return compare_tensors(a, b)
     old: Any
@@ -389,7 +388,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def worst(places: Sequence[Difference]) -> str:
-    """How many places differ, and the one with the largest difference; what is no pair of numbers comes first."""
+    """How many places differ, and the one that differs most; what is no pair of numbers comes first."""
 
     def distance(difference: Difference) -> float:
         _, a, b = difference
@@ -422,9 +421,8 @@ def compare_tensors(a: Path, b: Path) -> tuple[bool, str]:
             kinds = (f"{side.dtype} {list(side.shape)}" for side in (x, y))
             different.append((math.inf, f"{name}: {' and '.join(kinds)}"))
         elif not x.flatten().view(torch.uint8).equal(y.flatten().view(torch.uint8)):
-            gap = (
-                (x.double() - y.double()).abs().nan_to_num(nan=0.0, posinf=math.inf).flatten()
-            )  # inf - inf is nan
+            # inf - inf is nan
+            gap = (x.double() - y.double()).abs().nan_to_num(nan=0.0, posinf=math.inf).flatten()
             at = int(gap.argmax())
             place = unravel(at, tuple(x.shape))
             different.append((float(gap[at]), f"{name}{place}: {float(gap[at]):.3g}"))
@@ -443,7 +441,7 @@ def unravel(place: int, shape: tuple[int, ...]) -> list[int]:
     return indices
 
 
-# ------------------------------------------------------------------------------------------------ command line
+# ----------------------------------------------------------------------------------------------- command line
 
 
 def both(old: str, new: str, out: Path, only: Sequence[str] = (), allowed: Sequence[str] = ()) -> bool:

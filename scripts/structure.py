@@ -1,6 +1,6 @@
-"""The structure of the installed package: wings, their lines, and how many floors of imports stand on each other.
+"""The structure of the installed package: wings, their lines, and how many floors of imports there are.
 
-    python scripts/structure.py        # wants import-linter's graph (pip install -e ".[dev]") and an installed wheel
+    python scripts/structure.py  # needs import-linter's graph (pip install -e ".[dev]") and a wheel installed
 
 A module stands on the floor above the highest one that it imports; what imports nothing of ours stands on the
 first. An editable install hides the folders that lie elsewhere in the repository, so the wheel is asked.

@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
     models = {
         entry.target.__name__.removesuffix("Model"): entry.target
-        for entry in (strategies.get(known) for known in strategies.names())
+        for entry in (strategies.get(key) for key in strategies.names())
     }
     if name == "PromptStrategy":
         from clprompt.avalanche.strategy import PromptStrategy

@@ -1,4 +1,4 @@
-"""CODA-Prompt: prefixes that are weighted sums of components, some of which are added with every experience."""
+"""CODA-Prompt: prefixes that are weighted sums of components; every experience adds some."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ class CODAPromptModel(PromptModel):
         orthogonality: weight of the penalty on components, keys and attention vectors.
         orthogonalise: how new rows start: by "gram_schmidt", "projection" or "none".
         boundary_free: no experiences: all ``pool_size`` components are there and trained from the start.
-        pool_size: M, components of the boundary-free form; None for 100, or the backbone's width where that
-            is less.
+        pool_size: M, components of the boundary-free form; None for 100, or the backbone's width if less.
         mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
     """
 
@@ -73,7 +72,8 @@ class CODAPromptModel(PromptModel):
             raise ConfigError(f"length must be even, half keys and half values, got {length}")
         if pool_size is not None and not boundary_free:
             raise ConfigError(
-                "pool_size is for boundary_free=true; components_per_experience says how many an experience adds"
+                "pool_size is for boundary_free=true; "
+                "components_per_experience says how many an experience adds"
             )
         self.layers = backbone.check_layers("layers", layers)
         self.length = length
@@ -84,15 +84,14 @@ class CODAPromptModel(PromptModel):
             name, self.added = "pool_size", min(100, backbone.width) if pool_size is None else pool_size
         if orthogonalise != "none" and self.added > backbone.width:
             raise ConfigError(
-                f"{name} must be at most the backbone's width {backbone.width}, got {self.added}: no more rows can "
-                "be orthogonal"
+                f"{name} must be at most the backbone's width {backbone.width}, got {self.added}: "
+                "no more rows can be orthogonal"
             )
         self.first_block = min(self.layers, default=backbone.depth)
-        # one entry per experience; m components each: keys and attention [L, m, D], components [L, m, length,
-        # D]
-        self.keys = nn.ParameterList()
-        self.attention = nn.ParameterList()
-        self.components = nn.ParameterList()
+        # one entry per experience, m components each
+        self.keys = nn.ParameterList()  # [L, m, D]
+        self.attention = nn.ParameterList()  # [L, m, D]
+        self.components = nn.ParameterList()  # [L, m, length, D]
         if boundary_free:
             self._add_components()
 
@@ -101,8 +100,7 @@ class CODAPromptModel(PromptModel):
         return "unused" if self.boundary_free else "required"
 
     def prompt_sets(self) -> dict[str, PromptSet]:
-        # a prefix is a sum over all components, so there is one key per position, trained with the newest of
-        # them
+        # a prefix is a sum over all components: one key per position, trained with the newest of them
         return {"prompts": PromptSet(self.layers, self.length // 2, list(self.components)[-1:])}
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
@@ -131,7 +129,7 @@ class CODAPromptModel(PromptModel):
             self._add_components()
 
     def _add_components(self) -> None:
-        """The components of the next experience, orthogonal to each other and, as far as it goes, to the old ones."""
+        """The components of the next experience, orthogonal to each other and, if possible, to old ones."""
         width, index = self.backbone.width, len(self.keys)
         total = self.added * (index + 1)
         if self.orthogonalise != "none" and total > width:
@@ -183,16 +181,14 @@ class CODAPromptModel(PromptModel):
 def component_weights(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
     """cos(query * attention_m, key_m) for all components: [B, D], [L, M, D], [L, M, D] -> [L, B, M].
 
-    Two matrix products, without the [B, M, D] tensor of the formula. In float32 at least, like every cosine
-    here.
+    Two matrix products, without the [B, M, D] tensor of the formula. In float32 at least, as all cosines.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
         query, attention, keys = query.to(dtype), attention.to(dtype), keys.to(dtype)
         product = query @ (attention * F.normalize(keys, dim=-1)).mT  # (L, B, M)
-        square = (
-            query.square() @ attention.square().mT
-        )  # clamped before the root, whose gradient at 0 is infinite
+        square = query.square() @ attention.square().mT  # (L, B, M)
+        # clamped before the root, whose gradient at 0 is infinite
         return product / square.clamp_min(1e-24).sqrt()
 
 
@@ -206,8 +202,7 @@ def orthogonal_rows(old: Tensor, noise: Tensor, *, span: bool = False) -> Tensor
     """Unit rows from noise by classical Gram-Schmidt against the old rows and each other.
 
     Args:
-        old: [s, n], taken as they are: only where they are orthogonal is the result orthogonal to all of
-            them.
+        old: [s, n], taken as they are: only if they are orthogonal is the result orthogonal to them all.
         noise: [m, n].
         span: take an orthonormal basis of the old rows instead, so that it always is.
 

@@ -59,8 +59,8 @@ class DualPromptModel(PromptModel):
         pull: weight of the key's pull towards its queries.
         freeze_general_after: experiences that train the general prompt; None for all.
         pool_size: fixed number of expert slots; None for one per experience (10 when boundary-free).
-        boundary_free: no experiences: the slot is chosen by key in training too, all slots compete, nothing
-            is copied or frozen.
+        boundary_free: no experiences: slots are chosen by key in training too, all of them compete, and
+            nothing is copied or frozen.
         mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
         form: "prefix" (raw keys and values), "projected" (through the frozen projections), or "fresh" (tokens
             with the class token's position, as in an online variant of the method).
@@ -119,9 +119,8 @@ class DualPromptModel(PromptModel):
         if self.training and not self.boundary_free:
             slot = len(self.keys) - 1
             chosen = torch.full((len(images), 1), slot, device=images.device)
-            expert = self.e_prompts[slot][
-                :, :, None
-            ]  # (layers, 2, 1, length, D): one row for the whole batch
+            # one row for the whole batch
+            expert = self.e_prompts[slot][:, :, None]  # (layers, 2, 1, length, D)
         else:
             chosen = match(similarity, 1)  # (B, 1)
             expert = torch.stack(list(self.e_prompts), dim=2)[:, :, chosen[:, 0]]  # (layers, 2, B, length, D)
@@ -132,17 +131,17 @@ class DualPromptModel(PromptModel):
     def _prompts(
         self, expert: Tensor | None, slots: Tensor | None
     ) -> Callable[[int, Tensor], list[BlockPrompt]]:
-        """What each block gets; ``expert`` [layers, key/value, 1 or B, length, D] of the slots [1 or B, 1]."""
+        """What each block gets; ``expert`` [layers, key/value, 1 or B, length, D] of slots [1 or B, 1]."""
 
         def prompts(block: int, x: Tensor) -> list[BlockPrompt]:
-            given = []
+            block_prompts = []
             if block in self.g_layers:
-                given.append(
+                block_prompts.append(
                     self._block_prompt("general", self.g_prompt[self.g_layers.index(block)][:, None])
                 )
             if block in self.e_layers and expert is not None:
-                given.append(self._block_prompt("expert", expert[self.e_layers.index(block)], slots))
-            return given
+                block_prompts.append(self._block_prompt("expert", expert[self.e_layers.index(block)], slots))
+            return block_prompts
 
         return prompts
 
@@ -159,7 +158,8 @@ class DualPromptModel(PromptModel):
             return
         if self.pool_size is not None and index >= self.pool_size:
             raise ProtocolError(
-                f"experience {index} needs a slot of its own, but pool_size is {self.pool_size}; leave it at null"
+                f"experience {index} needs a slot of its own, but pool_size is {self.pool_size}; "
+                "leave it at null"
             )
         self._add_slots(index + 1 - len(self.keys))
         if index > 0:

@@ -1,4 +1,4 @@
-"""Joint: an upper line, trained on all data at once; it goes back to old data, so it is not a continual learner."""
+"""Joint: an upper line, trained on all data at once; no continual learner, as it goes back to old data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clprompt.strategies.vpt_deep import VPTDeepModel
 
 @strategies.register("joint", paper="joint training, an upper line", year=None)
 class JointModel(VPTDeepModel):
-    """Joint training, for scale: a base model trained from its initial state on all data of the experiences so far.
+    """Joint training, for scale: a base model trained from its initial state on all data so far.
 
     It is not rehearsal-free: the loop hands it the data of earlier experiences again. All classes so far
     compete in training. Upper bounds in the literature fine-tune the whole backbone and are not comparable.
@@ -25,8 +25,7 @@ class JointModel(VPTDeepModel):
     Args:
         backbone: the frozen vision transformer.
         seed: where all initial values come from.
-        base: what is trained: "vpt_deep" (prompts in every block, and the head) or "linear_probe" (the head
-            alone).
+        base: trained is "vpt_deep" (prompts in every block, and the head) or "linear_probe" (the head alone).
         length: tokens per block of "vpt_deep".
         when: "last" trains once, after the last experience; no other is trained on or evaluated, so that
             metrics which need them are undefined. "each" starts anew and trains after every experience.

@@ -46,8 +46,7 @@ class L2PModel(PromptModel):
       none. The position shifts a learned tensor by a constant, so both are the same class of functions.
     * Keys and prompts start from U(-1, 1), as in the port (U(0, 0.01) in the official code).
     * Unseen classes are masked at test (the released codes let their rows compete).
-    * The online variant in Si-Blurry's code reads R from a zero buffer, so that its keys never learn; ours
-      do.
+    * The online variant in Si-Blurry's code reads R from a zero buffer, so its keys never learn; ours do.
 
     Args:
         backbone: the frozen vision transformer.

@@ -44,8 +44,8 @@ class Choice(NamedTuple):
     renamed={"mask": "logit_mask"},
 )
 class MVPModel(PromptModel):
-    """MVP (Moon et al., "Online Class Incremental Learning on Stochastic Blurry Task Boundary via Mask and Visual
-    Prompt Tuning").
+    """MVP (Moon et al., "Online Class Incremental Learning on Stochastic Blurry Task Boundary via Mask and
+    Visual Prompt Tuning").
 
     A query picks one of K slots by key; a slot is an expert prompt and a row of factors, 2 sigmoid(mask), on
     the logits. Slots chosen often look farther away, so all of them come into use. Training scales each
@@ -58,8 +58,8 @@ class MVPModel(PromptModel):
 
     * ``focal_weighting``: the released code averages the cross-entropy first and multiplies by the mean
       weight, so no sample is weighed ("batch"); a focal loss weighs each ("per_sample").
-    * ``count_pairing``: a broadcast divides every sample's distance by every sample's count ("cross"); each
-      belongs to its own ("own").
+    * ``count_pairing``: a broadcast divides every sample's distance by every sample's count ("cross");
+      each distance belongs to its own sample's ("own").
     * ``query``: the released script reads the class token before the last block, without norm
       ("penultimate"), its class default after it ("last"); "features" is what the backbone itself pools.
     * The focal weight's gradients are computed in closed form instead of one backward pass per sample.
@@ -176,8 +176,7 @@ class MVPModel(PromptModel):
     def select(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, D] -> cosine distances to the keys [B, K], chosen slots [B], masses of all slots [K].
 
-        A slot's mass is how often it was chosen so far, plus one; distances are weighed by it before the
-        choice.
+        A slot's mass is how often it was chosen so far, plus one; the choice is by distance times mass.
         """
         distance = 1 - cosine(query, self.keys)
         mass = self.counts + 1 if self.contrastive else torch.ones_like(self.counts)
@@ -219,14 +218,14 @@ class MVPModel(PromptModel):
         kind: Literal["fresh", "projected"] = "fresh" if self.variant == "prompt" else "projected"
 
         def prompts(block: int, x: Tensor) -> list[BlockPrompt]:
-            given = []
+            block_prompts = []
             if block in self.g_layers:
                 parts = list(self.g_prompt[self.g_layers.index(block)][:, None])
-                given.append(_block_prompt(kind, parts, "general"))
+                block_prompts.append(_block_prompt(kind, parts, "general"))
             if block in self.e_layers:
                 parts = list(expert[:, self.e_layers.index(block)].unbind(1))
-                given.append(_block_prompt(kind, parts, "expert", slots))
-            return given
+                block_prompts.append(_block_prompt(kind, parts, "expert", slots))
+            return block_prompts
 
         return prompts
 
@@ -291,7 +290,7 @@ class MVPModel(PromptModel):
         return residual.T @ feature / len(targets)
 
     def key_loss(self, distance: Tensor, chosen: Tensor, mass: Tensor) -> Tensor:
-        """What trains the keys: pull chosen keys to their queries, push them from all keys; fades with the counts.
+        """What trains the keys: pull chosen ones to their queries, push them from all; fades with the counts.
 
         Args:
             distance: queries to keys, [B, K].
@@ -302,9 +301,9 @@ class MVPModel(PromptModel):
         if not self.contrastive:
             return nearest.mean()
         between = (1 - cosine(self.keys, self.keys))[chosen]  # (B, K)
-        own = mass[chosen].to(distance)  # (B,)
+        chosen_mass = mass[chosen].to(distance)[:, None]  # (B, 1)
         if self.count_pairing == "own":
-            pull, push = (nearest / own[:, None]).exp().mean(), (between / own[:, None]).exp().mean()
+            pull, push = (nearest / chosen_mass).exp().mean(), (between / chosen_mass).exp().mean()
         else:  # all pairs of sample and count, by the counts' frequencies instead of [B, B, K]
             share = torch.bincount(chosen, minlength=len(mass)).to(distance) / len(chosen)  # (K,)
             pull, push = ((x[..., None] / mass).exp() @ share for x in (nearest, between))

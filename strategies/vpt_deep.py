@@ -31,8 +31,7 @@ class VPTDeepModel(PromptModel):
     * The released code trains the prompts on one task; that they are shared by all experiences, and the
       training mask, are ours.
 
-    A method that wraps these prompts reads :meth:`block_prompt`, which is what :meth:`FrozenViT.run` asks
-    for.
+    A method that wraps these prompts reads :meth:`block_prompt`, as :meth:`FrozenViT.run` does.
 
     Args:
         backbone: the frozen vision transformer.

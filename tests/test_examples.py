@@ -149,7 +149,7 @@ def test_another_seed_gives_other_logits(expected: Tensor, logits: Callable[[Pro
     assert not torch.equal(logits(function(epochs=1, seed=SEED + 1).model), expected)
 
 
-# ------------------------------------------------------------------------------------------------ a new method
+# ----------------------------------------------------------------------------------------------- a new method
 
 
 @pytest.fixture

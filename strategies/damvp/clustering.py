@@ -21,7 +21,7 @@ def mean_distance(features: Tensor) -> float:
 def sample_features(
     batches: Iterable[Tensor], features: Callable[[Tensor], Tensor], count: int, seed: int
 ) -> Tensor:
-    """Features of a seeded random sample of streamed images, in one pass, of which never more than a batch is held.
+    """Features of a seeded random sample of streamed images, in one pass that holds a batch at a time.
 
     Every image draws a number, and the smallest ``count`` stay; most images of a long stream are told at once
     that they will not be among them, and their features are never computed.
@@ -52,7 +52,7 @@ def sample_features(
 
 
 class Clusters(NamedTuple):
-    """What is kept of K clusters: their means [K, D], radii [K] (root mean squared distance) and sizes [K]."""
+    """What is kept of K clusters: means [K, D], radii [K] (root mean squared distance) and sizes [K]."""
 
     prototypes: Tensor
     radius: Tensor
@@ -100,9 +100,8 @@ def plane_of(features: Tensor, labels: Tensor, prototypes: Tensor) -> ClusterMap
     """Features [n, D] and the means of their clusters [K, D] on the features' first two principal axes."""
     rows, mean = features.cpu().double(), features.cpu().double().mean(0)
     axes = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors[:, -2:].flip(1)  # (D, 2)
-    axes *= axes.gather(
-        0, axes.abs().argmax(0, keepdim=True)
-    ).sign()  # eigenvectors have no sign of their own
+    # eigenvectors have no sign of their own
+    axes *= axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     return ClusterMap((rows - mean) @ axes, labels.cpu(), (prototypes.cpu().double() - mean) @ axes)
 
 
@@ -134,9 +133,9 @@ def cluster(
         raise DataError("the features to cluster hold nan or infinity")
     if len(rows) == 1:
         return np.zeros(1, dtype=np.int64)
-    found = AgglomerativeClustering(n_clusters=None, distance_threshold=threshold, linkage="average")
-    labels = found.fit_predict(rows)
-    if max_clusters is not None and found.n_clusters_ > max_clusters:
+    tree = AgglomerativeClustering(n_clusters=None, distance_threshold=threshold, linkage="average")
+    labels = tree.fit_predict(rows)
+    if max_clusters is not None and tree.n_clusters_ > max_clusters:
         labels = AgglomerativeClustering(n_clusters=max_clusters, linkage="average").fit_predict(rows)
     return _fold(rows, labels.astype(np.int64), min_size)
 

@@ -1,4 +1,4 @@
-"""The command that DAM-VP brings, `clprompt meta-init`; help must come at once, so nothing heavy is imported here."""
+"""The command that DAM-VP brings, `clprompt meta-init`; nothing heavy is imported: help must come at once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from clprompt.errors import ConfigError
 @click.argument("config", metavar="CONFIG")
 @click.argument("overrides", metavar="out=FILE [KEY=VALUE]...", nargs=-1)
 def meta_init(config: str, overrides: tuple[str, ...]) -> None:
-    """Learn a meta-prompt over source data sets and write it to FILE; `strategy.meta_file=FILE` starts from it.
+    """Learn a meta-prompt over source data sets and write it to FILE; strategy.meta_file=FILE starts from it.
 
     CONFIG is the name of a packaged configuration (letters) or a path to a .yaml file with a backbone and a
     list of sources. Overrides change single values (steps=200, inner_lr=0.1). The loss is drawn beside FILE.
     An interrupted meta-init goes on when the same command is given again.
     """
-    given = [word.removeprefix("out=") for word in overrides if word.startswith("out=")]
-    if not given or not given[-1]:
+    paths = [word.removeprefix("out=") for word in overrides if word.startswith("out=")]
+    if not paths or not paths[-1]:
         raise ConfigError("meta-init needs out=FILE, where the frame shall be written")
     from pathlib import Path
 
@@ -29,6 +29,6 @@ def meta_init(config: str, overrides: tuple[str, ...]) -> None:
     settings = load(config, [word for word in overrides if not word.startswith("out=")])
     command = ["clprompt", "meta-init", config, *overrides]
     with progress.create() as bar:
-        written = loop.run(settings, Path(given[-1]), progress=bar, command=command)
+        written = loop.run(settings, Path(paths[-1]), progress=bar, command=command)
     for path in written:
         click.echo(path)

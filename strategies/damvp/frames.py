@@ -1,4 +1,4 @@
-"""Pixel prompts: a frame around the image, kept as one vector, added to pixels or, exactly, to embedded patches."""
+"""Pixel prompts: frames around images, kept as vectors, added to pixels or, exactly, to embedded patches."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def check_images(backbone: FrozenViT, images: Tensor) -> None:
         DataError: images of another size than the backbone's.
     """
     if tuple(images.shape[2:]) != backbone.image_size:
-        theirs, own = (" x ".join(map(str, size)) for size in (images.shape[2:], backbone.image_size))
-        raise DataError(f"the frames are made for images of {own}, got {theirs}")
+        got, wanted = (" x ".join(map(str, size)) for size in (images.shape[2:], backbone.image_size))
+        raise DataError(f"the frames are made for images of {wanted}, got {got}")
 
 
 def frame_places(channels: int, side: int, pad: int) -> Tensor:
@@ -141,18 +141,19 @@ def load_frame(path: str | Path, backbone: FrozenViT, pad: int) -> tuple[Tensor,
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise DataError(f"meta_file {path} holds no frame: {' '.join(str(error).split())}") from error
     side = backbone.image_size[0]
-    theirs = (facts.get("side"), facts.get("pad"))
-    if theirs != (side, pad) or frame.shape != (frame_size(backbone.in_chans, side, pad),):
+    sizes = (facts.get("side"), facts.get("pad"))
+    if sizes != (side, pad) or frame.shape != (frame_size(backbone.in_chans, side, pad),):
         raise ConfigError(
-            f"meta_file {path} is a frame of {theirs[1]} pixels around images of {theirs[0]}, not {pad} around {side}"
+            f"meta_file {path} is a frame of {sizes[1]} pixels around images of {sizes[0]}, "
+            f"not {pad} around {side}"
         )
-    for name, own in (
+    for name, expected in (
         ("backbone", backbone.source),
         ("mean", list(backbone.inputs.mean)),
         ("std", list(backbone.inputs.std)),
     ):
-        if facts.get(name) != own:
-            tell(f"meta_file {path} was made with {name} {facts.get(name)}, not {own}")
+        if facts.get(name) != expected:
+            tell(f"meta_file {path} was made with {name} {facts.get(name)}, not {expected}")
     return frame, facts
 
 

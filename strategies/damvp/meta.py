@@ -84,15 +84,19 @@ def adapt(
 
     Args:
         batch: the batch of all inner steps.
-        frame: [F], the meta-prompt. steps, lr, optimizer, weight_decay: of the copies.
+        frame: [F], the meta-prompt.
+        steps: inner steps of the copies.
+        lr: learning rate of the copies.
+        optimizer: of the copies.
+        weight_decay: of the copies.
         head_lr: of the source's head, by plain gradient descent.
 
     Yields:
         After each inner step, the loss before it and the copies [U, F].
     """
     fast = nn.Parameter(frame.detach().expand(len(batch.used), -1).clone())
-    chosen = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
-    optimizers: list[torch.optim.Optimizer] = [chosen([fast], lr=lr, weight_decay=weight_decay)]
+    optimizer_type = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
+    optimizers: list[torch.optim.Optimizer] = [optimizer_type([fast], lr=lr, weight_decay=weight_decay)]
     if batch.source.head is not None:
         optimizers.append(torch.optim.SGD(batch.source.head.parameters(), lr=head_lr))
     for _ in range(steps):
@@ -120,8 +124,8 @@ def meta_update(
         fast: per source, the copies of the clusters that occurred, [U, F].
         clusters: per source, how many clusters it has.
         step_size: epsilon.
-        count_idle: whether clusters that did not occur count in the mean, as copies that stayed
-            where they were (the released code); they shorten the step.
+        count_idle: whether clusters that did not occur count in the mean, as copies that stayed where they
+            were (the released code); they shorten the step.
 
     Returns:
         The new frame [F].

@@ -1,4 +1,4 @@
-"""`clprompt meta-init`: from a configuration of sources to a file with a meta-learnt frame, resumable at any step."""
+"""`clprompt meta-init`: from a configuration of sources to a file with a frame, resumable at any step."""
 
 from __future__ import annotations
 
@@ -66,15 +66,14 @@ class Learner:
             order = torch.randperm(len(material.clean), generator=generator(settings.seed, "samples", number))
             part = subset(material.clean, order[: settings.cluster_samples].tolist())
             images = image_stream(part, settings.train_mb_size, settings.workers)
-            found = torch.cat(
-                [self.backbone.features(batch.to(self.device)).float() for batch in images]
-            ).cpu()
-            labels = torch.zeros(len(found), dtype=torch.int64)
+            parts = [self.backbone.features(batch.to(self.device)).float() for batch in images]
+            features = torch.cat(parts).cpu()
+            labels = torch.zeros(len(features), dtype=torch.int64)
             if settings.cluster:
-                tau = tau or max(settings.threshold_ratio * mean_distance(found), 1e-12)
+                tau = tau or max(settings.threshold_ratio * mean_distance(features), 1e-12)
                 limits = {"max_clusters": settings.max_clusters, "min_size": settings.min_cluster_size}
-                labels = torch.from_numpy(cluster(found, tau, **limits))  # type: ignore[arg-type]
-            prototypes = clusters_of(found, labels).prototypes.to(self.device)
+                labels = torch.from_numpy(cluster(features, tau, **limits))  # type: ignore[arg-type]
+            prototypes = clusters_of(features, labels).prototypes.to(self.device)
             if columns is None:
                 head = nn.Linear(self.backbone.width, classes)
                 bound = self.backbone.width**-0.5
@@ -84,7 +83,8 @@ class Learner:
                 self.sources.append(Source(material.name, prototypes, head.to(self.device)))
             elif classes > self.backbone.width:
                 raise ConfigError(
-                    f"head=active has {self.backbone.width} coordinates for the {classes} classes of {material.name}"
+                    f"head=active has {self.backbone.width} coordinates "
+                    f"for the {classes} classes of {material.name}"
                 )
             else:
                 self.sources.append(
@@ -117,7 +117,7 @@ class Learner:
         """Adapt copies of the frame to a batch of each source, and move the frame towards their mean."""
         settings = self.settings
         rate = inner_rate(settings.inner_lr, self.step + 1, self.steps)
-        batches, moved, told = [], [], []
+        batches, moved, inner_losses = [], [], []
         for source, (images, labels, *_) in zip(self.sources, together, strict=True):
             batch = Batch(self.backbone, self.places, source, images.to(self.device), labels.to(self.device))
             optimizer: InnerOptimizer = settings.inner_optimizer
@@ -132,7 +132,7 @@ class Learner:
                     head_lr=settings.head_lr,
                 )
             )
-            told.append((inner[0][0], inner[-1][0]))
+            inner_losses.append((inner[0][0], inner[-1][0]))
             moved.append(inner[-1][1])
             batches.append(batch)
         self.frame = meta_update(
@@ -146,7 +146,7 @@ class Learner:
             after = float(torch.stack([batch.loss(self.frame[None]) for batch in batches]).mean())
         if not np.isfinite(after):
             raise DataError(f"the loss is {after} at meta-step {self.step}; lower inner_lr or head_lr")
-        self.losses.append([*np.mean(told, axis=0).tolist(), after])
+        self.losses.append([*np.mean(inner_losses, axis=0).tolist(), after])
         self.step += 1
         averages = moving_average([loss[-1] for loss in self.losses])
         if averages[-1] == min(averages):
@@ -194,7 +194,7 @@ def moving_average(values: Sequence[float]) -> list[float]:
 
 
 def run(settings: MetaInit, out: Path, *, progress: Progress, command: Sequence[str]) -> list[Path]:
-    """Learn a frame and write it; an interrupted meta-init of the same file and settings goes on where it was.
+    """Learn a frame and write it; an interrupted meta-init of the same file and settings goes on.
 
     Args:
         settings: checked.

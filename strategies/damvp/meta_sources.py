@@ -36,8 +36,8 @@ class MetaInit:
     backbone: dict
     """as in an experiment"""
     sources: Annotated[list[dict], not_empty]
-    """data sets by name with their arguments; ``classes`` chooses some of the classes, ``tasks`` divides them among
-    so many sources"""
+    """data sets by name with their arguments; ``classes`` chooses some of the classes, ``tasks`` divides them
+    among so many sources"""
     seed: Whole = 0
     """as in an experiment"""
     device: str = "auto"
@@ -53,7 +53,7 @@ class MetaInit:
     workers: Whole = 0
     """loader processes"""
     head: Literal["linear", "active"] = "linear"
-    """a "linear" classifier per source that is kept from step to step and not exported, or "active" coordinates"""
+    """a "linear" classifier per source, kept from step to step and not exported, or "active" coordinates"""
     inner_steps: Count = 4
     """steps of the copies of the frame on one batch"""
     inner_lr: Rate = 0.5
@@ -160,16 +160,16 @@ def gather(settings: MetaInit, backbone: Any) -> list[Material]:
         ConfigError: an unknown data set or class, more tasks than classes, or a source with one class.
     """
     bundles: dict[str, DataBundle] = {}
-    found: list[Material] = []
+    materials: list[Material] = []
     for number, section in enumerate(settings.sources):
         path = f"sources.{number}"
         if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
             raise ConfigError(f"{path} must be a data set's name, or a mapping with a name")
-        chosen = schema.check(section.get("classes"), Classes | None, f"{path}.classes")
+        selection = schema.check(section.get("classes"), Classes | None, f"{path}.classes")
         tasks = schema.check(section.get("tasks", 1), int, f"{path}.tasks")
-        given = {key: value for key, value in section.items() if key not in ("classes", "tasks", "name")}
+        others = {key: value for key, value in section.items() if key not in ("classes", "tasks", "name")}
         entry = registry.datasets.get(section["name"])
-        arguments = {"name": entry.name} | schema.arguments(entry.target, given, path)
+        arguments = {"name": entry.name} | schema.arguments(entry.target, others, path)
         key = repr(sorted(arguments.items(), key=str))
         if key not in bundles:
             bundles[key] = make_registered(registry.datasets, arguments)
@@ -177,17 +177,18 @@ def gather(settings: MetaInit, backbone: Any) -> list[Material]:
         if bundle.train.targets.ndim > 1:
             raise ConfigError(f"{path}: {entry.name} has several labels per image; a source needs one")
         every = np.arange(len(bundle.class_names))
-        classes = every if chosen is None else chosen_classes(chosen, bundle.class_names)
+        classes = every if selection is None else chosen_classes(selection, bundle.class_names)
         if not 1 <= tasks <= len(classes):
             raise ConfigError(
                 f"{path}.tasks must be 1..{len(classes)} for {len(classes)} classes, got {tasks}"
             )
         train, clean, _ = datasets_for(bundle, backbone)
-        for part, own in enumerate(np.array_split(classes, tasks)):
+        for part, part_classes in enumerate(np.array_split(classes, tasks)):
             name = entry.name if tasks == 1 else f"{entry.name} {part + 1}/{tasks}"
-            if len(own) < 2:
+            if len(part_classes) < 2:
                 raise ConfigError(f"{path}: source {name} has one class; there is nothing to tell apart")
-            where = np.flatnonzero(np.isin(bundle.train.targets, own))
-            names = [bundle.class_names[c] for c in own]
-            found.append(Material(name, names, _Part(train, where, own), _Part(clean, where, own)))
-    return found
+            where = np.flatnonzero(np.isin(bundle.train.targets, part_classes))
+            names = [bundle.class_names[c] for c in part_classes]
+            parts = [_Part(images, where, part_classes) for images in (train, clean)]
+            materials.append(Material(name, names, *parts))
+    return materials

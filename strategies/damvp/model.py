@@ -52,8 +52,7 @@ class DAMVPModel(PromptModel):
     At the start of an experience its images are clustered by their frozen features (average linkage; a more
     diverse set gives more clusters); every cluster keeps its mean as a prototype and gets a prompt, a frame
     added around the normalised image. An image takes the prompt of its nearest prototype, in training as at
-    test. Nothing of an image is kept. The published method adapts to a single task; experiences, growth and
-    freezing are ours.
+    test. Nothing of an image is kept. Published for a single task: experiences, growth and freezing are ours.
 
     Where the released code differs, and the switch that brings it back:
 
@@ -89,8 +88,7 @@ class DAMVPModel(PromptModel):
         freeze_old: older frames are frozen.
         train_assign: training matches "all" prototypes, as at test, or those of the "current" experience.
         head: "linear", or "active": feature coordinates in order of their activity on noise, nothing learned.
-        active_order: coordinates by "arrival" of the classes (stable under growth) or "sorted" (the released
-            code).
+        active_order: coordinates by "arrival" of classes (stable under growth) or "sorted" (as released).
         prompt_lr: in place of the training section's rate; None for 0.05 of frames, 0.005 of tokens.
         head_lr: the head's rate in place of the training section's.
     """
@@ -169,8 +167,8 @@ class DAMVPModel(PromptModel):
                 frame, self.meta_facts = load_frame(meta_file, backbone, pad)
             self.register_buffer("meta_frame", frame, persistent=False)
         else:
-            chosen = range(backbone.depth) if layers is None else layers
-            self.layers = backbone.check_layers("layers", chosen if deep else (0,))
+            blocks = range(backbone.depth) if layers is None else layers
+            self.layers = backbone.check_layers("layers", blocks if deep else (0,))
             self.first_block = min(self.layers, default=0)
             self.shape = (len(self.layers), length, width)
         self._map: ClusterMap | None = None  # until it is drawn, before training
@@ -234,15 +232,15 @@ class DAMVPModel(PromptModel):
     def _tokens(self, prompts: Tensor) -> Callable[[int, Tensor], BlockPrompt | None]:
         """[B, blocks, length, D] -> what each block gets."""
 
-        def given(block: int, x: Tensor) -> BlockPrompt | None:
+        def block_prompt(block: int, x: Tensor) -> BlockPrompt | None:
             if block not in self.layers:
                 return None
             return BlockPrompt("fresh" if self.deep else "carried", prompts[:, self.layers.index(block)])
 
-        return given
+        return block_prompt
 
     def assign(self, query: Tensor) -> Tensor:
-        """The nearest prototype of each query, [B, D] -> int64 [B]; in training perhaps of this experience alone."""
+        """The nearest prototype of each query, [B, D] -> int64 [B]; in training perhaps a current one."""
         current = self.training and self.train_assign == "current"
         return nearest_prototype(
             query, self.prototypes, self.experience_of != self.experience if current else None
@@ -265,7 +263,8 @@ class DAMVPModel(PromptModel):
         super().check_targets(targets)
         if not bool((self.experience_of == self.experience).any()):
             raise ProtocolError(
-                "this experience has no prompts: pass samples to begin_experience or call fit_clusters(features)"
+                "this experience has no prompts: "
+                "pass samples to begin_experience or call fit_clusters(features)"
             )
 
     def start_experience(self, index: int, samples: Samples | None) -> None:
@@ -330,7 +329,7 @@ class DAMVPModel(PromptModel):
         return std * torch.randn(*self.shape, generator=generator(self.seed, "prompt", index))
 
     def set_stage(self) -> None:
-        """Frames made in the current experience are trained, and others as ``freeze_old``, ``train_shared`` say."""
+        """Frames of the current experience are trained, others as ``freeze_old`` and ``train_shared`` say."""
         now = int(self.experience)
         in_use = set(self.frame_of[self.experience_of == now].tolist()) if self.train_shared else set()
         for index, (frame, home) in enumerate(zip(self.frames, self.homes(), strict=True)):
@@ -365,11 +364,11 @@ class DAMVPModel(PromptModel):
 
     def opening_diagnostics(self) -> dict[str, Any]:
         """The map of the clusters just made; the projection is drawn once and kept no longer."""
-        found, self._map = self._map, None
-        if found is None:
+        cluster_map, self._map = self._map, None
+        if cluster_map is None:
             return {}
-        first = len(self.prototypes) - len(found.prototypes)
-        return {"clusters/map": views.draw_map(found, first, int(self.experience) + 1)}
+        first = len(self.prototypes) - len(cluster_map.prototypes)
+        return {"clusters/map": views.draw_map(cluster_map, first, int(self.experience) + 1)}
 
     def diagnostics(self) -> dict[str, Any]:
         """The number of clusters, and pixel frames as images."""
@@ -381,7 +380,7 @@ class DAMVPModel(PromptModel):
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Any]:
-        """One figure: per image the cluster it falls to, that cluster's frame, and what the backbone then sees."""
+        """One figure: per image its cluster, the cluster's frame, and what the backbone then sees."""
         return views.explain(self, images)
 
     def describe(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The pictures of DAM-VP: frames, the map of an experience's clusters, contact sheets, what an image is given."""
+"""The pictures of DAM-VP: frames, the map of an experience's clusters, contact sheets, framed images."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SHOWN = 64  # prompts in one picture
 _NEAREST = 8  # images of a prototype on a contact sheet
 
 
-def draw_map(found: ClusterMap, first: int, experience: int) -> Figure:
-    """A scatter of the images, one colour per cluster; prototypes are marked with their numbers from ``first``."""
+def draw_map(cluster_map: ClusterMap, first: int, experience: int) -> Figure:
+    """A scatter of the images, one colour per cluster; prototypes bear their numbers from ``first``."""
     import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 5.2), layout="constrained")
     axes = figure.add_subplot()
-    colours = matplotlib.colormaps["tab20" if len(found.prototypes) > 10 else "tab10"]
-    for label, (x, y) in enumerate(found.prototypes.tolist()):
-        members = found.points[found.labels == label]
+    colours = matplotlib.colormaps["tab20" if len(cluster_map.prototypes) > 10 else "tab10"]
+    for label, (x, y) in enumerate(cluster_map.prototypes.tolist()):
+        members = cluster_map.points[cluster_map.labels == label]
         colour = colours(label % colours.N)
         name = f"{first + label + 1}: {len(members)}"
         axes.scatter(members[:, 0], members[:, 1], s=10, color=colour, alpha=0.55, linewidths=0, label=name)
@@ -37,10 +37,11 @@ def draw_map(found: ClusterMap, first: int, experience: int) -> Figure:
     axes.set(
         xlabel="first principal axis",
         ylabel="second principal axis",
-        title=f"Experience {experience}: {len(found.points)} images, {len(found.prototypes)} clusters",
+        title=f"Experience {experience}: {len(cluster_map.points)} images, "
+        f"{len(cluster_map.prototypes)} clusters",
     )
     axes.set_aspect("equal", adjustable="datalim")
-    if len(found.prototypes) <= 20:
+    if len(cluster_map.prototypes) <= 20:
         axes.legend(title="cluster: images", fontsize=8, title_fontsize=8, loc="best", markerscale=2)
     return figure
 
@@ -48,13 +49,13 @@ def draw_map(found: ClusterMap, first: int, experience: int) -> Figure:
 def diagnostics(model: DAMVPModel) -> dict[str, Any]:
     """The number of clusters, and pixel frames as images."""
     new = int((model.experience_of == model.experience).sum())
-    told: dict[str, Any] = {"clusters/new": new, "clusters/all": len(model.prototypes)}
+    values: dict[str, Any] = {"clusters/new": new, "clusters/all": len(model.prototypes)}
     if not bool(model.tau.isnan()):
-        told["clusters/threshold"] = model.tau
+        values["clusters/threshold"] = model.tau
     if model.prompt == "pixel" and len(model.frames):
         titles = [f"{number + 1}\nexp. {home + 1}" for number, home in enumerate(model.homes())]
-        told["prompts/frames"] = draw_frames(model.framed(torch.stack(list(model.frames))), titles)
-    return told
+        values["prompts/frames"] = draw_frames(model.framed(torch.stack(list(model.frames))), titles)
+    return values
 
 
 def look(model: DAMVPModel, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +78,8 @@ def explain(model: DAMVPModel, images: Tensor) -> dict[str, Any]:
     """Per image its cluster, the cluster's frame, and what the backbone then sees."""
     cluster, distance = look(model, images)
     titles = [
-        f"cluster {k + 1}\nexperience {int(model.experience_of[k]) + 1}\n{d / float(model.radius[k]):.2f} radii"
+        f"cluster {k + 1}\nexperience {int(model.experience_of[k]) + 1}\n"
+        f"{d / float(model.radius[k]):.2f} radii"
         for k, d in zip(cluster.tolist(), distance.tolist(), strict=True)
     ]
     framed = None
@@ -87,7 +89,7 @@ def explain(model: DAMVPModel, images: Tensor) -> dict[str, Any]:
 
 
 def as_picture(image: Tensor, scale: float | None = None) -> Tensor:
-    """A normalised image [C, H, W] as [H, W, 3] in [0, 1]: stretched, or with 0 in the middle of +- ``scale``."""
+    """A normalised image [C, H, W] as [H, W, 3] in [0, 1]: stretched, or 0 in the middle of +- ``scale``."""
     image = image.detach().float().cpu()
     if scale is None:
         image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-6)
@@ -98,7 +100,7 @@ def as_picture(image: Tensor, scale: float | None = None) -> Tensor:
 
 
 def mosaic(rows: Sequence[Sequence[Tensor]], columns: int) -> tuple[Tensor, int]:
-    """Pictures [H, W, 3] on one white canvas, a far cheaper drawing than an axis for each; and the tiles' pitch."""
+    """Pictures [H, W, 3] on one white canvas, far cheaper to draw than an axis for each; and the pitch."""
     height, width = next(picture for row in rows for picture in row).shape[:2]
     gap = max(1, round(height / 8))
     canvas = torch.ones(len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3)

@@ -2,8 +2,8 @@
 
 A lane's selectors attend to the patches; what they gather are summaries, to which the lane's class token
 attends beside its own key and learned prompts. :func:`lane_block` computes that without ever forming a
-summary: the rows of a selector's attention add up to one, so keys and values of summaries are averages of the
-frozen stream's own.
+summary: the rows of a selector's attention add up to one, so keys and values of summaries are averages of
+those of the frozen stream.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def lane_groups(lanes: Iterable[int], count: int, size: int, batch: int) -> list
 
 
 def prompts_at(prompts: Tensor, block: int) -> Tensor | None:
-    """Of prompts for the leading blocks [T, E, 2, P, D] those of one block, [T, 2, P, D]; None where it has none."""
+    """Of prompts for the leading blocks [T, E, 2, P, D] those of one block, [T, 2, P, D]; None for none."""
     return prompts[:, block] if block < prompts.shape[1] and prompts.shape[3] else None
 
 
@@ -80,7 +80,9 @@ def lane_block(
         block: the frozen block.
         cls: the lanes' class tokens, [B, T, D].
         selected: the selectors' attention, [B, T, S, N].
-        normed, keys, values: the frozen stream, [B, N, D] and [B, H, N, d].
+        normed: the frozen stream's normalised tokens, [B, N, D].
+        keys: of the frozen stream, [B, H, N, d].
+        values: of the frozen stream, [B, H, N, d].
         prompts: raw keys and values, [T, 2, P, D]; None for none.
 
     Returns:
@@ -89,9 +91,9 @@ def lane_block(
     Source: De Min et al. 2024, section 3; the order of the products is ours.
     """
     attn = block.attn
-    own = block.norm1(cls)
-    query, own_key, own_value = project_stream(attn, own)  # (B, H, T, d) each
-    columns = [(query * own_key).sum(-1, keepdim=True)]  # (B, H, T, 1)
+    normed_cls = block.norm1(cls)
+    query, cls_key, cls_value = project_stream(attn, normed_cls)  # (B, H, T, d) each
+    columns = [(query * cls_key).sum(-1, keepdim=True)]  # (B, H, T, 1)
     averages = isinstance(attn.k_norm, nn.Identity)  # keys of summaries are averages only if they are linear
     if averages:
         scores = (query @ keys.mT).transpose(1, 2)  # (B, T, H, N)
@@ -105,21 +107,21 @@ def lane_block(
         columns.append(torch.einsum("bhtd,thpd->bhtp", query, learned_key.to(query.dtype)))
     weights = (torch.cat(columns, dim=-1) * query.shape[-1] ** -0.5).softmax(-1)  # (B, H, T, 1 + S + P)
     count = selected.shape[2]
-    chosen = weights[..., 1 : 1 + count].transpose(1, 2)  # (B, T, H, S)
+    summary_weights = weights[..., 1 : 1 + count].transpose(1, 2)  # (B, T, H, S)
     if averages:
-        heads = (chosen @ selected).transpose(1, 2) @ values  # (B, H, T, d)
+        heads = (summary_weights @ selected).transpose(1, 2) @ values  # (B, H, T, d)
     else:
-        heads = (chosen[:, :, :, None] @ sum_value)[:, :, :, 0].transpose(1, 2)
-    heads = heads + weights[..., :1] * own_value
+        heads = (summary_weights[:, :, :, None] @ sum_value)[:, :, :, 0].transpose(1, 2)
+    heads = heads + weights[..., :1] * cls_value
     if prompts is not None:
         heads = heads + torch.einsum(
             "bhtp,thpd->bhtd", weights[..., 1 + count :], learned_value.to(weights.dtype)
         )
-    return residual_mlp(block, cls, finish_attention(attn, own, heads))
+    return residual_mlp(block, cls, finish_attention(attn, normed_cls, heads))
 
 
 def merged_block(block: FrozenBlock, cls: Tensor, merged: Tensor, prompts: Tensor | None) -> Tensor:
-    """One block of lanes over merged tokens [B, M, D], row 0 of which asks: class tokens [B, T, D] -> [B, T, D]."""
+    """One block of lanes over merged tokens [B, M, D], of which row 0 asks: cls [B, T, D] -> [B, T, D]."""
     attn = block.attn
     count = cls.shape[1]
     query = project(attn, merged[:, :1], "q")  # (B, H, 1, d), the same for all lanes
@@ -175,7 +177,7 @@ def _cosines(first: Tensor, second: Tensor) -> Tensor:
 def summary_blocks(
     blocks: Sequence[FrozenBlock], cls: Tensor, selectors: Tensor, summary: Tensor, prompts: Tensor
 ) -> Tensor:
-    """All blocks of lanes that summarise once and keep their summaries: an ordinary prompted sequence of 1 + S tokens.
+    """All blocks of lanes that summarise once and keep it: an ordinary prompted sequence of 1 + S tokens.
 
     Args:
         blocks: all blocks of the backbone.
@@ -200,9 +202,11 @@ def summary_blocks(
     stream = residual_mlp(block, stream, finish_attention(block.attn, normed, heads))
     for index, block in enumerate(blocks[1:], start=1):
         raw = prompts_at(prompts, index)
-        given = []
+        block_prompts = []
         if raw is not None:
             keys, values = (part.repeat(batch, 1, 1) for part in raw.unbind(1))
-            given.append(BlockPrompt("prefix", keys, values))
-        stream = prompted_block(block, stream, given, slice(0, 1) if index == len(blocks) - 1 else None)
+            block_prompts.append(BlockPrompt("prefix", keys, values))
+        stream = prompted_block(
+            block, stream, block_prompts, slice(0, 1) if index == len(blocks) - 1 else None
+        )
     return stream[:, 0].unflatten(0, (batch, count))

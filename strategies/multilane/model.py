@@ -46,15 +46,14 @@ class MultiLaneModel(PromptModel):
 
     Summaries are never formed. The rows of a selector's attention add up to one, so the keys and values of
     the summaries are averages of the frozen stream's own; selectors depend on no image, so they run through
-    the blocks once per step; no gradient and no prompt enters the patch stream, so all lanes share one pass
-    of it.
+    the blocks once per step; neither gradient nor prompt enters the patch stream: one pass serves all lanes.
 
     Where published descriptions and codes differ:
 
     * Each task has parameters of its own (the released code keeps one tensor over all tasks): weight decay
       cannot move old ones, and the number of tasks need not be known.
-    * The classifier's input is normalised, as in the released code since September 2024; ``normalize=false``
-      is what it did before.
+    * The classifier's input is normalised, as in the released code since September 2024; before, it was not
+      (``normalize=false``).
     * The loss of multi-hot targets is computed on the task's columns and scaled by their share, which leaves
       out the constant of the hidden columns.
 
@@ -64,22 +63,20 @@ class MultiLaneModel(PromptModel):
         selectors: S, per task; zero with ``merge_to`` only.
         prompts: P, keys and values per task and block; zero for none.
         prompt_blocks: E, how many leading blocks have prompts.
-        drop_and_replace: False summarises in block 0 only; the lane's tokens then run on as an ordinary
-            prompted sequence.
-        merge_to: M, merge the tokens pairwise to at most M instead of selecting (token merging); None for
-            selectors.
+        drop_and_replace: False summarises in block 0 only; the lane's tokens run on as a prompted sequence.
+        merge_to: M, merge the tokens pairwise to at most M (token merging); None for selectors.
         head: "concat" (each lane gives the logits of its classes) or "task" (the lane whose key is nearest to
             the frozen class token gives all of them).
         normalize: L2-normalise the head's input.
         temperature: divides the logits in the loss.
-        loss: of multi-hot targets; see :func:`clprompt.prompting.losses.classification_loss`.
-        loss_mean: what the loss of multi-hot targets is a mean over; see there.
+        loss: of multi-hot targets: "bce" or "asymmetric".
+        loss_mean: columns that the loss of multi-hot targets is a mean over, "all" or the "active" ones: see
+            :func:`clprompt.prompting.losses.classification_loss`.
         init: "orthogonal" or "uniform" (between -1 and 1) for selectors and prompts of the first task; later
             tasks start from the previous one.
         tasks: how many tasks are expected; only the scale of orthogonal prompts depends on it.
-        lane_chunk: lanes that evaluation computes at once, twice as many of later lanes in small batches; a
-            group of them is always filled up, so that a lane's logits have the same bits however many lanes
-            there are.
+        lane_chunk: lanes that evaluation computes at once, twice as many of later lanes in small batches;
+            groups are always filled up, so that a lane's logits have the same bits among however many lanes.
         keep_logits: let an evaluator keep the logits of old lanes between evaluations; exact.
     """
 
@@ -135,9 +132,8 @@ class MultiLaneModel(PromptModel):
         self.lane_chunk = lane_chunk
         self.keep_logits = keep_logits
         self.selectors = nn.ParameterList()  # one [S, D] per lane
-        self.prompts = (
-            nn.ParameterList()
-        )  # one [E, key/value, P, D] per lane: raw keys and values, heads side by side
+        # one [E, key/value, P, D] per lane: raw keys and values, heads side by side
+        self.prompts = nn.ParameterList()
         self.keys = nn.ParameterList()  # one [D] per lane, for the task head
         self.head_weights = nn.ParameterList()  # one [classes of the task, D] per lane
         self.head_biases = nn.ParameterList()
@@ -157,7 +153,7 @@ class MultiLaneModel(PromptModel):
     # ------------------------------------------------------------------ logits
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
-        """The head's input [B, D]: in training of the newest lane, and with the task head the pull of its key.
+        """The head's input [B, D]: in training of the newest lane, with the task head also its key's pull.
 
         In evaluation all lanes run. With the task head the input is that of the chosen lane; else it is that
         of the newest one, and ``details`` are the logits [B, C], each lane's for its classes.
@@ -243,7 +239,7 @@ class MultiLaneModel(PromptModel):
         start = self.backbone.class_token
         tokens = [start.expand(len(images), len(group), -1) for group in groups]
         prompts = [torch.stack([self.prompts[lane] for lane in group]) for group in groups]  # (T, E, 2, P, D)
-        chosen = [self._selector_stream(group) if self.merge_to is None else [] for group in groups]
+        streams = [self._selector_stream(group) if self.merge_to is None else [] for group in groups]
         x = images
         for index, (block, x, normed, keys, values) in enumerate(self.backbone.walk(images)):  # noqa: B007
             merged = None if self.merge_to is None else merge_tokens(normed, self.merge_to)
@@ -254,16 +250,16 @@ class MultiLaneModel(PromptModel):
                 if merged is not None:
                     tokens[number] = merged_block(block, tokens[number], merged, raw)
                     continue
-                selected = selector_attention(chosen[number][index], normed)
+                selected = selector_attention(streams[number][index], normed)
                 if look is not None and not number:
                     look.append(selected)
                 if self.drop_and_replace:
                     tokens[number] = lane_block(block, tokens[number], selected, normed, keys, values, raw)
                 else:
-                    own = torch.stack([self.selectors[lane] for lane in group])
+                    selectors = torch.stack([self.selectors[lane] for lane in group])
                     summary = selected @ normed[:, None]  # (B, T, S, D)
                     tokens[number] = summary_blocks(
-                        self.backbone.blocks, tokens[number], own, summary, prompts[number]
+                        self.backbone.blocks, tokens[number], selectors, summary, prompts[number]
                     )
             if not self.drop_and_replace:
                 break  # the lanes have left the patches
@@ -272,7 +268,7 @@ class MultiLaneModel(PromptModel):
 
     @torch.no_grad()
     def _frozen_class(self, x: Tensor) -> Tensor | None:
-        """The frozen stream's class token after the final norm, [B, D], from the stream that enters the last block."""
+        """The frozen class token after the final norm, [B, D], from the stream that enters the last block."""
         if not self.by_key:
             return None
         blocks = slice(-1, None) if self.drop_and_replace else slice(None)
@@ -283,13 +279,14 @@ class MultiLaneModel(PromptModel):
 
         They depend on no image. Without gradient they are kept until the selectors change.
         """
-        own = [self.selectors[lane] for lane in group]
-        learning = torch.is_grad_enabled() and any(p.requires_grad for p in own)
-        key = (tuple((p.data_ptr(), p._version) for p in own), torch.is_autocast_enabled(own[0].device.type))
-        found = self._streams.get(tuple(group))
-        if not learning and found is not None and found[0] == key:
-            return found[1]
-        stream, out = torch.stack(own), []  # (T, S, D)
+        selectors = [self.selectors[lane] for lane in group]
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in selectors)
+        autocast = torch.is_autocast_enabled(selectors[0].device.type)
+        key = (tuple((p.data_ptr(), p._version) for p in selectors), autocast)
+        kept = self._streams.get(tuple(group))
+        if not learning and kept is not None and kept[0] == key:
+            return kept[1]
+        stream, out = torch.stack(selectors), []  # (T, S, D)
         for block in self.backbone.blocks:
             normed = block.norm1(stream)
             out.append(normed * self.backbone.width**-0.5)
@@ -383,7 +380,7 @@ class MultiLaneModel(PromptModel):
 
     @torch.no_grad()
     def selector_maps(self, images: Tensor, lanes: Sequence[int]) -> Tensor:
-        """Where selectors look: their attention to patches, the mean over blocks, [B, T, S, rows, columns]."""
+        """Where selectors look: attention to patches, the mean over blocks, [B, T, S, rows, columns]."""
         look: list[Tensor] = []
         self._run(images, [list(lanes)], look)
         mean = torch.stack(look).mean(0)[..., self.backbone.num_prefix_tokens :]

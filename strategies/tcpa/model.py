@@ -31,7 +31,7 @@ ROLES = ("cls", "image")
     renamed={"loss_mask": "mask", "mask": "mask_position"},
 )
 class TCPAModel(PromptModel):
-    """TCPA (Liu et al., "Token Coordinated Prompt Attention is Needed for Visual Prompting"), made class-incremental.
+    """TCPA (Liu et al., "Token Coordinated Prompt Attention is Needed for Visual Prompting"), incremental.
 
     VPT-deep with two pools per block, one for the class token (and other prefix tokens) and one for the
     patches. A token compares the residual stream with the keys of its role's pool and sees, in that block's
@@ -48,15 +48,14 @@ class TCPAModel(PromptModel):
     * It multiplies the mask after the softmax, without renormalising, so forbidden prompts drain attention
       and get gradient: ``mask_position="after"``. By default forbidden columns are absent.
     * It is built on a Fourier transform of the prompts, which mixes all of them: ``fourier="joint"``.
-    * Prompt dropout 0.1 (``prompt_dropout``); warm-up with random choices for 10 of 100 epochs
-      (``random_epochs``).
+    * Prompt dropout 0.1 (``prompt_dropout``); random choices in 10 of 100 epochs (``random_epochs``).
     * An unused pool class there indexes similarities by row; entries are always gathered per token here.
 
     Args:
         backbone: the frozen vision transformer.
         seed: where all initial values and random choices come from.
-        pool_cls: entries of the class token's pool (per experience when growing); 0 for none, None for 10, or
-            0 where the backbone has no class token.
+        pool_cls: entries of the class token's pool (per experience when growing); 0 for none; None for 10,
+            or 0 where the backbone has no class token.
         pool_image: entries of the patches' pool (per experience when growing); 0 for none.
         top_k_cls: entries that the class token sees.
         top_k_image: entries that a patch sees.
@@ -180,14 +179,14 @@ class TCPAModel(PromptModel):
             for task, (cls, image) in enumerate(zip(*tasks, strict=True)):
                 mixed = torch.fft.fft2(torch.cat([cls, image], dim=1)).real
                 tasks[0][task], tasks[1][task] = mixed.split([cls.shape[1], image.shape[1]], dim=1)
-        found = {
+        tokens = {
             role: torch.cat(parts, dim=1)[:, None] for role, parts in zip(ROLES, tasks, strict=True) if parts
         }
         if self.training and self.prompt_dropout:
-            for number, role in enumerate(found):
-                kept = self._draw("dropout", number, (batch, *found[role].shape[2:])) >= self.prompt_dropout
-                found[role] = found[role] * kept / (1 - self.prompt_dropout)
-        return found
+            for number, role in enumerate(tokens):
+                kept = self._draw("dropout", number, (batch, *tokens[role].shape[2:])) >= self.prompt_dropout
+                tokens[role] = tokens[role] * kept / (1 - self.prompt_dropout)
+        return tokens
 
     def _block_prompts(
         self, block: int, x: Tensor, tokens: dict[str, Tensor], matching: list[Tensor]
@@ -196,10 +195,9 @@ class TCPAModel(PromptModel):
         if block not in self.layers or not tokens:
             return []
         layer = self.layers.index(block)
-        # in the last block the head reads some rows only: the others' choices matter for the matching loss
-        # alone
+        # in the last block the head reads some rows only: other choices matter for the matching loss alone
         read = self.backbone.head_rows if block == self.backbone.depth - 1 and not self.training else None
-        given: list[BlockPrompt] = []
+        block_prompts: list[BlockPrompt] = []
         losses: list[Tensor] = []
         prefix = self.backbone.num_prefix_tokens
         # split, as the backward pass of a slice would fill a whole gradient with zeros for each role
@@ -215,21 +213,21 @@ class TCPAModel(PromptModel):
                 visible, loss = self._match(role, layer, queries[role])
                 losses += [] if loss is None else [loss]
                 shown = replace(shown, mask=visible.repeat_interleave(self.length[role], dim=-1)[:, None])
-            given.append(shown)
+            block_prompts.append(shown)
             if self.mask_position == "after":  # what a row may not see still takes its share of attention
                 if shown.mask is not None:
-                    given.append(replace(shown, mask=~shown.mask, zero_values=True))
+                    block_prompts.append(replace(shown, mask=~shown.mask, zero_values=True))
                 for other in ROLES:
                     if other != role:
-                        given.append(
+                        block_prompts.append(
                             BlockPrompt("fresh", tokens[role][layer], rows=self.rows[other], zero_values=True)
                         )
         if losses:
             matching.append(torch.stack(losses).sum())
-        return given
+        return block_prompts
 
     def _match(self, role: str, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The entries that each row chooses, boolean [B, R, M], and in training the mean of 1 - cosine over them."""
+        """The entries that each row chooses, boolean [B, R, M]; in training also their mean of 1 - cosine."""
         query = x.detach() if self.detach_query else x
         keys = torch.cat([part[layer] for part in list(self.keys[role])[: self._tasks]])  # (M, D)
         old = len(keys) - self.pool[role]  # entries of earlier tasks
@@ -297,14 +295,14 @@ class TCPAModel(PromptModel):
             tasks: as if only the entries of the first so many tasks were there, which for growing prompts is
                 what the model did after those tasks: later entries are all that has been added.
         """
-        found: dict[str, list[Tensor]] = {role: [] for role in ROLES if self.pool[role]}
+        visible: dict[str, list[Tensor]] = {role: [] for role in ROLES if self.pool[role]}
         if not self.token_matching or not len(self.keys["image"]):
             return {}
 
         def prompts(block: int, x: Tensor) -> list[BlockPrompt]:
             if block in self.layers:
                 layer = self.layers.index(block)
-                for role, parts in found.items():
+                for role, parts in visible.items():
                     parts.append(self._match(role, layer, x[:, self.rows[role]])[0])
             return self._block_prompts(block, x, tokens, [])
 
@@ -317,7 +315,7 @@ class TCPAModel(PromptModel):
         finally:
             self._tasks = None
             self.train(was_training)
-        return {role: torch.stack(parts) for role, parts in found.items()}
+        return {role: torch.stack(parts) for role, parts in visible.items()}
 
     def interference(self, groups: Sequence[Tensor]) -> dict[int, list[float]]:
         """How many tokens of earlier experiences switched entries since, as shares by class group.
@@ -337,13 +335,13 @@ class TCPAModel(PromptModel):
         if self.prompts != "grow" or not self.token_matching:
             return shares
         for group, images in enumerate(groups[: tasks - 1]):
-            own = self.choices(images, group + 1)
+            then = self.choices(images, group + 1)
             shares[group] = [0.0]
             for later in range(group + 2, tasks + 1):
                 now = self.choices(images, later)
                 moved = [
-                    (now[role] != F.pad(own[role], (0, now[role].shape[-1] - own[role].shape[-1]))).any(-1)
-                    for role in own
+                    (now[role] != F.pad(then[role], (0, now[role].shape[-1] - then[role].shape[-1]))).any(-1)
+                    for role in then
                 ]
                 shares[group].append(float(torch.cat([m.flatten() for m in moved]).double().mean()))
         return shares
@@ -364,11 +362,11 @@ class TCPAModel(PromptModel):
         return shown
 
     def explain(self, images: Tensor) -> dict[str, Any]:
-        """One figure: per image and block, the entries that each patch and the class token see, as colours."""
+        """One figure: per image and block, the entries that patches and the class token see, as colours."""
         from clprompt.strategies.tcpa import plots
 
-        found = {role: chosen.cpu().numpy() for role, chosen in self.choices(images).items()}
-        if not found:
+        visible = {role: entries.cpu().numpy() for role, entries in self.choices(images).items()}
+        if not visible:
             return {}
         height, width = (
             size // patch
@@ -376,8 +374,8 @@ class TCPAModel(PromptModel):
         )
         drawn = plots.choices(
             images.detach().float().cpu().permute(0, 2, 3, 1).numpy(),
-            found.get("image"),
-            found["cls"][:, :, 0] if "cls" in found else None,
+            visible.get("image"),
+            visible["cls"][:, :, 0] if "cls" in visible else None,
             grid=(height, width),
             blocks=self.layers,
             added=self.pool["image"] or self.pool["cls"],

@@ -1,4 +1,4 @@
-"""Drawings of what tokens chose: which prompt entries each patch sees, and how many tokens switched later on."""
+"""Drawings of what tokens chose: which prompt entries patches see, and how many tokens switched later on."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def choices(
 
     Args:
         images: [B, H, W, 1 or 3], any range.
-        patches: [blocks, B, n, M].
-        prefix: of the first prefix token, [blocks, B, M]. None where a role has no pool.
+        patches: [blocks, B, n, M]; None where patches have no pool.
+        prefix: of the first prefix token, [blocks, B, M]; None where it has no pool.
         grid: rows and columns of patches.
         blocks: the blocks' numbers.
         added: entries that an experience adds, for the legend; all M where nothing grows.
@@ -110,8 +110,7 @@ def switched(shares: Mapping[int, Sequence[float]]) -> Figure:
     """Share of tokens that see other entries than when their class group was learned.
 
     Args:
-        shares: by class group, counted from 0, the share after each later experience, from the group's own
-            on.
+        shares: by class group, counted from 0, the share after its own experience and each later one.
     """
     figure = Figure(figsize=(7.0, 4.2))
     axes = figure.add_subplot()

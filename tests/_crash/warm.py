@@ -48,9 +48,8 @@ from clprompt.tracking import tensorboard, tracker  # noqa: F401
 def prepare() -> None:
     """What every run needs, and what may be shared by a fork: no thread and no trained tensor."""
     torch.set_num_threads(1)
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # who runs in the background inherits that it is ignored
+    # who runs in the background inherits that it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     registry.load_builtin()
     with tempfile.TemporaryDirectory() as folder, progress.create():
         tensorboard.EventFile(Path(folder), after=[]).file.close()

@@ -1,4 +1,4 @@
-"""Avalanche, both ways round: its benchmarks, plugins, loggers and metrics with our strategies; our streams with its."""
+"""Avalanche, both ways: its benchmarks, plugins, loggers and metrics with ours; our streams with its."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
 ]
 SETTINGS: dict[str, Any] = {"train_mb_size": 8, "train_epochs": 2, "lr": 0.02}
-#: What each of several strategies has that a plugin on old losses can act on: something shared between
-#: experiences.
+#: Strategies with something that experiences share, on which a plugin for old losses can act.
 SEVERAL = ["dualprompt", "l2p", "vpt_deep"]
 
 
@@ -180,7 +179,7 @@ def test_replay_fills_class_means_too() -> None:
     assert int(replay.model.counts.sum()) > int(plain.model.counts.sum())
 
 
-# ------------------------------------------------------------------------------------------------ loggers, metrics
+# ------------------------------------------------------------------------------------------- loggers, metrics
 
 
 def evaluator(folder: Path | None = None, text: Any = None) -> EvaluationPlugin:

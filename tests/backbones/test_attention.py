@@ -1,4 +1,4 @@
-"""The prompted block against an attention written out in loops, and what must hold for every kind of prompt."""
+"""The prompted block against attention written out in loops, and what must hold for every kind of prompt."""
 
 from __future__ import annotations
 

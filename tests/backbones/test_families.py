@@ -1,4 +1,4 @@
-"""Every vision transformer that timm registers: FrozenViT computes timm's own features, or refuses it by name."""
+"""Every vision transformer that timm registers: FrozenViT computes timm's features, or refuses it by name."""
 
 from __future__ import annotations
 

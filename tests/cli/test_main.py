@@ -125,7 +125,7 @@ def test_listing_configurations_and_completing_them_loads_no_torch() -> None:
     assert "\nquickstart  " in f"\n{done.stdout}"
 
 
-# ------------------------------------------------------------------------------------------------ list, config
+# ----------------------------------------------------------------------------------------------- list, config
 
 
 def test_list_shows_strategies_with_year_boundaries_and_paper(capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,7 +352,7 @@ def test_a_bug_that_is_no_mistake_of_the_user_keeps_its_traceback(tmp_path: Path
         main(words)
 
 
-# ------------------------------------------------------------------------------------------------ the real command
+# ------------------------------------------------------------------------------------------- the real command
 
 
 def test_the_real_command_stops_at_sigterm_and_resumes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A mistake of the user: one line on stderr that says what was wrong, where, and what is allowed; exit code 2."""
+"""A user's mistake: one line on stderr that says what was wrong, where, and what is allowed; exit code 2."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_debug_shows_the_traceback_above_the_line(
     assert err.splitlines()[-1].startswith('clprompt: error: no configuration is called "quikstart"')
 
 
-# ------------------------------------------------------------------------------------------------ the real command
+# ------------------------------------------------------------------------------------------- the real command
 
 
 def _command(*words: str, **keywords: object) -> subprocess.CompletedProcess[str]:

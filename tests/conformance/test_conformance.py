@@ -1,4 +1,4 @@
-"""Every registered strategy keeps every promise of the contract, with boundaries and, where it can, without."""
+"""Every registered strategy keeps every promise of the contract, with boundaries and, if it can, without."""
 
 from __future__ import annotations
 

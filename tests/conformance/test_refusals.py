@@ -1,4 +1,4 @@
-"""Every argument of every registered strategy, scenario, data set and plug-in refuses a bad value in one line."""
+"""Every argument of every strategy, scenario, data set and plug-in refuses a bad value in one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def members(hint: Any) -> list[Any]:
 
 
 def out_of_bounds(hint: Any) -> Iterator[Any]:
-    """Values of the right type just outside each bound; NaN and infinity for floats; a word that is no choice."""
+    """Values of the right type just outside each bound; NaN and infinity for floats; an unknown word."""
     constraints = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
     plain = typing.get_args(hint)[0] if constraints else hint
     kinds = [kind for member in members(plain) for kind in [typing.get_origin(member) or member]]

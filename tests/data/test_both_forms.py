@@ -101,7 +101,7 @@ def shades(part: Any) -> list[int]:
 SPLIT = ["train"] * 8 + ["test"] * 4
 
 
-# --------------------------------------------------------------------------------- labels and label sets alike
+# -------------------------------------------------------------------------------- labels and label sets alike
 
 
 @pytest.mark.parametrize(("single", "sets"), [(csv_file, multi_label_csv), (npz, multi_label_npz)])
@@ -139,9 +139,8 @@ def test_a_word_that_names_no_part_is_one_line(form: Form, tmp_path: Path) -> No
 @every_form
 @pytest.mark.parametrize(("word", "lacking"), [("train", "test"), ("test", "training")])
 def test_a_part_without_images_is_one_line(form: Form, word: str, lacking: str, tmp_path: Path) -> None:
-    empty = (
-        form is FORMS["multi_label_csv"] and word == "test"
-    )  # its class names are those of training images
+    # its class names are those of training images
+    empty = form is FORMS["multi_label_csv"] and word == "test"
     message = 'unknown class "a"; no training image has it' if empty else f"there is no {lacking} image"
     with pytest.raises(DataError, match=message):
         form.read(path=form.write(tmp_path, LABELS, [word] * COUNT))

@@ -1,4 +1,4 @@
-"""Data sets from a user's files: folders, CSV, npz; what is read, and what is told when something is wrong."""
+"""Data sets from a user's files: folders, CSV, npz; what is read, and what is told when one is wrong."""
 
 import io
 import itertools

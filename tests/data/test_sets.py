@@ -263,7 +263,7 @@ def test_without_augmentation_training_and_evaluation_see_the_same_images() -> N
     assert torch.equal(items(clean), items(test))
 
 
-# ------------------------------------------------------------------------------------------------ sets without a file
+# ---------------------------------------------------------------------------------------- sets without a file
 
 
 def test_digits_are_split_within_each_class() -> None:

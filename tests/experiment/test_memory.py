@@ -72,8 +72,7 @@ def test_a_run_with_a_memory_says_that_it_is_not_rehearsal_free(tmp_path, size, 
     batches = state["memory"]["batches"]
     assert state["position"]["samples"] == 560
     assert state["position"]["step"] == 2 * batches
-    # half a batch of memory joins both steps on every batch but the first, which comes before there is a
-    # memory
+    # half a batch of memory joins both steps on every batch but the first, when there is no memory yet
     assert int(state["model"]["counts"].sum()) == 2 * (560 + 32 * (batches - 1))
     assert report.collect([tmp_path]).sections[0].rows[0].label == f"mvp + {size} images"
 

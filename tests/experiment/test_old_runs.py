@@ -1,4 +1,4 @@
-"""Run folders that version 0.1.0 wrote, before its modules were arranged in wings, still resume, report and predict.
+"""Run folders that version 0.1.0 wrote, before there were wings, still resume, report and predict.
 
 `fixtures/old-run` holds an interrupted run and what that version made of it in `expected`, a finished one,
 one with keys that are called otherwise now, and images with the predictions of that version for them. They

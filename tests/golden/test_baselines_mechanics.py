@@ -126,7 +126,7 @@ def gather(e_prompt: Tensor, chosen: Tensor) -> Tensor:
 
 
 def slipped(e_prompt: Tensor, chosen: Tensor) -> Tensor:
-    """The well-known slip: read as [L, B, 2, ...] without moving the batch axis there; back to [L, 2, B, ...]."""
+    """The well-known slip: read as [L, B, 2, ...] without moving the batch axis; back to [L, 2, B, ...]."""
     right = gather(e_prompt, chosen)
     return right.reshape(len(right), len(chosen), 2, *right.shape[3:]).transpose(1, 2)
 

@@ -1,4 +1,4 @@
-"""The DAM-VP strategy against the reference: clusters, assignment, both heads over fifteen steps, idle prompts."""
+"""The DAM-VP strategy against the reference: clusters, assignment, both heads over 15 steps, idle prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DAM-VP's forward on the shared mechanics: frames in pixels, or as offsets after the linear patch embedding."""
+"""DAM-VP's forward on the shared mechanics: frames in pixels, or as offsets after a linear embedding."""
 
 from __future__ import annotations
 

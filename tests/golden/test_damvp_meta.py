@@ -1,4 +1,4 @@
-"""DAM-VP's meta-prompt against the reference: two meta-steps over two sources, with and without heads or clusters."""
+"""DAM-VP's meta-prompt against the reference: two meta-steps over two sources, in all forms."""
 
 from __future__ import annotations
 

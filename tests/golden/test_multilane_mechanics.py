@@ -1,4 +1,4 @@
-"""MULTI-LANE in its factored form: lanes read the frozen stream from ``FrozenViT.walk`` and never touch it."""
+"""MULTI-LANE in its factored form: lanes read the stream of ``FrozenViT.walk`` and never touch it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Lanes:
 
 
 def run_lanes(lanes, backbone, leaves, tasks: slice, images: Tensor) -> Lanes:
-    """All lanes of ``tasks`` over one walk of the frozen stream; K and V of summaries are averages of the frozen ones."""
+    """All lanes of ``tasks`` over one walk of the frozen stream; K and V of summaries are its averages."""
     out = Lanes()
     scale = backbone.width**-0.5
     selectors = leaves["selectors"][tasks]  # (T, S, D); the same for every image at every depth

@@ -34,7 +34,7 @@ def class_query(backbone, tokens: Tensor, blocks: int) -> Tensor:
 
 
 def prompts_of(mvp, variant: str, leaves: dict[str, Tensor], chosen: Tensor):
-    """What each block gets: general prompts for all, expert ones by sample; a flat axis of layer, (k/v,) length."""
+    """What each block gets: general prompts for all, expert ones by sample; flat: layer, (k/v,) length."""
     parts = {"pt": 1, "pf": 2}[variant]
     pos_g, pos_e = mvp["pos_g"].tolist(), mvp["pos_e"].tolist()
     general = leaves["g_prompts"].unflatten(1, (len(pos_g), parts, -1))  # (1, layers, parts, len, D)

@@ -1,4 +1,4 @@
-"""TCPA written directly on the shared mechanics: per-row masks before and after the softmax, and their fast forms."""
+"""TCPA on the shared mechanics: per-row masks before and after the softmax, and their fast forms."""
 
 from __future__ import annotations
 

@@ -197,6 +197,9 @@ def test_class_accuracies_weighted_by_samples_give_the_overall_accuracy(triplets
 
 
 def test_the_module_needs_numpy_only():
-    code = "import sys, clprompt.metrics.accuracy; print({'torch', 'matplotlib', 'tensorboard'} & set(sys.modules))"
+    code = (
+        "import sys, clprompt.metrics.accuracy; "
+        "print({'torch', 'matplotlib', 'tensorboard'} & set(sys.modules))"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ran.stdout == "set()\n", ran.stderr

@@ -291,7 +291,7 @@ def test_columns_and_deciding_metrics_are_among_the_summary(name):
     assert {*MEASURES[name].columns, *MEASURES[name].deciding} <= summary.keys()
 
 
-# ------------------------------------------------------------------------------------------------ matrix and curves
+# ------------------------------------------------------------------------------------------ matrix and curves
 
 
 def test_the_matrix_of_accuracy_is_by_experience_and_group():

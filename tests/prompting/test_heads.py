@@ -1,4 +1,4 @@
-"""Heads grow by rows; old rows, their moments and the order of arrival are of no consequence to one another."""
+"""Heads grow by rows; old rows, their moments and the order of arrival do not affect one another."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ def test_growth_keeps_logits_of_old_classes():
     before = head(features)
     head.grow(7)
     assert all(torch.equal(dict(head.named_parameters())[name][:3], old) for name, old in rows.items())
-    # not torch.equal: a matrix product of another width may round its last bit differently, depending on the
-    # processor
+    # not torch.equal: on some processors a product of another width rounds its last bit differently
     torch.testing.assert_close(head(features)[:, :3], before)
 
 

@@ -304,9 +304,8 @@ def test_inside_an_experience_that_only_plug_ins_know_of_the_trained_head_answer
     model = construct(MVPModel, tiny_vit(), plugins=[Recorder(answer=1)]).eval()
     images = ToyImages(1, "test").images
     model.observe(torch.tensor(CLASSES[0]))
-    assert torch.equal(
-        model(images)[:, 1], torch.ones(len(images))
-    )  # without the factors of the trained head
+    # without the factors of the trained head
+    assert torch.equal(model(images)[:, 1], torch.ones(len(images)))
     model.begin_for_plugins(CLASSES[0])
     assert not torch.equal(model(images)[:, 1], torch.ones(len(images)))
 

@@ -109,9 +109,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(
 
 
 def test_differences_are_paired_by_seed_and_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
-    for seed, (base, other) in enumerate(
-        ((0.3, 0.35), (0.5, 0.57), (0.9, None))
-    ):  # seeds differ far more than methods
+    # seeds differ far more than methods
+    for seed, (base, other) in enumerate(((0.3, 0.35), (0.5, 0.57), (0.9, None))):
         a_run(tmp_path / f"a{seed}", seed=seed, accuracy=base)
         if other is not None:
             a_run(tmp_path / f"b{seed}", seed=seed, accuracy=other, strategy="beta")
@@ -289,7 +288,7 @@ def test_the_overlay_draws_the_mean_with_a_band_of_the_standard_error() -> None:
     plots.png(plots.overlay({}, "nothing", "at all"))
 
 
-# ------------------------------------------------------------------------------------------- what else is told
+# ------------------------------------------------------------------------------------------ what else is told
 
 
 def test_costs_rates_and_common_settings_stand_beside_the_figures(tmp_path: Path) -> None:

@@ -143,9 +143,8 @@ def test_exactly_m_percent_of_the_blurry_samples_are_scattered(stream):
     if arguments["m"] == int(arguments["m"]):
         assert sum(found.quotas) == blurry * int(arguments["m"]) // 100
     assert found.moved.sum() <= sum(found.quotas)
-    if (
-        arguments["variant"] == "stochastic"
-    ):  # what a session gives it gets back: its size is that of its classes
+    # what a session gives it gets back: its size is that of its classes
+    if arguments["variant"] == "stochastic":
         sizes = [np.isin(targets, group).sum() for group in found.classes]
         assert [len(part) for part in found.indices] == sizes
 

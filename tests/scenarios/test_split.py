@@ -119,7 +119,7 @@ def test_the_table_counts_samples_by_experience_and_class(targets: np.ndarray, s
     assert (table > 0).sum() == found.num_classes
 
 
-# ------------------------------------------------------------------------------------------------ order and seeds
+# -------------------------------------------------------------------------------------------- order and seeds
 
 
 def order(**chosen: object) -> list[int]:
@@ -237,7 +237,7 @@ def test_time_grows_with_the_samples_and_not_with_samples_times_classes() -> Non
     assert sum(map(len, found.indices)) == 1_000_000
 
 
-# ------------------------------------------------------------------------------------------------ as a benchmark
+# --------------------------------------------------------------------------------------------- as a benchmark
 
 
 def test_an_avalanche_benchmark_holds_the_plan() -> None:

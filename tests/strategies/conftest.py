@@ -1,4 +1,4 @@
-"""The golden baselines, put into models: logits, losses and gradients of whole methods are compared with them."""
+"""The golden baselines, put into models: logits, losses and gradients of methods are compared with them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from clprompt.prompting.model import PromptModel, Step
 
 
 class Baselines(Golden):
-    """``baselines.npz`` and what its README says of the runs: 5 experiences of 2 classes, of which the third is on.
+    """``baselines.npz`` and what its README says of the runs: 5 experiences of 2 classes, the third is on.
 
-    Runs: "train" (current classes compete), "online_seen" and "online_batch" (no boundaries), "eval" (no
-    loss).
+    Runs: "train" (current classes compete), "online_seen", "online_batch" (no boundaries), "eval" (no loss).
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -37,7 +36,7 @@ class Baselines(Golden):
         return self["images"], self["labels"] if run == "train" else self["online_labels"]
 
     def put(self, model: PromptModel, tensors: Mapping[str, Tensor] | None = None) -> PromptModel:
-        """Bring a model to the third experience: 10 columns, the golden head, and the method's own tensors."""
+        """Bring a model to the third experience: 10 columns, the golden head, and the method's tensors."""
         classes = torch.zeros(10, dtype=torch.bool)
         state = model.method_state() | {
             "seen": self["seen"].bool(),
@@ -54,7 +53,7 @@ class Baselines(Golden):
     def check_step(
         self, model: PromptModel, run: str, prefix: str, gradients: Mapping[str, Callable[[], Tensor]]
     ) -> Step | None:
-        """Features, logits, losses and every stored gradient of one run; ``gradients`` by their golden names."""
+        """Features, logits, losses, all stored gradients of one run; ``gradients`` by their golden names."""
         images, labels = self.batch(run)
         model.train(run != "eval")
         feature = model.encode(images)[0]

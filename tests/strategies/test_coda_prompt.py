@@ -40,7 +40,7 @@ def golden_model(base, run: str = "train", **arguments) -> CODAPromptModel:
 
 
 def gradient(parameters) -> Tensor:
-    """The gradients of all components, [5, 10, ...]; zeros for frozen ones and those that do not exist yet."""
+    """The gradients of all components, [5, 10, ...]; zeros for frozen ones and those still to come."""
     joined = torch.cat([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters], dim=1)
     missing = joined.new_zeros(joined.shape[0], 10 - joined.shape[1], *joined.shape[2:])
     return torch.cat([joined, missing], dim=1)

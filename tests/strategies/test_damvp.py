@@ -185,7 +185,7 @@ def test_a_state_with_another_number_of_clusters_loads(backbone):
     assert torch.equal(fresh.eval()(images), smaller(images))
 
 
-# ------------------------------------------------------------------------------ invariants of clusters and state
+# --------------------------------------------------------------------------- invariants of clusters and state
 
 
 def test_the_number_of_clusters_falls_with_the_threshold():

@@ -1,4 +1,4 @@
-"""`clprompt meta-init`: invariants of the meta-step, resuming to the same bits, the file and what uses it, mistakes."""
+"""`clprompt meta-init`: the meta-step's invariants, resuming to the same bits, the file's use, mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DualPrompt against the reference implementation's outputs (its reshape slip repaired), and its definition."""
+"""DualPrompt against the reference's outputs (its reshape slip repaired), and against its definition."""
 
 from __future__ import annotations
 

@@ -227,11 +227,11 @@ def test_three_steps_of_adam_follow_the_golden_ones(golden, decay):
             )
 
 
-# ------------------------------------------------------------------------------------------- the plain formulation
+# -------------------------------------------------------------------------------------- the plain formulation
 
 
 def plain_lane(model: MultiLaneModel, images: Tensor, lane: int) -> Tensor:
-    """One lane as the method is described: selectors per image, summaries as tokens, every row computed; [B, D]."""
+    """One lane as the method is described: selectors per image, summaries as tokens, all rows; [B, D]."""
     backbone, batch = model.backbone, len(images)
     cls = backbone.class_token.expand(batch, -1, -1)
     chosen = model.selectors[lane].expand(batch, -1, -1)  # (B, S, D)
@@ -306,7 +306,7 @@ def test_token_merging_halves_until_few_enough_and_keeps_the_class_token():
         assert torch.equal(merged[:, 0], tokens[:, 0])
 
 
-# ------------------------------------------------------------------------------------------- evaluation that remembers
+# ---------------------------------------------------------------------------------- evaluation that remembers
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])

@@ -1,4 +1,4 @@
-"""The packaged experiments on Split CIFAR-100 and Split ImageNet-R: complete, and with the papers' settings."""
+"""The packaged experiments on Split CIFAR-100 and Split ImageNet-R: complete, with the papers' settings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from clprompt.experiment import config
 from clprompt.system import overlay
 
 METHODS = ("l2p", "dualprompt", "coda-prompt", "vpt-deep", "linear-probe", "ncm")
-#: (samples per step, epochs on CIFAR-100, epochs on ImageNet-R, rate, schedule, clipping) where a paper has
-#: them.
+#: Of papers that have them: samples per step, epochs on CIFAR-100 and ImageNet-R, rate, schedule, clipping.
 RECIPES = {
     "l2p": (128, 5, 50, 0.005, "constant", 1.0),
     "dualprompt": (128, 5, 50, 0.005, "constant", 1.0),

@@ -50,7 +50,7 @@ def build(vit: FrozenViT | None = None, **arguments: Any) -> TCPAModel:
 
 
 def stir(prompts: Tensor, which: Tensor) -> None:
-    """Replace prompts [blocks, entries, length, D] by large noise where ``which`` [blocks, entries] is set."""
+    """Replace prompts [blocks, entries, length, D] by large noise where ``which`` [blocks, entries] says."""
     noise = torch.randn(prompts.shape, generator=generator(5, "noise"), dtype=prompts.dtype)
     with torch.no_grad():
         prompts[which] = 1e3 * noise[which]
@@ -275,9 +275,8 @@ def test_a_class_role_without_prefix_tokens_is_refused():
 
 def test_the_picture_shows_every_image_and_block():
     figure = build().explain(images(2))["coordination"]
-    assert (
-        len(figure.axes) == 2 * (1 + 3 + 3) + 1
-    )  # the image, patches and class token in 3 blocks; the legend
+    # the image, patches and class token in 3 blocks; the legend
+    assert len(figure.axes) == 2 * (1 + 3 + 3) + 1
     assert not build(token_matching=False).explain(images(2))  # nothing is chosen
     assert build(pool_cls=0).explain(images(2))
     assert build(pool_image=0).explain(images(2))

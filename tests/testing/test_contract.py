@@ -23,7 +23,7 @@ from clprompt.testing.bench import Workbench, tiny_vit
 
 
 class Sound(PromptModel):
-    """Breaks nothing: one prompt in the last blocks, chosen by its key, that rests after the first experience."""
+    """Breaks nothing: one prompt in the last blocks, chosen by key, that rests after the first experience."""
 
     first_block = 3
 
@@ -88,9 +88,8 @@ class VotesOverTheBatch(Sound):
 class MixesTheBatchAxis(Sound):
     def choose(self, similarity: Tensor) -> Tensor:
         chosen = similarity.argmax(1)
-        return (
-            chosen.roll(1) if len(chosen) % 2 == 0 else chosen
-        )  # even batches only, as in a well-known port
+        # even batches only, as in a well-known port
+        return chosen.roll(1) if len(chosen) % 2 == 0 else chosen
 
 
 class NormalisesOverTheBatch(Sound):

@@ -188,7 +188,7 @@ def test_a_run_needs_no_sink_at_all(tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-# ------------------------------------------------------------------------------------------------ in an experiment
+# ------------------------------------------------------------------------------------------- in an experiment
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The online protocol: which batches come, when a run is evaluated, what its figures are, and who may take part."""
+"""The online protocol: which batches come, when a run is evaluated, its figures, and who may take part."""
 
 import itertools
 import json

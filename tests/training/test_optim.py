@@ -12,7 +12,7 @@ from clprompt.training import optim
 
 
 class Growing(nn.Module):
-    """What the optimizers need of a model: rows that grow, and a prompt per stage of which the last is trained."""
+    """What the optimizers need of a model: rows that grow, and a prompt per stage, the last one trained."""
 
     def __init__(self, rows=2):
         super().__init__()
@@ -196,9 +196,8 @@ def test_the_gradient_is_clipped_over_all_groups_together():
 def test_the_rate_rises_over_the_warm_up_and_then_follows_the_schedule():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     optimizer.param_groups[0]["initial_lr"] = 0.1
-    rates = [
-        optim.set_learning_rate(optimizer, "cosine", step, 15, 0.2) for step in range(15)
-    ]  # 3 steps rise
+    # 3 steps rise
+    rates = [optim.set_learning_rate(optimizer, "cosine", step, 15, 0.2) for step in range(15)]
     wanted = [(s + 1) / 3 if s < 3 else (1 + math.cos(math.pi * (s - 3) / 12)) / 2 for s in range(15)]
     assert rates == pytest.approx([0.1 * factor for factor in wanted])
     flat = [optim.set_learning_rate(optimizer, "constant", step, 10, 0.5) for step in range(10)]
