@@ -85,9 +85,9 @@ class RunsFailed(ClpromptError):
         alike: dict[str, list[str]] = {}
         for folder, error in failures.items():
             alike.setdefault(str(error).removeprefix(f"{folder}: "), []).append(str(folder))
-        told = [f"{', '.join(folders)}: {text}" for text, folders in alike.items()]
+        lines = [f"{', '.join(folders)}: {text}" for text, folders in alike.items()]
         total = len(self.failures) + len(self.finished)
-        super().__init__(f"{len(self.failures)} of {total} runs failed; " + "; ".join(told))
+        super().__init__(f"{len(self.failures)} of {total} runs failed; " + "; ".join(lines))
 
     def __reduce__(self) -> tuple[type[RunsFailed], tuple[dict[Path, ClpromptError], list[Any]]]:
         return type(self), (self.failures, self.finished)

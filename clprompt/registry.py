@@ -9,8 +9,8 @@ A decorator registers a class or a function under a name; nothing else in clprom
 
 What clprompt brings itself is imported when a name is first asked for, because it imports torch. Outsiders'
 come in by entry points (groups `clprompt.strategies`, `clprompt.scenarios`, `clprompt.datasets`,
-`clprompt.plugins`, `clprompt.sinks`) or by importing their module (`clprompt --import my_module`). In names,
-`-` equals `_`.
+`clprompt.plugins`, `clprompt.sinks`) or by importing their module (`clprompt --import my_module`).
+In names, `-` equals `_`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Entry:
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def without_refused(self, section: Mapping[str, Any]) -> dict[str, Any]:
-        """A section of an earlier run without the keys that are refused today, where they hold their one value."""
+        """An earlier run's section without the keys that are refused today if they hold their one value."""
         return {
             key: value
             for key, value in section.items()
@@ -103,23 +103,23 @@ class Registry:
             **info: kept in the entry; `paper` and `year` are shown by `clprompt list`.
 
         Raises:
-            ConfigError: the name is taken by another object. The same object again is ignored, but the same
-                file imported under a second module path (`strategies.l2p` beside `clprompt.strategies.l2p`)
-                is another.
+            ConfigError: the name is taken by another object. The same one again is ignored, but a file
+                imported under two module paths (`strategies.l2p`, `clprompt.strategies.l2p`) makes two.
         """
 
         def decorate(target: T) -> T:
-            chosen = name or target.__name__
-            taken = self._entries.get(_key(chosen))
+            entry_name = name or target.__name__
+            taken = self._entries.get(_key(entry_name))
             if taken is not None:
                 if _where(taken.target) == _where(target):
                     return target
                 raise ConfigError(
-                    f'{self.kind} "{chosen}" is registered twice: by {_where(taken.target)} and by {_where(target)}'
+                    f'{self.kind} "{entry_name}" is registered twice: '
+                    f"by {_where(taken.target)} and by {_where(target)}"
                 )
             summary = next(iter((target.__doc__ or "").strip().splitlines()), "")
             entry = Entry(
-                chosen,
+                entry_name,
                 target,
                 target.__module__,
                 summary,
@@ -127,7 +127,7 @@ class Registry:
                 dict(refused or {}),
                 dict(renamed or {}),
             )
-            self._entries[_key(chosen)] = entry
+            self._entries[_key(entry_name)] = entry
             if refused or renamed:
                 target.argument_answers = _answers(entry)  # type: ignore[attr-defined]
             return target
@@ -145,8 +145,8 @@ class Registry:
         entry = self._entries.get(_key(str(name)))
         if entry is None:
             names = self.names()
-            known = ", ".join(names) or "none"
-            raise ConfigError(f'unknown {self.kind} "{name}"{nearest(name, names)}; known: {known}')
+            all_names = ", ".join(names) or "none"
+            raise ConfigError(f'unknown {self.kind} "{name}"{nearest(name, names)}; known: {all_names}')
         return entry
 
     def names(self) -> list[str]:
@@ -201,11 +201,11 @@ def load_builtin() -> None:
 
 
 def _import_all(package: str) -> None:
-    """Import every module of a package, and of a folder in it the ``model``; names with ``_`` register nothing."""
-    for found in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        if not found.name.startswith("_"):
-            path = f"{package}.{found.name}"
-            importlib.import_module(f"{path}.model" if found.ispkg else path)
+    """Import a package's modules, and of a folder in it the ``model``; names with ``_`` register nothing."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if not module.name.startswith("_"):
+            path = f"{package}.{module.name}"
+            importlib.import_module(f"{path}.model" if module.ispkg else path)
 
 
 def _load_entry_point(point: importlib.metadata.EntryPoint, registry: Registry) -> None:

@@ -13,8 +13,7 @@ what a value must keep to stands beside it:
     ) -> None: ...
 
 A configuration is checked by `arguments`, a call from Python by `checked`, both by `check`. Every float is
-finite. A value that comes out of `arguments` or `check` is plain YAML (None, bool, int, float, str, list,
-dict).
+finite. What `arguments` and `check` return is plain YAML (None, bool, int, float, str, list, dict).
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Bound:
-    """What numbers of an argument keep to, beside its type in `Annotated`; None and other kinds of values pass.
+    """What numbers of an argument keep to, beside its type in `Annotated`; None and other kinds pass.
 
     Args:
         relation: how a number stands to the limit.
@@ -77,7 +76,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Length:
-    """How many entries a list or mapping, or characters a text, has at least, beside its type in `Annotated`."""
+    """How many entries a list or mapping (characters a text) has at least, beside its type in `Annotated`."""
 
     least: int
 
@@ -117,15 +116,14 @@ not_empty = Length(1)
 
 
 def checked(function: F) -> F:
-    """A decorator: a call's arguments are checked by their hints, types and constraints, and passed on as they are.
+    """A decorator that checks a call's arguments by their hints, types and constraints, and changes none.
 
     It stands at a constructor or a function whose arguments a configuration can set, so that callers from
     Python are answered as a configuration is, with the argument's bare name. Numbers of numpy, arrays and
     ranges count as the numbers and lists that they hold.
 
     Raises:
-        ConfigError: in the call, an argument of another type or out of bounds; or one that the registry
-            refuses.
+        ConfigError: in the call, an argument of another type, out of bounds, or refused by the registry.
     """
     signature = inspect.signature(function)
     is_open = any(argument.kind is argument.VAR_KEYWORD for argument in signature.parameters.values())
@@ -187,27 +185,27 @@ def parameters(target: Callable[..., Any], skip: Iterable[str] = ()) -> tuple[di
     Returns:
         The arguments by name, and whether any other key is accepted as well (a function with `**kwargs`).
     """
-    found: dict[str, Parameter] = {}
+    configurable: dict[str, Parameter] = {}
     is_open = False
     for function in _constructors(target) if inspect.isclass(target) else [target]:
         signature = inspect.signature(function).parameters
         hints = _type_hints(function)
         for name, argument in signature.items():
             named = argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
-            if named and name != "self" and name not in skip and name not in found:
+            if named and name != "self" and name not in skip and name not in configurable:
                 required = argument.default is argument.empty
-                found[name] = Parameter(
+                configurable[name] = Parameter(
                     hints.get(name, Any), None if required else argument.default, required
                 )
         is_open = any(argument.kind is argument.VAR_KEYWORD for argument in signature.values())
         if not is_open:
             break
-    return found, is_open and not inspect.isclass(target)
+    return configurable, is_open and not inspect.isclass(target)
 
 
 def _constructors(cls: type) -> list[Callable[..., Any]]:
-    own = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]
-    return [function for function in own if inspect.isfunction(function)]
+    constructors = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]
+    return [function for function in constructors if inspect.isfunction(function)]
 
 
 def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -306,12 +304,12 @@ def _dotted(path: str, key: Any) -> str:
 
 
 def _answers(target: Any) -> Mapping[str, str]:
-    """What the registry was told of arguments that a class or function does not take (any more), by their names."""
+    """What the registry says of arguments that a class or function does not take (any more), by name."""
     return getattr(target, "argument_answers", {})
 
 
 def parse(text: str) -> Any:
-    """One YAML value from text by OmegaConf's rules (`1e-3` is a number); `ValueError` when it is not YAML."""
+    """One YAML value from text by OmegaConf's rules (`1e-3` is a number); `ValueError` if it is not YAML."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

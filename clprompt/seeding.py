@@ -2,8 +2,7 @@
 
 Nothing in clprompt walks along one global random stream. Every draw comes from a generator made on the spot
 from the seed and from what is drawn: ``generator(seed, "order", experience, epoch)``. So any step of a run
-can be entered again (exact resume), the three front ends agree, and a library call leaves the caller's random
-state alone.
+can be entered again (exact resume), the three front ends agree, and a caller's random state is left alone.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 
 
 def derive(seed: int, *keys: int | str) -> int:
-    """A 63-bit seed for one purpose, e.g. ``derive(0, "order", experience, epoch)``; stable across machines."""
+    """A 63-bit seed for a purpose, e.g. ``derive(0, "order", experience, epoch)``; stable across machines."""
     text = "/".join([str(int(seed)), *(str(key) for key in keys)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
@@ -30,7 +29,7 @@ def generator(seed: int, *keys: int | str) -> torch.Generator:
 
 
 def rng_state() -> dict[str, Any]:
-    """The global random states as tensors and plain values; clprompt draws from none, an outsider's method may."""
+    """The global random states as tensors and plain values; clprompt draws from none, outsiders may."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     version, numbers, gauss = random.getstate()
     return {
@@ -54,15 +53,14 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def preserved_rng(seed: int | None = None, *, devices: bool = True) -> Iterator[None]:
-    """Restore the global random states of torch, numpy and ``random`` on leaving; seed them on entering if asked.
+    """Restore torch's, numpy's and ``random``'s global states on leaving; seed them on entering if asked.
 
     For the few callees that draw from global state: timm's initialisers, torchvision's transforms.
 
     Args:
         seed: what to seed them with; None leaves them as they are.
         devices: with the states of GPUs. Without is cheap enough for every image of a data set:
-            torch.manual_seed formats three stack traces for devices that are not there, and waits for those
-            that are.
+            torch.manual_seed formats three stack traces for absent devices, and waits for present ones.
     """
     cpu = torch.default_generator
     # raw states: converting them as rng_state does takes ten times as long

@@ -18,10 +18,10 @@ import click
 @cache
 def places() -> dict[str, str]:
     """Where each command is, by its name; nothing is imported but the list."""
-    found = {
+    installed = {
         point.name: point.value for point in importlib.metadata.entry_points(group="clprompt.cli.commands")
     }
-    return found | importlib.import_module("clprompt.strategies").COMMANDS
+    return installed | importlib.import_module("clprompt.strategies").COMMANDS
 
 
 class Group(click.Group):
@@ -31,20 +31,20 @@ class Group(click.Group):
         return sorted({*super().list_commands(context), *places()})
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        own = super().get_command(context, name)
-        if own is not None or name not in places():
-            return own
+        builtin = super().get_command(context, name)
+        if builtin is not None or name not in places():
+            return builtin
         module, _, attribute = places()[name].partition(":")
         try:
-            found: click.Command = getattr(importlib.import_module(module), attribute)
-            known = {parameter.name for parameter in found.params}
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            option_names = {parameter.name for parameter in command.params}
             # --import stands behind every command's name too
-            found.params += [
+            command.params += [
                 p
                 for p in self.params
-                if p.multiple and not p.expose_value and p.name not in known  # type: ignore[attr-defined]
+                if p.multiple and not p.expose_value and p.name not in option_names  # type: ignore[attr-defined]
             ]
-            return found
+            return command
         except Exception as error:  # somebody else's package stops no other command
             warnings.warn(f"the command {name} ({places()[name]}) is left out: {error}")
             return None

@@ -5,19 +5,14 @@ from __future__ import annotations
 import importlib.resources
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clprompt import registry, schema
 from clprompt.errors import ClpromptError
 from clprompt.reporting.tables import columns
 from clprompt.system import overlay
 
-if TYPE_CHECKING:
-    pass
-
-
-# timm's names of vision transformers whose blocks are parallel, post-norm or differential: no place for a
-# prompt.
+# timm's names of vision transformers with parallel, post-norm or differential blocks: no place for a prompt
 _OTHER_BLOCKS = re.compile(r"_(18x2|rpn|xp)_|^vit_(d|p|dp)(wee|little)_")
 
 
@@ -35,12 +30,12 @@ def listing(kind: str, short: bool = False) -> list[str]:
         return columns(overlay.names("study" if kind == "studies" else "configuration"))
     if kind == "backbones":
         return _backbones(short)
-    known = {
+    registered = {
         "strategies": registry.strategies,
         "scenarios": registry.scenarios,
         "datasets": registry.datasets,
     }[kind]
-    entries = [known.get(name) for name in known.names()]
+    entries = [registered.get(name) for name in registered.names()]
     if kind != "strategies":
         return columns([(entry.name, entry.summary) for entry in entries])
     rows = [("name", "year", "boundaries", "paper")]
@@ -53,7 +48,7 @@ def listing(kind: str, short: bool = False) -> list[str]:
 
 
 def timm_backbones() -> list[str]:
-    """Names of timm's pretrained vision transformers that `FrozenViT` runs; told by their names, none is built."""
+    """Names of timm's pretrained vision transformers that `FrozenViT` runs, told by name; none is built."""
     import timm
 
     names = [
@@ -86,14 +81,14 @@ def _small_backbone() -> Any:
 
 
 def _boundaries(strategy: Any, backbone: Any) -> str:
-    """Whether the method needs to know where experiences begin: its arguments decide, so instances are asked."""
-    said = []
+    """Whether the method needs to know where experiences begin; arguments decide, so instances are asked."""
+    answers = []
     choices: list[dict[str, Any]] = [{}]
     if "boundary_free" in schema.parameters(strategy)[0]:
         choices.append({"boundary_free": True})
     for arguments in choices:
         try:
-            said.append(str(strategy(backbone, **arguments).boundaries))
+            answers.append(str(strategy(backbone, **arguments).boundaries))
         except (ClpromptError, TypeError):  # it has arguments without defaults: nobody can say
-            said.append("-")
-    return " or ".join(dict.fromkeys(said))
+            answers.append("-")
+    return " or ".join(dict.fromkeys(answers))

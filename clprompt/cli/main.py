@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [word for module in _imported for word in ("--import", module)]
         again = stop.again or ["clprompt", "resume", *map(str, stop.folders)]
         line = shlex.join([*again[:2], *words, *again[2:]])
-        known = stop.again or stop.folders
-        print(f"interrupted; continue with: {line}" if known else "interrupted", file=sys.stderr)
+        resumable = stop.again or stop.folders
+        print(f"interrupted; continue with: {line}" if resumable else "interrupted", file=sys.stderr)
         return 128 + stop.signal
     except click.Abort:
         print("interrupted", file=sys.stderr)
@@ -111,8 +111,8 @@ def _complete_config(
 
     from clprompt.system import overlay
 
-    found = [CompletionItem(name, help=text) for name, text in overlay.names(kind) if name.startswith(word)]
-    return found or [CompletionItem(word, type="file")]
+    items = [CompletionItem(name, help=text) for name, text in overlay.names(kind) if name.startswith(word)]
+    return items or [CompletionItem(word, type="file")]
 
 
 def _complete_override(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
@@ -186,7 +186,9 @@ _overrides_argument = click.argument(
     cls=commands.Group,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog='Shell completion: eval "$(_CLPROMPT_COMPLETE=bash_source clprompt)" (or zsh_source, fish_source).',
+    epilog=(
+        'Shell completion: eval "$(_CLPROMPT_COMPLETE=bash_source clprompt)" (or zsh_source, fish_source).'
+    ),
 )
 @click.version_option(package_name="clprompt", message="%(prog)s %(version)s")
 @_import_option
@@ -205,8 +207,8 @@ def run(config: str, overrides: tuple[str, ...]) -> None:
     """Run an experiment.
 
     CONFIG is the name of a packaged configuration (`clprompt list configs`) or a path to a .yaml file.
-    Overrides change single values (training.lr=0.01, seed=0,1,2), or a whole section by name (strategy=l2p,
-    data=digits).
+    Overrides change single values (training.lr=0.01, seed=0,1,2), or a whole section by name
+    (strategy=l2p, data=digits).
     """
     from clprompt.experiment import config as configs
 
@@ -267,9 +269,9 @@ def resume(runs: tuple[str, ...]) -> None:
 def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
     """Run a grid of strategies, scenarios and seeds, each run in a process and a folder of its own.
 
-    STUDY is the name of a packaged study (`clprompt list studies`) or a path to a .yaml file; overrides are
-    those of `clprompt run`. What is finished is skipped, what was interrupted goes on; the report comes at
-    the end.
+    STUDY is the name of a packaged study (`clprompt list studies`) or a path to a .yaml file;
+    overrides are those of `clprompt run`. What is finished is skipped, what was interrupted goes on;
+    the report comes at the end.
     """
     from clprompt.cli import study as study_command
 
@@ -285,8 +287,8 @@ def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
 def report(runs: tuple[str, ...], out: str | None, against: str) -> None:
     """Compare finished runs: means and standard errors over seeds, drawings, one self-contained HTML file.
 
-    RUN is a run folder, or a folder with run folders somewhere below it. Unfinished runs are named and left
-    out.
+    RUN is a run folder, or a folder with run folders somewhere below it.
+    Unfinished runs are named and left out.
     """
     words = [run for run in runs if not run.startswith("out=")]
     named = [run.removeprefix("out=") for run in runs if run.startswith("out=")]
@@ -294,9 +296,9 @@ def report(runs: tuple[str, ...], out: str | None, against: str) -> None:
         raise click.UsageError("Missing argument 'RUN...'.")
     from clprompt.reporting import report as reports
 
-    found = reports.collect(words, against)
-    written = found.write(out or (named[-1] if named else "") or "report")
-    click.echo(found.text())
+    comparison = reports.collect(words, against)
+    written = comparison.write(out or (named[-1] if named else "") or "report")
+    click.echo(comparison.text())
     click.echo("\n" + "\n".join(map(str, written)))
 
 
@@ -329,8 +331,8 @@ def predict(
     facts, paths = inference.read_facts(run), inference.find_images(images)
     model = inference.load(run, device=device)
     multi_label = bool(facts.get("multi_label"))
-    found = inference.predict(model, paths, top_k=top_k, batch_size=batch_size, multi_label=multi_label)
-    text = inference.to_csv(found)
+    predictions = inference.predict(model, paths, top_k=top_k, batch_size=batch_size, multi_label=multi_label)
+    text = inference.to_csv(predictions)
     if out is None:
         click.echo(text, nl=False)
     else:
@@ -367,9 +369,9 @@ def explain(run: Path, images: tuple[str, ...], out: str, device: str) -> None:
 def stream(stream: str, overrides: tuple[str, ...]) -> None:
     """Draw what arrives when in a stream; no model is loaded.
 
-    The stream is that of a configuration, or a scenario by name (`clprompt list scenarios`) with data=NAME or
-    labels=FILE.npy (class ids). Overrides are those of a run (scenario.n=30, seed=3); out=FILE.png says where
-    to draw.
+    The stream is that of a configuration, or a scenario by name (`clprompt list scenarios`) with data=NAME
+    or labels=FILE.npy (class ids). Overrides are those of a run (scenario.n=30, seed=3);
+    out=FILE.png says where to draw.
     """
     from clprompt.cli.stream import read
     from clprompt.reporting import plots
@@ -387,13 +389,15 @@ def stream(stream: str, overrides: tuple[str, ...]) -> None:
 @click.argument("kind", required=False, type=click.Choice(KINDS))
 @_import_option
 def list_(kind: str | None) -> None:
-    """List strategies, scenarios, data sets, configurations, studies or backbones; all of them without an argument."""
+    """List strategies, scenarios, data sets, configurations, studies or backbones;
+    all of them without an argument.
+    """
     from clprompt.cli import listing
 
-    for position, chosen in enumerate([kind] if kind else KINDS):
+    for position, listed in enumerate([kind] if kind else KINDS):
         if kind is None:
-            click.echo(("\n" if position else "") + f"{chosen}:")
-        for line in listing.listing(chosen, short=kind is None):
+            click.echo(("\n" if position else "") + f"{listed}:")
+        for line in listing.listing(listed, short=kind is None):
             click.echo(line)
 
 

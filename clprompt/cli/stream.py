@@ -14,7 +14,7 @@ from clprompt.experiment import config
 from clprompt.reporting.stream_map import StreamMap
 from clprompt.system import overlay
 
-# ------------------------------------------------------------------------------------------ from the command line
+# -------------------------------------------------------------------------------- from the command line
 
 
 def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
@@ -28,37 +28,37 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
     Raises:
         ClpromptError: whatever a user can get wrong, in one line.
     """
-    own: dict[str, str | None] = {"labels": None, "out": None}
+    files: dict[str, str | None] = {"labels": None, "out": None}
     rest = []
     for text in overrides:
         key, equals, value = text.partition("=")
-        if equals and key.strip() in own:
-            own[key.strip()] = value.strip()
+        if equals and key.strip() in files:
+            files[key.strip()] = value.strip()
         else:
             rest.append(text)
     values = _values(name, rest)
     scenario = config.named(values.get("scenario"), "scenario")
     seed = values.get("seed", 0)
     seed = schema.check(seed[0] if isinstance(seed, list) and seed else seed, int, "seed")
-    if own["labels"] is None and values.get("data") is None:
+    if files["labels"] is None and values.get("data") is None:
         raise ConfigError("the stream needs labels: give data=NAME or labels=FILE.npy")
-    if own["labels"] is not None:
-        targets, names, source = _labels(own["labels"]), None, Path(own["labels"]).name
+    if files["labels"] is not None:
+        targets, names, source = _labels(files["labels"]), None, Path(files["labels"]).name
     else:
         data = config.named(values["data"], "data")
         bundle = registry.datasets.get(data["name"]).target(**_arguments(data))
         targets, names, source = bundle.train.targets, bundle.class_names, data["name"]
-    found = registry.scenarios.get(scenario["name"])
-    plan = found.target(targets, seed=seed, **_arguments(scenario))
-    title = f"{found.name} stream of {source}, seed {seed}"
-    out = Path(own["out"] or f"stream-{found.name}-seed{seed}.png")
+    entry = registry.scenarios.get(scenario["name"])
+    plan = entry.target(targets, seed=seed, **_arguments(scenario))
+    title = f"{entry.name} stream of {source}, seed {seed}"
+    out = Path(files["out"] or f"stream-{entry.name}-seed{seed}.png")
     return StreamMap.of(plan, targets, title, names), out
 
 
 def _values(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The top level of the configuration of that name, or of one that holds nothing but the scenario of that name."""
+    """The top level of the configuration of that name, or of one with the scenario of that name alone."""
     scenarios = registry.scenarios.names()
-    if name.replace("-", "_") in {known.replace("-", "_") for known in scenarios}:
+    if name.replace("-", "_") in {scenario.replace("-", "_") for scenario in scenarios}:
         raw: dict[str, Any] = {"scenario": {"name": name}}
         path = Path(name)
     else:

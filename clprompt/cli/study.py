@@ -34,25 +34,25 @@ def run(
         Interrupted: a signal came.
     """
     whole = studies.load(name, overrides)
-    chosen = studies.chosen_runs(whole, only, scenario, seed)
+    part = studies.chosen_runs(whole, only, scenario, seed)
     from clprompt.experiment import launch, study_runs  # after the cheap mistakes are told
 
     launcher_of_runs = launch.launcher(launcher, jobs)
     for note in whole.notes:
         _say(note)
-    found = study_runs.survey(chosen, again=again)
+    state = study_runs.survey(part, again=again)
     if dry_run:
-        _print_commands(found.waiting, name, overrides, imports, again)
-        _say(f"# {len(found.waiting)} to run, {len(found.finished)} finished; at the end, for the report:")
+        _print_commands(state.waiting, name, overrides, imports, again)
+        _say(f"# {len(state.waiting)} to run, {len(state.finished)} finished; at the end, for the report:")
         _say(f"# {studies.command(name, overrides)}")
-        for line in study_runs.failures({}, found.changed):
+        for line in study_runs.failures({}, state.changed):
             _say(f"# {line}")
         return
-    if found.finished:
-        _say(f"{len(found.finished)} of {len(chosen.runs)} runs are finished already")
-    study_runs.check(chosen, found.waiting)
+    if state.finished:
+        _say(f"{len(state.finished)} of {len(part.runs)} runs are finished already")
+    study_runs.check(part, state.waiting)
     try:
-        failed = study_runs.execute(found.waiting, launcher_of_runs, imports, _say)
+        failed = study_runs.execute(state.waiting, launcher_of_runs, imports, _say)
     except Interrupted as stop:
         options: dict[str, Any] = {"--jobs": jobs, "--launcher": None if launcher == "local" else launcher}
         words = [word for key, value in options.items() if value is not None for word in (key, str(value))]
@@ -60,19 +60,19 @@ def run(
         words += [word for label in scenario for word in ("--scenario", label)]
         words += [word for number in seed for word in ("--seed", str(number))]
         raise Interrupted(stop.signal, again=["clprompt", "study", name, *overrides, *words]) from None
-    lines = study_runs.failures(failed, found.changed)
-    if chosen.runs == whole.runs:
+    lines = study_runs.failures(failed, state.changed)
+    if part.runs == whole.runs:
         _end(whole)
     elif not lines:
         rest = studies.command(name, overrides)
-        _say(f"{len(chosen.runs)} of {len(whole.runs)} runs are done; the others and the report: {rest}")
+        _say(f"{len(part.runs)} of {len(whole.runs)} runs are done; the others and the report: {rest}")
     for line in lines:
         _say(line)
     if lines:
-        of = f"of {len(chosen.runs)} runs"
+        of = f"of {len(part.runs)} runs"
         text = f"{len(failed)} {of} failed" if failed else ""
-        left = f"{len(found.changed)} {of} left out, of another configuration (--again runs them again)"
-        raise study_runs.StudyFailed("; ".join(filter(None, [text, left if found.changed else ""])))
+        left = f"{len(state.changed)} {of} left out, of another configuration (--again runs them again)"
+        raise study_runs.StudyFailed("; ".join(filter(None, [text, left if state.changed else ""])))
 
 
 def _end(study: studies.Study) -> None:

@@ -55,8 +55,8 @@ class Builder:
         model = make_method(config.strategy, backbone, seed=seed)
         if config.online and model.boundaries == "required":
             raise ConfigError(
-                f"strategy {config.strategy['name']} needs experience boundaries, which an online stream does not "
-                "show; use its boundary-free form (strategy.boundary_free=true) where it has one"
+                f"strategy {config.strategy['name']} needs experience boundaries, which an online stream "
+                "does not show; use its boundary-free form (strategy.boundary_free=true) where it has one"
             )
         if config.memory:
             config.memory.check_model(model, bundle.train.targets)

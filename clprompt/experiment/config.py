@@ -34,7 +34,9 @@ class Config:
         runs_dir: where run folders are written.
         export: what model.safetensors holds at the end: the method's tensors alone, which need the backbone's
             source to be loaded, or "full" with those of the backbone.
-        data, scenario, strategy: `name` and the arguments of what is registered under it.
+        data: `name` and the arguments of what is registered under it.
+        scenario: as for `data`.
+        strategy: as for `data`.
         backbone: `name`, `pretrained`, `checkpoint`, and what else timm takes.
         compare: further strategies on the same stream and seeds; a `training` mapping in one of them holds
             overrides of training settings for that strategy alone.
@@ -65,12 +67,12 @@ class Config:
         return list(self.seed) if isinstance(self.seed, list) else [self.seed]
 
     def strategies(self) -> list[tuple[dict[str, Any], Training]]:
-        """The strategy and those it is compared with, each as its section (without `training`) and its settings."""
-        found = [(self.strategy, self.training)]
+        """The strategy and those compared with it: of each its section (without `training`) and settings."""
+        strategies = [(self.strategy, self.training)]
         for section in self.compare:
-            own = {key: value for key, value in section.items() if key != "training"}
-            found.append((own, dataclasses.replace(self.training, **section.get("training", {}))))
-        return found
+            strategy = {key: value for key, value in section.items() if key != "training"}
+            strategies.append((strategy, dataclasses.replace(self.training, **section.get("training", {}))))
+        return strategies
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries; `from_dict` reads them back."""
@@ -116,42 +118,41 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bo
     Args:
         values: the top level of the YAML form.
         name: the configuration's name unless `values` holds one.
-        of_run: it was resolved by an earlier run: keys that are refused by now may hold their one value, and
-            go.
+        of_run: an earlier run resolved it: keys that are refused by now may hold their one value, and go.
 
     Raises:
         ConfigError: an unknown key or name, a wrong type, a value out of range.
     """
     schema.check_keys(values, KEYS, "")
-    found = {key: values[key] for key in KEYS if key in values}
-    if found.get("name") is None:
-        found["name"] = name
+    fields = {key: values[key] for key in KEYS if key in values}
+    if fields.get("name") is None:
+        fields["name"] = name
     hints = typing.get_type_hints(Config)
     for key in ("name", "label", "seed", "precision", "device", "runs_dir", "export"):
-        if key in found:  # what costs no import is checked first
-            found[key] = schema.check(found[key], hints[key], key)
-    _check_name(found["name"])
-    _check_seed(found.get("seed", 0))
+        if key in fields:  # what costs no import is checked first
+            fields[key] = schema.check(fields[key], hints[key], key)
+    _check_name(fields["name"])
+    _check_seed(fields.get("seed", 0))
     for key in ("device", "runs_dir"):
-        if found.get(key) == "":
+        if fields.get(key) == "":
             raise ConfigError(f"{key} must not be empty")
-    training = found["training"] = _settings(Training, found.get("training"), "training")
-    if found.get("online") is not None:
-        found["online"] = _settings(Online, found["online"], "online")
-    if found.get("memory") is not None:
-        found["memory"] = _settings(Memory, found["memory"], "memory")
-        found["memory"].check(found.get("online"), training.workers)
-    compare = _compare(found.get("compare"), training)
+    training = fields["training"] = _settings(Training, fields.get("training"), "training")
+    if fields.get("online") is not None:
+        fields["online"] = _settings(Online, fields["online"], "online")
+    if fields.get("memory") is not None:
+        fields["memory"] = _settings(Memory, fields["memory"], "memory")
+        fields["memory"].check(fields.get("online"), training.workers)
+    compare = _compare(fields.get("compare"), training)
     for key in ("data", "scenario", "backbone", "strategy"):
-        found[key] = _section(found.get(key), key)
-    found["backbone"] = _backbone(found["backbone"])
-    online = found.get("online") is not None
+        fields[key] = _section(fields.get(key), key)
+    fields["backbone"] = _backbone(fields["backbone"])
+    online = fields.get("online") is not None
     for key in _NAMED:  # from here on the registries are asked, which import torch
-        found[key] = named(found[key], key, online, of_run=of_run)
-    found["compare"] = [
+        fields[key] = named(fields[key], key, online, of_run=of_run)
+    fields["compare"] = [
         named(section, f"compare.{index}", online, of_run=of_run) for index, section in enumerate(compare)
     ]
-    return Config(**found)
+    return Config(**fields)
 
 
 # -------------------------------------------------------------------------------------------- sections
@@ -176,29 +177,29 @@ def _check_seed(seed: int | list[int]) -> None:
 S = typing.TypeVar("S", Training, Online, Memory)
 
 
-def _settings(kind: Callable[..., S], given: Any, path: str) -> S:
-    given = {} if given is None else given
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{path} must be a mapping, got {schema.show(given)}")
-    schema.check_keys(given, schema.parameters(kind)[0], path)
-    return kind(**given)
+def _settings(kind: Callable[..., S], section: Any, path: str) -> S:
+    section = {} if section is None else section
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{path} must be a mapping, got {schema.show(section)}")
+    schema.check_keys(section, schema.parameters(kind)[0], path)
+    return kind(**section)
 
 
-def _section(given: Any, path: str) -> dict[str, Any]:
+def _section(section: Any, path: str) -> dict[str, Any]:
     """A section with a name; a bare string is short for {name: string}."""
-    if isinstance(given, str):
-        given = {"name": given}
-    if given is None:
+    if isinstance(section, str):
+        section = {"name": section}
+    if section is None:
         raise ConfigError(f"{path} is missing; it must be a mapping with a name")
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{path} must be a name or a mapping with a name, got {schema.show(given)}")
-    if given.get("name") is None:
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{path} must be a name or a mapping with a name, got {schema.show(section)}")
+    if section.get("name") is None:
         raise ConfigError(f"{path}.name is missing")
-    schema.check(given["name"], str, f"{path}.name")
-    for key in given:
+    schema.check(section["name"], str, f"{path}.name")
+    for key in section:
         if not isinstance(key, str):
             raise ConfigError(f"{path}: a key must be a name, got {schema.show(key)}")
-    return dict(given)
+    return dict(section)
 
 
 def _backbone(section: dict[str, Any]) -> dict[str, Any]:
@@ -208,26 +209,26 @@ def _backbone(section: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _compare(given: Any, training: Training) -> list[dict[str, Any]]:
-    if isinstance(given, str):
-        given = [item.strip() for item in given.split(",")]
-    if given is None:
+def _compare(strategies: Any, training: Training) -> list[dict[str, Any]]:
+    if isinstance(strategies, str):
+        strategies = [item.strip() for item in strategies.split(",")]
+    if strategies is None:
         return []
-    if not isinstance(given, list | tuple):
-        raise ConfigError(f"compare must be a list of strategies, got {schema.show(given)}")
-    sections = [_section(item, f"compare.{index}") for index, item in enumerate(given)]
+    if not isinstance(strategies, list | tuple):
+        raise ConfigError(f"compare must be a list of strategies, got {schema.show(strategies)}")
+    sections = [_section(item, f"compare.{index}") for index, item in enumerate(strategies)]
     for index, section in enumerate(sections):
-        own = section.get("training")
-        if own is None:
+        overrides = section.get("training")
+        if overrides is None:
             section.pop("training", None)
             continue
         try:
-            schema.check(own, dict, "training")
-            schema.check_keys(own, schema.parameters(Training)[0], "training")
-            merged = dataclasses.replace(training, **own)
+            schema.check(overrides, dict, "training")
+            schema.check_keys(overrides, schema.parameters(Training)[0], "training")
+            merged = dataclasses.replace(training, **overrides)
         except ConfigError as error:
             raise ConfigError(str(error).replace("training", f"compare.{index}.training", 1)) from None
-        section["training"] = {key: getattr(merged, key) for key in own}
+        section["training"] = {key: getattr(merged, key) for key in overrides}
     return sections
 
 
@@ -238,27 +239,27 @@ def named(given: Any, path: str, online: bool = False, *, of_run: bool = False) 
     """
     section = _section(given, path)
     kind = path.partition(".")[0]
-    known = {"data": registry.datasets, "scenario": registry.scenarios}.get(kind, registry.strategies)
+    registered = {"data": registry.datasets, "scenario": registry.scenarios}.get(kind, registry.strategies)
     try:
-        entry = known.get(section["name"])
+        entry = registered.get(section["name"])
     except ConfigError as error:
         raise ConfigError(f"{path}.name: {error}") from None
     apart = ("name", "training") if kind == "compare" else ("name",)
-    given = {key: value for key, value in section.items() if key not in apart}
+    arguments = {key: value for key, value in section.items() if key not in apart}
     if of_run:
-        given = entry.without_refused(given)
-    own = {"training": section["training"]} if "training" in section and kind == "compare" else {}
+        arguments = entry.without_refused(arguments)
+    training = {"training": section["training"]} if "training" in section and kind == "compare" else {}
     skip = _NAMED.get(kind, _NAMED["strategy"])
     plugins: list[Callable[..., Any]] = []
-    if known is registry.strategies:
+    if registered is registry.strategies:
         from clprompt.prompting.build import refuse_short_forms, serving
 
-        refuse_short_forms(entry.target, entry.name, given, path)
+        refuse_short_forms(entry.target, entry.name, arguments, path)
         plugins = [short.target for short in serving(entry.target)]
         if online and "boundary_free" in schema.parameters(entry.target)[0]:
-            given.setdefault("boundary_free", True)  # the only form that can run there
-    checked = schema.arguments(entry.target, given, path, skip=skip, also=plugins)
-    return {"name": entry.name} | checked | own
+            arguments.setdefault("boundary_free", True)  # the only form that can run there
+    checked = schema.arguments(entry.target, arguments, path, skip=skip, also=plugins)
+    return {"name": entry.name} | checked | training
 
 
 def to_yaml(config: Config) -> str:

@@ -125,32 +125,32 @@ def find_images(words: Iterable[str]) -> list[Path]:
     Raises:
         DataError: a word that names no file.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for word in words:
         path = Path(word)
         if path.is_dir():
             below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not below:
                 raise DataError(f"{word}: no image in this folder; images end in {', '.join(SUFFIXES)}")
-            found += below
+            files += below
         elif path.exists():
-            found.append(path)
+            files.append(path)
         else:
             matches = [
                 match for match in map(Path, sorted(glob.glob(word, recursive=True))) if match.is_file()
             ]
             if not matches:
                 raise DataError(f"{word}: there is no such image")
-            found += matches
-    return list(dict.fromkeys(found))
+            files += matches
+    return list(dict.fromkeys(files))
 
 
 def batches(model: PromptModel, paths: Sequence[Path], size: int) -> Iterator[tuple[Sequence[Path], Tensor]]:
     """Image files in batches [B, C, H, W] on the model's device, under its transform."""
     for start in range(0, len(paths), size):
-        chosen = paths[start : start + size]
-        images = torch.stack([model.transform(read_image(path)) for path in chosen])
-        yield chosen, images.to(model.device)
+        files = paths[start : start + size]
+        images = torch.stack([model.transform(read_image(path)) for path in files])
+        yield files, images.to(model.device)
 
 
 # ------------------------------------------------------------------------------------------------ prediction
@@ -187,11 +187,11 @@ def predict(
         `top_k` predictions per image, images in order, the likeliest class first.
     """
     count = min(top_k, int(model.seen.sum()))
-    for chosen, images in batches(model, paths, batch_size):
+    for files, images in batches(model, paths, batch_size):
         logits = model(images).double()
         probabilities = logits.sigmoid() if multi_label else logits.softmax(dim=1)
         ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, :count]  # (B, top_k)
-        for path, row, classes in zip(chosen, probabilities, ranked.tolist(), strict=True):
+        for path, row, classes in zip(files, probabilities, ranked.tolist(), strict=True):
             for rank, number in enumerate(classes, start=1):
                 yield Prediction(path, rank, model.class_names[number], float(row[number]))
 

@@ -39,7 +39,10 @@ class Outcome:
 
 
 class Launcher(Protocol):
-    """What starts runs. It yields (folder, None) when a run starts where it can tell, (folder, outcome) at its end."""
+    """What starts runs.
+
+    It yields (folder, None) when a run starts where it can tell, (folder, outcome) at its end.
+    """
 
     def __call__(
         self, folders: Sequence[Path], imports: Sequence[str], stop: Callable[[], int | None]
@@ -58,8 +61,7 @@ def execute(
     """Start or continue the run of a folder in a process of its own, and wait for its end.
 
     Args:
-        folder: it holds a config.yaml and not yet results; what the process prints is added to its
-            output.log.
+        folder: it holds a config.yaml and no results yet; its output.log gets what the process prints.
         threads: of torch; OMP_NUM_THREADS may ask for fewer.
         imports: modules for --import.
         stop: asked again and again; the first true answer asks the run to write its checkpoint and end.
@@ -83,15 +85,15 @@ def execute(
             env=environment,
             start_new_session=True,
         )
-        told = False
+        stopping = False
         try:
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(_POLL)
                     break
-                if not told and stop():
+                if not stopping and stop():
                     process.terminate()
-                    told = True
+                    stopping = True
         except BaseException:  # nobody waits for it any more: it ends with its checkpoint
             process.terminate()
             process.wait()
@@ -99,7 +101,7 @@ def execute(
     seconds = time.perf_counter() - began
     if code == 0:
         return Outcome("done", seconds=seconds)
-    if code in (130, 143) or (told and code < 0):  # a negative one: it had not begun yet
+    if code in (130, 143) or (stopping and code < 0):  # a negative one: it had not begun yet
         return Outcome("stopped", seconds=seconds)
     with open(log, "rb") as output:
         output.seek(start)
@@ -187,10 +189,10 @@ class Ray:
                 task.remote(str(folder.resolve()), threads=self.threads, imports=list(imports)): folder
                 for folder in folders
             }
-            told = False
+            stopping = False
             while running:
-                if not told and stop() is not None:
-                    told = True
+                if not stopping and stop() is not None:
+                    stopping = True
                     for work in running:  # a task that runs gets a KeyboardInterrupt, and ends its process
                         ray.cancel(work)
                 done, _ = ray.wait(list(running), timeout=_POLL)
@@ -211,10 +213,10 @@ class Ray:
 
 def launcher(name: str, jobs: int | None) -> Launcher:
     """The launcher of a name, local or ray."""
-    known: Mapping[str, Callable[[], Launcher]] = {
+    launchers: Mapping[str, Callable[[], Launcher]] = {
         "local": lambda: Local(jobs or 1),
         "ray": lambda: Ray(jobs),
     }
-    if name not in known:
-        raise ConfigError(f"--launcher must be one of {', '.join(known)}, got {name}")
-    return known[name]()
+    if name not in launchers:
+        raise ConfigError(f"--launcher must be one of {', '.join(launchers)}, got {name}")
+    return launchers[name]()

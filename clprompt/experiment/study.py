@@ -2,16 +2,18 @@
 
     name: letters                       # by default that of the file
     seed: [0, 1, 2]
-    data: {name: letters}               # these sections, and precision, device, runs_dir, export: as in an experiment
+    data: {name: letters}               # these, precision, device, runs_dir and export as in an experiment
     backbone: {name: vit_letters}
     training: {train_epochs: 3}
     scenario: {name: split}             # or scenarios: {LABEL: section, ...}
     strategies:                         # LABEL: section; the name is the label unless it is given
       l2p:
       l2p 20: {name: l2p, pool_size: 20, training: {lr: 0.01}}
-    sweep: {training.lr: [0.001, 0.01]} # one run for every value, "l2p lr=0.001"; a strategy may have its own, or null
-    tuned: best.yaml                    # what the sweep of another study found best, by label (a strategy's key
-    metric: average_accuracy            #   `tuned` names another label); the metric that decides
+    sweep: {training.lr: [0.001, 0.01]} # one run for every value, "l2p lr=0.001"; a strategy may
+                                        #   have its own, or null
+    tuned: best.yaml                    # what the sweep of another study found best, by label;
+                                        #   a strategy's key `tuned` names another label
+    metric: average_accuracy            # what decides a sweep
 
 A run's place is `runs_dir/name[/scenario]/label/seedK`, so that a study knows what is finished. Runs are
 ordered by seed first: all strategies have their first run before any has its second.
@@ -92,7 +94,7 @@ class Study:
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Study:
-    """Read a packaged study or a YAML file, apply overrides as `clprompt run` does, check every run's configuration.
+    """Read a packaged study or a YAML file, apply overrides as `clprompt run` does, check every run.
 
     Raises:
         ConfigError: whatever a user can get wrong, in one line.
@@ -123,26 +125,31 @@ def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
         source = schema.check(section.pop("tuned", label), str, f"strategies.{label}.tuned")
         if best and source not in best:
             untuned.append(label)
-        for chosen in _grid(sweep, f"strategies.{label}.sweep" if "sweep" in section else "sweep"):
-            strategy, own = dict(section), training | own_training
-            for key, value in {**best.get(source, {}), **chosen}.items():
+        for point in _grid(sweep, f"strategies.{label}.sweep" if "sweep" in section else "sweep"):
+            strategy, settings = dict(section), training | own_training
+            for key, value in {**best.get(source, {}), **point}.items():
                 into, _, argument = key.partition(".")
-                (own if into == "training" else strategy)[argument] = value
-            of_run = " ".join([label, *(f"{key.rpartition('.')[2]}={_text(v)}" for key, v in chosen.items())])
+                (settings if into == "training" else strategy)[argument] = value
+            of_run = " ".join([label, *(f"{key.rpartition('.')[2]}={_text(v)}" for key, v in point.items())])
             for scenario, stream in _scenarios(values).items():
-                given = shared | {"scenario": stream, "strategy": strategy, "training": own, "label": of_run}
-                given["memory"] = memory
+                sections = shared | {
+                    "scenario": stream,
+                    "strategy": strategy,
+                    "training": settings,
+                    "label": of_run,
+                }
+                sections["memory"] = memory
                 try:
-                    config = configuration.from_dict(given)
+                    config = configuration.from_dict(sections)
                 except ConfigError as error:
                     text = str(error).replace('"strategy.', f'"strategies.{label}.', 1)
                     raise ConfigError(f"strategies.{label}: {text}") from None
-                configs.append((of_run, label, scenario, chosen, config))
+                configs.append((of_run, label, scenario, point, config))
     top = Path(configs[0][-1].runs_dir) / name
     runs = [
-        Planned(label, base, scenario, chosen, replace(config, seed=seed), _place(top, scenario, label, seed))
+        Planned(label, base, scenario, point, replace(config, seed=seed), _place(top, scenario, label, seed))
         for seed in configs[0][-1].seeds
-        for label, base, scenario, chosen, config in configs
+        for label, base, scenario, point, config in configs
     ]
     places: dict[Path, Planned] = {}
     for run in runs:
@@ -154,18 +161,18 @@ def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
 
 
 def chosen_runs(study: Study, only: Iterable[str], scenarios: Iterable[str], seeds: Iterable[int]) -> Study:
-    """The runs of these labels (with or without a sweep's values), scenarios and seeds; all where none is named."""
+    """The runs of these labels (with or without sweep values), scenarios and seeds; all if none is named."""
     only, scenarios, seeds = list(only), list(scenarios), list(seeds)
-    given: tuple[list[Any], ...] = (only, scenarios, seeds)
-    known: dict[str, list[Any]] = {
+    wanted: tuple[list[Any], ...] = (only, scenarios, seeds)
+    choices: dict[str, list[Any]] = {
         "--only": [*dict.fromkeys([r.base for r in study.runs] + [r.label for r in study.runs])],
         "--scenario": [*dict.fromkeys(r.scenario for r in study.runs if r.scenario)],
         "--seed": [*dict.fromkeys(r.seed for r in study.runs)],
     }
-    for option, chosen in zip(known, given, strict=True):
-        for value in chosen:
-            if value not in known[option]:
-                allowed = [str(one) for one in known[option]]
+    for option, names in zip(choices, wanted, strict=True):
+        for value in names:
+            if value not in choices[option]:
+                allowed = [str(one) for one in choices[option]]
                 raise ConfigError(
                     f"{option} {value}: the study has no such run{nearest(str(value), allowed)}; "
                     f"known: {', '.join(allowed) or 'none'}"
@@ -188,33 +195,35 @@ def command(name: str, overrides: Sequence[str], options: Sequence[str] = ()) ->
 def command_of(run: Planned, name: str, overrides: Sequence[str], options: Sequence[str] = ()) -> str:
     """The line that starts one run alone."""
     where = ["--scenario", run.scenario] if run.scenario else []
-    chosen = ["--only", run.label, *where, "--seed", str(run.seed)]
-    return command(name, overrides, [*chosen, *options])
+    selection = ["--only", run.label, *where, "--seed", str(run.seed)]
+    return command(name, overrides, [*selection, *options])
 
 
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def _mapping(given: Any, path: str) -> dict[str, Any]:
-    if given is not None and not isinstance(given, Mapping):
-        raise ConfigError(f"{path} must be a mapping, got {schema.show(given)}")
-    return dict(given or {})
+def _mapping(value: Any, path: str) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{path} must be a mapping, got {schema.show(value)}")
+    return dict(value or {})
 
 
 def _labelled(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     """Sections by label; a missing name is the label, a bare string is the name."""
-    given = values.get(key)
-    if not isinstance(given, Mapping) or not given:
+    sections = values.get(key)
+    if not isinstance(sections, Mapping) or not sections:
         example = "strategies: {l2p: , dualprompt: {e_length: 4}}"
-        raise ConfigError(f"{key} must map labels to sections, such as {example}, got {schema.show(given)}")
-    found = {}
-    for label, section in given.items():
+        raise ConfigError(
+            f"{key} must map labels to sections, such as {example}, got {schema.show(sections)}"
+        )
+    labelled = {}
+    for label, section in sections.items():
         label = str(label)
         if not label.strip() or not any(mark.isalnum() for mark in label):
             raise ConfigError(f"{key}: a label must hold a letter or a digit, got {schema.show(label)}")
         section = {"name": section} if isinstance(section, str) else _mapping(section, f"{key}.{label}")
-        found[label] = {"name": label} | section
-    return found
+        labelled[label] = {"name": label} | section
+    return labelled
 
 
 def _scenarios(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,13 +236,13 @@ def _scenarios(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _grid(sweep: Any, path: str) -> list[dict[str, Any]]:
-    """One mapping of dotted keys for every combination of a sweep's values; one empty mapping without a sweep."""
+    """A mapping of dotted keys for every combination of a sweep's values; an empty one without a sweep."""
     flat = overlay.flat(_mapping(sweep, path)) if sweep else {}
-    for key, given in flat.items():
+    for key, items in flat.items():
         _check_dotted(key, path)
-        if not isinstance(given, list) or not given or any(given.count(value) > 1 for value in given):
-            raise ConfigError(f"{path}.{key} must be a list of different values, got {schema.show(given)}")
-    return [dict(zip(flat, chosen, strict=True)) for chosen in itertools.product(*flat.values())]
+        if not isinstance(items, list) or not items or any(items.count(value) > 1 for value in items):
+            raise ConfigError(f"{path}.{key} must be a list of different values, got {schema.show(items)}")
+    return [dict(zip(flat, combination, strict=True)) for combination in itertools.product(*flat.values())]
 
 
 def _check_dotted(key: str, path: str) -> None:
@@ -243,16 +252,16 @@ def _check_dotted(key: str, path: str) -> None:
 
 def _tuned(path: Path) -> dict[str, dict[str, Any]]:
     """The values of a file that `best` wrote, by label."""
-    held = overlay.read(path)
-    schema.check_keys(held, ("study", "metric", "strategies"), str(path))
-    found = {
+    content = overlay.read(path)
+    schema.check_keys(content, ("study", "metric", "strategies"), str(path))
+    tuned = {
         str(label): overlay.flat(_mapping(values, f"{path}: {label}"))
-        for label, values in _mapping(held.get("strategies"), f"{path}: strategies").items()
+        for label, values in _mapping(content.get("strategies"), f"{path}: strategies").items()
     }
-    for label, values in found.items():
+    for label, values in tuned.items():
         for key in values:
             _check_dotted(key, f"{path}: {label}")
-    return found
+    return tuned
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,7 @@
-"""The runs of a study: what is finished is skipped, what was interrupted goes on, what fails is listed; then the report."""
+"""The runs of a study, and the report over them.
+
+What is finished is skipped, what was interrupted goes on, what fails is listed.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,7 @@ class State:
     Attributes:
         finished: runs with results.
         waiting: runs to start or continue.
-        changed: runs whose folder holds another
-            configuration, with a line about it.
+        changed: runs whose folder holds another configuration, with a line about it.
     """
 
     finished: list[Planned] = field(default_factory=list)
@@ -55,20 +57,20 @@ def survey(study: Study, *, again: bool = False) -> State:
     """Look at the folders of a study's runs; nothing is written.
 
     Args:
-        study: it.
+        study: whose runs.
         again: whether runs of another configuration are to be run again, from the start.
     """
-    found = State()
+    state = State()
     for run in study.runs:
         done = (run.folder / runfolder.RESULTS).exists()
         other = _other(run, done)
         if other and not again:
-            found.changed[run] = f"{run.folder} {other}"
+            state.changed[run] = f"{run.folder} {other}"
         elif done and not other:
-            found.finished.append(run)
+            state.finished.append(run)
         else:
-            found.waiting.append(run)
-    return found
+            state.waiting.append(run)
+    return state
 
 
 def _other(run: Planned, done: bool) -> str:
@@ -203,56 +205,59 @@ def failures(failed: dict[Planned, Outcome], changed: dict[Planned, str]) -> lis
 
 def write_report(study: Study, finished: Sequence[Planned]) -> tuple[str, list[Path]]:
     """The report over the finished runs of a study, for a terminal, and the files it wrote."""
-    found = report.collect(run.folder for run in finished)
-    return found.text(), found.write(study.folder / "report")
+    comparison = report.collect(run.folder for run in finished)
+    return comparison.text(), comparison.write(study.folder / "report")
 
 
 def best(study: Study, finished: Sequence[Planned]) -> tuple[list[str], Path | None]:
-    """The best values of a sweep for every strategy: lines for a terminal, and `best.yaml`; nothing without a sweep.
+    """A sweep's best values by strategy: lines for a terminal, and `best.yaml`; nothing without a sweep.
 
     Args:
-        study: it.
+        study: whose sweep.
         finished: its finished runs; a value counts when all its runs are among them.
     """
     swept, done = [run for run in study.runs if run.values], set(finished)
     results = {run.folder: results_of(run.folder) if run in done else {} for run in swept}
-    known = [found for found in results.values() if found]
-    if not known:
+    scored = [of_run for of_run in results.values() if of_run]
+    if not scored:
         return [], None
-    metric = study.metric or next(iter(measure_behind(known).columns))
+    metric = study.metric or next(iter(measure_behind(scored).columns))
     rows = [("strategy", f"best by {metric}", "percent", "the others")]
-    chosen: dict[str, dict[str, Any]] = {}
+    best_values: dict[str, dict[str, Any]] = {}
     for base in dict.fromkeys(run.base for run in swept):
         scores: dict[str, list[float | None]] = {}
         values: dict[str, dict[str, Any]] = {}
         for run in (run for run in swept if run.base == base):
-            told = run.label.removeprefix(base).strip()
-            scores.setdefault(told, []).append(results[run.folder].get(metric))
-            values[told] = run.values
-        means = {told: _mean(of_label) for told, of_label in scores.items()}
-        ranked = sorted((told for told in means if means[told] is not None), key=lambda told: -means[told])  # type: ignore[operator]
+            setting = run.label.removeprefix(base).strip()
+            scores.setdefault(setting, []).append(results[run.folder].get(metric))
+            values[setting] = run.values
+        means = {setting: _mean(of_label) for setting, of_label in scores.items()}
+        ranked = sorted(
+            (setting for setting in means if means[setting] is not None),
+            key=lambda setting: -means[setting],  # type: ignore[operator]
+        )
         if not ranked:
             continue
         first = ranked[0]
-        chosen[base] = values[first]
-        others = [f"{told}: {mean_and_error(scores[told])}" for told in scores if told != first]
+        best_values[base] = values[first]
+        others = [f"{setting}: {mean_and_error(scores[setting])}" for setting in scores if setting != first]
         rows.append((base, first + _edge(values, first), mean_and_error(scores[first]), ", ".join(others)))
     path = study.folder / "best.yaml"
-    held = {"study": study.name, "metric": metric, "strategies": chosen}
+    held = {"study": study.name, "metric": metric, "strategies": best_values}
     atomic_write(path, yaml.safe_dump(held, sort_keys=False))
     return columns(rows), path
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     """Over the runs of one value; None unless all of them have a score."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    scores = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(scores) / len(scores) if scores and len(scores) == len(values) else None
 
 
 def _edge(values: dict[str, dict[str, Any]], first: str) -> str:
     """A remark where a number is the smallest or largest that was tried: a better one may lie outside."""
     for key, value in values[first].items():
-        tried = sorted({own[key] for own in values.values() if isinstance(own[key], int | float)})
+        tried = sorted({point[key] for point in values.values() if isinstance(point[key], int | float)})
         if len(tried) > 1 and value in (tried[0], tried[-1]):
             return " (at the edge)"
     return ""

@@ -197,9 +197,9 @@ def group_matrix(records: Iterable[Mapping[str, Any]], groups: Sequence[Sequence
     count = 1 + max((c for group in groups for c in group), default=-1)
     matrix = class_curves(records, count)
     columns = [matrix[:, list(group)] for group in groups]
-    known = [np.isfinite(column).sum(1) for column in columns]
+    counts = [np.isfinite(column).sum(1) for column in columns]
     sums = [np.nansum(column, axis=1) for column in columns]
-    pairs = zip(sums, known, strict=True)
+    pairs = zip(sums, counts, strict=True)
     return np.stack([np.where(n > 0, s / np.maximum(n, 1), np.nan) for s, n in pairs], axis=1)
 
 

@@ -31,15 +31,15 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> str:
         settings: of each row by dotted key, as `clprompt.reporting.report.Run.settings` gives them.
     """
     first, *others = settings
-    common = {key: value for key, value in first.items() if all(key in own for own in others)}
-    common = {key: value for key, value in common.items() if all(own[key] == value for own in others)}
-    told = ("backbone.", "training.", "online.", "memory.", "precision")
+    common = {key: value for key, value in first.items() if all(key in other for other in others)}
+    common = {key: value for key, value in common.items() if all(other[key] == value for other in others)}
+    prefixes = ("backbone.", "training.", "online.", "memory.", "precision")
     off = tuple(f"{key}_" for key, value in common.items() if value in (0, False))
     return arguments(
         {
             key.removesuffix(".name").removeprefix("training."): value
             for key, value in common.items()
-            if key.startswith(told) and value not in (0, False) and not key.startswith(off)
+            if key.startswith(prefixes) and value not in (0, False) and not key.startswith(off)
         }
     )
 
@@ -72,8 +72,8 @@ def _machine(facts: Mapping[str, Any]) -> str:
 
 
 def _versions(facts: Mapping[str, Any]) -> str:
-    known = {"python": facts.get("python"), **(facts.get("versions") or {})}
-    return f"versions: {', '.join(f'{name} {number}' for name, number in known.items() if number)}"
+    versions = {"python": facts.get("python"), **(facts.get("versions") or {})}
+    return f"versions: {', '.join(f'{name} {number}' for name, number in versions.items() if number)}"
 
 
 def _revision(facts: Mapping[str, Any]) -> str:

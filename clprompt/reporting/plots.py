@@ -199,10 +199,10 @@ def overlay(
     experiences = np.arange(1, size + 1) if at is None else np.asarray(at)
     for number, (name, values) in enumerate(curves.items()):
         percent = 100 * np.asarray(values, dtype=np.float64)
-        known = ~np.isnan(percent)
-        seeds = known.sum(axis=0)
+        defined = ~np.isnan(percent)
+        seeds = defined.sum(axis=0)
         mean = np.divide(np.nansum(percent, axis=0), seeds, out=np.full(size, np.nan), where=seeds > 0)
-        squares = np.nansum(np.where(known, percent - mean, np.nan) ** 2, axis=0)
+        squares = np.nansum(np.where(defined, percent - mean, np.nan) ** 2, axis=0)
         # the standard error of one seed is unknown and drawn as no band
         variance = np.divide(squares, seeds - 1, out=np.zeros(size), where=seeds > 1)
         error = np.sqrt(variance / np.maximum(seeds, 1))

@@ -261,13 +261,13 @@ def collect(paths: Iterable[str | os.PathLike[str]], against: str = "") -> Repor
     Raises:
         RunFolderError: a path that is not there, no finished run at all, or no row of that label.
     """
-    given = [Path(path) for path in paths]
-    for path in given:
+    roots = [Path(path) for path in paths]
+    for path in roots:
         if not path.exists():
             raise RunFolderError(f"{path} is not the folder of a run: there is no such folder")
-    folders = list(dict.fromkeys(folder for path in given for folder in find_runs(path)))
+    folders = list(dict.fromkeys(folder for path in roots for folder in find_runs(path)))
     if not folders:
-        raise RunFolderError(f"no run folder in {', '.join(map(str, given))}")
+        raise RunFolderError(f"no run folder in {', '.join(map(str, roots))}")
     runs: list[Run] = []
     left_out: list[tuple[Path, str]] = []
     for folder in folders:
@@ -327,8 +327,8 @@ def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
     first_metric = next(iter(section.metrics()), "")
 
     def order(row: Row) -> tuple[float, str]:
-        known = [run.results.get(first_metric) for run in row.runs.values()]
-        values = [value for value in known if value is not None]
+        scores = [run.results.get(first_metric) for run in row.runs.values()]
+        values = [value for value in scores if value is not None]
         return (-sum(values) / len(values) if values else math.inf, row.label)
 
     rows.sort(key=order)

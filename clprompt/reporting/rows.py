@@ -54,12 +54,12 @@ def rates_of(row: Row) -> str:
         return "-"
     values: dict[str, None] = {}
     for settings in (run.settings for run in row.runs.values()):
-        own = {
+        rates = {
             key.removeprefix("strategy."): value
             for key, value in settings.items()
             if key.startswith("strategy.") and key.endswith("_lr")
         }
-        rate = facts.arguments(own) if own else facts.value_text(settings.get("training.lr"))
+        rate = facts.arguments(rates) if rates else facts.value_text(settings.get("training.lr"))
         values[rate] = None
     return "/".join(values)
 
@@ -73,14 +73,18 @@ def labels_of(groups: Sequence[Mapping[int, Run]]) -> list[str]:
     settings = [run.settings for run in first]
     names = [run.config.get("label") or _name(run.settings) for run in first]
     labels: list[str] = []
-    for name, own in zip(names, settings, strict=True):
+    for name, of_row in zip(names, settings, strict=True):
         same = [other for other, its in zip(settings, names, strict=True) if its == name]
-        keys = sorted({key for other in same for key in {*own, *other} if own.get(key) != other.get(key)})
+        keys = sorted(
+            {key for other in same for key in {*of_row, *other} if of_row.get(key) != other.get(key)}
+        )
         if len({str(other["name"]) for other in same}) == len(same) > 1:
-            told = [str(own["name"])]
+            differences = [str(of_row["name"])]
         else:
-            told = [f"{key.removeprefix('strategy.')}={facts.value_text(own.get(key))}" for key in keys]
-        label = f"{name} ({', '.join(told)})" if told else name
+            differences = [
+                f"{key.removeprefix('strategy.')}={facts.value_text(of_row.get(key))}" for key in keys
+            ]
+        label = f"{name} ({', '.join(differences)})" if differences else name
         labels.append(label if label not in labels else f"{label} #{len(labels) + 1}")
     return labels
 

@@ -24,10 +24,12 @@ def mean_and_error(values: Iterable[float | None], *, signed: bool = False) -> s
         values: None and NaN are left out.
         signed: show the sign of a positive mean too, as for differences.
     """
-    known = np.asarray([value for value in values if value is not None and math.isfinite(value)], dtype=float)
-    if len(known) == 0:
+    fractions = np.asarray(
+        [value for value in values if value is not None and math.isfinite(value)], dtype=float
+    )
+    if len(fractions) == 0:
         return "-"
-    mean = f"{100 * known.mean():{'+' if signed else ''}.1f}"
-    if len(known) == 1:
+    mean = f"{100 * fractions.mean():{'+' if signed else ''}.1f}"
+    if len(fractions) == 1:
         return mean
-    return f"{mean} +- {100 * known.std(ddof=1) / math.sqrt(len(known)):.1f}"
+    return f"{mean} +- {100 * fractions.std(ddof=1) / math.sqrt(len(fractions)):.1f}"

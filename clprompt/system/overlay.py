@@ -1,4 +1,4 @@
-"""A YAML file, read, with dotted overrides laid over it and its interpolations resolved; no key is known here."""
+"""A YAML file, read, with dotted overrides laid over it and interpolations resolved; no key is known here."""
 
 from __future__ import annotations
 
@@ -74,8 +74,7 @@ def apply(raw: dict[str, Any], overrides: Sequence[str], sections: Container[str
 
     Args:
         raw: what `read` returned.
-        overrides: `key=value` and `section.key=value`; a position addresses an item of a list
-            (`compare.0.lr=1`).
+        overrides: `key=value` and `section.key=value`; `compare.0.lr=1` addresses an item of a list.
         sections: keys whose value may be a bare string, short for {name: string}.
 
     Raises:
@@ -145,11 +144,11 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def find(name: str, kind: str = "configuration") -> Path:
-    """The file of a packaged configuration, study or other kind (`-` equals `_`), or the path that `name` is."""
+    """The file of a packaged configuration, study, ... (`-` equals `_`), or the path that `name` is."""
     packaged = {path.stem.replace("-", "_"): path for path in _packaged(kind)}
-    found = packaged.get(name.replace("-", "_"))
-    if found is not None:
-        return found
+    file = packaged.get(name.replace("-", "_"))
+    if file is not None:
+        return file
     if name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name:
         return Path(name)
     names = [path.stem for path in packaged.values()]
@@ -171,9 +170,9 @@ def _packaged(kind: str = "configuration") -> list[Path]:
 
 def names(kind: str = "configuration") -> list[tuple[str, str]]:
     """The packaged configurations, or studies, and the first comment line of each."""
-    found = []
+    entries = []
     for path in _packaged(kind):
         lines = path.read_text(encoding="utf-8").splitlines()
         comment = next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
-        found.append((path.stem, comment))
-    return found
+        entries.append((path.stem, comment))
+    return entries

@@ -31,7 +31,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-# ------------------------------------------------------------------------------------- signals, reproducibility
+# ----------------------------------------------------------------------------- signals, reproducibility
 
 
 @contextlib.contextmanager
