@@ -23,11 +23,12 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
 
     Args:
         plan: which training samples arrive when, and the class groups.
-        train, test: data sets of (image, label) with ``targets``.
+        train: a data set of (image, label) with ``targets``.
+        test: another.
 
     Returns:
-        A CLScenario whose experiences know their classes (``classes_in_this_experience``); the task label is
-        0 throughout.
+        A CLScenario whose experiences know their classes (``classes_in_this_experience``), all of
+        them with task label 0.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*QP solver.*")
@@ -43,16 +44,16 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
         return _label_sets(plan, train, test)
 
     def parts(dataset: Any, groups: Any) -> list[Any]:
-        found = []
+        subsets = []
         for indices in groups:
-            chosen = [int(i) for i in indices]
-            subset = Subset(dataset, chosen)
-            subset.targets = [int(dataset.targets[i]) for i in chosen]  # type: ignore[attr-defined]
+            positions = [int(i) for i in indices]
+            subset = Subset(dataset, positions)
+            subset.targets = [int(dataset.targets[i]) for i in positions]  # type: ignore[attr-defined]
             # One task label for all samples: plugins such as LwF ask for it.
-            labels = TaskLabels(ConstantSequence(0, len(chosen)))
+            labels = TaskLabels(ConstantSequence(0, len(positions)))
             labelled = as_classification_dataset(subset).update_data_attribute("targets_task_labels", labels)
-            found.append(as_taskaware_classification_dataset(labelled))
-        return found
+            subsets.append(as_taskaware_classification_dataset(labelled))
+        return subsets
 
     benchmark = benchmark_from_datasets(
         train=parts(train, plan.indices), test=parts(test, plan.test_groups(test.targets))
@@ -76,7 +77,7 @@ class _Shown(Dataset):
 
 
 def _label_sets(plan: Plan, train: Any, test: Any) -> CLScenario:
-    """A multi-label stream: the data sets carry the visible labels as ``label_sets``; they have no ``targets``.
+    """A multi-label stream: the data sets carry the visible labels as ``label_sets`` and have no ``targets``.
 
     Test experience t is the one set that is evaluated after experience t: images with a seen label.
     """
@@ -106,7 +107,8 @@ def benchmark(name: str, train: Images, test: Images, *, seed: int = 0, **argume
 
     Args:
         name: a registered scenario; ``clprompt list scenarios`` shows them.
-        train, test: data sets of (image, label) with ``targets`` (class ids 0..C-1).
+        train: a data set of (image, label) with ``targets`` (class ids 0..C-1).
+        test: another.
         seed: of the stream.
         **arguments: the stream's own.
 

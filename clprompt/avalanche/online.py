@@ -25,7 +25,7 @@ def to_online_avalanche(
     cut_at_sessions: bool = True,
     seed: int = 0,
 ) -> CLScenario:
-    """The Avalanche benchmark of a plan without boundaries: one training experience for each batch that arrives.
+    """The Avalanche benchmark of a plan without boundaries: one training experience per batch that arrives.
 
     The experiences hold a data set and nothing else: no classes, no session. With a strategy's
     ``train_epochs`` as the iterations on each batch this is the online protocol, and a plugin that acts after
@@ -33,10 +33,10 @@ def to_online_avalanche(
 
     Args:
         plan: which samples arrive when.
-        train, test: data sets of (image, label) with ``targets``.
+        train: a data set of (image, label) with ``targets``.
+        test: another.
         batch_size: samples of an experience; a strategy's ``train_mb_size`` should be as large.
-        cut_at_sessions: whether a session's last batch is a short one; False lets batches run on over session
-            ends.
+        cut_at_sessions: whether a session's last batch is a short one; False lets batches run on past it.
         seed: of the order within each session, the same as that of the engine.
 
     Returns:
@@ -53,9 +53,9 @@ def to_online_avalanche(
         from avalanche.benchmarks.utils import as_classification_dataset
 
     def part(dataset: Any, indices: np.ndarray) -> Any:
-        chosen = [int(i) for i in indices]
-        subset = Subset(dataset, chosen)
-        subset.targets = [int(dataset.targets[i]) for i in chosen]  # type: ignore[attr-defined]
+        positions = [int(i) for i in indices]
+        subset = Subset(dataset, positions)
+        subset.targets = [int(dataset.targets[i]) for i in positions]  # type: ignore[attr-defined]
         return as_classification_dataset(subset)
 
     sessions = [

@@ -1,8 +1,7 @@
-"""A memory for any strategy on an online stream: Avalanche's replay plugin over its reservoir, under our engine.
+"""A memory for any strategy on an online stream: Avalanche's replay over its reservoir, under our engine.
 
 Nothing else in clprompt keeps an image. The engine stays what it is (data order, evaluations, records,
-checkpoints); the steps on each batch that arrives are those of a :class:`PromptStrategy` with Avalanche's
-``ReplayPlugin``.
+checkpoints); a :class:`PromptStrategy` with Avalanche's ``ReplayPlugin`` makes the steps on each batch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """PromptStrategy: any registered PromptModel as an Avalanche strategy.
 
 Nobody writes these classes: ``clprompt.strategies.DualPrompt`` is made from ``DualPromptModel`` when it is
-first asked for. The steps are the engine's own, so a script, the command line and ``clprompt.fit`` give the
-same bits.
+first asked for. The steps are the engine's: scripts, command line and ``clprompt.fit`` give the same bits.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ class PromptStrategy(SupervisedTemplate):
     Args:
         model: any PromptModel. The strategies of registered models (``clprompt.strategies.DualPrompt``) take
             ``backbone`` and the model's own arguments in its place.
-        seed: data order and augmentation (and the model's initial values, where the strategy makes the
-            model).
+        seed: data order and augmentation (and the model's initial values, where it is made here).
         training: how the model is trained.
         precision: "float32" or "bf16".
         device: where the model is trained.
@@ -110,7 +108,7 @@ class PromptStrategy(SupervisedTemplate):
             self.adapted_dataset = concat_datasets(self._arrived).train()
 
     def _own_data(self) -> Any:
-        """The experience's data; that of Avalanche's ``nc_benchmark`` sorted by class, as our split stream has it.
+        """The experience's data; that of Avalanche's ``nc_benchmark`` sorted by class, like our split stream.
 
         It comes class by class in the order of a Python set; the bits of a run should not hang on that.
         """
@@ -137,8 +135,7 @@ class PromptStrategy(SupervisedTemplate):
         """Begin the experience, with a fresh optimizer where the method asks for one."""
         if self._skipped():
             return
-        # asked without reading it: an experience that knows no classes is a received batch; epochs iterate on
-        # it
+        # asked without reading it: an experience without classes is a received batch; epochs iterate on it
         self._iterates = "classes_in_this_experience" not in dir(self.experience)
         classes = self._classes()
         if classes is None and self.model.boundaries == "required":
@@ -273,19 +270,20 @@ def make_strategy(model_class: type[PromptModel]) -> type[PromptStrategy]:
     signatures = [
         inspect.signature(f) for f in (model_class, *(short.target for short in serving(model_class)))
     ]
-    own = {n: p for signature in signatures for n, p in signature.parameters.items() if n != "seed"}
+    parameters = {n: p for signature in signatures for n, p in signature.parameters.items() if n != "seed"}
 
     def __init__(self: PromptStrategy, **arguments: Any) -> None:
         if "backbone" not in arguments:
             raise ConfigError(f"{name} needs a backbone (a FrozenViT)")
-        given = {key: arguments.pop(key) for key in own if key in arguments}
-        model = construct(model_class, given.pop("backbone"), seed=arguments.get("seed", 0), **given)
+        model_arguments = {key: arguments.pop(key) for key in parameters if key in arguments}
+        backbone = model_arguments.pop("backbone")
+        model = construct(model_class, backbone, seed=arguments.get("seed", 0), **model_arguments)
         PromptStrategy.__init__(self, model=model, **arguments)
 
     # Avalanche checks argument names against the signature of __init__, and so does whoever asks for help
     common = [p for n, p in inspect.signature(PromptStrategy.__init__).parameters.items() if n != "model"]
     __init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*common, *(p.replace(kind=p.KEYWORD_ONLY) for p in own.values())]
+        [*common, *(p.replace(kind=p.KEYWORD_ONLY) for p in parameters.values())]
     )
     document = f"{name} as an Avalanche strategy; the method: :class:`{model_class.__name__}`.\n\n"
     return type(

@@ -3,16 +3,17 @@
 A method says what a block gets with :class:`BlockPrompt`; :func:`prompted_block` runs the block. Every way in
 which published methods put prompts into a vision transformer is one of four kinds:
 
-==========  ==========================================================================================================
+==========  ==================================================================================================
 kind        how the prompt enters the block's attention
-==========  ==========================================================================================================
-prefix      ``tokens`` and ``values`` are raw keys and values: no norm, no projection (DualPrompt, CODA-Prompt)
-projected   ``tokens`` and ``values`` pass the frozen key and value projections, bias included, but no norm
-            (MVP's prefix form)
-fresh       ``tokens`` stand beside the image tokens in this block only: norm, projections; their outputs never exist
-            (VPT-deep, TCPA, MVP's prompt form)
+==========  ==================================================================================================
+prefix      ``tokens`` and ``values`` are raw keys and values: no norm, no projection
+            (DualPrompt, CODA-Prompt)
+projected   ``tokens`` and ``values`` pass the frozen key and value projections, bias included, but no
+            norm (MVP's prefix form)
+fresh       ``tokens`` stand beside the image tokens in this block only: norm, projections; their outputs
+            never exist (VPT-deep, TCPA, MVP's prompt form)
 carried     ``tokens`` join the sequence here and stay in it (L2P)
-==========  ==========================================================================================================
+==========  ==================================================================================================
 
 Prompt columns always come after the stream's own columns; a softmax does not care about the order.
 """
@@ -77,8 +78,7 @@ class BlockPrompt:
     Args:
         kind: see the table at the top of this module.
         tokens: keys (prefix, projected) or tokens (fresh, carried), [1 or B, P, D]; None for no columns. D is
-            the width of the residual stream (for ``prefix`` that of the attention, the same in nearly every
-            ViT).
+            the width of the residual stream (for ``prefix`` that of the attention: nearly always the same).
         values: [1 or B, P, D], for ``prefix`` and ``projected`` only.
         mask: boolean, [1 or B, 1, R, P], True where a row may look at a prompt column; R = the rows named by
             ``rows``. The stream's own columns are always visible. None: all visible. For ``carried`` the rows
@@ -88,10 +88,8 @@ class BlockPrompt:
         zero_values: replace the values by zeros: the columns take attention mass and give nothing (the fused
             form of a mask that is applied after the softmax: the same prompt once with its mask, once with
             the complement and zero values).
-        name: which of the method's prompts these are, where it has several sets (see
-            ``PromptModel.prompt_sets``).
-        slots: the slots of that set that the columns come from, in order, [1 or B, s]; None where there is no
-            choice.
+        name: which set of the method's prompts these are, see ``PromptModel.prompt_sets``.
+        slots: the slots of that set that the columns come from, in order, [1 or B, s]; None without a choice.
     """
 
     kind: Literal["prefix", "projected", "fresh", "carried"]
@@ -188,7 +186,7 @@ def finish_attention(attn: FrozenAttention, x: Tensor, heads: Tensor) -> Tensor:
 
 
 def residual_mlp(block: FrozenBlock, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a pre-norm block: ``x + ls1(attended)``, then the MLP with its own residual. [b, R, D] each."""
+    """The rest of a pre-norm block: ``x + ls1(attended)``, then the MLP with its residual. [b, R, D] each."""
     x = x + block.ls1(attended)
     return x + block.ls2(block.mlp(block.norm2(x)))
 
@@ -208,8 +206,7 @@ def prompted_block(
     Returns:
         [B, R, D] for the R rows asked for.
 
-    Source: Wang et al. 2022 (DualPrompt), eq. 4, for prefixes; Jia et al. 2022 (VPT), eq. 4, for fresh
-    tokens.
+    Source: for prefixes Wang et al. 2022 (DualPrompt), eq. 4; for fresh tokens Jia et al. 2022 (VPT), eq. 4.
     """
     batch = x.shape[0]
     joining = [p.tokens for p in prompts if p.kind == "carried" and p.tokens is not None]
@@ -228,8 +225,8 @@ def prompted_block(
         raise ValueError(
             "give one mask over all carried tokens: each would be read as that of the last columns"
         )
-    found = [_columns(block, prompt, keys.dtype, x.shape[1]) for prompt in prompts]
-    columns = [column for column in found if column is not None]
+    columns_or_none = [_columns(block, prompt, keys.dtype, x.shape[1]) for prompt in prompts]
+    columns = [c for c in columns_or_none if c is not None]
     # rows with the same view of the prompts share one fused call; usually that is all of them
     cuts = sorted({start, stop} | {cut for c in columns for cut in (c.start, c.stop) if start < cut < stop})
     spans = list(pairwise(cuts))
@@ -246,7 +243,7 @@ def prompted_block(
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """A prompt as attention columns: keys and values [1|B, H, P, d]; None for a mask over stream columns only."""
+    """A prompt as attention columns: keys, values [1|B, H, P, d]; None for a mask over the stream's alone."""
 
     keys: Any
     values: Any
@@ -284,7 +281,7 @@ def _columns(block: FrozenBlock, prompt: BlockPrompt, dtype: torch.dtype, length
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, columns: list[_Columns], a: int, b: int) -> Tensor:
-    """Fused attention of rows a..b-1 over the stream's columns and those prompt columns that these rows see."""
+    """Fused attention of rows a..b-1 over the stream's columns and the prompt columns that they see."""
     visible = [c for c in columns if c.start <= a and b <= c.stop]
     added = [c for c in visible if c.keys is not None]
     batch, _, length, _ = keys.shape
@@ -294,8 +291,8 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, columns: list[_Columns]
         for c in visible:
             part = None if c.mask is None else c.mask[:, :, a - c.start : b - c.start]
             if c.keys is None and part is not None:  # carried: its columns are the last ones of the stream
-                own = pieces[0].expand(part.shape[0], -1, -1, -1)
-                pieces[0] = torch.cat([own[..., : length - part.shape[-1]], part], dim=-1)
+                stream = pieces[0].expand(part.shape[0], -1, -1, -1)
+                pieces[0] = torch.cat([stream[..., : length - part.shape[-1]], part], dim=-1)
             else:
                 pieces.append(pieces[0].new_ones(1, 1, b - a, c.keys.shape[2]) if part is None else part)
         size = max(piece.shape[0] for piece in pieces)

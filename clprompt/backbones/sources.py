@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from: timm, a file, or the package; and what is refused by name in one line."""
+"""Where a backbone's weights come from (timm, a file, the package), and what is refused by name."""
 
 from __future__ import annotations
 
@@ -125,14 +125,14 @@ def _load_checkpoint(vit: Any, path: Path) -> None:
         for key, value in state.items()
         if isinstance(value, Tensor) and key.split(".")[0] not in ("head", "head_dist")
     }
-    own = vit.state_dict()
-    _check_patch_size(shapes, own, path)
-    problems = [f"{key} is missing" for key in own if key not in state]
-    problems += [f"{key} is not part of the model" for key in state if key not in own]
+    weights = vit.state_dict()
+    _check_patch_size(shapes, weights, path)
+    problems = [f"{key} is missing" for key in weights if key not in state]
+    problems += [f"{key} is not part of the model" for key in state if key not in weights]
     problems += [
-        f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the model"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} is {list(state[key].shape)} in the file and {list(weights[key].shape)} in the model"
+        for key in weights
+        if key in state and state[key].shape != weights[key].shape
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -141,15 +141,14 @@ def _load_checkpoint(vit: Any, path: Path) -> None:
     _tell_resampling(shapes, vit, path)
 
 
-def _check_patch_size(shapes: dict[str, tuple[int, ...]], own: dict[str, Tensor], path: Path) -> None:
+def _check_patch_size(shapes: dict[str, tuple[int, ...]], weights: dict[str, Tensor], path: Path) -> None:
     """timm would resample the patch embedding without a word: another model than the one that was trained."""
-    weight = own.get("patch_embed.proj.weight")
+    weight = weights.get("patch_embed.proj.weight")
     for key, shape in shapes.items():
         if weight is None or len(shape) != 4 or not key.endswith(("patch_embed.proj.weight", "conv1.weight")):
             continue
-        if key.endswith("patch_embed.proj.weight") or shape[0] == len(
-            weight
-        ):  # conv1: CLIP's, not a ResNet's
+        # conv1: CLIP's, not a ResNet's
+        if key.endswith("patch_embed.proj.weight") or shape[0] == len(weight):
             there, here = ("x".join(map(str, sides)) for sides in (shape[2:], weight.shape[2:]))
             if there != here:
                 raise BackboneError(
@@ -160,15 +159,15 @@ def _check_patch_size(shapes: dict[str, tuple[int, ...]], own: dict[str, Tensor]
 
 def _tell_resampling(shapes: dict[str, tuple[int, ...]], vit: Any, path: Path) -> None:
     """Say so when the file's positions were made for another image size."""
-    found = [shape for key, shape in shapes.items() if key.endswith("pos_embed") and len(shape) == 3]
-    if not found or vit.pos_embed is None or found[0][1] == vit.pos_embed.shape[1]:
+    positions = [shape for key, shape in shapes.items() if key.endswith("pos_embed") and len(shape) == 3]
+    if not positions or vit.pos_embed is None or positions[0][1] == vit.pos_embed.shape[1]:
         return
     high, wide = vit.patch_embed.grid_size
-    before = math.isqrt(found[0][1])  # beside a square grid there are at most a few prefix tokens
+    before = math.isqrt(positions[0][1])  # beside a square grid there are at most a few prefix tokens
     patch = vit.patch_embed.patch_size[0]
     tell(
-        f"backbone.checkpoint {path}: positions of {before}x{before} patches (images of {before * patch} pixels) are "
-        f"resampled to {high}x{wide}"
+        f"backbone.checkpoint {path}: positions of {before}x{before} patches "
+        f"(images of {before * patch} pixels) are resampled to {high}x{wide}"
     )
 
 
@@ -218,7 +217,7 @@ def image_spec(vit: Any, config: Mapping[str, Any], normalise: Literal["backbone
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Normalisation constants for another number of channels than they were made for: their mean, repeated."""
+    """Normalisation constants for another number of channels than they were made for: their mean repeated."""
     if len(values) != channels:
         values = [sum(values) / len(values)] * channels
     return tuple(float(value) for value in values)

@@ -1,4 +1,4 @@
-"""FrozenViT: any plain timm vision transformer, frozen, always in eval mode, run block by block with prompts."""
+"""FrozenViT: any plain timm vision transformer, frozen, in eval mode, run block by block with prompts."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class FrozenViT(nn.Module):
         trim_last_block: switch of another: the last block computes only the rows that are read.
 
     Raises:
-        BackboneError: the model is not a plain vision transformer, the checkpoint does not fit, or an unknown
-            normalisation.
+        BackboneError: the model is not a plain vision transformer, the checkpoint does not fit, or the
+            normalisation is unknown.
     """
 
     def __init__(
@@ -99,10 +99,9 @@ class FrozenViT(nn.Module):
     def with_prompts_through(
         self, around: Callable[[Prompts, int | None, slice | None], Prompts]
     ) -> FrozenViT:
-        """The same weights under a second face, in whose runs ``around(prompts, block, rows)`` replaces the prompts.
+        """The same weights under a second face, whose prompts are ``around(prompts, block, rows)``.
 
-        It is called once per run, with the block of which only ``rows`` are computed (None: all of every
-        block).
+        It is called once per run, with the block of which only ``rows`` are computed; None where all are.
         """
         face = copy.copy(self)
         face.around = around
@@ -141,7 +140,7 @@ class FrozenViT(nn.Module):
 
     @property
     def linear_patches(self) -> bool:
-        """Whether ``patches`` is linear up to a bias: patches(x + y) = patches(x) + patches(y) - patches(0)."""
+        """Whether patches are linear up to a bias: patches(x + y) = patches(x) + patches(y) - patches(0)."""
         return isinstance(self.vit.patch_embed.norm, nn.Identity)  # type: ignore[union-attr]
 
     def position(self, patches: Tensor) -> Tensor:
@@ -178,12 +177,12 @@ class FrozenViT(nn.Module):
         if prompts is not None and self.around is not None:
             prompts = self.around(prompts, trimmed, rows)
         for index in indices:
-            given = None if prompts is None else prompts(index, tokens)
-            given = () if given is None else (given,) if isinstance(given, BlockPrompt) else tuple(given)
+            added = None if prompts is None else prompts(index, tokens)
+            added = () if added is None else (added,) if isinstance(added, BlockPrompt) else tuple(added)
             if index == trimmed:
-                tokens = prompted_block(self.blocks[index], tokens, given, rows)
-            elif given:
-                tokens = prompted_block(self.blocks[index], tokens, given)
+                tokens = prompted_block(self.blocks[index], tokens, added, rows)
+            elif added:
+                tokens = prompted_block(self.blocks[index], tokens, added)
             else:
                 tokens = self.blocks[index](tokens)
         return tokens if rows is None or trimmed is not None else tokens[:, rows]
@@ -249,7 +248,7 @@ class FrozenViT(nn.Module):
 
     @torch.no_grad()
     def stem(self, images: Tensor, first: int) -> Tensor:
-        """The tokens that enter block ``first``, the first one with prompts; no gradient is needed before it."""
+        """The tokens that enter block ``first``, the first with prompts; no gradient is needed before it."""
         return self.run(self.embed(images), blocks=slice(0, first))
 
     @torch.no_grad()

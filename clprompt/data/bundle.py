@@ -79,10 +79,10 @@ def assemble(
     targets, class_names = class_ids(labels, names, name)
     keep = np.arange(len(targets))
     if selection.classes is not None:
-        chosen = chosen_classes(selection.classes, class_names)
-        class_names = [class_names[c] for c in chosen]
-        keep = np.flatnonzero(np.isin(targets, chosen))
-        targets = np.searchsorted(chosen, targets[keep])
+        classes = chosen_classes(selection.classes, class_names)
+        class_names = [class_names[c] for c in classes]
+        keep = np.flatnonzero(np.isin(targets, classes))
+        targets = np.searchsorted(classes, targets[keep])
     test = drawn_test(name, targets, class_names, selection) if is_test is None else is_test[keep]
     _check_split(name, targets, test, class_names)
     train, test = _parts(load, keep, targets, test, selection, encoded)
@@ -122,10 +122,10 @@ def assemble_sets(
     """
     keep = np.arange(len(hot))
     if selection.classes is not None:
-        chosen = listed_classes(selection.classes, names)
-        names = [names[c] for c in chosen]
-        keep = np.flatnonzero(hot[:, chosen].any(1) | ~hot.any(1))
-        hot = hot[keep][:, chosen]
+        classes = listed_classes(selection.classes, names)
+        names = [names[c] for c in classes]
+        keep = np.flatnonzero(hot[:, classes].any(1) | ~hot.any(1))
+        hot = hot[keep][:, classes]
     test = drawn_test_of_sets(name, hot, selection) if is_test is None else is_test[keep]
     _check_parts(name, (~test).sum(), test.sum())
     train, test = _parts(load, keep, hot, test, selection, encoded)
@@ -236,8 +236,7 @@ def readable(name: str, load: Callable[[int], Any], count: int, on_bad_image: On
         name: of the data set; messages begin with it.
         load: index -> image.
         count: how many images there are.
-        on_bad_image: "error" uses all of them; "skip" decodes all of them and leaves out those that cannot be
-            read.
+        on_bad_image: "error" uses all of them; "skip" decodes all and leaves out those that cannot be read.
     """
     everything = np.arange(count)
     if on_bad_image == "error":
@@ -260,8 +259,7 @@ def readable_files(
         on_bad_image: see :func:`readable`.
 
     Raises:
-        DataError: a file that is missing or empty; what can be seen without decoding is told before anything
-            trains.
+        DataError: a file is missing or empty; what shows without decoding is told before anything trains.
     """
     if on_bad_image == "error":
         for path in paths:

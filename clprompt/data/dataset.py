@@ -26,8 +26,7 @@ class ImageDataset(Dataset):
         transform: image -> tensor.
         random_transform: whether the transform draws random numbers.
         cache_bytes: how much of what a :class:`Transform` computes the same way every time stays in memory:
-            the resized image, or the decoded one before a random transform. It changes time, not a bit of any
-            item.
+            the resized image, or the decoded one before a random transform. It changes time and no item.
 
     Attributes:
         targets: int64 [n], or multi-hot [n, C].

@@ -194,8 +194,8 @@ def unreadable(load: Callable[[int], Any], indices: Sequence[int] | np.ndarray) 
 
     numbers = [int(index) for index in indices]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = zip(numbers, pool.map(attempt, numbers), strict=True)
-        return {index: message for index, message in found if message is not None}
+        messages = zip(numbers, pool.map(attempt, numbers), strict=True)
+        return {index: message for index, message in messages if message is not None}
 
 
 # ------------------------------------------------------------------------------------------------- memory
@@ -241,7 +241,7 @@ class ImageCache:
         return torch.from_numpy(values).view(height, width, channels).permute(2, 0, 1)
 
     def put(self, index: int, image: Tensor) -> None:
-        """Keep an image, uint8 or float32 [channels, H, W], if it fits; its order in memory is kept as well."""
+        """Keep an image, uint8 or float32 [channels, H, W], if it fits; its order in memory is kept, too."""
         if self._table is None or image.nbytes > self._slot or image.dtype not in self._DTYPES:
             return
         channels_last = not image.is_contiguous()

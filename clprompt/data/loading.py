@@ -1,4 +1,4 @@
-"""Batches in a reproducible order: any batch of a run can be drawn again from (seed, experience, epoch) alone."""
+"""Batches in a reproducible order: any batch of a run can be drawn again from (seed, experience, epoch)."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def _loader(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, se
 
 def subset(dataset: Images, indices: Sequence[int] | np.ndarray) -> Subset:
     """The samples at these indices; says, as the data set does, whether its transform is random."""
-    chosen: Subset = Subset(dataset, [int(i) for i in indices])  # type: ignore[arg-type]
-    chosen.random_transform = getattr(dataset, "random_transform", True)  # type: ignore[attr-defined]
-    return chosen
+    samples: Subset = Subset(dataset, [int(i) for i in indices])  # type: ignore[arg-type]
+    samples.random_transform = getattr(dataset, "random_transform", True)  # type: ignore[attr-defined]
+    return samples
 
 
 def epoch_order(count: int, seed: int, experience: int, epoch: int) -> Tensor:
@@ -77,7 +77,9 @@ def training_batches(
 
     Args:
         dataset: the experience's training data; position = index into it.
-        seed, experience, epoch: decide the order and, with the position, every random transform.
+        seed: with the next two it decides the order, and with the position every random transform.
+        experience: which one.
+        epoch: which one.
         batch_size: the last batch may be smaller.
         workers: loader processes; the result does not depend on them.
         skip: leave out so many batches at the start (entering an epoch in the middle).

@@ -77,7 +77,7 @@ def class_ids(targets: Any) -> tuple[np.ndarray, int]:
 
 
 def group_indices(targets: np.ndarray, groups: Sequence[Sequence[int]], num_classes: int) -> list[np.ndarray]:
-    """Indices of the samples of each class group, by class id and in data set order within a class; O(samples).
+    """Indices of the samples of each class group, by class id, in data set order within a class; O(samples).
 
     By class id: then the same classes are the same stream, whoever made it (see ``PromptStrategy``).
     """

@@ -164,8 +164,8 @@ def drawn_test(name: str, targets: np.ndarray, names: Sequence[str], selection: 
     if small.size:
         more = f" (and {small.size - 1} more classes)" if small.size > 1 else ""
         raise DataError(
-            f'{name}: class "{names[small[0]]}" has one image{more}; with no test set given, a class needs two, '
-            "one to train and one to test"
+            f'{name}: class "{names[small[0]]}" has one image{more}; with no test set given, a class '
+            "needs two, one to train and one to test"
         )
     share = np.clip(np.rint(sizes * selection.test_fraction), 1, sizes - 1)
     return ranks(targets, selection.split_seed, "test") < share[targets]
@@ -183,7 +183,8 @@ def drawn_test_of_sets(name: str, hot: np.ndarray, selection: Selection) -> np.n
     spare = order[ranks(hot, selection.split_seed, "test")[order] > 0]  # not the first of any of its classes
     if not spare.size:
         raise DataError(
-            f"{name}: every image is needed to train some class; with no test set given, some class needs two images"
+            f"{name}: every image is needed to train some class; with no test set given, "
+            "some class needs two images"
         )
     test = np.zeros(len(hot), dtype=bool)
     test[spare[: max(1, round(len(hot) * selection.test_fraction))]] = True

@@ -48,8 +48,8 @@ def make_transform(backbone: TakesImages, augment: Augment = "none") -> Transfor
 
             - "none": scaled until it covers the backbone's size, then the centre of it; no distortion.
             - "standard": random resized crop (8 to 100 % of the area), horizontal flip.
-            - "autoaugment-cifar", "autoaugment-imagenet": that AutoAugment policy, then as "none", a random crop
-              with 4 pixels of padding, horizontal flip.
+            - "autoaugment-cifar", "autoaugment-imagenet": that AutoAugment policy, then as "none", a random
+              crop with 4 pixels of padding, horizontal flip.
 
     Raises:
         ConfigError: an unknown augmentation, or a backbone with neither 1 nor 3 channels.
@@ -114,16 +114,16 @@ class _Pixels:
             tensor = tensor[None]
         if tensor.dtype not in (torch.uint8, torch.float32):
             tensor = F.to_dtype(tensor, torch.float32, scale=True)
-        found = len(tensor) if tensor.ndim == 3 else 0
-        if found not in (1, 3, 4):
+        channels = len(tensor) if tensor.ndim == 3 else 0
+        if channels not in (1, 3, 4):
             raise DataError(f"an image has shape {list(tensor.shape)}; it must be [1, 3 or 4 channels, H, W]")
-        if found == 4:
-            tensor, found = tensor[:3], 3  # transparency is dropped
-        if found == 3 and self.channels == 1:
+        if channels == 4:
+            tensor, channels = tensor[:3], 3  # transparency is dropped
+        if channels == 3 and self.channels == 1:
             tensor = F.rgb_to_grayscale(tensor)
         if self.fit is not None:
             tensor = self.fit(tensor)
-        if found == 1 and self.channels == 3:
+        if channels == 1 and self.channels == 3:
             tensor = tensor.expand(3, -1, -1)
         if self.fit is not None:
             return tensor.contiguous()

@@ -15,8 +15,9 @@ from clprompt.seeding import derive, preserved_rng
 
 def short_forms(method: Callable[..., Any]) -> list[registry.Entry]:
     """The registered short forms of plug-ins that a method does not take as arguments of its own."""
-    own = schema.parameters(method)[0]
-    return [entry for entry in map(registry.plugins.get, registry.plugins.names()) if entry.name not in own]
+    arguments = schema.parameters(method)[0]
+    entries = map(registry.plugins.get, registry.plugins.names())
+    return [entry for entry in entries if entry.name not in arguments]
 
 
 def serving(method: Callable[..., Any]) -> list[registry.Entry]:
@@ -66,7 +67,6 @@ def make_method(
     """The model of a ``strategy`` section, with the plug-ins of its short forms."""
     entry = registry.strategies.get(section["name"])
     arguments = {key: value for key, value in section.items() if key != "name"}
-    with preserved_rng(
-        derive(seed, "build", entry.name)
-    ):  # a constructor may draw its initial values from there
+    # a constructor may draw its initial values from the global generators
+    with preserved_rng(derive(seed, "build", entry.name)):
         return construct(entry.target, backbone, seed=seed, plugins=plugins, **arguments)

@@ -41,7 +41,7 @@ class Coordination(Plugin):
     Args:
         weight: of the loss that pulls keys to the tokens that chose them.
         share: of its role's prompts, how many a token sees, rounded up.
-        roles: "halves" as above, or "one" for all tokens and all prompts.
+        roles: "halves" as described, or "one" for all tokens and all prompts.
 
     Raises:
         ConfigError: a value out of range; when it is plugged, a method with less than two prompt tokens.

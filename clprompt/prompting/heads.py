@@ -17,7 +17,9 @@ def grow_rows(tensor: Tensor, rows: Tensor) -> None:
 
 
 def grown(parameter: nn.Parameter, rows: Tensor) -> nn.Parameter:
-    """A new parameter with rows appended; :func:`clprompt.training.optim.sync` carries an optimizer's moments over by name.
+    """A new parameter with rows appended.
+
+    An optimizer's moments are carried over by name, in :func:`clprompt.training.optim.sync`.
 
     Not in place: autograd remembers a parameter's shape for as long as any graph that used it is alive.
     """

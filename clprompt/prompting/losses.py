@@ -29,14 +29,12 @@ def classification_loss(
     Args:
         logits: [B, C], unmasked.
         targets: integer labels [B], or multi-hot 0/1 [B, C']; columns that one of the two lacks count as 0.
-        allowed: boolean [C]; classes outside get no probability (labels) or are left out (multi-hot). None:
-            all.
+        allowed: boolean [C], None for all; others get no probability (labels) or are left out (multi-hot).
         reduction: "mean" over the batch, or "none" for one value per sample [B].
         multi_label: for multi-hot targets, binary cross-entropy or :func:`asymmetric_loss`.
         mean: for multi-hot targets, the mean over "all" columns of targets or logits, whichever are more,
             with the left-out ones at zero (the mean over the allowed columns times their share, so that a
-            step's gradient does not depend on how many classes are hidden), or over the "active", allowed
-            ones.
+            step's gradient does not depend on how many are hidden), or over the "active", allowed ones.
 
     Returns:
         A scalar, or [B].
@@ -46,9 +44,8 @@ def classification_loss(
     if targets.ndim == 1:
         return F.cross_entropy(mask_logits(logits, allowed), targets, reduction=reduction)
     columns = max(logits.shape[1], targets.shape[1])
-    targets = F.pad(
-        targets.to(logits.dtype), (0, logits.shape[1] - targets.shape[1])
-    )  # or cut: hidden classes
+    # pad, or cut: hidden classes
+    targets = F.pad(targets.to(logits.dtype), (0, logits.shape[1] - targets.shape[1]))
     if allowed is not None:
         logits, targets = logits[:, allowed], targets[:, allowed]
     if mean == "active":
@@ -67,7 +64,8 @@ def asymmetric_loss(
     """Binary cross-entropy that plays easy negatives down, entry by entry: [B, C], 0/1 [B, C] -> [B, C].
 
     Args:
-        gamma_pos, gamma_neg: focusing exponents of positives and negatives; 0 for none.
+        gamma_pos: focusing exponent of positives; 0 for none.
+        gamma_neg: that of negatives.
         clip: negatives with a probability below it cost nothing.
 
     Source: Ridnik et al. 2021 (asymmetric loss), eq. 7.

@@ -537,8 +537,8 @@ class PromptModel(nn.Module, ABC):
         self._told = None
         for plugin in self.plugins:
             prefix = f"{plugin.name}."
-            own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-            plugin.resize_to(own)
+            state = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+            plugin.resize_to(state)
             plugin.follow()
         backbone = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
         result = super().load_state_dict({**backbone, **state_dict}, strict=strict, assign=assign)

@@ -5,8 +5,7 @@
 A plug-in stands in the way of a method's prompts, adds terms to its loss, looks at what is received, or
 answers in place of its trained head. Its state is part of the model's: saved, resumed, grown and counted with
 it. In a configuration plug-ins have short forms, keys beside the method's own (``strategy: {name: ...,
-coordinate: true}``), which are registered in :data:`clprompt.registry.plugins` and never reach a method's
-constructor.
+coordinate: true}``), which are registered in :data:`clprompt.registry.plugins`; no constructor sees them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def uniform(*shape: int, seed: int, name: str, index: int = 0, bound: float = 1.
 
 
 def cosine(query: Tensor, keys: Tensor) -> Tensor:
-    """Cosine similarity of every query with every key: [B, D], [S, D] -> [B, S]; 0 for a zero vector, never NaN.
+    """Cosine similarity of queries with keys: [B, D], [S, D] -> [B, S]; 0 for a zero vector, never NaN.
 
     In float32 at least, so that 16-bit rounding does not change selections.
     """
@@ -26,15 +26,16 @@ def cosine(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def match(similarity: Tensor, top_k: int) -> Tensor:
-    """Per sample, the ``top_k`` most similar slots: [B, S] -> [B, top_k], falling similarity, ties to the lower index.
+    """Per sample, the ``top_k`` most similar slots: [B, S] -> [B, top_k], by falling similarity.
 
-    Always per sample: a vote over the batch would make a prediction depend on its batch companions.
+    Ties go to the lower index. Always per sample: a vote over the batch would make a prediction depend on its
+    batch companions.
     """
     return similarity.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
 
 
 def chosen_similarity(similarity: Tensor, chosen: Tensor) -> Tensor:
-    """The pull term R: similarity of query and chosen keys, summed over k and averaged over the batch, a scalar.
+    """The pull term R: similarity of query and chosen keys, summed over k, averaged over the batch; a scalar.
 
     Source: Wang et al. 2022 (L2P), the second term of eq. 5.
     """

@@ -1,4 +1,4 @@
-"""What a method promises, as checks that an outsider can run: :func:`check_strategy`, or one of them by itself."""
+"""What a method promises, as checks that an outsider can run: :func:`check_strategy`, or one by itself."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from clprompt.errors import ProtocolError
 from clprompt.prompting.model import PromptModel
 from clprompt.seeding import generator
 
-# ------------------------------------------------------------------------------------------------ what is asserted
+# ------------------------------------------------------------------------------------------ what is asserted
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -73,7 +73,7 @@ def scale(logits: Tensor) -> float:
 
 
 def seen_columns(logits: Tensor, seen: Sequence[int], where: str) -> None:
-    """Require logits [B, C] that are finite exactly for the seen classes, with no column beyond the largest id."""
+    """Require logits [B, C], finite exactly for the seen classes, without columns beyond the largest id."""
     width = max(seen, default=-1) + 1
     require(
         logits.ndim == 2 and logits.shape[1] == width,

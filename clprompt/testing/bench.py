@@ -46,7 +46,8 @@ def tiny_vit(kind: str = "class token", *, depth: int = 5, width: int = 32) -> F
 
     Args:
         kind: a key of ``KINDS``.
-        depth, width: five blocks by default, so that the layer lists of published methods exist.
+        depth: blocks; five by default, so that the layer lists of published methods exist.
+        width: of the residual stream.
     """
     with preserved_rng(0):
         vit = VisionTransformer(
@@ -169,7 +170,7 @@ class Workbench:
         log: Log | None = None,
         **arguments: Any,
     ) -> Engine:
-        """An engine over the first experiences of the toy stream; ``epochs`` are iterations per batch when online."""
+        """An engine over the toy stream's first experiences; online, ``epochs`` are iterations per batch."""
         train = train or self.train
         without = self.online if online is None else online
         return Engine(
@@ -193,13 +194,13 @@ class Workbench:
 
     @cached_property
     def short(self) -> tuple[PromptModel, list[dict[str, Any]]]:
-        """A model after two epochs on each of two experiences, not to be trained on, and the records of its run."""
+        """A model after two epochs on each of two experiences, not to be trained on, and its records."""
         model = self.make()
         return model, self.run(model, epochs=2, experiences=2)
 
     @cached_property
     def stages(self) -> list[PromptModel]:
-        """The model as it is after each experience of the whole stream; take :meth:`copy` to go on with one."""
+        """The model after each experience of the whole stream; take :meth:`copy` to go on with one."""
         model = self.make()
         engine = self.engine(model, epochs=5, log=self.log)
         stages = []
@@ -225,7 +226,7 @@ class Workbench:
         return logits, steady(model, self.test.images, logits)
 
     def arrived(self, parts: Sequence[Any], experience: int) -> list[Any]:
-        """What an experience gives to training: its own part, or all so far for a model that revisits them."""
+        """What an experience gives to training: its part, or all so far for a model that revisits them."""
         first = experience if self.make().revisits == "never" else 0
         return [item for part in parts[first : experience + 1] for item in part]
 

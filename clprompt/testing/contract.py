@@ -1,12 +1,11 @@
-"""check_strategy: the contract of :class:`clprompt.prompting.model.PromptModel` as checks that a method can be run through.
+"""check_strategy: the contract of :class:`clprompt.prompting.model.PromptModel`, as checks of a method.
 
     from clprompt.testing import check_strategy
     check_strategy(MyModel, boundary_free=True)
 
 Each check is a function of a :class:`clprompt.testing.bench.Workbench` that raises AssertionError with a
 sentence and the numbers; ``CHECKS`` lists them, so that a test may run them one by one. Nothing here knows a
-method: what is expected follows from what the model declares (``boundaries``, ``trains``, ``rehearsal_free``,
-``optimizer_reset``).
+method: what is expected follows from what it declares (``boundaries``, ``trains``, ``rehearsal_free``, ...).
 """
 
 from __future__ import annotations
@@ -51,8 +50,7 @@ def check_strategy(
 ) -> None:
     """Run a method through every check, on tiny vision transformers and a toy stream, in a few seconds.
 
-    A model that does not require boundaries is checked without them; call this once for each form of a
-    method.
+    A model that does not require boundaries is checked without them; call this for each form of a method.
 
     Args:
         model_class: the method, a PromptModel; it need not be registered.
@@ -66,13 +64,13 @@ def check_strategy(
     """
     bench = (ScenesBench if multi_label else Workbench)(model_class, plugins=plugins, **arguments)
     named = {**arguments, **({"plugins": [plugin.name for plugin in plugins]} if plugins else {})}
-    given = ", ".join(f"{key}={value!r}" for key, value in named.items())
+    settings = ", ".join(f"{key}={value!r}" for key, value in named.items())
     for check in MULTI_LABEL_CHECKS if multi_label else CHECKS:
         try:
             check(bench)
         except Exception as error:
             text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-            raise AssertionError(f"{model_class.__name__}({given}): {check.__name__}: {text}") from error
+            raise AssertionError(f"{model_class.__name__}({settings}): {check.__name__}: {text}") from error
 
 
 #: Every check, the quick and telling ones first.

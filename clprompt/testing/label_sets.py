@@ -18,7 +18,7 @@ _IDS = [c for group in CLASSES for c in group]
 
 
 class ToyScenes:
-    """One pattern for each class that an image shows, and noise: items are (image [3, 16, 16], 0/1 target [11]).
+    """A pattern for each class that an image shows, and noise: (image [3, 16, 16], 0/1 target [11]).
 
     Args:
         per_class: every class is the first of so many images; half of the images show a second one.
@@ -77,7 +77,7 @@ class ScenesBench(Workbench):
 
 
 def check_learning_in_map(bench: Workbench) -> None:
-    """It learns above chance in mAP, with finite loss terms, after the first and after the last experience."""
+    """It learns above chance in mAP, with finite loss terms, after the first and the last experience."""
     require(len(bench.stages) == len(CLASSES), "the stream did not run to its end")
     finite_losses(bench.log.records, "")
     evaluations = [record for record in bench.log.records if record["kind"] == "evaluation"]
@@ -100,13 +100,13 @@ def check_visible_labels(bench: Workbench) -> None:
     receive(model, optimizer, targets)
     seen = model.seen.nonzero().flatten().tolist()
     require(seen == shown, f"observe marks {seen} as seen, the batch shows {shown}")
-    for given in (targets, targets[:, : max(shown) + 1]):  # columns that no image shows may be missing
-        loss = train_step(model, optimizer, images, given).loss.detach()
+    for hot in (targets, targets[:, : max(shown) + 1]):  # columns that no image shows may be missing
+        loss = train_step(model, optimizer, images, hot).loss.detach()
         require(bool(loss.isfinite()), f"the loss of multi-hot targets is {float(loss)}")
 
 
 def check_labels_under_autocast(bench: Workbench) -> None:
-    """bf16 autocast trains with finite losses and says yes or no to the same labels where that is not close."""
+    """bf16 autocast trains with finite losses and predicts the same labels where that is not close."""
     finite_losses(bench.run(bench.make(), experiences=2, precision="bf16"), " under bf16 autocast")
     model, images = bench.copy(), bench.test.images
     with torch.no_grad():

@@ -15,7 +15,7 @@ from clprompt.testing.asserts import bits, changed, chunked, finite_losses, near
 from clprompt.testing.bench import CLASSES, KINDS, Workbench, tiny_vit
 from clprompt.training.steps import receive, train_step
 
-# ------------------------------------------------------------------------------------------------ what it declares
+# ------------------------------------------------------------------------------------------ what it declares
 
 
 def check_declarations(bench: Workbench) -> None:
@@ -133,9 +133,9 @@ def check_declared_parameters(bench: Workbench) -> None:
 
 def _declared(model: PromptModel) -> list[str]:
     declared = [name for group in model.param_groups() for name in group["params"]]
-    known = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     require(len(set(declared)) == len(declared), f"param_groups names a parameter twice: {sorted(declared)}")
-    wrong = [name for name in declared if name not in known or name.startswith("backbone.")]
+    wrong = [name for name in declared if name not in parameters or name.startswith("backbone.")]
     require(not wrong, f"param_groups names {wrong[:3]}, which are not the method's parameters")
     require(bool(declared) == model.trains, f"trains is {model.trains}, but param_groups has {len(declared)}")
     missing = sorted(set(model.trainable()) ^ set(declared))
@@ -157,7 +157,7 @@ def check_soft_labels(bench: Workbench) -> None:
     if not model.soft_labels:
         refused(lambda: model.training_loss(images, targets, soft), "smoothed labels")
         return
-    steps = [copy.deepcopy(model).training_loss(images, targets, given) for given in (None, soft)]
+    steps = [copy.deepcopy(model).training_loss(images, targets, labels) for labels in (None, soft)]
     losses = [float(step.loss.detach()) for step in steps]
     require(losses[0] != losses[1], f"the loss is {losses[0]} with labels as they are and with smoothed ones")
 

@@ -47,7 +47,7 @@ def check_batch_size(bench: Workbench) -> None:
 
 
 def check_unseen_classes(bench: Workbench) -> None:
-    """Exactly the classes seen so far have finite logits, in evaluation and in training, whatever their ids."""
+    """Exactly the classes seen so far have finite logits, in evaluation and training, whatever their ids."""
     with torch.no_grad():
         seen_columns(bench.make().eval()(bench.test.images), [], "before any class was observed")
     for stage in range(len(CLASSES)):
@@ -88,7 +88,7 @@ def check_forward_changes_nothing(bench: Workbench) -> None:
 
 
 def check_cache(bench: Workbench) -> None:
-    """Logits are the same bits without a cache, with an empty one, and with one filled earlier in the stream."""
+    """Logits are the same bits without a cache, with an empty one, and with one filled earlier."""
     images = bench.test.images[:6]
     kept: dict[str, Tensor] = {}
     for stage in range(len(CLASSES)):

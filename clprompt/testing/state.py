@@ -24,7 +24,7 @@ from clprompt.training.steps import receive
 
 
 def check_growth(bench: Workbench) -> None:
-    """A new class leaves the logits of old ones and their moments as they are; observe tells that parameters grew."""
+    """A new class leaves old ones' logits and moments as they are; observe tells that parameters grew."""
     model, optimizer = bench.begun(2)
     images = bench.test.images[:8]
     alone = chunked(model.eval(), images, 1)
@@ -117,7 +117,7 @@ def check_counting(bench: Workbench) -> None:
 
 
 def check_save_and_load(bench: Workbench) -> None:
-    """A saved state gives the same bits, logits and trainable parameters in a new model and in one of another size."""
+    """A saved state gives the same bits, logits and trainable parameters in a new or smaller model."""
     images = bench.test.images[:9]
     for where, model in (
         ("after an experience", bench.copy(0)),
@@ -144,7 +144,7 @@ def check_save_and_load(bench: Workbench) -> None:
 
 
 def check_resume(bench: Workbench) -> None:
-    """A run that is stopped in the middle of an epoch and resumed by a new process ends with the same bits."""
+    """A run that is stopped within an epoch and resumed by a new process ends with the same bits."""
     whole, records = bench.short
     once = sum(-(-len(group) // 8) for group in bench.train.groups()[:2])
     batches = once if bench.online else 2 * once
@@ -181,7 +181,7 @@ def _saved(values: Mapping[str, Any]) -> dict[str, Any]:
     return torch.load(buffer, weights_only=True)
 
 
-# ------------------------------------------------------------------------------------------------ random numbers
+# -------------------------------------------------------------------------------------------- random numbers
 
 
 def check_determinism(bench: Workbench) -> None:

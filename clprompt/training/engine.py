@@ -65,7 +65,9 @@ class Position:
     """Where in the stream a run is: everything before has been done.
 
     Attributes:
-        experience, epoch, batch: the next batch to train on.
+        experience: that of the next batch to train on.
+        epoch: its epoch.
+        batch: its number within the epoch.
         step: optimizer steps made.
         samples: training samples received.
         evaluated: samples at the last periodic evaluation (online only).
@@ -90,14 +92,14 @@ class Engine:
         evaluator: evaluates after each experience; None for no evaluation.
         clean: the training data under the evaluation transform, for methods that look at it before training;
             ``train`` itself by default.
-        training, online: the sections of the configuration.
+        training: the section of that name.
+        online: the section of that name; None for training experience by experience.
         seed: decides data order and augmentation.
         precision: "float32" or "bf16".
         listeners: get every record.
         progress: a display.
         checkpoint: called at every point from which the run may be resumed.
-        stop: asked after each batch; a signal number makes the engine write a checkpoint and raise
-            Interrupted.
+        stop: asked after each batch; a signal number has a checkpoint written and Interrupted raised.
 
     Raises:
         ProtocolError: online training of a method that needs boundaries.
@@ -206,7 +208,7 @@ class Engine:
         )
 
     def _arrived(self, parts: Sequence[Any]) -> np.ndarray:
-        """What training may use now: the current experience's part, or all so far for a model that revisits them."""
+        """What training may use now: the experience's part, or all so far for a model that revisits them."""
         now = self.position.experience
         first = now if self.model.revisits == "never" else 0
         return np.concatenate([np.asarray(part) for part in parts[first : now + 1]])
@@ -288,7 +290,8 @@ class Engine:
         at, loss = self.position, float(self._loss)
         if not np.isfinite(loss):
             raise ProtocolError(
-                f"the loss is {loss} at step {at.step} (experience {at.experience}); lower training.lr or set clip_grad"
+                f"the loss is {loss} at step {at.step} (experience {at.experience}); "
+                "lower training.lr or set clip_grad"
             )
         return loss
 

@@ -1,7 +1,6 @@
 """The evaluator: fixed test sets, walked in fixed batches, with what never changes kept between evaluations.
 
-It walks and caches; a :class:`clprompt.metrics.measure.Measure` says which samples belong to a class and
-scores them.
+It walks and caches; a :class:`clprompt.metrics.measure.Measure` groups samples by class and scores them.
 """
 
 from __future__ import annotations
@@ -103,8 +102,8 @@ class Evaluator:
     def sample(self, limit: int) -> Iterator[Tensor]:
         """At most ``limit`` of the images that the last evaluation saw, evenly spaced, in batches."""
         order = [index for _, batch in self._chunks for index in batch]
-        chosen = order[:: max(1, -(-len(order) // limit))]
-        batches = [chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
+        indices = order[:: max(1, -(-len(order) // limit))]
+        batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
         for images, *_ in fixed_batches(self.test, batches, self.workers):
             yield images
 
@@ -118,8 +117,8 @@ class Evaluator:
             met.setdefault(number, []).extend(batch)
         parts = [np.sort(part) for part in met.values()]
         places = [np.linspace(0, len(part) - 1, min(count, len(part))).astype(int) for part in parts]
-        chosen = [part[np.unique(at)].tolist() for part, at in zip(parts, places, strict=True)]
-        return [images for images, *_ in fixed_batches(self.test, chosen)]
+        batches = [part[np.unique(at)].tolist() for part, at in zip(parts, places, strict=True)]
+        return [images for images, *_ in fixed_batches(self.test, batches)]
 
     @torch.no_grad()
     def run(self, model: PromptModel) -> Evaluation | LabelSetEvaluation:

@@ -49,7 +49,13 @@ def fit(
         plan: a stream, e.g. ``clprompt.scenarios.split.plan(train.targets, experiences=5)``.
         train: (image [3, H, W], label) items under the training transform.
         test: items under the evaluation transform, with ``targets``; None for no evaluation.
-        clean, training, online, seed, precision, listeners, progress: see :class:`Engine`.
+        clean: see :class:`Engine`.
+        training: see :class:`Engine`.
+        online: see :class:`Engine`.
+        seed: see :class:`Engine`.
+        precision: see :class:`Engine`.
+        listeners: see :class:`Engine`.
+        progress: see :class:`Engine`.
 
     Returns:
         The evaluation records, one after each experience; :func:`clprompt.metrics.summarise` reads them.

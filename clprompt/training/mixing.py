@@ -33,7 +33,8 @@ def soften(
         targets: [B].
         training: its ``mixup``, ``mixup_probability`` and ``label_smoothing``.
         classes: C, columns of the model's logits.
-        seed, position: decide the draw, so that any step can be entered again.
+        seed: decides the draw, with the position.
+        *position: of the step in the run, so that any step can be entered again.
 
     Returns:
         The images and the soft labels; None for labels as they are.

@@ -101,8 +101,7 @@ def set_learning_rate(
     """Set every group's rate for step ``step`` of ``steps`` of an experience; returns the first group's.
 
     The rate rises linearly over the first ``warmup`` share of the steps (its last step has the full rate) and
-    then follows the schedule to the end. It is a function of the step alone, so any step can be entered
-    again.
+    then follows the schedule. It is a function of the step alone, so any step can be entered again.
     """
     rising = int(warmup * steps)
     if step < rising:

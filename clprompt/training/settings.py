@@ -20,7 +20,7 @@ Count = Annotated[int, at_least(1)]
 
 @dataclass(frozen=True)
 class Memory:
-    """A memory of earlier images beside an online stream: such a run is not rehearsal-free, and its results say so.
+    """A memory of earlier images beside an online stream: not rehearsal-free, and the results say so.
 
     The run goes through Avalanche's replay plugin over its reservoir buffer: images of the memory join every
     training step, drawn afresh for each, and the reservoir is updated after each batch that arrived.

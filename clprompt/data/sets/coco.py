@@ -26,7 +26,7 @@ def coco(
     test_images: str = "val2014",
     augment: Augment = "standard",
 ) -> DataBundle:
-    """COCO's images and its 80 object categories in alphabetical order; images without an object are kept, unlabelled.
+    """COCO's images and its 80 object categories in alphabetical order; images without an object are kept.
 
     Args:
         path: folder that holds what the other arguments name, relative to it.

@@ -1,4 +1,4 @@
-"""Images listed in a CSV file: with one label each (``csv``), or with a set of labels (``multi_label_csv``)."""
+"""Images listed in a CSV file, each with one label (``csv``) or a set of labels (``multi_label_csv``)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def csv_file(
     augment: Augment = "none",
     cache: bool = True,
 ) -> DataBundle:
-    """A CSV file with columns path and label, and a column split (train, test, val) or a second file for the test.
+    """A CSV file with columns path and label, and a column split (train, test, val) or a file for the test.
 
     Labels are any text; where all are integers they are sorted as such. Without a split of either kind, test
     images are drawn from each class.
@@ -96,8 +96,7 @@ def multi_label_csv(
     """The files of ``csv`` with a set of labels in each line, joined by semicolons: `a.jpg,cat;dog`.
 
     A line that ends in its comma is an image without labels. Class names are those of the training images,
-    sorted. Without a split of either kind, test images are drawn from all, and one image of each class stays
-    for training.
+    sorted. Without a split of either kind, test images are drawn from all; one of each class stays to train.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""Folders of images, one per class; beside ``csv`` and ``npz`` one of the forms that your own images may have.
+"""Folders of images, one per class; beside ``csv`` and ``npz`` one of the forms that your images may have.
 
 What they have in common, beside the arguments of :class:`clprompt.data.selection.Selection`: ``on_bad_image``
 ("error" stops at an image that cannot be read and names it; "skip" reads every image once at the start,
@@ -38,7 +38,7 @@ def imagefolder(
     augment: Augment = "none",
     cache: bool = True,
 ) -> DataBundle:
-    """A folder with one folder of images per class, or with train/ and test/ (or val/) that hold such folders.
+    """A folder with a folder of images per class, or with train/ and test/ (or val/) that hold such folders.
 
     Class names are the names of the folders; images may lie at any depth below them.
 
@@ -67,8 +67,8 @@ def imagefolder(
     name = f"imagefolder {path}"
     if not root.is_dir():
         raise DataError(
-            f"data.path: there is no folder {path}; give the folder that holds one folder of images per class, or "
-            "train/ and test/ with such folders"
+            f"data.path: there is no folder {path}; give the folder that holds one folder of images "
+            "per class, or train/ and test/ with such folders"
         )
     is_test = None
     train, test = _split_folders(root)
@@ -91,7 +91,7 @@ def imagefolder(
 
 
 def _split_folders(root: Path) -> tuple[Path | None, Path | None]:
-    """train/ and test/ or val/, where the folder has them and they hold folders: "train" may also be a class."""
+    """train/ and test/ or val/, where they are there and hold folders: "train" may also be a class."""
     parts = [root / part for part in ("train", "test", "val", "valid", "validation") if _folders(root / part)]
     if not parts:
         return None, None

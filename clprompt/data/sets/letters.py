@@ -137,16 +137,8 @@ def _thin(shapes: np.ndarray) -> np.ndarray:
     Source: Zhang and Suen, Communications of the ACM 27 (1984).
     """
     shapes = shapes.copy()
-    around = [
-        (-1, 0),
-        (-1, 1),
-        (0, 1),
-        (1, 1),
-        (1, 0),
-        (1, -1),
-        (0, -1),
-        (-1, -1),
-    ]  # clockwise from the north
+    # clockwise from the north
+    around = [(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)]
     changed = True
     while changed:
         changed = False

@@ -77,9 +77,9 @@ class Mosaics:
         channels, high, wide = self.first.shape
         grid = math.isqrt(self.cells.shape[1])
         canvas = torch.zeros(channels, grid * high, grid * wide, dtype=self.first.dtype)
-        for cell, chosen in enumerate(self.cells[index]):
-            if chosen >= 0:
-                image = _as_tensor(self.load(int(chosen)))
+        for cell, number in enumerate(self.cells[index]):
+            if number >= 0:
+                image = _as_tensor(self.load(int(number)))
                 if image.shape != self.first.shape:
                     image = transforms.resize(image.expand(channels, -1, -1), [high, wide], antialias=True)
                 y, x = divmod(cell, grid)
@@ -104,7 +104,7 @@ def mosaic(
     seed: int = 0,
     augment: Augment = "none",
 ) -> DataBundle:
-    """Multi-label mosaics of any single-label data set: a grid of cells, each empty or with one of its images.
+    """Multi-label mosaics of any single-label data set: a grid of cells, each empty or one of its images.
 
     Args:
         source: a registered data set: its name, or {name: ..., and its arguments}.

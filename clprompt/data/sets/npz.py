@@ -99,7 +99,7 @@ def multi_label_npz(
     augment: Augment = "none",
     cache: bool = True,
 ) -> DataBundle:
-    """The arrays of ``npz`` with a set of labels for each image, multi-hot, or arrays of each part of their own.
+    """The arrays of ``npz`` with a multi-hot set of labels for each image, or arrays for each part.
 
     ================ =============================================================================
     images, ...      images, or jpeg and offsets, and split, all as for ``npz``

@@ -92,21 +92,21 @@ class _Images:
 def _open(name: str, path: str, download: bool, arguments: dict[str, Any]) -> Any:
     from torchvision import datasets as theirs
 
-    known = _SETS[name]
+    layout = _SETS[name]
     try:
-        return getattr(theirs, known.kind)(path, download=download, **arguments)
+        return getattr(theirs, layout.kind)(path, download=download, **arguments)
     except ImportError:
         raise
     except Exception as error:  # network, disk, checksums and parsers each fail in their own way
-        where = os.path.join(path, known.folder)
+        where = os.path.join(path, layout.folder)
         reason = " ".join(str(error).split())[:200]
         if download:
             text = f"data set {name} could not be downloaded to {path}: {reason}"
         elif "not found" in reason.lower() or isinstance(error, FileNotFoundError):
-            found = "is incomplete or damaged" if os.path.exists(where) else "is not there"
+            condition = "is incomplete or damaged" if os.path.exists(where) else "is not there"
             text = (
-                f"data set {name}: {where} {found}; set data.download=true to get it, or data.path to the folder "
-                f"that holds {known.folder} as torchvision.datasets.{known.kind} lays it out"
+                f"data set {name}: {where} {condition}; set data.download=true to get it, or data.path to "
+                f"the folder that holds {layout.folder} as torchvision.datasets.{layout.kind} lays it out"
             )
         else:
             text = f"data set {name} in {where} cannot be read: {reason}"
@@ -124,17 +124,17 @@ def _labels(part: Any) -> np.ndarray:
 def _bundle(
     name: str, path: str, download: bool, selection: Selection, augment: Augment, cache: bool
 ) -> DataBundle:
-    known = _SETS[name]
-    parts = [_open(name, path, download, known.train)]
-    if known.test is not None:
-        parts.append(_open(name, path, download, known.test))
+    layout = _SETS[name]
+    parts = [_open(name, path, download, layout.train)]
+    if layout.test is not None:
+        parts.append(_open(name, path, download, layout.test))
     ids = [_labels(part) for part in parts]
     labels = np.concatenate(ids)
     return assemble(
         name,
         _Images(name, tuple(parts)),
         labels,
-        None if known.test is None else np.arange(len(labels)) >= len(ids[0]),
+        None if layout.test is None else np.arange(len(labels)) >= len(ids[0]),
         selection,
         augment=augment,
         cache=cache,

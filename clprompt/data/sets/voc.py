@@ -24,7 +24,7 @@ def voc2007(
     test: str = "test",
     augment: Augment = "standard",
 ) -> DataBundle:
-    """PASCAL VOC by its image-set files: 20 classes in alphabetical order; "difficult" objects count as absent.
+    """PASCAL VOC by its image-set files: 20 classes in alphabetical order; "difficult" objects are absent.
 
     Args:
         path: folder with ImageSets/Main and JPEGImages.
