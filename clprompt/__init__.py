@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from clprompt.backbones.vit import FrozenViT as FrozenViT
     from clprompt.experiment.inference import load as load
     from clprompt.prompting.model import Cache as Cache
-    from clprompt.prompting.model import Encoded as Encoded
     from clprompt.prompting.model import PromptModel as PromptModel
-    from clprompt.prompting.model import Step as Step
     from clprompt.prompting.plugin import Plugin as Plugin
     from clprompt.prompting.prompts import uniform as uniform
+    from clprompt.prompting.step import Encoded as Encoded
+    from clprompt.prompting.step import Step as Step
     from clprompt.training import optim as optim
     from clprompt.training.evaluation import evaluate as evaluate
     from clprompt.training.fit import fit as fit
@@ -61,12 +61,12 @@ _NAMES, _find, _listed = lazy_names(
     {
         "BlockPrompt": "clprompt.backbones.attention",
         "Cache": "clprompt.prompting.model",
-        "Encoded": "clprompt.prompting.model",
+        "Encoded": "clprompt.prompting.step",
         "FrozenViT": "clprompt.backbones.vit",
         "Online": "clprompt.training.settings",
         "Plugin": "clprompt.prompting.plugin",
         "PromptModel": "clprompt.prompting.model",
-        "Step": "clprompt.prompting.model",
+        "Step": "clprompt.prompting.step",
         "Training": "clprompt.training.settings",
         "evaluate": "clprompt.training.evaluation",
         "fit": "clprompt.training.fit",

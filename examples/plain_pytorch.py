@@ -6,8 +6,7 @@ python examples/plain_pytorch.py
 import torch
 
 from clprompt import FrozenViT
-from clprompt.data import datasets_for, digits
-from clprompt.data.loading import training_batches
+from clprompt.data import datasets_for, digits, training_batches
 from clprompt.scenarios import split
 from clprompt.strategies.dualprompt import DualPromptModel
 from clprompt.training import optim

@@ -8,18 +8,24 @@ from clprompt import lazy_names
 
 if TYPE_CHECKING:
     from clprompt.backbones.attention import BlockPrompt as BlockPrompt
+    from clprompt.backbones.attention import FrozenAttention as FrozenAttention
     from clprompt.backbones.attention import FrozenBlock as FrozenBlock
+    from clprompt.backbones.attention import prompted_block as prompted_block
     from clprompt.backbones.sources import embedded_backbones as embedded_backbones
     from clprompt.backbones.vit import FrozenViT as FrozenViT
+    from clprompt.backbones.vit import Prompts as Prompts
     from clprompt.backbones.vit import make_backbone as make_backbone
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "BlockPrompt": "clprompt.backbones.attention",
+        "FrozenAttention": "clprompt.backbones.attention",
         "FrozenBlock": "clprompt.backbones.attention",
         "FrozenViT": "clprompt.backbones.vit",
+        "Prompts": "clprompt.backbones.vit",
         "embedded_backbones": "clprompt.backbones.sources",
         "make_backbone": "clprompt.backbones.vit",
+        "prompted_block": "clprompt.backbones.attention",
     },
 )

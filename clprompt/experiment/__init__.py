@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from clprompt.experiment.build import Builder as Builder
     from clprompt.experiment.build import Parts as Parts
     from clprompt.experiment.config import Config as Config
+    from clprompt.experiment.inference import explain as explain
+    from clprompt.experiment.inference import load as load
+    from clprompt.experiment.inference import predict as predict
     from clprompt.experiment.run import Result as Result
     from clprompt.experiment.run import resume as resume
 
@@ -20,6 +23,9 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Config": "clprompt.experiment.config",
         "Parts": "clprompt.experiment.build",
         "Result": "clprompt.experiment.run",
+        "explain": "clprompt.experiment.inference",
+        "load": "clprompt.experiment.inference",
+        "predict": "clprompt.experiment.inference",
         "resume": "clprompt.experiment.run",
     },
 )

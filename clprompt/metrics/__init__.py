@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from clprompt.metrics.accuracy import confusion_matrix as confusion_matrix
     from clprompt.metrics.accuracy import forgetting as forgetting
     from clprompt.metrics.accuracy import online_metrics as online_metrics
+    from clprompt.metrics.accuracy import per_class_accuracy as per_class_accuracy
     from clprompt.metrics.label_sets import LabelSetEvaluation as LabelSetEvaluation
+    from clprompt.metrics.label_sets import MultiLabelScores as MultiLabelScores
     from clprompt.metrics.label_sets import average_precision as average_precision
     from clprompt.metrics.label_sets import multi_label_scores as multi_label_scores
     from clprompt.metrics.measure import Accuracy as Accuracy
     from clprompt.metrics.measure import LabelSets as LabelSets
     from clprompt.metrics.measure import Measure as Measure
     from clprompt.metrics.measure import Online as Online
+    from clprompt.metrics.measure import measure_behind as measure_behind
     from clprompt.metrics.measure import measure_in as measure_in
     from clprompt.metrics.measure import measure_named as measure_named
     from clprompt.metrics.measure import measure_of as measure_of
@@ -35,6 +38,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "LabelSetEvaluation": "clprompt.metrics.label_sets",
         "LabelSets": "clprompt.metrics.measure",
         "Measure": "clprompt.metrics.measure",
+        "MultiLabelScores": "clprompt.metrics.label_sets",
         "Online": "clprompt.metrics.measure",
         "accuracy_matrix": "clprompt.metrics.accuracy",
         "average_accuracy": "clprompt.metrics.accuracy",
@@ -43,11 +47,13 @@ __all__, __getattr__, __dir__ = lazy_names(
         "backward_transfer": "clprompt.metrics.accuracy",
         "confusion_matrix": "clprompt.metrics.accuracy",
         "forgetting": "clprompt.metrics.accuracy",
+        "measure_behind": "clprompt.metrics.measure",
         "measure_in": "clprompt.metrics.measure",
         "measure_named": "clprompt.metrics.measure",
         "measure_of": "clprompt.metrics.measure",
         "multi_label_scores": "clprompt.metrics.label_sets",
         "online_metrics": "clprompt.metrics.accuracy",
+        "per_class_accuracy": "clprompt.metrics.accuracy",
         "summarise": "clprompt.metrics.measure",
     },
 )

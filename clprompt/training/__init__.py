@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from clprompt import lazy_names
 
 if TYPE_CHECKING:
-    from clprompt.metrics.accuracy import Evaluation as Evaluation
     from clprompt.training.engine import Engine as Engine
     from clprompt.training.evaluation import Evaluator as Evaluator
+    from clprompt.training.evaluation import Shown as Shown
+    from clprompt.training.evaluation import evaluate as evaluate
     from clprompt.training.precision import autocast as autocast
+    from clprompt.training.settings import Memory as Memory
     from clprompt.training.settings import Online as Online
     from clprompt.training.settings import Training as Training
     from clprompt.training.steps import receive as receive
@@ -20,11 +22,13 @@ __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Engine": "clprompt.training.engine",
-        "Evaluation": "clprompt.metrics.accuracy",
         "Evaluator": "clprompt.training.evaluation",
+        "Memory": "clprompt.training.settings",
         "Online": "clprompt.training.settings",
+        "Shown": "clprompt.training.evaluation",
         "Training": "clprompt.training.settings",
         "autocast": "clprompt.training.precision",
+        "evaluate": "clprompt.training.evaluation",
         "receive": "clprompt.training.steps",
         "train_step": "clprompt.training.steps",
     },

@@ -19,13 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from clprompt.backbones.attention import BlockPrompt
-from clprompt.backbones.vit import FrozenViT
+from clprompt.backbones import BlockPrompt, FrozenViT
 from clprompt.data import Augment, DataBundle, ImageSource
-from clprompt.prompting.heads import grow_rows, grown
-from clprompt.prompting.losses import SoftLabels
-from clprompt.prompting.model import Boundaries, Cache, Encoded, PromptModel, Step
-from clprompt.prompting.plugin import Samples
+from clprompt.prompting import (
+    Boundaries,
+    Cache,
+    Encoded,
+    PromptModel,
+    Samples,
+    SoftLabels,
+    Step,
+    grow_rows,
+    grown,
+)
 from clprompt.registry import datasets, strategies
 from clprompt.seeding import generator
 
