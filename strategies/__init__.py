@@ -1,4 +1,6 @@
-"""Strategies: one method per file. Registered models as Avalanche strategies, made on first use.
+"""Which methods there are: one a file, or a folder whose ``model.py`` is the method.
+
+Registered models are Avalanche strategies, too, made on first use:
 
 ``from clprompt.strategies import DualPrompt`` gives the Avalanche strategy;
 ``from clprompt.strategies.dualprompt import DualPromptModel`` the plain PyTorch module, without Avalanche.

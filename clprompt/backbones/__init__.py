@@ -1,4 +1,4 @@
-"""Frozen towers and the one prompted attention."""
+"""What stays frozen: timm's vision transformers, and the one attention that takes prompts into them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Images, label sets, bundles, plans, transforms and batches; ``data/sets/`` holds one data set a file.
+"""What a model learns from: images, label sets, bundles, plans, transforms and batches.
+
+``data/sets/`` holds one data set a file:
 
 ========================================= ==========================================================
 digits, letters                           8x8 images that come with clprompt; no download

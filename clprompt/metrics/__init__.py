@@ -1,4 +1,4 @@
-"""Figures of merit, numpy alone."""
+"""How good a model is: measures and their metrics, numpy alone."""
 
 from __future__ import annotations
 

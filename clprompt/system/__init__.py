@@ -1,4 +1,4 @@
-"""Files, checkpoints, YAML overlays, the process and its progress."""
+"""How clprompt deals with the machine: files, checkpoints, YAML overlays, the process and its progress."""
 
 from __future__ import annotations
 

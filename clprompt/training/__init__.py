@@ -1,4 +1,4 @@
-"""The loop: settings, precision, optimizer, steps, evaluation."""
+"""How a model learns and is tested: the loop, its settings, precision, optimizer, steps, evaluation."""
 
 from __future__ import annotations
 
