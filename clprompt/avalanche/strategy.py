@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -267,9 +267,8 @@ def _optimizer(model: PromptModel, training: Training) -> torch.optim.Optimizer:
 def make_strategy(model_class: type[PromptModel]) -> type[PromptStrategy]:
     """The Avalanche strategy of a model class: ``DualPromptModel`` -> ``DualPrompt``."""
     name = model_class.__name__.removesuffix("Model")
-    signatures = [
-        inspect.signature(f) for f in (model_class, *(short.target for short in serving(model_class)))
-    ]
+    takers: list[Callable[..., Any]] = [model_class, *(short.target for short in serving(model_class))]
+    signatures = [inspect.signature(taker) for taker in takers]
     parameters = {n: p for signature in signatures for n, p in signature.parameters.items() if n != "seed"}
 
     def __init__(self: PromptStrategy, **arguments: Any) -> None:

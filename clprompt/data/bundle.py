@@ -83,9 +83,9 @@ def assemble(
         class_names = [class_names[c] for c in classes]
         keep = np.flatnonzero(np.isin(targets, classes))
         targets = np.searchsorted(classes, targets[keep])
-    test = drawn_test(name, targets, class_names, selection) if is_test is None else is_test[keep]
-    _check_split(name, targets, test, class_names)
-    train, test = _parts(load, keep, targets, test, selection, encoded)
+    held_out = drawn_test(name, targets, class_names, selection) if is_test is None else is_test[keep]
+    _check_split(name, targets, held_out, class_names)
+    train, test = _parts(load, keep, targets, held_out, selection, encoded)
     return DataBundle(name, train, test, class_names, augment, cache)
 
 
@@ -126,9 +126,9 @@ def assemble_sets(
         names = [names[c] for c in classes]
         keep = np.flatnonzero(hot[:, classes].any(1) | ~hot.any(1))
         hot = hot[keep][:, classes]
-    test = drawn_test_of_sets(name, hot, selection) if is_test is None else is_test[keep]
-    _check_parts(name, (~test).sum(), test.sum())
-    train, test = _parts(load, keep, hot, test, selection, encoded)
+    held_out = drawn_test_of_sets(name, hot, selection) if is_test is None else is_test[keep]
+    _check_parts(name, (~held_out).sum(), held_out.sum())
+    train, test = _parts(load, keep, hot, held_out, selection, encoded)
     _check_parts(name, len(train), len(test))  # a limit leaves images without labels out
     return DataBundle(name, train, test, list(names), augment, cache)
 

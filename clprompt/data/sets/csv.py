@@ -161,8 +161,12 @@ class _Table:
 
     def only(self, rows: np.ndarray) -> _Table:
         """Some of the rows."""
-        columns = ([column[row] for row in rows] for column in (self.paths, self.labels, self.places))
-        return _Table(*columns, None if self.is_test is None else self.is_test[rows])
+        return _Table(
+            paths=[self.paths[row] for row in rows],
+            labels=[self.labels[row] for row in rows],
+            places=[self.places[row] for row in rows],
+            is_test=None if self.is_test is None else self.is_test[rows],
+        )
 
 
 def _read(path: str, test_path: str | None, root: str | None, *, label_sets: bool) -> _Table:

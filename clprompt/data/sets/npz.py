@@ -137,6 +137,7 @@ def multi_label_npz(
     )
     name = f"multi_label_npz {path}"
     arrays = _open(path)
+    is_test: np.ndarray | None
     if any(key in arrays for key in _PARTS):
         images, hot, is_test = _two_parts(path, arrays)
         use = np.arange(images.count)
@@ -268,13 +269,13 @@ def _two_parts(path: str, arrays: Mapping[str, np.ndarray]) -> tuple[_Images, np
         raise DataError(f"{path} holds a split beside train_images and test_images: drop it, or join those")
     loads, hot = [], []
     for part in ("train", "test"):
-        images = arrays[f"{part}_images"]
-        hot.append(_multi_hot(path, f"{part}_targets", arrays[f"{part}_targets"], len(images)))
-        if images.ndim not in (3, 4):
+        pixels = arrays[f"{part}_images"]
+        hot.append(_multi_hot(path, f"{part}_targets", arrays[f"{part}_targets"], len(pixels)))
+        if pixels.ndim not in (3, 4):
             raise DataError(
-                f"{path}: {part}_images must be [n, H, W] or [n, H, W, channels], got {images.shape}"
+                f"{path}: {part}_images must be [n, H, W] or [n, H, W, channels], got {pixels.shape}"
             )
-        stacked = images[..., None] if images.ndim == 3 else images
+        stacked = pixels[..., None] if pixels.ndim == 3 else pixels
         tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(stacked, -1, 1)))  # (n, channels, H, W)
         loads.append(ImageArray(tensor if tensor.dtype == torch.uint8 else tensor.float()))
     train, test = hot
