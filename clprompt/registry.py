@@ -98,7 +98,7 @@ class Registry:
         Args:
             name: defaults to the object's own name.
             refused: what is no argument on purpose, with the reason; whoever gives it, in a configuration or
-                from Python, reads that (`schema.checked` looks `argument_answers` up on the object).
+                from Python, reads that (`schema.argument_answers` finds it on the object).
             renamed: names that arguments had before, with those of today; answered in the same way.
             **info: kept in the entry; `paper` and `year` are shown by `clprompt list`.
 

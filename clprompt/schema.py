@@ -133,7 +133,7 @@ def checked(function: F) -> F:
     @functools.wraps(function)
     def wrapper(*positional: Any, **named: Any) -> Any:
         owner = type(positional[0]) if is_method and positional else wrapper
-        answers = _answers(owner)
+        answers = argument_answers(owner)
         for name in named:
             if name not in signature.parameters and not is_open and name in answers:
                 raise ConfigError(answers[name])
@@ -241,7 +241,7 @@ def arguments(
     allowed, is_open = parameters(target, skip)
     for function in also:
         allowed |= parameters(function)[0]
-    answers = _answers(target)
+    answers = argument_answers(target)
     for key in given:
         if key in answers and key not in allowed:
             raise ConfigError(f"{path}.{answers[key]}")
@@ -303,9 +303,21 @@ def _dotted(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _answers(target: Any) -> Mapping[str, str]:
-    """What the registry says of arguments that a class or function does not take (any more), by name."""
-    return getattr(target, "argument_answers", {})
+def argument_answers(target: Any) -> Mapping[str, str]:
+    """What the registry says of arguments that a class or function does not take (any more), by name.
+
+    A subclass is answered as its bases are, except on the arguments of its own constructor: a base's former
+    argument of that name has nothing to do with them.
+    """
+    answers: dict[str, str] = {}
+    arguments: set[str] = set()  # of the constructors of classes further down
+    for owner in target.__mro__ if inspect.isclass(target) else [target]:
+        registered = getattr(owner, "__dict__", {}).get("argument_answers", {})
+        answers = {name: line for name, line in registered.items() if name not in arguments} | answers
+        constructor = vars(owner).get("__init__") if inspect.isclass(owner) else None
+        if inspect.isfunction(constructor):
+            arguments.update(inspect.signature(constructor).parameters)
+    return answers
 
 
 def parse(text: str) -> Any:

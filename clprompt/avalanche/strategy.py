@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from clprompt import schema
 from clprompt.data.loading import sample_stream, training_batches
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.build import construct, serving
@@ -285,7 +286,7 @@ def make_strategy(model_class: type[PromptModel]) -> type[PromptStrategy]:
         [*common, *(p.replace(kind=p.KEYWORD_ONLY) for p in parameters.values())]
     )
     document = f"{name} as an Avalanche strategy; the method: :class:`{model_class.__name__}`.\n\n"
-    return type(
+    made = type(
         name,
         (PromptStrategy,),
         {
@@ -294,3 +295,23 @@ def make_strategy(model_class: type[PromptModel]) -> type[PromptStrategy]:
             "__doc__": document + (PromptStrategy.__doc__ or ""),
         },
     )
+    made.__init__ = _answering(made.__init__, model_class)  # type: ignore[method-assign, misc]
+    return made
+
+
+def _answering(constructor: Callable[..., None], model_class: type[PromptModel]) -> Callable[..., None]:
+    """The constructor behind a look at what the model refuses or calls otherwise by now.
+
+    Avalanche, which has wrapped the constructor, would refuse such a name without a reason.
+    """
+    answers = schema.argument_answers(model_class)
+    parameters = inspect.signature(constructor).parameters
+
+    @functools.wraps(constructor)
+    def __init__(self: PromptStrategy, *positional: Any, **named: Any) -> None:
+        for key in named:
+            if key in answers and key not in parameters:
+                raise ConfigError(answers[key])
+        constructor(self, *positional, **named)
+
+    return __init__

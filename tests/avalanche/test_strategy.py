@@ -394,3 +394,39 @@ def test_on_an_online_stream_a_received_batch_is_counted_once_over_its_iteration
 def test_a_strategy_without_a_backbone_says_so() -> None:
     with pytest.raises(ConfigError, match="DualPrompt needs a backbone"):
         make_strategy(strategies.get("dualprompt").target)()
+
+
+def answered() -> list[tuple[str, str]]:
+    """(strategy, key) for each key that the registry refuses or has renamed and that the method has not."""
+    return [
+        (name, key)
+        for name, entry in ((name, strategies.get(name)) for name in strategies.names())
+        for key in {**entry.refused, **entry.renamed}
+        if key not in inspect.signature(entry.target).parameters
+    ]
+
+
+@pytest.mark.parametrize(("name", "key"), answered())
+def test_a_strategy_answers_a_refused_or_former_key_as_its_model_does(name: str, key: str) -> None:
+    entry = strategies.get(name)
+    with pytest.raises(ConfigError) as from_model:
+        entry.target(tiny_vit(), **{key: True})
+    with pytest.raises(ConfigError) as from_strategy:
+        make_strategy(entry.target)(backbone=tiny_vit(), **{key: True})
+    assert str(from_strategy.value) == str(from_model.value)
+    assert str(from_strategy.value).startswith(f"{key} is ")
+
+
+def test_refused_and_former_keys_of_strategies_are_tried() -> None:
+    assert {("mvp", "mask"), ("l2p", "batchwise_prompt"), ("tcpa", "loss_mask")} <= set(answered())
+
+
+def test_a_subclass_of_a_strategy_may_have_an_argument_with_a_former_name() -> None:
+    mvp = make_strategy(strategies.get("mvp").target)
+
+    class Masked(mvp):  # type: ignore[misc, valid-type]
+        def __init__(self, *, backbone: FrozenViT, mask: bool = False) -> None:
+            super().__init__(backbone=backbone)
+            self.is_masked = mask
+
+    assert Masked(backbone=tiny_vit(), mask=True).is_masked

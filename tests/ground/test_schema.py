@@ -367,6 +367,28 @@ def test_a_key_of_the_registry_s_lists_is_answered_by_one_line(key: str, value: 
     assert str(from_yaml.value) == f"strategy.{words}"
 
 
+class OwnMask(Renamer):
+    """Has an argument that the base called so once."""
+
+    @schema.checked
+    def __init__(self, backbone: Unknown, *, mask: bool = True, **others: Any) -> None:
+        super().__init__(backbone, **others)
+
+
+def test_a_subclass_s_own_argument_is_not_told_of_the_base_s_former_one() -> None:
+    words = 'mask must be bool, got "seen"'
+    with pytest.raises(ConfigError) as from_python:
+        OwnMask(None, mask="seen")
+    with pytest.raises(ConfigError) as from_yaml:
+        schema.arguments(OwnMask, {"mask": "seen"}, "strategy", OWN)
+    assert (str(from_python.value), str(from_yaml.value)) == (words, f"strategy.{words}")
+
+
+def test_a_subclass_answers_the_base_s_other_former_arguments_as_the_base_does() -> None:
+    with pytest.raises(ConfigError, match=r"^size is now called length$"):
+        OwnMask(None, size=3)
+
+
 @pytest.mark.parametrize(
     ("value", "left"), [(False, {"mask": "seen"}), (True, {"mask": "seen", "vote": True})]
 )
