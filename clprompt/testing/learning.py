@@ -19,7 +19,7 @@ from clprompt.training.steps import receive, train_step
 
 
 def check_declarations(bench: Workbench) -> None:
-    """The constructor can be configured, and what the model says of itself is among what may be said."""
+    """The constructor can be configured, shared methods stay shared, and facts have legal values."""
     for name, parameter in list(inspect.signature(bench.model_class).parameters.items())[1:]:
         configurable = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
         require(
@@ -27,6 +27,14 @@ def check_declarations(bench: Workbench) -> None:
             f"constructor argument {name} must be keyword-only, with a type and a default",
         )
     model = bench.make()
+    for name, hooks in {
+        "forward": "encode, classify or predictable",
+        "training_loss": "encode, losses, received or count_step",
+    }.items():
+        require(
+            getattr(type(model), name) is getattr(PromptModel, name),
+            f"{name} is no method's own, or plug-ins would not reach it; override {hooks}",
+        )
     for name, allowed in {
         "boundaries": ("required", "optional", "unused"),
         "optimizer_reset": ("experience", "never"),

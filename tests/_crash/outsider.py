@@ -28,7 +28,6 @@ from clprompt.prompting import (
     PromptModel,
     Samples,
     SoftLabels,
-    Step,
     grow_rows,
     grown,
 )
@@ -160,6 +159,8 @@ class GrowingModel(PromptModel):
                 self.gates[f"of_{number}"] = nn.Parameter(torch.zeros(self.backbone.width))
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        if not self.training:
+            reach("forward")
         stem, query = self.query(images, 1, cached)
         rows = list(self.prompts)
 
@@ -188,14 +189,12 @@ class GrowingModel(PromptModel):
             {"name": "common", "params": rest},
         ]
 
-    def training_loss(self, images: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Step:
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         reach("loss")
         self.steps += torch.bincount(targets, minlength=self.num_classes)
-        return super().training_loss(images, targets, soft)
-
-    def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
-        reach("forward")
-        return super().forward(images, cached)
+        return super().losses(encoded, targets, soft)
 
     def diagnostics(self) -> dict[str, Tensor]:
         return {"growing/drawn": self.drawn.sum(), "growing/shifts": self.shifts.detach()}

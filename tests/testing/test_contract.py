@@ -14,7 +14,7 @@ from clprompt import testing
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.heads import LinearHead, grow_rows
-from clprompt.prompting.losses import SoftLabels
+from clprompt.prompting.losses import SoftLabels, mask_logits
 from clprompt.prompting.model import Cache, Encoded, PromptModel, Step
 from clprompt.prompting.prompts import uniform
 from clprompt.testing import state
@@ -51,9 +51,11 @@ class Sound(PromptModel):
 
 
 class LearnsNothing(Sound):
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        step = super().training_loss(images, targets)
-        return step._replace(loss=0 * step.loss)
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, terms = super().losses(encoded, targets, soft)
+        return logits, {name: 0 * term for name, term in terms.items()}
 
 
 class TrainsTheBackbone(Sound):
@@ -71,9 +73,11 @@ class LeavesOutItsPrompts(Sound):
 
 
 class TrainsByItself(Sound):
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         self.prompts.data += 1e-3
-        return super().training_loss(images, targets)
+        return super().losses(encoded, targets, soft)
 
 
 class ClaimsToTrainNothing(Sound):
@@ -127,10 +131,12 @@ class CountsInAnAttribute(Sound):
 
     count = 0
 
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         self.count += 1
-        step = super().training_loss(images, targets)
-        return step._replace(loss=step.loss * (1 + 0.1 * self.count))
+        logits, terms = super().losses(encoded, targets, soft)
+        return logits, {name: term * (1 + 0.1 * self.count) for name, term in terms.items()}
 
 
 class SetsTheStageOnlyWhenItBegins(Sound):
@@ -153,8 +159,8 @@ class HidesItsGrowth(Sound):
 
 
 class PredictsUnseenClasses(Sound):
-    def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
-        return self.logits(self.encode(images, cached)[0])
+    def predictable(self) -> Tensor:
+        return torch.ones_like(self.seen)
 
 
 class KeepsTheGraph(Sound):
@@ -181,9 +187,10 @@ class KeepsImagesInItsState(Sound):
         super().__init__(backbone, seed=seed)
         self.register_buffer("memory", torch.zeros(0, 3, 16, 16))
 
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        grow_rows(self.memory, images)
-        return super().training_loss(images, targets)
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        if self.training:
+            grow_rows(self.memory, images)
+        return super().encode(images, cached)
 
 
 class KeepsImagesInAList(Sound):
@@ -191,9 +198,10 @@ class KeepsImagesInAList(Sound):
         super().__init__(backbone, seed=seed)
         self.memory: list[Tensor] = []
 
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        self.memory.append(images[0].half())
-        return super().training_loss(images, targets)
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        if self.training:
+            self.memory.append(images[0].half())
+        return super().encode(images, cached)
 
 
 class KeepsTheLastImage(Sound):
@@ -201,9 +209,10 @@ class KeepsTheLastImage(Sound):
         super().__init__(backbone, seed=seed)
         self.register_buffer("last", torch.zeros(3, 16, 16))
 
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        self.last.copy_(images[-1])
-        return super().training_loss(images, targets)
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        if self.training:
+            self.last.copy_(images[-1])
+        return super().encode(images, cached)
 
 
 class KeepsAFeature(Sound):
@@ -211,9 +220,10 @@ class KeepsAFeature(Sound):
         super().__init__(backbone, seed=seed)
         self.register_buffer("memory", torch.zeros(4, backbone.width, dtype=torch.float16))
 
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        self.memory[2] = self.features(images)[0]
-        return super().training_loss(images, targets)
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        if self.training:
+            self.memory[2] = self.features(images)[0]
+        return super().encode(images, cached)
 
 
 class Rehearses(KeepsImagesInItsState):
@@ -258,16 +268,18 @@ class RemembersTheLastForward(Sound):
 
 
 class CountsInBackward(Sound):
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        step = super().training_loss(images, targets)
-        step.loss.register_hook(lambda gradient: self.steps.add_(1) and None)
-        return step
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, terms = super().losses(encoded, targets, soft)
+        logits.register_hook(lambda gradient: self.steps.add_(1) and None)
+        return logits, terms
 
 
 class CountsEverFaster(Sound):
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
+    def count_step(self, encoded: Encoded) -> None:
         self.steps += self.steps
-        return super().training_loss(images, targets)
+        super().count_step(encoded)
 
 
 class CachesWhatItLearns(Sound):
@@ -293,6 +305,17 @@ class ReadsATrimmedRow(Sound):
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         encoded = super().encode(images, cached)
         return encoded._replace(features=encoded.features * (1 if self.backbone.trim_last_block else 2))
+
+
+class PredictsPastItsPlugins(Sound):
+    def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
+        return mask_logits(self.logits(self.encode(images, cached).features), self.seen)
+
+
+class LearnsPastItsPlugins(Sound):
+    def training_loss(self, images: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Step:
+        logits = self.logits(self.encode(images).features)
+        return Step(self.base_loss(logits, targets, soft), logits, {}, logits.detach())
 
 
 class TakesPositionalArguments(Sound):
@@ -344,6 +367,8 @@ BROKEN: list[tuple[type[PromptModel], Callable[[Workbench], None], str]] = [
     (CachesWhatItLearns, testing.check_cache, "a cache filled earlier changes the logits"),
     (BeginsAgainAndAgain, state.check_experiences, "a second begin_experience"),
     (ReadsATrimmedRow, testing.check_savings, "trim_last_block on and off"),
+    (PredictsPastItsPlugins, testing.check_declarations, "forward is no method's own"),
+    (LearnsPastItsPlugins, testing.check_declarations, "training_loss is no method's own"),
     (TakesPositionalArguments, testing.check_declarations, "length must be keyword-only"),
 ]
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from clprompt import testing
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
-from clprompt.prompting.model import Cache, Encoded, PromptModel, Step
+from clprompt.prompting.losses import SoftLabels
+from clprompt.prompting.model import Cache, Encoded, PromptModel
 from clprompt.prompting.prompts import uniform
 from clprompt.testing.bench import Workbench
 from clprompt.testing.label_sets import ScenesBench, ToyScenes
@@ -30,9 +31,11 @@ class Sound(PromptModel):
 
 
 class IgnoresLabels(Sound):
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        step = super().training_loss(images, targets)
-        return step._replace(loss=step.loss * 0)
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, terms = super().losses(encoded, targets, soft)
+        return logits, {name: 0 * term for name, term in terms.items()}
 
 
 class TakesAnyTargets(Sound):

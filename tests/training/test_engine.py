@@ -219,9 +219,9 @@ def test_a_method_that_needs_boundaries_is_refused_on_an_online_stream():
 
 def test_a_loss_that_is_not_finite_is_told_with_its_place():
     class Broken(LinearProbeModel):
-        def training_loss(self, images, targets):
-            step = super().training_loss(images, targets)
-            return step._replace(loss=step.loss * math.inf)
+        def losses(self, encoded, targets, soft):
+            logits, terms = super().losses(encoded, targets, soft)
+            return logits, {name: term * math.inf for name, term in terms.items()}
 
     with pytest.raises(
         ProtocolError, match=r"the loss is inf at step 1 \(experience 0\); lower training\.lr"
