@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,22 @@ from clprompt.schema import at_least, below
 from clprompt.seeding import generator
 
 ROLES = ("cls", "image")
+
+
+class Role(NamedTuple):
+    """What is set for one role.
+
+    Attributes:
+        pool: entries of its pool, per experience when growing; 0 for none.
+        top_k: entries that a token sees.
+        length: prompt tokens per entry.
+        rows: its tokens in the stream.
+    """
+
+    pool: int
+    top_k: int
+    length: int
+    rows: slice
 
 
 @strategies.register(
@@ -104,9 +120,11 @@ class TCPAModel(PromptModel):
         self.prompts: Literal["grow", "shared", "first"] = "shared" if boundary_free else prompts
         if pool_cls is None:
             pool_cls = 10 if backbone.num_prefix_tokens else 0
-        self.pool = {"cls": pool_cls, "image": pool_image}
-        self.top_k = {"cls": top_k_cls, "image": top_k_image}
-        self.length = {"cls": length_cls, "image": length_image}
+        prefix = backbone.num_prefix_tokens
+        self.roles = {
+            "cls": Role(pool_cls, top_k_cls, length_cls, slice(0, prefix)),
+            "image": Role(pool_image, top_k_image, length_image, slice(prefix, None)),
+        }
         self.layers = backbone.check_layers("layers", range(backbone.depth) if layers is None else layers)
         self.first_block = min(self.layers, default=backbone.depth)
         self.select = select
@@ -118,11 +136,6 @@ class TCPAModel(PromptModel):
         self.random_epochs = 0 if boundary_free else random_epochs
         self.prompt_dropout = prompt_dropout
         self._check()
-        self.rows = {
-            "cls": slice(0, backbone.num_prefix_tokens),
-            "image": slice(backbone.num_prefix_tokens, None),
-        }
-        self._tasks: int | None = None  # how many tasks' entries are looked at; None for all
         self.epoch: int | None = None  # told by the loop; None: no warm-up
         self.steps: Tensor
         self.register_buffer("steps", torch.tensor(0))  # training steps, from which random choices are drawn
@@ -134,13 +147,12 @@ class TCPAModel(PromptModel):
 
     def _check(self) -> None:
         """Refuse pools that do not fit each other or the backbone."""
-        for role in ROLES:
-            pool, k = self.pool[role], self.top_k[role]
-            if pool and self.token_matching and not 1 <= k <= pool:
-                raise ConfigError(f"top_k_{role} must be 1..{pool} (pool_{role}), got {k}")
-        if not any(self.pool.values()):
+        for name, role in self.roles.items():
+            if role.pool and self.token_matching and not 1 <= role.top_k <= role.pool:
+                raise ConfigError(f"top_k_{name} must be 1..{role.pool} (pool_{name}), got {role.top_k}")
+        if not any(role.pool for role in self.roles.values()):
             raise ConfigError("pool_cls and pool_image are both 0: nothing would be prompted")
-        if self.pool["cls"] and not self.backbone.num_prefix_tokens:
+        if self.roles["cls"].pool and not self.backbone.num_prefix_tokens:
             raise ConfigError("pool_cls must be 0: the backbone has no class token")
 
     @property
@@ -170,17 +182,19 @@ class TCPAModel(PromptModel):
             return Encoded(feature)
         return Encoded(feature, {"matching": self.matching_weight * torch.stack(matching).sum()})
 
-    def _tokens(self, batch: int) -> dict[str, Tensor]:
-        """Every prompt token of a role, [blocks, 1 or B, P, D], oldest entries first."""
-        tasks = [
-            [part.flatten(1, 2) for part in list(self.entries[role])[: self._tasks]] for role in ROLES
+    def _tokens(self, batch: int, tasks: int | None = None) -> dict[str, Tensor]:
+        """Every prompt token of a role, [blocks, 1 or B, P, D], oldest first; of the first ``tasks``."""
+        entries = [
+            [part.flatten(1, 2) for part in list(self.entries[role])[:tasks]] for role in ROLES
         ]  # (blocks, P, D) each
         if self.fourier == "joint":  # each task's own slice, else new entries would rewrite old ones
-            for task, (cls, image) in enumerate(zip(*tasks, strict=True)):
+            for task, (cls, image) in enumerate(zip(*entries, strict=True)):
                 mixed = torch.fft.fft2(torch.cat([cls, image], dim=1)).real
-                tasks[0][task], tasks[1][task] = mixed.split([cls.shape[1], image.shape[1]], dim=1)
+                entries[0][task], entries[1][task] = mixed.split([cls.shape[1], image.shape[1]], dim=1)
         tokens = {
-            role: torch.cat(parts, dim=1)[:, None] for role, parts in zip(ROLES, tasks, strict=True) if parts
+            role: torch.cat(parts, dim=1)[:, None]
+            for role, parts in zip(ROLES, entries, strict=True)
+            if parts
         }
         if self.training and self.prompt_dropout:
             for number, role in enumerate(tokens):
@@ -189,9 +203,22 @@ class TCPAModel(PromptModel):
         return tokens
 
     def _block_prompts(
-        self, block: int, x: Tensor, tokens: dict[str, Tensor], matching: list[Tensor]
+        self,
+        block: int,
+        x: Tensor,
+        tokens: dict[str, Tensor],
+        matching: list[Tensor],
+        tasks: int | None = None,
     ) -> list[BlockPrompt]:
-        """What each role's rows see in one block; appends the block's matching loss in training."""
+        """What each role's rows see in one block; appends the block's matching loss in training.
+
+        Args:
+            block: its index.
+            x: the stream that enters it, [B, N, D].
+            tokens: what :meth:`_tokens` gives.
+            matching: where the loss is appended.
+            tasks: of how many tasks the tokens are; None for all.
+        """
         if block not in self.layers or not tokens:
             return []
         layer = self.layers.index(block)
@@ -203,42 +230,50 @@ class TCPAModel(PromptModel):
         # split, as the backward pass of a slice would fill a whole gradient with zeros for each role
         queries = dict(zip(ROLES, x.split([prefix, x.shape[1] - prefix], dim=1), strict=True))
         for role in ROLES:
-            rows = self.rows[role]
-            if not self.pool[role] or (
-                read is not None and role == "image" and self.mask_position == "before"
-            ):
+            settings = self.roles[role]
+            if not settings.pool or (read is not None and role == "image" and self.mask_position == "before"):
                 continue
-            shown = BlockPrompt("fresh", tokens[role][layer], rows=rows)
+            shown = BlockPrompt("fresh", tokens[role][layer], rows=settings.rows)
             if self.token_matching and not (read is not None and role == "image"):
-                visible, loss = self._match(role, layer, queries[role])
+                visible, loss = self._match(role, layer, queries[role], tasks)
                 losses += [] if loss is None else [loss]
-                shown = replace(shown, mask=visible.repeat_interleave(self.length[role], dim=-1)[:, None])
+                shown = replace(shown, mask=visible.repeat_interleave(settings.length, dim=-1)[:, None])
             block_prompts.append(shown)
             if self.mask_position == "after":  # what a row may not see still takes its share of attention
                 if shown.mask is not None:
                     block_prompts.append(replace(shown, mask=~shown.mask, zero_values=True))
-                for other in ROLES:
-                    if other != role:
+                for name, other in self.roles.items():
+                    if name != role:
                         block_prompts.append(
-                            BlockPrompt("fresh", tokens[role][layer], rows=self.rows[other], zero_values=True)
+                            BlockPrompt("fresh", tokens[role][layer], rows=other.rows, zero_values=True)
                         )
         if losses:
             matching.append(torch.stack(losses).sum())
         return block_prompts
 
-    def _match(self, role: str, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The entries that each row chooses, boolean [B, R, M]; in training also their mean of 1 - cosine."""
+    def _match(
+        self, role: str, layer: int, x: Tensor, tasks: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The entries that each row chooses, boolean [B, R, M]; in training also their mean of 1 - cosine.
+
+        Args:
+            role: whose pool.
+            layer: which of the prompted blocks.
+            x: the role's rows of the stream, [B, R, D].
+            tasks: how many tasks' entries there are to choose from; None for all.
+        """
         query = x.detach() if self.detach_query else x
-        keys = torch.cat([part[layer] for part in list(self.keys[role])[: self._tasks]])  # (M, D)
-        old = len(keys) - self.pool[role]  # entries of earlier tasks
+        keys = torch.cat([part[layer] for part in list(self.keys[role])[:tasks]])  # (M, D)
+        top_k = self.roles[role].top_k
+        old = len(keys) - self.roles[role].pool  # entries of earlier tasks
         ranks = None
         if self.training and self.epoch is not None and self.epoch < self.random_epochs:
             ranks = self._draw(f"choice {role}", layer, (*x.shape[:2], len(keys)))
             ranks[..., :old] = -1.0
         elif self.training and self.select == "task":
-            visible, loss = token_choice(query, keys[old:], self.top_k[role])
+            visible, loss = token_choice(query, keys[old:], top_k)
             return F.pad(visible, (old, 0)), loss
-        return token_choice(query, keys, self.top_k[role], ranked=ranks, loss=self.training)
+        return token_choice(query, keys, top_k, ranked=ranks, loss=self.training)
 
     def _draw(self, name: str, number: int, shape: Sequence[int]) -> Tensor:
         """Uniform numbers as a function of the seed and the training step."""
@@ -262,11 +297,12 @@ class TCPAModel(PromptModel):
     def _add_task(self) -> None:
         task, width, blocks = len(self.entries["cls"]), self.backbone.width, len(self.layers)
         for role in ROLES:
-            shape = (blocks, self.pool[role], self.length[role], width)
+            pool = self.roles[role].pool
+            shape = (blocks, pool, self.roles[role].length, width)
             self.entries[role].append(uniform(*shape, seed=self.seed, name=f"prompts {role}", index=task))
             if self.token_matching:
                 self.keys[role].append(
-                    uniform(blocks, self.pool[role], width, seed=self.seed, name=f"keys {role}", index=task)
+                    uniform(blocks, pool, width, seed=self.seed, name=f"keys {role}", index=task)
                 )
 
     def set_stage(self) -> None:
@@ -278,7 +314,7 @@ class TCPAModel(PromptModel):
                 for task, part in enumerate(lists[role]):
                     part.requires_grad_(task == experience)
 
-    def resize_to(self, state: dict[str, Tensor]) -> None:  # type: ignore[override]
+    def resize_to(self, state: Mapping[str, Tensor]) -> None:
         super().resize_to(state)
         for _ in range(sum(k.startswith("entries.cls.") for k in state) - len(self.entries["cls"])):
             self._add_task()
@@ -295,7 +331,7 @@ class TCPAModel(PromptModel):
             tasks: as if only the entries of the first so many tasks were there, which for growing prompts is
                 what the model did after those tasks: later entries are all that has been added.
         """
-        visible: dict[str, list[Tensor]] = {role: [] for role in ROLES if self.pool[role]}
+        visible: dict[str, list[Tensor]] = {role: [] for role in ROLES if self.roles[role].pool}
         if not self.token_matching or not len(self.keys["image"]):
             return {}
 
@@ -303,17 +339,15 @@ class TCPAModel(PromptModel):
             if block in self.layers:
                 layer = self.layers.index(block)
                 for role, parts in visible.items():
-                    parts.append(self._match(role, layer, x[:, self.rows[role]])[0])
-            return self._block_prompts(block, x, tokens, [])
+                    parts.append(self._match(role, layer, x[:, self.roles[role].rows], tasks)[0])
+            return self._block_prompts(block, x, tokens, [], tasks)
 
         was_training = self.training
         self.eval()
-        self._tasks = tasks
         try:
-            tokens = self._tokens(len(images))
+            tokens = self._tokens(len(images), tasks)
             self.backbone.run(self.backbone.embed(images), prompts)
         finally:
-            self._tasks = None
             self.train(was_training)
         return {role: torch.stack(parts) for role, parts in visible.items()}
 
@@ -378,6 +412,6 @@ class TCPAModel(PromptModel):
             visible["cls"][:, :, 0] if "cls" in visible else None,
             grid=(height, width),
             blocks=self.layers,
-            added=self.pool["image"] or self.pool["cls"],
+            added=self.roles["image"].pool or self.roles["cls"].pool,
         )
         return {"coordination": drawn}

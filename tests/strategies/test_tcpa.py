@@ -156,10 +156,10 @@ def test_the_warm_up_draws_new_entries_in_training_only():
     model.begin_epoch(0)
     seen: list[Tensor] = []
 
-    def record(role: str, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        found = TCPAModel._match(model, role, layer, x)
-        seen.append(found[0])
-        return found
+    def record(role: str, layer: int, x: Tensor, tasks: int | None) -> tuple[Tensor, Tensor]:
+        visible, loss = TCPAModel._match(model, role, layer, x, tasks)
+        seen.append(visible)
+        return visible, loss
 
     model._match = record  # type: ignore[method-assign]
     losses = []
@@ -187,7 +187,7 @@ def test_selecting_within_the_task_trains_new_entries_only():
     model.observe(torch.tensor([2, 3]))
     model.train()
     for role in ("cls", "image"):
-        visible, _ = model._match(role, 0, model.backbone.embed(images())[:, model.rows[role]])
+        visible, _ = model._match(role, 0, model.backbone.embed(images())[:, model.roles[role].rows])
         assert not visible[..., :4].any()
 
 
