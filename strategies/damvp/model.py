@@ -155,45 +155,55 @@ class DAMVPModel(PromptModel):
         self.head_lr = head_lr
         self.prompt_lr = prompt_lr if prompt_lr is not None else 0.05 if prompt == "pixel" else 0.005
         self.meta_facts: Mapping[str, Any] = {}
-        width, channels = backbone.width, backbone.in_chans
         if prompt == "pixel":
-            side = check_frame(backbone, pad)
-            pad = default_pad(side) if pad is None else pad
-            self.pad = pad
-            self.shape: tuple[int, ...] = (frame_size(channels, side, pad),)
-            self.register_buffer("places", frame_places(channels, side, pad), persistent=False)
-            frame = torch.zeros(self.shape)
-            if meta_file is not None:
-                frame, self.meta_facts = load_frame(meta_file, backbone, pad)
-            self.register_buffer("meta_frame", frame, persistent=False)
+            self._register_frame(pad)
         else:
-            blocks = range(backbone.depth) if layers is None else layers
-            self.layers = backbone.check_layers("layers", blocks if deep else (0,))
-            self.first_block = min(self.layers, default=0)
-            self.shape = (len(self.layers), length, width)
+            self._set_tokens(length, layers)
         self._map: ClusterMap | None = None  # until it is drawn, before training
         self._offsets = OffsetCache()
+        self._register_clusters()
+        self.active = head == "active"
+        if self.active:
+            self.head = None
+            self.rank: Tensor
+            self.arrival: Tensor
+            self.register_buffer("rank", activity_rank(noise_features(backbone, seed)))
+            self.register_buffer("arrival", torch.full((0,), -1))
+
+    def _register_frame(self, pad: int | None) -> None:
+        """The form of a frame: where its numbers stand in the image, and what they start from."""
+        channels, side = self.backbone.in_chans, check_frame(self.backbone, pad)
+        self.pad = default_pad(side) if pad is None else pad
+        self.shape: tuple[int, ...] = (frame_size(channels, side, self.pad),)
         self.places: Tensor
         self.meta_frame: Tensor
+        self.register_buffer("places", frame_places(channels, side, self.pad), persistent=False)
+        frame = torch.zeros(self.shape)
+        if self.meta_file is not None:
+            frame, self.meta_facts = load_frame(self.meta_file, self.backbone, self.pad)
+        self.register_buffer("meta_frame", frame, persistent=False)
+
+    def _set_tokens(self, length: int, layers: Blocks | None) -> None:
+        """The form of token prompts: ``length`` of them in each of their blocks."""
+        blocks = range(self.backbone.depth) if layers is None else layers
+        self.layers = self.backbone.check_layers("layers", blocks if self.deep else (0,))
+        self.first_block = min(self.layers, default=0)
+        self.shape = (len(self.layers), length, self.backbone.width)
+
+    def _register_clusters(self) -> None:
+        """No prompt and no cluster yet."""
         self.prototypes: Tensor
         self.radius: Tensor
         self.counts: Tensor
         self.experience_of: Tensor
         self.frame_of: Tensor
         self.tau: Tensor
-        self.rank: Tensor
-        self.arrival: Tensor
         self.frames = nn.ParameterList()  # one vector [F], or [blocks, length, D], per prompt
-        self.register_buffer("prototypes", torch.zeros(0, width))
+        self.register_buffer("prototypes", torch.zeros(0, self.backbone.width))
         self.register_buffer("radius", torch.zeros(0))  # root mean squared distance of the members
         for name in ("counts", "experience_of", "frame_of"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
         self.register_buffer("tau", torch.tensor(float("nan")))
-        self.active = head == "active"
-        if self.active:
-            self.head = None
-            self.register_buffer("rank", activity_rank(noise_features(backbone, seed)))
-            self.register_buffer("arrival", torch.full((0,), -1))
 
     @property
     def boundaries(self) -> Boundaries:
@@ -412,7 +422,7 @@ class DAMVPModel(PromptModel):
         fixed = self.state_size() - len(self.prototypes) * cluster - len(self.frames) * frame
         return fixed + experiences * (self.max_clusters if self.cluster else 1) * (cluster + frame)
 
-    def resize_to(self, state: dict[str, Tensor]) -> None:  # type: ignore[override]
+    def resize_to(self, state: Mapping[str, Tensor]) -> None:
         super().resize_to(state)
         missing = state["prototypes"].shape[0] - len(self.prototypes)
         for name in ("prototypes", "radius", "counts", "experience_of", "frame_of"):
