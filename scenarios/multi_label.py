@@ -28,12 +28,6 @@ class MultiLabelPlan(Plan):
             table[row, list(group)] = np.asarray(targets)[index][:, list(group)].sum(0)
         return table
 
-    def visible(self, targets: np.ndarray, experience: int) -> np.ndarray:
-        """The targets of an experience's images with the labels of all other classes hidden, [n_t, C]."""
-        shown = np.zeros(self.num_classes, dtype=np.asarray(targets).dtype)
-        shown[list(self.classes[experience])] = 1
-        return np.asarray(targets)[self.indices[experience]] * shown
-
     def test_groups(self, targets: np.ndarray) -> tuple[np.ndarray, ...]:
         """Test images with a label that is new in each experience; an image may be in several groups."""
         return tuple(np.flatnonzero(np.asarray(targets)[:, list(g)].any(1)) for g in self.classes)

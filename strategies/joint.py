@@ -32,7 +32,7 @@ class JointModel(VPTDeepModel):
     """
 
     rehearsal_free: ClassVar[bool] = False
-    prompt_sets = PromptModel.prompt_sets  # a plain upper line: its prompts are not offered for coordination
+    prompt_sets = PromptModel.prompt_sets  # a plain upper line: its prompts are not offered for choice
 
     @schema.checked
     def __init__(
