@@ -203,7 +203,7 @@ class MVPModel(PromptModel):
             return self.query(images, self.first_block, cached)
         backbone, depth = self.backbone, self.backbone.depth
         stem = backbone.stem(images, self.first_block)
-        key = f"{self.query_from} class token"  # not the pooled features, which are kept as "query"
+        key = f"{self.query_from} class token"  # not the pooled features, which are kept as "features"
         if cached is not None and key in cached:
             return stem, cached[key]
         tokens, first = (stem, self.first_block) if backbone.share_prefix else (backbone.embed(images), 0)

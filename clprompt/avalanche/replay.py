@@ -71,7 +71,7 @@ class MemoryEngine(Engine):
                 training=replace(self.training, train_epochs=self.online.iterations, workers=0),
                 precision=self.precision,  # type: ignore[arg-type]
                 device=self.model.device,
-                plugins=[replay, _Told(self)],
+                plugins=[replay, _StepListener(self)],
                 evaluator=None,
             )
         self.strategy.engine = self
@@ -131,7 +131,7 @@ class _Counted(PromptStrategy):
         return self.engine._at
 
 
-class _Told(SupervisedPlugin):
+class _StepListener(SupervisedPlugin):
     """Tells the engine of each step that Avalanche made."""
 
     def __init__(self, engine: MemoryEngine) -> None:

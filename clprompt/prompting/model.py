@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
@@ -92,8 +93,10 @@ class PromptModel(nn.Module, ABC):
         self.boundary_free = boundary_free
         self.head: LinearHead | None = LinearHead(backbone.width, seed=seed)
         self._received = False  # a batch was received and has not been trained on yet
-        #: classes of an experience that plug-ins alone were told of; empty after it, None where nobody knows
-        self._told: list[int] | None = None
+        #: Classes of an experience that plug-ins alone were told of; empty after it. None where nobody knows,
+        #: from load_state_dict to end_experience: in eval mode a plug-in may then answer inside such an
+        #: experience, where otherwise the trained head does.
+        self._plugin_experience: list[int] | None = None
         self._collected: dict[str, list[Any]] | None = None  # by plug-in, while a training loss is computed
         self.seen: Tensor
         self.current: Tensor
@@ -239,7 +242,7 @@ class PromptModel(nn.Module, ABC):
     def _plugged_logits(self, features: Tensor) -> Tensor | None:
         """The first answer of a plug-in, in eval mode and between experiences; None for none."""
         answering = [] if self.training else [p for p in self.plugins if overrides(p, "logits")]
-        if not answering or self._told or bool(self.open):
+        if not answering or self._plugin_experience or bool(self.open):
             return None
         return next((logits for p in answering if (logits := p.logits(features)) is not None), None)
 
@@ -290,8 +293,7 @@ class PromptModel(nn.Module, ABC):
         self.check_targets(targets)
         if soft is not None:
             self._check_soft(soft)
-        self._collected = {plugin.name: [] for plugin in self.plugins}
-        try:
+        with self._collecting() as collected:
             encoded = self.encode(images)
             features = encoded.features.detach()
             if self._received:
@@ -301,14 +303,20 @@ class PromptModel(nn.Module, ABC):
                     for plugin in self.plugins:
                         plugin.received(features, targets)
             logits, terms = self.losses(encoded, targets, soft)
-            collected = self._collected
-        finally:
-            self._collected = None
         self.count_step(encoded)
         loss = torch.stack(list(terms.values())).sum() if terms else features.new_zeros(())
         detached = {name: term.detach() for name, term in terms.items()}
         step = Step(loss, mask_logits(logits, self.predictable()), detached, features)
         return self._with_plugged_terms(step, collected)
+
+    @contextmanager
+    def _collecting(self) -> Iterator[dict[str, list[Any]]]:
+        """Lets plug-ins collect in the passes of a training loss; gives what they leave, by their names."""
+        self._collected = {plugin.name: [] for plugin in self.plugins}
+        try:
+            yield self._collected
+        finally:
+            self._collected = None
 
     def _with_plugged_terms(self, step: Step, collected: Mapping[str, Sequence[Any]]) -> Step:
         """The step with the terms of plug-ins, by the order of their names: the same bits however plugged."""
@@ -428,11 +436,11 @@ class PromptModel(nn.Module, ABC):
     def begin_for_plugins(self, classes: Iterable[int]) -> None:
         """Tell plug-ins of an experience for which the method itself has no use (``boundaries`` "unused")."""
         classes = sorted({int(c) for c in classes})
-        if self._told:
-            if self._told == classes:
+        if self._plugin_experience:
+            if self._plugin_experience == classes:
                 return
             self.end_experience()
-        self._told = classes
+        self._plugin_experience = classes
         device = self.device
         for plugin in self.plugins:
             plugin.begin_experience(classes)
@@ -449,29 +457,32 @@ class PromptModel(nn.Module, ABC):
         if is_open:
             self.finish_experience()
         # whether plug-ins alone were told is no state: after a resume, samples say that one was open
-        resumed = self._told is None and samples is not None and self.boundaries == "unused"
-        if is_open or self._told or resumed:
+        resumed = self._plugin_experience is None and samples is not None and self.boundaries == "unused"
+        if is_open or self._plugin_experience or resumed:
             for plugin in self.plugins:
                 plugin.end_experience(samples)
-        self._told = []
+        self._plugin_experience = []
         self.open.fill_(False)
 
     def features(
         self, images: Tensor, cached: Cache | None = None, *, stem: Tensor | None = None, first: int = 0
     ) -> Tensor:
-        """The unprompted features [B, D], without gradient; kept in ``cached`` under "query".
+        """The unprompted features [B, D], without gradient; kept in ``cached`` under "features".
 
         Args:
             images: [B, 3, H, W].
             cached: read first, filled otherwise.
             stem: the stream that enters block ``first``, where the caller has it already.
         """
-        if cached is not None and "query" in cached:
-            return cached["query"]
-        query = self.backbone.features(images) if stem is None else self.backbone.features(stem, start=first)
+        if cached is not None and "features" in cached:
+            return cached["features"]
+        if stem is None:
+            features = self.backbone.features(images)
+        else:
+            features = self.backbone.features(stem, start=first)
         if cached is not None:
-            cached["query"] = query
-        return query
+            cached["features"] = features
+        return features
 
     def query(self, images: Tensor, first: int, cached: Cache | None = None) -> tuple[Tensor, Tensor]:
         """The stream that enters block ``first`` [B, N, D] and the query [B, D], both without gradient.
@@ -534,7 +545,7 @@ class PromptModel(nn.Module, ABC):
     ) -> Any:
         """Load a state of any size; the backbone may be left out of it."""
         self.resize_to(state_dict)
-        self._told = None
+        self._plugin_experience = None
         for plugin in self.plugins:
             prefix = f"{plugin.name}."
             state = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}

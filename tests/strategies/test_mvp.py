@@ -171,7 +171,7 @@ def test_a_cached_query_gives_the_same_bits_and_a_shared_stem_the_same_values(qu
     model.observe(targets)
     cached = {}
     first = model(images, cached)
-    key = "query" if query == "features" else f"{query} class token"
+    key = "features" if query == "features" else f"{query} class token"
     assert {name: value.shape for name, value in cached.items()} == {key: (6, 16)}
     assert torch.equal(model(images, cached), first)
     model.backbone.share_prefix = model.backbone.trim_last_block = False

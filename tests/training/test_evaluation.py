@@ -35,7 +35,7 @@ class Counting(LinearProbeModel):
             self.observe(torch.tensor(classes))
 
     def features(self, images, cached=None, **more):
-        self.computed += cached is None or "query" not in cached
+        self.computed += cached is None or "features" not in cached
         return super().features(images, cached, **more)
 
     def forward(self, images, cached=None):
