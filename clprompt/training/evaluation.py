@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clprompt.data.loading import Images, fixed_batches
+from clprompt.data.plan import Plan
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.measure import Measure, measure_of
@@ -197,18 +198,18 @@ def evaluate(
 
 
 def evaluator_for(
-    plan: Any, test: Images, targets: np.ndarray, *, online: bool = False, **arguments: Any
+    plan: Plan, test: Images, targets: np.ndarray, *, online: bool = False, **arguments: Any
 ) -> Evaluator:
     """The evaluator of a stream.
 
     Args:
-        plan: the stream; one of multi-hot targets knows its ``threshold``.
+        plan: the stream, with its class groups and, for multi-hot targets, its ``threshold``.
         test: (image, target) items under the evaluation transform.
         targets: the targets of ``test``, [n] or [n, C].
         online: the run is evaluated while its stream goes on.
         **arguments: see :class:`Evaluator`.
     """
-    measure = measure_of(targets, online, threshold=getattr(plan, "threshold", 0.8))
+    measure = measure_of(targets, online, threshold=plan.threshold)
     groups = plan.test_groups(np.asarray(targets)) if measure.by_group else ()
     return Evaluator(test, targets, groups, measure=measure, **arguments)
 

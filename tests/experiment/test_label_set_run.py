@@ -72,9 +72,10 @@ def test_strategies_learn_multi_hot_targets_above_chance(data, name):
 
 
 def test_the_evaluator_scores_one_set_of_images_over_the_seen_classes(data):
-    _, test = data
+    train, test = data
     model = model_of("linear_probe")
-    evaluator = evaluator_for(None, test, test.targets, batch_size=7)
+    stream = plan(train.targets, classes_per_experience=2)
+    evaluator = evaluator_for(stream, test, test.targets, batch_size=7)
     assert isinstance(evaluator.measure, LabelSets)
     for classes in ([0, 1], [4, 5]):
         model.begin_experience(classes)
@@ -247,9 +248,10 @@ def test_evaluate_scores_label_sets_as_the_evaluator_does(data):
 
 
 def test_a_few_images_of_label_sets_stand_with_the_group_that_was_seen_first(data):
-    _, test = data
+    train, test = data
     model = model_of("linear_probe")
-    evaluator = evaluator_for(None, test, test.targets, batch_size=7)
+    stream = plan(train.targets, classes_per_experience=2)
+    evaluator = evaluator_for(stream, test, test.targets, batch_size=7)
     assert evaluator.few(3) == []
     joined = np.zeros(len(test), dtype=bool)
     for number, classes in enumerate(([4, 5], [0, 1]), start=1):
