@@ -257,7 +257,7 @@ class Session:
             self.engine.run()
             self.tracker.settings(overlay.flat(config.to_dict()))
             summary = self.tracker.finish()
-            if isinstance(self.measure, measure.Online):
+            if self.measure.shows_stream:
                 stream_map.draw(self.folder, self.parts.plan, bundle.train.targets, bundle.class_names)
         except Interrupted as stopped:
             runfolder.log(self.folder, f"stopped by signal {stopped.signal} at {self.engine.position}")

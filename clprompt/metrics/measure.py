@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clprompt.errors import DataError
-from clprompt.metrics import accuracy, label_sets
+from clprompt.metrics import accuracy, label_sets, text
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 
@@ -33,15 +33,26 @@ class Measure(ABC):
         by_group: no evaluation batch holds samples of two class groups; False evaluates one set of samples.
         columns: the metrics of ``results.json`` that tables compare by, with short titles; the first one
             ranks.
+        reported: those of them that a report over many runs shows, with their titles there.
         deciding: the metrics by which a sweep may choose, higher being better.
         charts: scalars that belong into one chart, by its title: regular expressions over tags.
+        plots: the drawings of an evaluation at the end of an experience, in order; see
+            :mod:`clprompt.reporting.measure_plots`.
+        final_plots: the drawings that a finished run has besides; on a dashboard they are charts.
+        curve_titles: the titles of each of ``curves`` and of its vertical axis.
+        shows_stream: whether a finished run draws what arrived when.
     """
 
     name: ClassVar[str]
     by_group: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str]]
+    reported: ClassVar[Mapping[str, str]]
     deciding: ClassVar[Sequence[str]]
     charts: ClassVar[Mapping[str, Sequence[str]]]
+    plots: ClassVar[Sequence[str]]
+    final_plots: ClassVar[Sequence[str]] = ()
+    curve_titles: ClassVar[Mapping[str, tuple[str, str]]]
+    shows_stream: ClassVar[bool] = False
 
     @abstractmethod
     def checked(self, targets: Any) -> NDArray[Any]:
@@ -98,8 +109,25 @@ class Measure(ABC):
         """
 
     @abstractmethod
+    def matrix_lines(self, matrix: NDArray[np.float64]) -> list[str]:
+        """The lines that are printed of :meth:`matrix`."""
+
+    def headline(self, summary: Mapping[str, float | None]) -> str:
+        """The line that is printed of a run's metrics: all columns.
+
+        Args:
+            summary: the metrics of ``results.json``.
+        """
+        metrics = (f"{title} {text.percent(summary.get(key))}" for key, title in self.columns.items())
+        return ", ".join(metrics) + " (%)"
+
+    @abstractmethod
     def curves(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
         """The metrics that a report draws over the experiences, each [T]."""
+
+    def anytime(self, records: Iterable[Record]) -> dict[int, float]:
+        """What periodic evaluations scored by the sample count at which they were due; {} without such."""
+        return {}
 
     @abstractmethod
     def tables(
@@ -132,10 +160,21 @@ class Accuracy(Measure):
         "backward_transfer": "transfer",
         "last_accuracy": "last",
     }
+    reported: ClassVar[Mapping[str, str]] = {
+        "average_accuracy": "average accuracy",
+        "average_incremental_accuracy": "incremental",
+        "forgetting": "forgetting",
+    }
     deciding: ClassVar[Sequence[str]] = ("average_accuracy", "average_incremental_accuracy", "last_accuracy")
     charts: ClassVar[Mapping[str, Sequence[str]]] = {
         "accuracy per class group": [r"^accuracy/group_\d+$"],
         "average accuracy and forgetting": [r"^accuracy/average$", r"^accuracy/forgetting$"],
+    }
+    plots: ClassVar[Sequence[str]] = ("accuracy_matrix", "accuracy_curves", "confusion_matrix")
+    final_plots: ClassVar[Sequence[str]] = ("forgetting",)
+    curve_titles: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "average_accuracy": ("Average accuracy over the class groups seen", "accuracy (%)"),
+        "forgetting": ("Average forgetting", "forgetting (percentage points)"),
     }
 
     def checked(self, targets: Any) -> NDArray[Any]:
@@ -186,6 +225,14 @@ class Accuracy(Measure):
         """The accuracy matrix, [T, T]."""
         return accuracy.accuracy_matrix(records)
 
+    def matrix_lines(self, matrix: NDArray[np.float64]) -> list[str]:
+        return text.accuracy_lines(matrix)
+
+    def headline(self, summary: Mapping[str, float | None]) -> str:
+        """Average accuracy and forgetting, in words."""
+        average, lost = (text.percent(summary.get(key)) for key in ("average_accuracy", "forgetting"))
+        return f"average accuracy {average} %, forgetting {lost}{' points' if lost != '-' else ''}"
+
     def curves(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
         matrix = accuracy.accuracy_matrix(records)
         return {
@@ -229,12 +276,24 @@ class Online(Accuracy):
         "A_last": "A_last",
         "F_last": "F_last",
     }
+    reported: ClassVar[Mapping[str, str]] = columns
     deciding: ClassVar[Sequence[str]] = ("A_auc", "A_avg", "A_last")
+    plots: ClassVar[Sequence[str]] = (
+        "accuracy_matrix",
+        "accuracy_curves",
+        "anytime_accuracy",
+        "confusion_matrix",
+    )
+    shows_stream: ClassVar[bool] = True
 
     def summarise(self, records: Iterable[Record]) -> dict[str, float]:
         """The protocol's own metrics, then those of :class:`Accuracy`."""
         records = list(records)
         return {**accuracy.online_metrics(records), **accuracy.summarise(records)}
+
+    def headline(self, summary: Mapping[str, float | None]) -> str:
+        """All columns: the protocol's own metrics, where :class:`Accuracy` names two of its own."""
+        return Measure.headline(self, summary)
 
     def anytime(self, records: Iterable[Record]) -> dict[int, float]:
         """The accuracy of each periodic evaluation by the sample count at which it was due."""
@@ -263,12 +322,20 @@ class LabelSets(Measure):
         "CF1": "CF1",
         "OF1": "OF1",
     }
+    reported: ClassVar[Mapping[str, str]] = {
+        "mAP_last": "mAP last",
+        "mAP_average": "mAP average",
+        "CF1": "CF1",
+        "OF1": "OF1",
+    }
     deciding: ClassVar[Sequence[str]] = ("mAP_last", "mAP_average", "CF1", "OF1")
     charts: ClassVar[Mapping[str, Sequence[str]]] = {
         "mAP per class group": [r"^mAP/group_\d+$"],
         "mAP over the seen classes": [r"^mAP/seen$"],
         "F1": [r"^multi_label/(CF1|OF1)$"],
     }
+    plots: ClassVar[Sequence[str]] = ("map_curves", "class_ap")
+    curve_titles: ClassVar[Mapping[str, tuple[str, str]]] = {"mAP": ("mAP over the classes seen", "mAP (%)")}
 
     def __init__(self, threshold: float = 0.8, strict_reference: bool = False) -> None:
         self.threshold = threshold
@@ -320,6 +387,9 @@ class LabelSets(Measure):
         """mAP of each class group and, last, over all seen classes, [T, groups + 1]."""
         records = list(records)
         return np.column_stack([label_sets.group_matrix(records, groups), label_sets.curve(records)])
+
+    def matrix_lines(self, matrix: NDArray[np.float64]) -> list[str]:
+        return text.map_lines(matrix)
 
     def curves(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
         return {"mAP": label_sets.curve(records)}

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from clprompt.metrics.measure import Accuracy, Measure, Online, measure_in
+from clprompt.metrics.measure import Accuracy, Measure, measure_in
 from clprompt.system.overlay import flat
 
 #: What may differ between runs whose results are the same, or says nothing about them.
@@ -91,5 +91,5 @@ def read_run(folder: Path) -> Run:
         records = [json.loads(line) for line in file if '"evaluation"' in line]
     measure = measure_in(records)
     name, seed = str(config.get("label") or config["strategy"]["name"]), int(results["seed"])
-    anytime = measure.anytime(records) if isinstance(measure, Online) else {}
+    anytime = measure.anytime(records)
     return Run(folder, name, seed, config, results, measure, measure.curves(records), anytime)

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from clprompt.metrics import accuracy, label_sets
-from clprompt.metrics.measure import Accuracy, LabelSets, Measure, Online
+from clprompt.metrics.measure import Measure
 from clprompt.reporting import label_set_plots, plots
 
 Record = Mapping[str, Any]
-_Draw = Callable[[Sequence[Record], Record, Sequence[str], Sequence[Sequence[int]]], dict[str, Figure]]
 
-#: Titles of a report's curves and of their vertical axes, by the names that `Measure.curves` gives them.
-_CURVES = {
-    "average_accuracy": ("Average accuracy over the class groups seen", "accuracy (%)"),
-    "forgetting": ("Average forgetting", "forgetting (percentage points)"),
-    "mAP": ("mAP over the classes seen", "mAP (%)"),
-}
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What a plot may look at.
+
+    Attributes:
+        records: of the run so far.
+        record: the last evaluation at the end of an experience; {} where a plot is not of an evaluation.
+        names: of the classes 0..C-1.
+        groups: the class ids of each group.
+    """
+
+    records: Sequence[Record]
+    record: Record
+    names: Sequence[str]
+    groups: Sequence[Sequence[int]]
 
 
 def of_evaluation(
@@ -39,67 +49,71 @@ def of_evaluation(
         names: of the classes 0..C-1.
         groups: the class ids of each group.
     """
-    return _OF_EVALUATION[measure.name](records, record, names, groups)
+    return _drawings(measure.plots, _Drawn(records, record, names, groups))
 
 
 def at_the_end(measure: Measure, records: Sequence[Record]) -> dict[str, Figure]:
     """The plots that a finished run has besides, by name; on a dashboard they are charts."""
-    if not isinstance(measure, Accuracy):
-        return {}
-    return {"forgetting": plots.forgetting(accuracy.accuracy_matrix(records))}
+    return _drawings(measure.final_plots, _Drawn(records, {}, (), ()))
 
 
-def of_runs(curves: Mapping[str, Mapping[str, ArrayLike]]) -> dict[str, bytes]:
+def of_runs(measure: Measure, curves: Mapping[str, Mapping[str, ArrayLike]]) -> dict[str, bytes]:
     """The curves of several strategies together as PNG files, by the name of the curve.
 
     Args:
+        measure: of the runs.
         curves: by the name that `Measure.curves` gives them and by strategy, fractions [S, T] of S seeds.
     """
-    return {name: plots.png(plots.overlay(rows, *_CURVES[name])) for name, rows in curves.items()}
-
-
-def _accuracy(
-    records: Sequence[Record], record: Record, names: Sequence[str], groups: Sequence[Sequence[int]]
-) -> dict[str, Figure]:
-    return _matrix(records) | _confusion(record, names)
-
-
-def _online(
-    records: Sequence[Record], record: Record, names: Sequence[str], groups: Sequence[Sequence[int]]
-) -> dict[str, Figure]:
-    anytime = {"anytime_accuracy": plots.anytime_accuracy(records)}
-    return _matrix(records) | anytime | _confusion(record, names)
-
-
-def _label_sets(
-    records: Sequence[Record], record: Record, names: Sequence[str], groups: Sequence[Sequence[int]]
-) -> dict[str, Figure]:
-    seen = label_sets.curve(records)
-    by_group = label_sets.group_matrix(records, groups)
-    by_class = label_sets.class_curves(records, len(names))
     return {
-        "map_curves": label_set_plots.map_curves(seen, by_group),
-        "class_ap": label_set_plots.class_ap(by_class, names),
+        name: plots.png(plots.overlay(rows, *measure.curve_titles[name])) for name, rows in curves.items()
     }
 
 
-def _matrix(records: Sequence[Record]) -> dict[str, Figure]:
-    matrix = accuracy.accuracy_matrix(records)
-    return {
-        "accuracy_matrix": plots.accuracy_matrix(matrix),
-        "accuracy_curves": plots.accuracy_curves(matrix),
-    }
+def _drawings(names: Sequence[str], drawn: _Drawn) -> dict[str, Figure]:
+    drawings = ((name, PLOTS[name](drawn)) for name in names)
+    return {name: drawing for name, drawing in drawings if drawing is not None}
 
 
-def _confusion(record: Record, names: Sequence[str]) -> dict[str, Figure]:
-    if record.get("confusion") is None:
-        return {}
-    counts = accuracy.confusion_matrix(record["confusion"], len(names))
-    return {"confusion_matrix": plots.confusion_matrix(counts, names)}
+def _accuracy_matrix(drawn: _Drawn) -> Figure:
+    return plots.accuracy_matrix(accuracy.accuracy_matrix(drawn.records))
 
 
-_OF_EVALUATION: dict[str, _Draw] = {
-    Accuracy.name: _accuracy,
-    Online.name: _online,
-    LabelSets.name: _label_sets,
+def _accuracy_curves(drawn: _Drawn) -> Figure:
+    return plots.accuracy_curves(accuracy.accuracy_matrix(drawn.records))
+
+
+def _anytime_accuracy(drawn: _Drawn) -> Figure:
+    return plots.anytime_accuracy(drawn.records)
+
+
+def _confusion_matrix(drawn: _Drawn) -> Figure | None:
+    if drawn.record.get("confusion") is None:
+        return None
+    counts = accuracy.confusion_matrix(drawn.record["confusion"], len(drawn.names))
+    return plots.confusion_matrix(counts, drawn.names)
+
+
+def _forgetting(drawn: _Drawn) -> Figure:
+    return plots.forgetting(accuracy.accuracy_matrix(drawn.records))
+
+
+def _map_curves(drawn: _Drawn) -> Figure:
+    seen, by_group = label_sets.curve(drawn.records), label_sets.group_matrix(drawn.records, drawn.groups)
+    return label_set_plots.map_curves(seen, by_group)
+
+
+def _class_ap(drawn: _Drawn) -> Figure:
+    by_class = label_sets.class_curves(drawn.records, len(drawn.names))
+    return label_set_plots.class_ap(by_class, drawn.names)
+
+
+#: What draws each plot that a measure names in `plots` or `final_plots`; None where there is nothing to draw.
+PLOTS: dict[str, Callable[[_Drawn], Figure | None]] = {
+    "accuracy_matrix": _accuracy_matrix,
+    "accuracy_curves": _accuracy_curves,
+    "anytime_accuracy": _anytime_accuracy,
+    "confusion_matrix": _confusion_matrix,
+    "forgetting": _forgetting,
+    "map_curves": _map_curves,
+    "class_ap": _class_ap,
 }

@@ -22,7 +22,7 @@ import yaml
 from numpy.typing import NDArray
 
 from clprompt.errors import RunFolderError
-from clprompt.metrics.measure import measure_behind
+from clprompt.metrics.measure import MEASURES, measure_behind
 from clprompt.reporting import facts, measure_plots, plots
 from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
 from clprompt.reporting.markup import html_image, html_page, html_table, markdown_table
@@ -32,19 +32,7 @@ from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.overlay import flat
 
 #: Metrics of results.json by their title in the table; those that no run of a stream has are left out.
-METRICS = {
-    "average_accuracy": "average accuracy",
-    "average_incremental_accuracy": "incremental",
-    "forgetting": "forgetting",
-    "A_auc": "A_auc",
-    "A_avg": "A_avg",
-    "A_last": "A_last",
-    "F_last": "F_last",
-    "mAP_last": "mAP last",
-    "mAP_average": "mAP average",
-    "CF1": "CF1",
-    "OF1": "OF1",
-}
+METRICS = {key: title for measure in MEASURES.values() for key, title in measure.reported.items()}
 #: Numbers under `cost` by their title, the factor that they are shown with, and the decimals.
 _COSTS = {
     "method_parameters": ("parameters", 1, 0),
@@ -85,7 +73,7 @@ class Section:
             for row in self.rows
             for run in row.runs.values()
         ]
-        shown = measure_behind(results).columns
+        shown = measure_behind(results).reported
         if next(iter(shown)) not in {key for values in results for key in values}:
             shown = METRICS
         return [key for key in METRICS if key in shown and any(key in values for values in results)]
@@ -134,7 +122,7 @@ class Section:
         if not any(run.experiences for run in runs):
             return {}
         curves = {name: self._curves(name) for name in runs[0].curves}
-        return self._anytime() | measure_plots.of_runs(curves)
+        return self._anytime() | measure_plots.of_runs(runs[0].measure, curves)
 
     def _anytime(self) -> dict[str, bytes]:
         """The accuracy over the samples received, at the counts that all runs of an online stream have."""

@@ -291,6 +291,27 @@ def test_columns_and_deciding_metrics_are_among_the_summary(name):
     assert {*MEASURES[name].columns, *MEASURES[name].deciding} <= summary.keys()
 
 
+@pytest.mark.parametrize("name", MEASURES)
+def test_what_a_report_shows_is_among_the_columns(name):
+    assert list(MEASURES[name].reported) == [
+        k for k in MEASURES[name].columns if k in MEASURES[name].reported
+    ]
+
+
+def test_the_headline_of_accuracy_is_average_and_forgetting():
+    assert Accuracy().headline(summarise(accuracies())) == "average accuracy 60.0 %, forgetting 40.0 points"
+
+
+def test_the_headline_of_an_online_run_is_of_its_protocol():
+    text = Online().headline({"A_auc": 0.5, "A_avg": 0.25, "A_last": math.nan})
+    assert text == "A_auc 50.0, A_avg 25.0, A_last -, F_last - (%)"
+
+
+def test_the_headline_of_label_sets_is_all_columns():
+    text = LabelSets().headline(summarise(label_sets()))
+    assert text == "last mAP 30.0, average mAP 40.0, CF1 10.0, OF1 20.0 (%)"
+
+
 # ------------------------------------------------------------------------------------------ matrix and curves
 
 
@@ -313,6 +334,16 @@ def test_a_report_draws_map_of_label_sets():
     assert {name: values.tolist() for name, values in LabelSets().curves(label_sets()).items()} == {
         "mAP": [0.5, 0.3]
     }
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_curve_has_titles(name):
+    assert MEASURES[name].curve_titles.keys() == MEASURES[name]().curves(RECORDS[name]()).keys()
+
+
+@pytest.mark.parametrize("name", ["accuracy", "label_sets"])
+def test_without_the_protocol_there_is_no_anytime_curve(name):
+    assert MEASURES[name]().anytime(RECORDS[name]()) == {}
 
 
 def test_the_anytime_curve_is_by_the_samples_at_which_it_was_due():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clprompt.reporting import plots
+from clprompt.metrics.measure import MEASURES
+from clprompt.reporting import measure_plots, plots
 
 NAN = float("nan")
 
@@ -54,3 +55,8 @@ def test_drawing_leaves_no_figure_behind_in_pyplot():
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
     )
     assert ran.stdout == "False\n", ran.stderr
+
+
+def test_what_measures_want_drawn_is_what_can_be_drawn():
+    names = {name for measure in MEASURES.values() for name in (*measure.plots, *measure.final_plots)}
+    assert names == measure_plots.PLOTS.keys()
