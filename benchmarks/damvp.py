@@ -104,7 +104,7 @@ def clustering_seconds(times: int) -> list[float]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every figure of TARGETS, with milliseconds of the step."""
+    """Every metric of TARGETS, with milliseconds of the step."""
     device = torch.device(options.device)
     backbone = FrozenViT(options.model).to(device)
     images = torch.randn(options.batch, 3, *backbone.image_size, generator=torch.Generator().manual_seed(0))
@@ -169,7 +169,7 @@ def main() -> None:
     found = measure(options)
     print(f"{options.model}, batch {options.batch}, {found['prompts']} prompts, {options.device}, ", end="")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; median (quartiles)\n")
-    print("| figure | measured | target |\n|---|---|---|")
+    print("| metric | measured | target |\n|---|---|---|")
     for key, target in TARGETS.items():
         value = found[key]
         shown = (

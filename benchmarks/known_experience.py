@@ -66,11 +66,11 @@ def main() -> None:
     except ClpromptError as error:
         parser.exit(2, f"clprompt: error: {error}\n")
     table = [["form", "accuracy", "group told", "lost between groups"]]
-    for label, figures in sorted(
+    for label, accuracies in sorted(
         rows.items(), key=lambda row: -sum(told for _, told in row[1]) / len(row[1])
     ):
-        plain, told = zip(*figures, strict=True)
-        lost = [b - a for a, b in figures]
+        plain, told = zip(*accuracies, strict=True)
+        lost = [b - a for a, b in accuracies]
         table.append([label, *(mean_and_error(list(values)) for values in (plain, told, lost))])
     print("\n".join(markdown_table(table)))
 

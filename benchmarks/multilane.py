@@ -3,7 +3,7 @@
 The floor is one bare frozen forward, without gradient. The plain formulation is what the method's description
 says word by word: per lane, summaries as tokens, all their rows computed, over fused attention; selectors per
 image. Full-token pathways are one prompted pass of all patches per lane (measured once and multiplied by the
-lanes). Runs are interleaved; every figure is the median of the pairwise ratios.
+lanes). Runs are interleaved; every metric is the median of the pairwise ratios.
 
 python -m benchmarks.multilane --out FILE [--model vit_small_patch16_224] [--batch 8] [--pairs 9]
                                [--lanes 1,5,10,20,50] [--plain-lanes 20] [--device cpu|cuda]
@@ -109,7 +109,7 @@ def peak(model: MultiLaneModel, images: Tensor) -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All figures, by the number of lanes."""
+    """All metrics, by the number of lanes."""
     device = torch.device(options.device)
     backbone = FrozenViT(options.model).to(device)
     generator = torch.Generator().manual_seed(0)
@@ -137,7 +137,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if lanes == options.lanes[0]:
             runs["pathway"] = lambda model=model: pathway(model, images)
         seconds = interleaved(options.pairs, device, **runs)
-        figures: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "ours_to_forward": ratio(seconds["ours"], seconds["floor"])["median"],
             "plain_to_forward": ratio(seconds["plain"], seconds["floor"])["median"]
             if "plain" in runs
@@ -149,9 +149,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         }
         if "pathway" in runs:
             single = ratio(seconds["pathway"], seconds["floor"])["median"]
-        figures["pathways_to_forward"] = None if single is None else single * lanes
-        found[str(lanes)] = figures
-        print(line(lanes, figures), flush=True)
+        metrics["pathways_to_forward"] = None if single is None else single * lanes
+        found[str(lanes)] = metrics
+        print(line(lanes, metrics), flush=True)
     found["training"] = {"step_to_forward": training_step(backbone, images, floor, options, device)}
     print(f"training step to the bare forward: {found['training']['step_to_forward']}")
     return found
@@ -174,15 +174,15 @@ def training_step(
     return ratio(seconds["step"], seconds["floor"])
 
 
-def line(lanes: int, figures: dict[str, Any]) -> str:
+def line(lanes: int, metrics: dict[str, Any]) -> str:
     """One row of the table that is printed."""
-    other = figures["plain_to_forward"]
-    spread = figures["spread"]["ours"]
+    other = metrics["plain_to_forward"]
+    spread = metrics["spread"]["ours"]
     return (
-        f"{lanes:3d} lanes: ours {figures['ours_to_forward']:.2f} ({spread['low']:.2f}-{spread['high']:.2f}, "
-        f"target {figures['target'] or '-'}), plain {'-' if other is None else f'{other:.2f}'}, "
-        f"full-token pathways {figures['pathways_to_forward']:.1f} times the bare forward of "
-        f"{figures['forward_milliseconds']:.0f} ms; peak {figures['peak_bytes'] / 2**20:.1f} MiB"
+        f"{lanes:3d} lanes: ours {metrics['ours_to_forward']:.2f} ({spread['low']:.2f}-{spread['high']:.2f}, "
+        f"target {metrics['target'] or '-'}), plain {'-' if other is None else f'{other:.2f}'}, "
+        f"full-token pathways {metrics['pathways_to_forward']:.1f} times the bare forward of "
+        f"{metrics['forward_milliseconds']:.0f} ms; peak {metrics['peak_bytes'] / 2**20:.1f} MiB"
     )
 
 
@@ -192,7 +192,7 @@ def draw(found: dict[str, Any], path: Path, title: str) -> None:
 
     from clprompt.reporting.plots import png
 
-    rows = {int(lanes): figures for lanes, figures in found.items() if lanes.isdigit()}
+    rows = {int(lanes): metrics for lanes, metrics in found.items() if lanes.isdigit()}
     figure = Figure(figsize=(7, 4.5))
     axes = figure.add_subplot()
     styles = {
@@ -201,7 +201,7 @@ def draw(found: dict[str, Any], path: Path, title: str) -> None:
         "ours_to_forward": ("ours", "#0072b2", "o"),
     }
     for key, (label, colour, marker) in styles.items():
-        known = [(lanes, figures[key]) for lanes, figures in rows.items() if figures[key] is not None]
+        known = [(lanes, metrics[key]) for lanes, metrics in rows.items() if metrics[key] is not None]
         axes.plot(*zip(*known, strict=True), color=colour, marker=marker, label=label)
     axes.axhline(1, color="black", linestyle="--", linewidth=1, label="floor: one bare forward")
     axes.set(xlabel="lanes", ylabel="time / bare forward", title=title, yscale="log")
@@ -213,7 +213,7 @@ def draw(found: dict[str, Any], path: Path, title: str) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write the figures and their drawing."""
+    """Measure, print, and write the metrics and their drawing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="vit_small_patch16_224")
     parser.add_argument("--batch", type=int, default=8)

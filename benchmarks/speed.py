@@ -115,7 +115,7 @@ def ratio(above: list[float], below: list[float]) -> dict[str, float]:
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The four figures of one method."""
+    """The four metrics of one method."""
     device = torch.device(options.device)
     precision = "bf16" if options.dtype == "bfloat16" else "float32"
     backbone = FrozenViT(options.model).to(device)
@@ -246,11 +246,11 @@ def main() -> None:
     print("| target | | " + " | ".join(TARGETS.values()) + " |")
     results = {}
     for name in names:
-        figures = results[name] = measure(name, options)
+        metrics = results[name] = measure(name, options)
         cells = [
-            f"{figures[k]['median']:.2f} ({figures[k]['low']:.2f}-{figures[k]['high']:.2f})" for k in keys
+            f"{metrics[k]['median']:.2f} ({metrics[k]['low']:.2f}-{metrics[k]['high']:.2f})" for k in keys
         ]
-        print(f"| {name} | {figures['milliseconds_per_step']:.0f} | {' | '.join(cells)} |", flush=True)
+        print(f"| {name} | {metrics['milliseconds_per_step']:.0f} | {' | '.join(cells)} |", flush=True)
     if options.out:
         flat = {n: {k: f[k]["median"] for k in keys} | {"spread": f} for n, f in results.items()}
         options.out.write_text(json.dumps(flat, indent=2) + "\n")

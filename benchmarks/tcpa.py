@@ -2,7 +2,7 @@
 
 The floor of a training step is the bare timm model's forward and backward down to the tokens of block 0, that
 of an evaluation its forward; neither method has a query pass. VPT-deep shows every token all prompts of a
-block. Runs are interleaved; every figure is the median of the pairwise ratios with the quartiles. Grown:
+block. Runs are interleaved; every metric is the median of the pairwise ratios with the quartiles. Grown:
 after --experiences experiences, whose entries all columns hold; VPT-deep beside it has as many columns.
 
 Masks: the bytes of the boolean masks of one block over stream and prompt columns, as attention gets them, and

@@ -63,13 +63,13 @@ class Watch:
                 torch.cuda.synchronize()
         self.seconds += time.perf_counter() - start
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Images a second, and the share of the time that waited."""
         return {"images_per_second": self.images / self.seconds, "loading": self.waiting / self.seconds}
 
 
 def measure(config: Config, builder: Builder, images: int, passes: int) -> dict[str, Any]:
-    """The figures of one method."""
+    """The metrics of one method."""
     parts = builder.build(config)
     train, clean, test = datasets_for(parts.bundle, parts.backbone)
     chosen = np.asarray(parts.plan.indices[0])[:images]
@@ -97,7 +97,7 @@ def measure(config: Config, builder: Builder, images: int, passes: int) -> dict[
             if epoch == 0 and optimizer is None:
                 optimizer = optim.build(model, config.training)
             train_step(model, optimizer, pixels, targets, precision=config.precision)
-        found["training" if epoch else "first_epoch"] = watch.figures()
+        found["training" if epoch else "first_epoch"] = watch.metrics()
     model.end_experience()
     return found | _evaluate(config, parts, test, images)
 
@@ -118,7 +118,7 @@ def _evaluate(config: Config, parts: Parts, test: Any, images: int) -> dict[str,
         for number, (pixels, *_) in enumerate(watch.over(loader, device)):
             with autocast(device, config.precision):
                 parts.model(pixels.to(device), kept[number])
-        found[name] = watch.figures()
+        found[name] = watch.metrics()
     return found
 
 

@@ -47,7 +47,7 @@ REMOVED: dict[str, dict[str, Any]] = {
     "mvp": {"top_k": 1},
 }
 #: Keys that records have got since: read by nobody before, so their presence changes nothing else.
-ADDED = {"measure"}  # the kind of figure in a record, which older readers found out from its keys
+ADDED = {"measure"}  # what a record was measured by, which older readers found out from its keys
 
 SEEDS = (0, 1)
 #: Runs by the command line: what they are called here, and the words behind `clprompt run`.
@@ -237,7 +237,7 @@ def fit_all(out: Path) -> int:
 
 
 def fit_one(model: Any, plan: Any, train: Any, clean: Any, test: Any, online: bool, out: Path) -> None:
-    """Train a model; write its records, its figures on all test images, its tensors and its last logits."""
+    """Train a model; write its records, its metrics on all test images, its tensors and its last logits."""
     import torch
     from safetensors.torch import save_file
 

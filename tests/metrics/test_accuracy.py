@@ -70,7 +70,7 @@ def test_records_that_do_not_fit_together_are_refused():
         metrics.forgetting(np.zeros((2, 3)))
 
 
-def test_the_figures_of_three_groups_by_hand():
+def test_the_metrics_of_three_groups_by_hand():
     assert metrics.average_accuracy(R) == pytest.approx((0.6 + 0.8 + 1.0) / 3)
     np.testing.assert_allclose(metrics.accuracy_curve(R), [0.9, 0.55, 0.8])
     assert metrics.average_incremental_accuracy(R) == pytest.approx((0.9 + 0.55 + 0.8) / 3)
@@ -171,7 +171,7 @@ def test_the_matrix_survives_the_way_through_records(matrix):
 
 
 @given(matrices())
-def test_curves_end_in_the_final_figures(matrix):
+def test_curves_end_in_the_final_metrics(matrix):
     assert metrics.accuracy_curve(matrix)[-1] == pytest.approx(metrics.average_accuracy(matrix))
     assert metrics.forgetting_curve(matrix)[-1] == pytest.approx(metrics.forgetting(matrix), nan_ok=True)
 

@@ -1,4 +1,4 @@
-"""Multi-label figures against the golden file and against the libraries whose conventions agree."""
+"""Multi-label metrics against the golden file and against the libraries whose conventions agree."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ def case(golden, name, **arguments):
 
 @pytest.mark.parametrize("strict", [False, True], ids=["float64", "strict reference"])
 @pytest.mark.parametrize("name", CASES)
-def test_figures_are_the_golden_ones(golden, name, strict):
+def test_metrics_are_the_golden_ones(golden, name, strict):
     if name in REFERENCE and not strict:
         pytest.skip("float64 keeps apart what float32 probabilities tie")
     found, classes = case(golden, name, strict_reference=strict)
@@ -100,14 +100,14 @@ def test_what_has_no_map_is_refused_in_a_line(logits, targets, text):
 
 
 def record(experience, classes, ap, value):
-    figures = dict.fromkeys(ml.METRICS, value)
+    metrics = dict.fromkeys(ml.METRICS, value)
     return {
         "kind": "evaluation",
         "when": "experience",
         "experience": experience,
         "classes": classes,
         "ap": ap,
-    } | figures
+    } | metrics
 
 
 def test_a_run_is_summed_up_by_last_and_average_map():

@@ -26,7 +26,7 @@ def a_run(
     accuracy: float = 0.5,
     experiences: int = 2,
     arguments: dict[str, Any] | None = None,
-    figures_of_merit: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
     """The folder of a finished run, as far as the report reads it."""
@@ -58,7 +58,7 @@ def a_run(
         "average_incremental_accuracy": accuracy,
         "forgetting": None if experiences == 1 else 0.25,
         "cost": {"seconds": 10.0 + seed, "method_parameters": 1234},
-        **(figures_of_merit or {}),
+        **(metrics or {}),
     }
     (folder / "results.json").write_text(json.dumps(results))
     return folder
@@ -188,8 +188,8 @@ def test_another_stream_is_another_table(tmp_path: Path) -> None:
     assert len(written) == 2 + 2 * 4
 
 
-def test_only_figures_that_some_run_has_are_columns(tmp_path: Path) -> None:
-    a_run(tmp_path / "a", experiences=1, figures_of_merit={"A_auc": 0.3, "mAP_last": None})
+def test_only_metrics_that_some_run_has_are_columns(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", experiences=1, metrics={"A_auc": 0.3, "mAP_last": None})
     header = cells(report.collect([tmp_path]).text(), "strategy")
     assert "A_auc" in header
     assert "forgetting" not in header
@@ -262,7 +262,7 @@ def test_the_markdown_file_shows_the_drawings_beside_it(tmp_path: Path) -> None:
 
 
 def test_runs_on_multi_hot_targets_have_a_drawing_of_their_map(tmp_path: Path) -> None:
-    folder = a_run(tmp_path / "a", figures_of_merit={"mAP_last": 0.6, "average_accuracy": None})
+    folder = a_run(tmp_path / "a", metrics={"mAP_last": 0.6, "average_accuracy": None})
     lines = [
         json.dumps(
             {"kind": "evaluation", "when": "experience", "experience": number, "mAP": 0.6 + number / 10}
@@ -291,7 +291,7 @@ def test_the_overlay_draws_the_mean_with_a_band_of_the_standard_error() -> None:
 # ------------------------------------------------------------------------------------------ what else is told
 
 
-def test_costs_rates_and_common_settings_stand_beside_the_figures(tmp_path: Path) -> None:
+def test_costs_rates_and_common_settings_stand_beside_the_metrics(tmp_path: Path) -> None:
     cost = {
         "seconds": 9.0,
         "method_parameters": 5,
@@ -304,7 +304,7 @@ def test_costs_rates_and_common_settings_stand_beside_the_figures(tmp_path: Path
         a_run(
             tmp_path / name,
             strategy=name,
-            figures_of_merit={"cost": cost},
+            metrics={"cost": cost},
             training=training | {"lr": lr},
             **shared,
         )
@@ -323,7 +323,7 @@ def test_costs_rates_and_common_settings_stand_beside_the_figures(tmp_path: Path
 def test_a_row_shows_the_rates_that_its_method_was_given_in_place_of_the_common_one(tmp_path: Path) -> None:
     a_run(tmp_path / "a", arguments={"head_lr": 0.004, "prompt_lr": 0.05})
     a_run(tmp_path / "b", strategy="beta")
-    a_run(tmp_path / "c", strategy="gamma", figures_of_merit={"cost": {"method_parameters": 0}})
+    a_run(tmp_path / "c", strategy="gamma", metrics={"cost": {"method_parameters": 0}})
     text = report.collect([tmp_path]).text()
     assert cells(text, "alpha")[2] == "head_lr=0.004, prompt_lr=0.05"
     assert cells(text, "beta")[2] == "0.1"
@@ -358,7 +358,7 @@ def test_equal_environments_are_told_once(tmp_path: Path) -> None:
     assert {"versions: python 3.12, torch 2.9", "revision: 0123456789ab (modified)"} <= set(text.splitlines())
 
 
-def test_online_runs_are_told_and_drawn_by_the_figures_of_their_protocol(tmp_path: Path) -> None:
+def test_online_runs_are_told_and_drawn_by_the_metrics_of_their_protocol(tmp_path: Path) -> None:
     merit = {"A_auc": 0.3, "A_avg": 0.4, "A_last": 0.2, "F_last": 0.1}
     for seed, strategy, worth in ((0, "alpha", 0.3), (1, "alpha", 0.3), (0, "beta", 0.5)):
         folder = a_run(
@@ -366,7 +366,7 @@ def test_online_runs_are_told_and_drawn_by_the_figures_of_their_protocol(tmp_pat
             strategy=strategy,
             seed=seed,
             online={"iterations": 1},
-            figures_of_merit=merit | {"A_auc": worth},
+            metrics=merit | {"A_auc": worth},
         )
         marks = [100, 200] if seed else [100, 200, 300]
         with open(folder / "metrics.jsonl", "a") as file:

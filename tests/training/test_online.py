@@ -1,4 +1,4 @@
-"""The online protocol: which batches come, when a run is evaluated, its figures, and who may take part."""
+"""The online protocol: which batches come, when a run is evaluated, its metrics, and who may take part."""
 
 import itertools
 import json
@@ -282,7 +282,7 @@ def test_a_setting_out_of_range_is_one_clear_line(online, words):
     assert "\n" not in str(caught.value)
 
 
-# ------------------------------------------------------------------------------ figures of merit
+# -------------------------------------------------------------------------------------- metrics
 
 
 def golden_records():
@@ -314,7 +314,7 @@ def golden_records():
 
 
 @pytest.mark.parametrize("name", ["A_auc", "A_avg", "A_last", "F_last"])
-def test_the_figures_are_those_of_the_released_code(name):
+def test_the_metrics_are_those_of_the_released_code(name):
     expected = float(GOLDEN[f"metrics.{name}"])
     found = measure.summarise(golden_records())[name]
     # the released code divides by count + 1e-5
@@ -331,7 +331,7 @@ def test_forgetting_is_undefined_for_one_session():
     assert np.isnan(metrics.last_forgetting(np.array([[0.5, 0.0, 0.2]])))
 
 
-def test_offline_runs_report_no_online_figures():
+def test_offline_runs_report_no_online_metrics():
     records = [{**r} for r in golden_records() if r["when"] == "experience"]
     for record in records:
         del record["nominal"]
