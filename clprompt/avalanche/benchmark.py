@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset
 from clprompt import registry
 from clprompt.data.loading import Images
 from clprompt.data.plan import Plan
-from clprompt.targets import visible
+from clprompt.targets import is_label_sets, visible
 
 if TYPE_CHECKING:
     from avalanche.benchmarks import CLScenario
@@ -40,7 +40,7 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
         )
         from avalanche.benchmarks.utils.data_attribute import TaskLabels
 
-    if np.ndim(train.targets) == 2:
+    if is_label_sets(train.targets):
         return _label_sets(plan, train, test)
 
     def parts(dataset: Any, groups: Any) -> list[Any]:

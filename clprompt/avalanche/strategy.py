@@ -23,7 +23,7 @@ from clprompt.prompting.build import construct, serving
 from clprompt.prompting.losses import classification_loss
 from clprompt.prompting.model import PromptModel, Step
 from clprompt.prompting.plugin import Plugin, Samples
-from clprompt.targets import visible
+from clprompt.targets import is_label_sets, visible
 from clprompt.training import optim
 from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.precision import autocast
@@ -209,7 +209,7 @@ class PromptStrategy(SupervisedTemplate):
         if self.is_training:
             assert self._step is not None
             return self._step.loss
-        if self.mb_y.ndim == 2:
+        if is_label_sets(self.mb_y):
             return classification_loss(self.mb_output, self.mb_y, self.model.seen)
         known = self.model.knows(self.mb_y)
         if not bool(known.any()):

@@ -37,6 +37,7 @@ from clprompt.experiment import config as configuration
 from clprompt.experiment.config import Config
 from clprompt.prompting.model import PromptModel
 from clprompt.system.files import atomic_write
+from clprompt.targets import is_label_sets
 
 RESULTS = "results.json"
 _PACKAGES = ("clprompt", "torch", "torchvision", "timm", "avalanche-lib", "numpy", "scikit-learn")
@@ -160,7 +161,7 @@ def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataB
             "seed": config.seeds[0],
             "backbone": {**config.backbone, "sha256": backbone.fingerprint()},
             "class_names": bundle.class_names,
-            "multi_label": bundle.train.targets.ndim > 1,
+            "multi_label": is_label_sets(bundle.train.targets),
             "transform": backbone.inputs.facts(),
         },
     )

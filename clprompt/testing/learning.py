@@ -11,6 +11,7 @@ import torch
 from clprompt.errors import BackboneError, ConfigError
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import PromptModel
+from clprompt.targets import is_label_sets
 from clprompt.testing.asserts import bits, changed, chunked, finite_losses, near, refused, require, steady
 from clprompt.testing.bench import CLASSES, KINDS, Workbench, tiny_vit
 from clprompt.training.steps import receive, train_step
@@ -156,7 +157,7 @@ def _declared(model: PromptModel) -> list[str]:
 
 def check_soft_labels(bench: Workbench) -> None:
     """Smoothed labels change the loss, or are refused by a method that says so."""
-    if bench.train.targets.ndim == 2:
+    if is_label_sets(bench.train.targets):
         return
     model, optimizer = bench.begun()
     images, targets = bench.batch(1)

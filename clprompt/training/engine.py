@@ -24,7 +24,7 @@ from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.prompting.model import PromptModel, Step
 from clprompt.prompting.plugin import Samples
 from clprompt.seeding import rng_state, set_rng_state
-from clprompt.targets import visible
+from clprompt.targets import is_label_sets, visible
 from clprompt.training import optim
 from clprompt.training.evaluation import Evaluator, Shown
 from clprompt.training.mixing import check_mixing, soften
@@ -240,7 +240,7 @@ class Engine:
     def _train_batch(self, images: Tensor, targets: Tensor, step: int, steps: int) -> None:
         at, device = self.position, self.model.device
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-        if targets.ndim == 2:  # the classes of an experience are not looked at otherwise
+        if is_label_sets(targets):  # the classes of an experience are not looked at otherwise
             targets = visible(targets, self._arrived(self.classes))
         receive(self.model, self.optimizer, targets)
         at.samples += len(targets)
@@ -345,7 +345,7 @@ class Engine:
         at = self.position
         loss = self._finite_loss()
         accuracy = None
-        if targets.ndim == 1:
+        if not is_label_sets(targets):
             accuracy = float((result.logits.argmax(1) == targets).float().mean())
         terms = {"loss": loss, **{name: float(value) for name, value in result.terms.items()}}
         record = {

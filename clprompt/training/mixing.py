@@ -8,6 +8,7 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import PromptModel
 from clprompt.seeding import derive, preserved_rng
+from clprompt.targets import is_label_sets
 from clprompt.training.settings import Training
 
 
@@ -44,7 +45,7 @@ def soften(
     """
     if not training.mixup and not training.label_smoothing:
         return images, None
-    if targets.ndim != 1:
+    if is_label_sets(targets):
         raise ProtocolError(
             "training.mixup and training.label_smoothing need one label per image, not multi-hot"
         )

@@ -20,6 +20,7 @@ from clprompt.errors import ConfigError
 from clprompt.registry import make_registered
 from clprompt.schema import above, at_least, not_empty
 from clprompt.system import overlay
+from clprompt.targets import is_label_sets
 
 KIND = "meta-init"  # of a packaged configuration, and the folder of those
 
@@ -174,7 +175,7 @@ def gather(settings: MetaInit, backbone: Any) -> list[Material]:
         if key not in bundles:
             bundles[key] = make_registered(registry.datasets, arguments)
         bundle = bundles[key]
-        if bundle.train.targets.ndim > 1:
+        if is_label_sets(bundle.train.targets):
             raise ConfigError(f"{path}: {entry.name} has several labels per image; a source needs one")
         every = np.arange(len(bundle.class_names))
         classes = every if selection is None else chosen_classes(selection, bundle.class_names)

@@ -21,6 +21,7 @@ from clprompt.errors import ConfigError
 from clprompt.registry import datasets
 from clprompt.schema import at_least, below
 from clprompt.seeding import derive
+from clprompt.targets import is_label_sets
 
 
 def make_mosaic(
@@ -120,7 +121,7 @@ def mosaic(
     if most > grid * grid:
         raise ConfigError(f"data.most must be 1..{grid * grid}, the cells of the grid, got {most}")
     bundle = _source(source)
-    if bundle.train.targets.ndim != 1:
+    if is_label_sets(bundle.train.targets):
         raise ConfigError(f"data.source must be a single-label data set; {bundle.name} is multi-label")
     parts = {
         name: make_mosaic(
