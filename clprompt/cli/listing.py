@@ -1,4 +1,4 @@
-"""What the command line prints: lists of what is there, and the block at the end of a run."""
+"""What ``clprompt list`` prints: what is there of each kind."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ from clprompt.system import overlay
 _OTHER_BLOCKS = re.compile(r"_(18x2|rpn|xp)_|^vit_(d|p|dp)(wee|little)_")
 
 
-# ----------------------------------------------------------------------------------------------- lists
-
-
 def listing(kind: str, short: bool = False) -> list[str]:
-    """The lines of `clprompt list KIND`; kind is one of `clprompt.cli.KINDS`.
+    """The lines of `clprompt list KIND`; kind is one of `clprompt.cli.main.KINDS`.
 
     Args:
         kind: what to list.

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from clprompt.experiment.run import Result
 
 
-# --------------------------------------------------------------------------------------------- results
-
-
 def results(finished: Sequence[Result]) -> str:
     """The block at the end: accuracies, means over seeds, run folders, and how to look at them.
 

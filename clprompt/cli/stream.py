@@ -14,8 +14,6 @@ from clprompt.experiment import config
 from clprompt.reporting.stream_map import StreamMap
 from clprompt.system import overlay
 
-# -------------------------------------------------------------------------------- from the command line
-
 
 def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
     """The map that ``clprompt stream NAME [KEY=VALUE]...`` asks for, and the file of its drawing.

@@ -177,7 +177,10 @@ class Session:
         progress: ProgressLike | None,
         stop: Callable[[], int | None],
     ) -> None:
-        self.folder, self.config, self.parts, self.progress = folder, config, parts, progress
+        self.folder = folder
+        self.config = config
+        self.parts = parts
+        self.progress = progress
         self.groups = [list(group) for group in parts.plan.classes]
         self._spent = checkpoint["seconds"] if checkpoint else 0.0
         self._started = time.perf_counter()

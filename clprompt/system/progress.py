@@ -150,14 +150,17 @@ class Bar(Progress):
         if self._live is None or (self._begun and index <= self._index):  # another run, not announced
             self.start("", total)
         self._begun = True
-        self._index, self._total = index, max(total, 1)
+        self._index = index
+        self._total = max(total, 1)
         self._epoch = self._done = 0
         self._epochs = self._steps = 1
         self._draw(force=True)
 
     def epoch(self, epoch: int, epochs: int, steps: int) -> None:
-        self._epoch, self._epochs = epoch, max(epochs, 1)
-        self._steps, self._done = max(steps, 1), 0
+        self._epoch = epoch
+        self._epochs = max(epochs, 1)
+        self._steps = max(steps, 1)
+        self._done = 0
         self._draw(force=True)
 
     def step(self) -> None:

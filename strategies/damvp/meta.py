@@ -49,8 +49,11 @@ class Batch:
     def __init__(
         self, backbone: FrozenViT, places: Tensor, source: Source, images: Tensor, labels: Tensor
     ) -> None:
-        self.backbone, self.places, self.source = backbone, places, source
-        self.images, self.labels = images, labels
+        self.backbone = backbone
+        self.places = places
+        self.source = source
+        self.images = images
+        self.labels = labels
         self.patches = backbone.patches(images) if backbone.linear_patches else None
         clean = images if self.patches is None else backbone.position(self.patches)
         self.index = nearest_prototype(backbone.features(clean), source.prototypes)  # [B]
