@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from torch.utils.data import Subset
 
+from clprompt import schema
 from clprompt.data.loading import epoch_order
 from clprompt.data.plan import Plan
-from clprompt.errors import ConfigError
+from clprompt.schema import at_least
 
 if TYPE_CHECKING:
     from avalanche.benchmarks import CLScenario
 
 
+@schema.checked
 def to_online_avalanche(
     plan: Plan,
     train: Any,
     test: Any,
     *,
-    batch_size: int = 64,
+    batch_size: Annotated[int, at_least(1)] = 64,
     cut_at_sessions: bool = True,
     seed: int = 0,
 ) -> CLScenario:
@@ -45,8 +47,6 @@ def to_online_avalanche(
     Raises:
         ConfigError: a batch size below 1.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*QP solver.*")
         from avalanche.benchmarks import benchmark_from_datasets

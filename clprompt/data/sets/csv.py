@@ -110,7 +110,8 @@ def multi_label_csv(
             labels has room for it, images without labels are not.
         test_per_class: the same for test images.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
+        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet"; "standard" by default,
+            where ``csv`` has "none".
         cache: keep prepared images in memory.
 
     Raises:

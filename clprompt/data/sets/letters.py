@@ -53,8 +53,12 @@ _SYMBOL_FONTS = (
 )
 
 
+@schema.checked
 def render_letters(
-    count: int, *, seed: int = 0, exclude: str = LOOK_LIKE_DIGITS
+    count: Annotated[int, at_least(1)],
+    *,
+    seed: Annotated[int, at_least(0)] = 0,
+    exclude: str = LOOK_LIKE_DIGITS,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Draw letters in the manner of scikit-learn's digits.
 
@@ -78,10 +82,6 @@ def render_letters(
     Raises:
         ConfigError: `count` or `seed` is out of range; `exclude` holds something else than letters, or all.
     """
-    if count < 1:
-        raise ConfigError(f"count: {count} is not allowed; at least one letter must be drawn")
-    if seed < 0:
-        raise ConfigError(f"seed: {seed} is not allowed; a seed is at least 0")
     unknown = sorted(set(exclude) - set(string.ascii_letters))
     if unknown:
         raise ConfigError(f"exclude: {''.join(unknown)!r} is not among the letters A-Z and a-z")
@@ -294,7 +294,6 @@ def letters(
         test_fraction: share of each class that is the test set.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
     """
-
     selection = Selection(test_fraction=test_fraction, split_seed=seed)
     left_out = LOOK_LIKE_DIGITS if exclude is None else exclude
     images, labels, names = render_letters(count, seed=seed, exclude=left_out)
