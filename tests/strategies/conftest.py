@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 from golden_files import Golden
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.model import PromptModel, Step
+from clprompt.seeding import preserved_rng
 
 
 class Baselines(Golden):
@@ -107,6 +109,18 @@ def exact() -> Baselines:
 def backbone() -> FrozenViT:
     """The golden backbone in float32: 6 blocks, width 32, 16 patches."""
     return Baselines(torch.float32).backbone()
+
+
+@pytest.fixture
+def grey_backbone() -> FrozenViT:
+    """A backbone in float64 for grey images: 3 blocks, width 16, 16 patches, all of its weights drawn."""
+    with preserved_rng(1):
+        vit = VisionTransformer(
+            img_size=16, patch_size=4, in_chans=1, embed_dim=16, depth=3, num_heads=2, num_classes=0
+        )
+        for parameter in vit.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return FrozenViT(vit).double()
 
 
 @pytest.fixture

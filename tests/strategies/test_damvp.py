@@ -7,45 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from damvp_models import blobs, build, draw
 from torch import Tensor
 
 from clprompt.backbones.vit import FrozenViT
-from clprompt.seeding import generator, preserved_rng
+from clprompt.seeding import generator
 from clprompt.strategies.damvp import DAMVPModel
 from clprompt.strategies.damvp.clustering import cluster, mean_distance, nearest_prototype, sample_features
 from clprompt.strategies.damvp.frames import as_images, frame_places, frame_size, patch_offsets
 from clprompt.training import optim
-
-
-@pytest.fixture
-def backbone() -> FrozenViT:
-    with preserved_rng(1):
-        vit = VisionTransformer(
-            img_size=16, patch_size=4, in_chans=1, embed_dim=16, depth=3, num_heads=2, num_classes=0
-        )
-        for parameter in vit.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return FrozenViT(vit).double()
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed, "draw"), dtype=torch.float64)
-
-
-def blobs(count: int, each: int = 20, seed: int = 0) -> Tensor:
-    """[count * each, 16]: well separated groups."""
-    centres = 20 * draw(count, 16, seed=seed)
-    return (centres[:, None] + draw(count, each, 16, seed=seed + 1)).flatten(0, 1)
-
-
-def build(backbone: FrozenViT, features: Tensor | None = None, **arguments: Any) -> DAMVPModel:
-    model = DAMVPModel(backbone, **{"pad": 4, **arguments}).double()
-    model.begin_experience([0, 1])
-    model.observe(torch.tensor([0, 1]))
-    if features is not None:
-        model.fit_clusters(features)
-    return model.double().eval()
 
 
 def test_a_frame_covers_the_border_and_nothing_else():
@@ -57,13 +27,13 @@ def test_a_frame_covers_the_border_and_nothing_else():
     assert as_images(torch.ones(1, frame_size(3, 16, 8)), frame_places(3, 16, 8), 3, 16).all()
 
 
-def test_the_patch_embedding_form_equals_the_pixel_form_in_values_and_gradients(backbone):
+def test_the_patch_embedding_form_equals_the_pixel_form_in_values_and_gradients(grey_backbone):
     frames = draw(3, frame_size(1, 16, 4)).requires_grad_()
     images, index = draw(5, 1, 16, 16, seed=3), torch.tensor([0, 2, 2, 1, 0])
     framed = as_images(frames, frame_places(1, 16, 4), 1, 16)
-    pixels = backbone.prompted(backbone.embed(images + framed[index]))
-    offsets = patch_offsets(backbone, framed)
-    patches = backbone.prompted(backbone.position(backbone.patches(images) + offsets[index]))
+    pixels = grey_backbone.prompted(grey_backbone.embed(images + framed[index]))
+    offsets = patch_offsets(grey_backbone, framed)
+    patches = grey_backbone.prompted(grey_backbone.position(grey_backbone.patches(images) + offsets[index]))
     torch.testing.assert_close(patches, pixels, rtol=0, atol=1e-12)
     grads = [
         torch.autograd.grad(out.square().sum(), frames, retain_graph=True)[0] for out in (pixels, patches)
@@ -71,12 +41,12 @@ def test_the_patch_embedding_form_equals_the_pixel_form_in_values_and_gradients(
     torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=1e-10)
 
 
-def test_zero_frames_give_the_bare_model(backbone):
+def test_zero_frames_give_the_bare_model(grey_backbone):
     images = draw(5, 1, 16, 16)
-    bare = build(backbone).eval().encode(images)[0]
-    zero = build(backbone, blobs(3)).encode(images)[0]
+    bare = build(grey_backbone).eval().encode(images)[0]
+    zero = build(grey_backbone, blobs(3)).encode(images)[0]
     torch.testing.assert_close(zero, bare, rtol=0, atol=1e-12)
-    torch.testing.assert_close(bare, backbone.features(images))
+    torch.testing.assert_close(bare, grey_backbone.features(images))
 
 
 def test_clusters_follow_the_diversity_of_the_data_up_to_the_cap():
@@ -100,23 +70,23 @@ def test_clusters_ignore_row_order_a_shift_and_a_common_scale():
     assert same(cluster(features * 3, threshold * 3))
 
 
-def test_small_clusters_go_to_the_nearest_mean(backbone):
+def test_small_clusters_go_to_the_nearest_mean(grey_backbone):
     features = torch.cat([blobs(2), 1000 + draw(1, 16)])
-    model = build(backbone, features, threshold=float(mean_distance(blobs(2))))
+    model = build(grey_backbone, features, threshold=float(mean_distance(blobs(2))))
     assert int(model.counts.sum()) == len(features)
     assert int(model.counts.min()) >= 5
     assert not (torch.cdist(model.prototypes, features) < 1e-9).any()
-    assert len(build(backbone, draw(3, 16), min_cluster_size=5).prototypes) == 1
+    assert len(build(grey_backbone, draw(3, 16), min_cluster_size=5).prototypes) == 1
 
 
-def test_each_prototype_is_assigned_to_itself_without_nan(backbone):
-    model = build(backbone, blobs(4))
+def test_each_prototype_is_assigned_to_itself_without_nan(grey_backbone):
+    model = build(grey_backbone, blobs(4))
     assert torch.equal(model.assign(model.prototypes), torch.arange(4))
 
 
-def test_a_new_experience_leaves_samples_that_kept_their_frame_alone(backbone):
+def test_a_new_experience_leaves_samples_that_kept_their_frame_alone(grey_backbone):
     images = draw(6, 1, 16, 16)
-    model = build(backbone, backbone.features(images).repeat(3, 1), init="random")
+    model = build(grey_backbone, grey_backbone.features(images).repeat(3, 1), init="random")
     before, frames = model.encode(images)[0], [frame.clone() for frame in model.frames]
     model.begin_experience([2, 3])
     model.observe(torch.tensor([2, 3]))
@@ -129,28 +99,28 @@ def test_a_new_experience_leaves_samples_that_kept_their_frame_alone(backbone):
     torch.testing.assert_close(model.encode(images)[0], before, rtol=0, atol=0)
 
 
-def test_idle_frames_have_no_gradient(backbone):
+def test_idle_frames_have_no_gradient(grey_backbone):
     images = draw(4, 1, 16, 16)
     model = build(
-        backbone, torch.cat([backbone.features(images).repeat(5, 1), 1e3 + blobs(1)]), init="random"
+        grey_backbone, torch.cat([grey_backbone.features(images).repeat(5, 1), 1e3 + blobs(1)]), init="random"
     )
     model.train().training_loss(images, torch.tensor([0, 1, 0, 1])).loss.backward()
-    used = {int(model.frame_of[k]) for k in model.assign(backbone.features(images))}
+    used = {int(model.frame_of[k]) for k in model.assign(grey_backbone.features(images))}
     assert [frame.grad is not None for frame in model.frames] == [k in used for k in range(len(model.frames))]
     assert len(used) < len(model.frames)
 
 
-def test_an_equal_second_experience_shares_frames_when_asked(backbone):
+def test_an_equal_second_experience_shares_frames_when_asked(grey_backbone):
     for share, added in ((True, 0), (False, 3)):
-        model = build(backbone, blobs(3), share=share)
+        model = build(grey_backbone, blobs(3), share=share)
         model.begin_experience([2, 3])
         model.fit_clusters(blobs(3))
         assert len(model.frames) == 3 + added
         assert len(model.prototypes) == 6
 
 
-def test_one_prompt_at_most_is_generic_visual_prompting(backbone):
-    model = build(backbone, blobs(4), cluster=False, max_prompts=1)
+def test_one_prompt_at_most_is_generic_visual_prompting(grey_backbone):
+    model = build(grey_backbone, blobs(4), cluster=False, max_prompts=1)
     model.begin_experience([2, 3])
     model.fit_clusters(blobs(2, seed=5))
     assert len(model.frames) == 1
@@ -158,11 +128,11 @@ def test_one_prompt_at_most_is_generic_visual_prompting(backbone):
 
 
 @pytest.mark.parametrize("deep", [True, False])
-def test_token_prompts_do_not_depend_on_batch_companions(backbone, deep):
+def test_token_prompts_do_not_depend_on_batch_companions(grey_backbone, deep):
     images = draw(6, 1, 16, 16)
     model = build(
-        backbone,
-        backbone.features(images).repeat(3, 1),
+        grey_backbone,
+        grey_backbone.features(images).repeat(3, 1),
         prompt="token",
         deep=deep,
         min_cluster_size=1,
@@ -171,16 +141,16 @@ def test_token_prompts_do_not_depend_on_batch_companions(backbone, deep):
     assert len(model.frames) > 1
     alone = torch.cat([model(image[None]) for image in images])
     torch.testing.assert_close(model(images), alone, rtol=0, atol=1e-12)
-    assert not torch.allclose(model.encode(images)[0], backbone.features(images))
+    assert not torch.allclose(model.encode(images)[0], grey_backbone.features(images))
 
 
-def test_a_state_with_another_number_of_clusters_loads(backbone):
+def test_a_state_with_another_number_of_clusters_loads(grey_backbone):
     images = draw(4, 1, 16, 16)
-    trained = build(backbone, blobs(4), init="random")
-    fresh = DAMVPModel(backbone, pad=4).double()
+    trained = build(grey_backbone, blobs(4), init="random")
+    fresh = DAMVPModel(grey_backbone, pad=4).double()
     fresh.load_state_dict(trained.method_state())
     assert torch.equal(fresh.eval()(images), trained(images))
-    smaller = build(backbone, blobs(2), init="random")
+    smaller = build(grey_backbone, blobs(2), init="random")
     fresh.load_state_dict(smaller.method_state())
     assert torch.equal(fresh.eval()(images), smaller(images))
 
@@ -198,9 +168,9 @@ def test_the_number_of_clusters_falls_with_the_threshold():
     assert all(len(found) == 60 and found.min() == 0 for found in labels)
 
 
-def test_prototypes_radii_and_counts_are_those_of_the_members(backbone):
+def test_prototypes_radii_and_counts_are_those_of_the_members(grey_backbone):
     features = blobs(3)
-    model = build(backbone, features)
+    model = build(grey_backbone, features)
     labels = model.assign(features)
     for k in range(3):
         members = features[labels == k]
@@ -216,8 +186,8 @@ def test_assignments_do_not_change_when_features_and_prototypes_move_together():
     assert torch.equal(nearest_prototype(query + 3, prototypes + 3), nearest_prototype(query, prototypes))
 
 
-def test_a_single_image_is_one_cluster(backbone):
-    model = build(backbone, draw(1, 16))
+def test_a_single_image_is_one_cluster(grey_backbone):
+    model = build(grey_backbone, draw(1, 16))
     assert (len(model.prototypes), model.counts.tolist()) == (1, [1])
     assert model.opening_diagnostics() == {}
 
@@ -239,11 +209,11 @@ def test_the_sample_that_is_clustered_hangs_on_the_seed_alone():
     assert torch.equal(sample_features(stream[:30].split(8), features, 50, seed=0), stream[:30])
 
 
-def test_the_state_holds_no_feature(backbone):
+def test_the_state_holds_no_feature(grey_backbone):
     sizes = []
     for each in (20, 200):
         features = blobs(3, each)
-        model = build(backbone, features)
+        model = build(grey_backbone, features)
         model.end_experience()
         sizes.append(model.state_size())
         stored = model.method_state()
@@ -258,24 +228,24 @@ def test_the_state_holds_no_feature(backbone):
 # -------------------------------------------------------------------------------------------------- training
 
 
-def toy(backbone: FrozenViT, **arguments: Any) -> tuple[DAMVPModel, Tensor, Tensor]:
+def toy(grey_backbone: FrozenViT, **arguments: Any) -> tuple[DAMVPModel, Tensor, Tensor]:
     """A model with a cluster for each of six images, and two that no image falls to."""
     images, targets = draw(6, 1, 16, 16), torch.tensor([0, 1, 0, 1, 0, 1])
-    features = torch.cat([backbone.features(images).repeat(3, 1), 1000 + draw(2, 16)])
-    model = build(backbone, features, threshold=1e-6, max_clusters=None, min_cluster_size=1, **arguments)
+    features = torch.cat([grey_backbone.features(images).repeat(3, 1), 1000 + draw(2, 16)])
+    model = build(grey_backbone, features, threshold=1e-6, max_clusters=None, min_cluster_size=1, **arguments)
     assert len(model.frames) == 8
     return model.train(), images, targets
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_idle_frames_do_not_move_whatever_the_optimizer(backbone, name):
-    model, images, targets = toy(backbone, init="random")
+def test_idle_frames_do_not_move_whatever_the_optimizer(grey_backbone, name):
+    model, images, targets = toy(grey_backbone, init="random")
     optimizer = optim.build(
         model, optimizer=name, lr=0.1, momentum=0.9 if name == "sgd" else 0.0, weight_decay=0.1
     )
     before = [frame.detach().clone() for frame in model.frames]
-    used = set(model.frame_of[model.assign(backbone.features(images))].tolist())
-    first = {int(model.frame_of[model.assign(backbone.features(images[:1]))])}
+    used = set(model.frame_of[model.assign(grey_backbone.features(images))].tolist())
+    first = {int(model.frame_of[model.assign(grey_backbone.features(images[:1]))])}
     for part in (slice(None), slice(0, 1), slice(0, 1)):  # then some of the used ones become idle
         kept = [frame.detach().clone() for frame in model.frames]
         optimizer.zero_grad(set_to_none=True)
@@ -288,16 +258,16 @@ def test_idle_frames_do_not_move_whatever_the_optimizer(backbone, name):
     assert all(torch.equal(model.frames[k], before[k]) for k in idle)
 
 
-def test_prompt_tokens_have_a_lower_rate_than_frames_unless_told(backbone):
+def test_prompt_tokens_have_a_lower_rate_than_frames_unless_told(grey_backbone):
     rates = [
-        DAMVPModel(backbone, prompt="token", **given).param_groups()[0]["lr"]
+        DAMVPModel(grey_backbone, prompt="token", **given).param_groups()[0]["lr"]
         for given in ({}, {"prompt_lr": 1.0})
     ]
     assert rates == [0.005, 1.0]
 
 
-def test_the_optimizer_holds_the_frames_of_the_current_experience_and_the_head(backbone):
-    model = build(backbone, blobs(3))
+def test_the_optimizer_holds_the_frames_of_the_current_experience_and_the_head(grey_backbone):
+    model = build(grey_backbone, blobs(3))
     model.begin_experience([2, 3])
     model.observe(torch.tensor([2, 3]))
     model.fit_clusters(100 + blobs(2, seed=5))
@@ -305,15 +275,15 @@ def test_the_optimizer_holds_the_frames_of_the_current_experience_and_the_head(b
     assert groups["prompts"]["names"] == ["frames.3", "frames.4"]
     assert groups["head"]["names"] == ["head.weight", "head.bias"]
     assert (groups["prompts"]["lr"], groups["head"]["lr"]) == (0.05, 0.001)
-    loose = build(backbone, blobs(3), freeze_old=False)
+    loose = build(grey_backbone, blobs(3), freeze_old=False)
     loose.begin_experience([2, 3])
     loose.fit_clusters(100 + blobs(2, seed=5))
     assert sum(name.startswith("frames.") for name in loose.trainable()) == 5
 
 
-def test_shared_frames_stand_still_unless_they_are_to_be_trained(backbone):
+def test_shared_frames_stand_still_unless_they_are_to_be_trained(grey_backbone):
     for train_shared in (False, True):
-        model = build(backbone, blobs(3), share=True, train_shared=train_shared)
+        model = build(grey_backbone, blobs(3), share=True, train_shared=train_shared)
         model.begin_experience([2, 3])
         model.fit_clusters(blobs(3))
         assert [frame.requires_grad for frame in model.frames] == [train_shared] * 3
@@ -322,18 +292,18 @@ def test_shared_frames_stand_still_unless_they_are_to_be_trained(backbone):
         assert [frame.requires_grad for frame in model.frames] == [False] * 3 + [True]
 
 
-def test_training_may_match_the_current_experience_alone_and_evaluation_never_does(backbone):
+def test_training_may_match_the_current_experience_alone_and_evaluation_never_does(grey_backbone):
     old, new = blobs(2), 500 + blobs(2, seed=5)
     for which, expected in (("all", [0, 1]), ("current", [2, 3])):
-        model = build(backbone, old, train_assign=which)
+        model = build(grey_backbone, old, train_assign=which)
         model.begin_experience([2, 3])
         model.fit_clusters(new)
         assert set(model.train().assign(old).tolist()) <= set(expected)
         assert set(model.eval().assign(old).tolist()) == {0, 1}
 
 
-def test_a_new_frame_may_start_from_the_nearest_old_one(backbone):
-    model = build(backbone, blobs(2), init="nearest")
+def test_a_new_frame_may_start_from_the_nearest_old_one(grey_backbone):
+    model = build(grey_backbone, blobs(2), init="nearest")
     assert not any(frame.any() for frame in model.frames)
     with torch.no_grad():
         for number, frame in enumerate(model.frames):
@@ -343,15 +313,15 @@ def test_a_new_frame_may_start_from_the_nearest_old_one(backbone):
     assert (model.frames[2] == 2.0).all()
 
 
-def test_evaluation_keeps_what_frames_add_until_a_frame_changes(backbone):
-    model, images, targets = toy(backbone, init="random")
+def test_evaluation_keeps_what_frames_add_until_a_frame_changes(grey_backbone):
+    model, images, targets = toy(grey_backbone, init="random")
     optimizer = optim.build(model, lr=0.1)
     for _ in range(2):
         model.eval()
-        frame = model.frame_of[model.assign(backbone.features(images))]
+        frame = model.frame_of[model.assign(grey_backbone.features(images))]
         pixels = model.framed(torch.stack(list(model.frames)))[frame]
         with torch.no_grad():
-            plain = backbone.prompted(backbone.embed(images + pixels))
+            plain = grey_backbone.prompted(grey_backbone.embed(images + pixels))
             found, again = (model.encode(images)[0] for _ in range(2))
         torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
         assert torch.equal(found, again)
@@ -362,11 +332,13 @@ def test_evaluation_keeps_what_frames_add_until_a_frame_changes(backbone):
     with torch.no_grad():
         for frame in other.frames:
             frame.zero_()
-        torch.testing.assert_close(other.encode(images)[0], backbone.features(images), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            other.encode(images)[0], grey_backbone.features(images), rtol=0, atol=1e-12
+        )
 
 
-def test_the_inside_of_a_prompted_image_is_the_image_bit_for_bit(backbone):
-    frames = build(backbone, blobs(2), init="random").framed(draw(2, frame_size(1, 16, 4)))
+def test_the_inside_of_a_prompted_image_is_the_image_bit_for_bit(grey_backbone):
+    frames = build(grey_backbone, blobs(2), init="random").framed(draw(2, frame_size(1, 16, 4)))
     images = draw(2, 1, 16, 16, seed=4)
     before = images.clone()
     prompted = images + frames
