@@ -97,7 +97,10 @@ def test_the_stream_of_a_configuration_is_drawn_with_its_overrides():
     [
         (["si_blurry"], "give data=NAME or labels=FILE.npy"),
         (["si_blury", "data=digits"], "or a scenario ("),
-        (["si_blurry", "data=digits", "scenario.n=101"], "scenario.n must be at least 0 and at most 100, got 101"),
+        (
+            ["si_blurry", "data=digits", "scenario.n=101"],
+            "scenario.n must be at least 0 and at most 100, got 101",
+        ),
         (["si_blurry", "data=digits", "scenario.q=1"], 'unknown key "scenario.q"'),
         (["si_blurry", "data=digits", "scenari.n=1"], 'unknown key "scenari"'),
         (["si_blurry", "data=digits", "scenario.sessions=5000"], "1..1437"),
