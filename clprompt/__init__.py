@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from clprompt.prompting.prompts import uniform as uniform
     from clprompt.prompting.step import Encoded as Encoded
     from clprompt.prompting.step import Step as Step
+    from clprompt.schema import at_least as at_least
+    from clprompt.schema import checked as checked
     from clprompt.training import optim as optim
     from clprompt.training.evaluation import evaluate as evaluate
     from clprompt.training.fit import fit as fit
@@ -68,6 +70,8 @@ _NAMES, _find, _listed = lazy_names(
         "PromptModel": "clprompt.prompting.model",
         "Step": "clprompt.prompting.step",
         "Training": "clprompt.training.settings",
+        "at_least": "clprompt.schema",
+        "checked": "clprompt.schema",
         "evaluate": "clprompt.training.evaluation",
         "fit": "clprompt.training.fit",
         "load": "clprompt.experiment.inference",

@@ -4,13 +4,14 @@ python examples/new_method.py                                                   
 clprompt run quickstart --import examples/new_method.py strategy=first_session  # train it, with all tracking
 """
 
+from typing import Annotated
+
 from torch import Tensor
 
-from clprompt import BlockPrompt, Encoded, FrozenViT, PromptModel, uniform
-from clprompt.registry import strategies
+from clprompt import BlockPrompt, Cache, Encoded, FrozenViT, PromptModel, at_least, checked, registry, uniform
 
 
-@strategies.register("first_session", paper="an example", year=2026)
+@registry.strategies.register("first_session", paper="an example", year=2026)
 class FirstSessionModel(PromptModel):
     """First-session prompts: tokens in every block adapt to the first experience and stay as they are.
 
@@ -20,15 +21,14 @@ class FirstSessionModel(PromptModel):
         length: prompt tokens per block.
     """
 
-    def __init__(self, backbone: FrozenViT, *, seed: int = 0, length: int = 8) -> None:
+    @checked
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0, length: Annotated[int, at_least(1)] = 8):
         super().__init__(backbone, seed=seed, mask="experience")
         self.prompt = uniform(backbone.depth, 1, length, backbone.width, seed=seed, name="prompt", bound=0.1)
 
-    def encode(self, images: Tensor, cached=None) -> Encoded:
-        return Encoded(self.backbone.prompted(self.backbone.embed(images), self.tokens))
-
-    def tokens(self, block: int, x: Tensor) -> BlockPrompt:
-        return BlockPrompt("fresh", self.prompt[block])
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        x = self.backbone.embed(images)
+        return Encoded(self.backbone.prompted(x, lambda block, _: BlockPrompt("fresh", self.prompt[block])))
 
     def set_stage(self) -> None:
         self.prompt.requires_grad_(int(self.experience) <= 0)
