@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -164,7 +165,7 @@ class CODAPromptModel(PromptModel):
             for index, parameter in enumerate(parts):
                 parameter.requires_grad_(self.boundary_free or index == int(self.experience))
 
-    def resize_to(self, state: dict[str, Tensor]) -> None:  # type: ignore[override]
+    def resize_to(self, state: Mapping[str, Tensor]) -> None:
         super().resize_to(state)
         for name in ("keys", "attention", "components"):
             parts = self._parts(name)

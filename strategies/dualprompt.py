@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -183,7 +183,7 @@ class DualPromptModel(PromptModel):
         limit = self.freeze_general_after
         self.g_prompt.requires_grad_(limit is None or experience < limit)
 
-    def resize_to(self, state: dict[str, Tensor]) -> None:  # type: ignore[override]
+    def resize_to(self, state: Mapping[str, Tensor]) -> None:
         super().resize_to(state)
         self._add_slots(sum(name.startswith("keys.") for name in state) - len(self.keys))
         self.to(self.g_prompt.device)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from clprompt import registry, schema
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import Plugin
@@ -62,7 +63,7 @@ def construct(
 
 
 def make_method(
-    section: Mapping[str, Any], backbone: Any, *, seed: int, plugins: Iterable[Plugin] = ()
+    section: Mapping[str, Any], backbone: FrozenViT, *, seed: int, plugins: Iterable[Plugin] = ()
 ) -> PromptModel:
     """The model of a ``strategy`` section, with the plug-ins of its short forms."""
     entry = registry.strategies.get(section["name"])

@@ -72,7 +72,7 @@ class Plugin(nn.Module):
     #: what the model calls it: the prefix of its state, and the attribute under which it is found
     name: ClassVar[str]
 
-    _host: Any = None
+    _host: Any = None  # a PromptModel, whose module imports this one
 
     @property
     def model(self) -> Any:

@@ -7,13 +7,16 @@ import inspect
 import typing
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
 from clprompt import schema
 from clprompt.errors import ConfigError
 from clprompt.schema import above, at_least, at_most, below
+
+if TYPE_CHECKING:
+    from clprompt.prompting.model import PromptModel
 
 Count = Annotated[int, at_least(1)]
 
@@ -48,7 +51,7 @@ class Memory:
                 f"got {workers}"
             )
 
-    def check_model(self, model: Any, targets: Any) -> None:
+    def check_model(self, model: PromptModel, targets: Any) -> None:
         """Refuse a strategy or data that a memory does not serve.
 
         Raises:

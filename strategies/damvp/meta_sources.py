@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clprompt import registry, schema
+from clprompt.backbones.vit import FrozenViT
 from clprompt.data.bundle import DataBundle
 from clprompt.data.dataset import datasets_for
 from clprompt.data.loading import subset
@@ -154,7 +155,7 @@ class Material:
     clean: _Part
 
 
-def gather(settings: MetaInit, backbone: Any) -> list[Material]:
+def gather(settings: MetaInit, backbone: FrozenViT) -> list[Material]:
     """The sources that the settings name.
 
     Raises:

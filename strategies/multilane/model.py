@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -370,7 +370,7 @@ class MultiLaneModel(PromptModel):
         for name, parameter in self.own_parameters().items():
             parameter.requires_grad_(name.endswith(f".{int(self.experience)}"))
 
-    def resize_to(self, state: dict[str, Tensor]) -> None:  # type: ignore[override]
+    def resize_to(self, state: Mapping[str, Tensor]) -> None:
         super().resize_to(state)
         lanes = sum(name.startswith("head_weights.") for name in state)
         sizes = [len(state[f"head_weights.{lane}"]) for lane in range(self.num_lanes, lanes)]
