@@ -133,7 +133,7 @@ def settings(**changed):
     return {**values, **changed}
 
 
-def test_a_run_leaves_map_figures_tables_and_results(tmp_path):
+def test_a_run_of_label_sets_reports_map(tmp_path):
     run = settings(runs_dir=str(tmp_path), compare=[{"name": "linear_probe"}])
     results = experiment.run(run)
     for result in results:

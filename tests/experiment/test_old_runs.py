@@ -125,23 +125,18 @@ def test_an_old_finished_run_predicts_what_its_own_version_predicted() -> None:
     assert close(predictions(done.stdout), predictions(expected))
 
 
-def test_an_old_run_with_an_old_key_predicts_as_before_or_one_line_names_the_new_key() -> None:
-    done = command("predict", "old-keys", "images", "--top-k", "3")
-    if done.returncode == 0:
-        expected = (OLD / "expected" / "old-keys.csv").read_text()
-        assert close(predictions(done.stdout), predictions(expected))
-    else:
-        assert_names_the_new_key(done)
-
-
-def test_an_old_configuration_with_an_old_key_is_read_or_one_line_names_the_new_key() -> None:
-    done = command("config", "old-keys/config.yaml")
-    if done.returncode:
-        assert_names_the_new_key(done)
-
-
-def assert_names_the_new_key(done: subprocess.CompletedProcess[str]) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("predict", "old-keys", "images", "--top-k", "3"),
+        ("resume", "old-keys"),
+        ("config", "old-keys/config.yaml"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_one_line_names_the_new_key_for_an_old_one(words: tuple[str, ...]) -> None:
+    done = command(*words)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
     assert line.startswith("clprompt: error: ")
-    assert "logit_mask" in line
+    assert line.endswith("mask is now called logit_mask")

@@ -519,13 +519,26 @@ def test_mixed_images_are_refused_before_training_where_a_plug_in_counts():
         make_strategy(LinearProbeModel)(backbone=tiny_vit(), plugins=[Recorder()], mixup=0.5, evaluator=None)
 
 
-def test_mixed_images_are_refused_in_a_loop_of_ones_own_and_smoothed_labels_are_not():
+def in_a_loop_of_ones_own() -> tuple[PromptModel, Tensor, Tensor]:
+    """A model with a plug-in that has received a batch, and that batch."""
     model = construct(LinearProbeModel, tiny_vit(), plugins=[Recorder()])
     model.begin_experience(CLASSES[0])
     images, targets = ToyImages(2).images[:4], torch.tensor([4, 4, 1, 1])
     model.observe(targets)
+    return model, images, targets
+
+
+def test_mixed_images_are_refused_in_a_loop_of_ones_own():
+    model, images, targets = in_a_loop_of_ones_own()
     mixed, soft = soften(images, targets, MIXED, model.num_classes, 0, 0)
     with pytest.raises(ProtocolError, match="recorder counts features"):
+        model.training_loss(mixed, targets, soft)
+
+
+def test_a_refusal_of_mixed_images_leaves_the_model_usable_with_smoothed_labels():
+    model, images, targets = in_a_loop_of_ones_own()
+    mixed, soft = soften(images, targets, MIXED, model.num_classes, 0, 0)
+    with pytest.raises(ProtocolError):
         model.training_loss(mixed, targets, soft)
     model.training_loss(images, targets, SoftLabels(targets, 0.1))
     assert own(model).got.tolist() == [0, 2, 0, 0, 2]

@@ -321,21 +321,43 @@ class Shown:
         return [part[:count] for part in self.parts]
 
 
-def test_interference_counts_the_tokens_that_switched_and_needs_no_memory():
-    model, before = grown()
+def switched_share(model: TCPAModel, before: dict[str, Tensor]) -> float:
+    """The share of the images' tokens whose choices are others than before."""
     now = model.choices(images())
     moved = [
         (now[role] != torch.nn.functional.pad(before[role], (0, 4))).any(-1).flatten() for role in before
     ]
-    share = float(torch.cat(moved).double().mean())
-    state = {name: value.clone() for name, value in model.method_state().items()}
+    return float(torch.cat(moved).double().mean())
+
+
+def test_interference_counts_the_tokens_that_switched():
+    model, before = grown()
+    share = switched_share(model, before)
     assert 0 < share < 1
     assert model.interference([images(), images(2, seed=2)]) == {0: [0.0, pytest.approx(share)]}
+
+
+def test_a_probe_shows_the_tokens_that_switched():
+    model, before = grown()
     shown = model.probe(Shown([images(), images(2, seed=2)]))
-    assert shown["interference/switched"] == pytest.approx(share)
+    assert shown["interference/switched"] == pytest.approx(switched_share(model, before))
     assert {"coordination", "interference", "interference/group_01"} <= shown.keys()
+
+
+def test_counting_interference_changes_no_state():
+    model, _ = grown()
+    state = {name: value.clone() for name, value in model.method_state().items()}
+    model.interference([images(), images(2, seed=2)])
+    model.probe(Shown([images(), images(2, seed=2)]))
     assert all(torch.equal(state[name], value) for name, value in model.method_state().items())
+
+
+def test_shared_prompts_show_no_interference():
     assert "interference" not in build(prompts="shared").probe(Shown([images()]))
+
+
+def test_a_probe_without_images_shows_nothing():
+    model, _ = grown()
     assert model.probe(Shown([])) == {}
 
 

@@ -249,12 +249,24 @@ def test_diagnostics_become_pictures_histograms_and_scalars(tmp_path):
     assert reader.Histograms("prompts/keys")[0].histogram_value.num == 3
 
 
-def test_finish_writes_tables_and_pictures_and_returns_the_summary(tmp_path):
+@pytest.fixture
+def finished(tmp_path):
+    """The tracker of a run that ended, and what its end returned."""
     tracker = RunTracker(tmp_path, NAMES, GROUPS)
     for record in whole_run():
         tracker.record(record)
-    assert tracker.finish() == accuracy.summarise(tracker.records)
+    summary = tracker.finish()
     tracker.close()
+    return tracker, summary
+
+
+def test_finish_returns_the_summary(finished):
+    tracker, summary = finished
+    assert summary == accuracy.summarise(tracker.records)
+
+
+@pytest.mark.usefixtures("finished")
+def test_finish_writes_tables(tmp_path):
     assert read_csv(tmp_path / "accuracy_matrix.csv") == [
         ["after_experience", "group_1", "group_2", "group_3"],
         ["1", "0.9", "", ""],
@@ -275,6 +287,10 @@ def test_finish_writes_tables_and_pictures_and_returns_the_summary(tmp_path):
         ["two", "1", "0", "0", "0"],
         [NAMES[3], "0", "0", "0", "0"],
     ]
+
+
+@pytest.mark.usefixtures("finished")
+def test_finish_draws_pictures(tmp_path):
     drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert drawn == [
         "accuracy_curves.png",
