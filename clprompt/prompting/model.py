@@ -176,7 +176,7 @@ class PromptModel(nn.Module, ABC):
         """Bring the method's own per-class tensors to ``num_classes``; the head is taken care of."""
 
     def diagnostics(self) -> Mapping[str, Any]:
-        """Figures, histograms or scalars by tag, drawn by the trackers after each experience."""
+        """Plots, histograms or scalars by tag, shown by the trackers after each experience."""
         return {}
 
     def opening_diagnostics(self) -> Mapping[str, Any]:

@@ -12,11 +12,14 @@ import pytest
 @contextlib.contextmanager
 def same_picture() -> Iterator[None]:
     """Every picture of a run is the same, whatever it shows."""
+    from matplotlib.figure import Figure
+
     from clprompt.reporting import plots
 
+    blank = Figure()
     with pytest.MonkeyPatch.context() as patch:
         picture = plots.png(plots.accuracy_curves(np.eye(1)), dpi=20)
         for name in ("accuracy_matrix", "accuracy_curves", "forgetting", "confusion_matrix"):
-            patch.setattr(plots, name, lambda *_, **__: None)
+            patch.setattr(plots, name, lambda *_, **__: blank)
         patch.setattr(plots, "png", lambda *_, **__: picture)
         yield
