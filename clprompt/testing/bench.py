@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -98,7 +98,9 @@ class ToyImages:
 
 
 class Log:
-    """A listener that keeps every record."""
+    """A listener that keeps every record, and asks a model for nothing beside them."""
+
+    diagnostics: Callable[[int, Mapping[str, Any]], None] | None = None
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
@@ -108,7 +110,11 @@ class Log:
 
     def speed(self, step: int, images_per_second: float, /) -> None: ...
 
-    def diagnostics(self, step: int, values: Any, /) -> None: ...
+
+class CuriousLog(Log):
+    """A listener that has the model draw what it says of itself, as any run folder does, and drops it."""
+
+    def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None: ...
 
 
 class Workbench:
@@ -211,8 +217,8 @@ class Workbench:
 
     @cached_property
     def log(self) -> Log:
-        """The records of the run that ``stages`` made."""
-        return Log()
+        """The records of the run that ``stages`` made, the one in which the model draws as in any run."""
+        return CuriousLog()
 
     def copy(self, stage: int = -1) -> PromptModel:
         """A model of one's own as it was after an experience."""

@@ -37,13 +37,17 @@ _PROBED = 1024
 
 
 class Listener(Protocol):
-    """What the engine tells while it runs; a run folder's tracker is one."""
+    """What the engine tells while it runs; a run folder's tracker is one.
+
+    Who sets ``diagnostics`` to None is not told any, and a model that nobody listens to is not asked.
+    """
 
     def record(self, record: Mapping[str, Any], /) -> None: ...
 
     def speed(self, step: int, images_per_second: float, /) -> None: ...
 
-    def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None: ...
+    @property
+    def diagnostics(self) -> Callable[[int, Mapping[str, Any]], None] | None: ...
 
 
 class ProgressLike(Protocol):
@@ -325,9 +329,10 @@ class Engine:
 
     def _tell(self, ask: Callable[[], Mapping[str, Any]]) -> None:
         """What the model says of itself, to whoever listens; nobody is asked where nobody does."""
-        values = ask() if self.listeners else {}
-        for listener in self.listeners if values else ():
-            listener.diagnostics(self.position.experience + 1, values)
+        listening = [listener.diagnostics for listener in self.listeners if listener.diagnostics is not None]
+        values = ask() if listening else {}
+        for diagnostics in listening if values else ():
+            diagnostics(self.position.experience + 1, values)
 
     @torch.no_grad()
     def _probe(self) -> Mapping[str, Any]:

@@ -16,6 +16,8 @@ from clprompt.training.settings import Online, Training
 class _Collector:
     """Keeps the evaluation records of a fit."""
 
+    diagnostics = None
+
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
 
@@ -24,8 +26,6 @@ class _Collector:
             self.records.append(dict(record))
 
     def speed(self, step: int, images_per_second: float, /) -> None: ...
-
-    def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None: ...
 
 
 def fit(
