@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from clprompt.data.images import ImageFiles, ImageSource, Selected, unreadable
+from clprompt.data.names import class_name
+from clprompt.data.repeats import tell_repeats
 from clprompt.data.selection import (
     Selection,
     chosen_classes,
@@ -86,6 +89,7 @@ def assemble(
     held_out = drawn_test(name, targets, class_names, selection) if is_test is None else is_test[keep]
     _check_split(name, targets, held_out, class_names)
     train, test = _parts(load, keep, targets, held_out, selection, encoded)
+    tell_repeats(name, train, test)
     return DataBundle(name, train, test, class_names, augment, cache)
 
 
@@ -120,16 +124,26 @@ def assemble_sets(
         DataError: no training image, no test image, too few images to be split.
         ConfigError: ``selection`` names classes that are not there.
     """
+    names = [class_name(each) for each in names]
     keep = np.arange(len(hot))
     if selection.classes is not None:
         classes = listed_classes(selection.classes, names)
         names = [names[c] for c in classes]
         keep = np.flatnonzero(hot[:, classes].any(1) | ~hot.any(1))
         hot = hot[keep][:, classes]
+    used = hot.any(0)
+    if len(hot) and used.any() and not used.all():
+        tell(f"{name}: {_listed(names, np.flatnonzero(~used))} no image; left out")
+        names = [each for each, is_used in zip(names, used, strict=True) if is_used]
+        hot = hot[:, used]
     held_out = drawn_test_of_sets(name, hot, selection) if is_test is None else is_test[keep]
     _check_parts(name, (~held_out).sum(), held_out.sum())
+    for part, what in ((hot[~held_out], "training"), (hot[held_out], "test")):
+        if not part.any():
+            raise DataError(f"{name}: no {what} image has a label")
+    _check_classes(name, hot[~held_out].sum(0), hot[held_out].sum(0), names, "average precision")
     train, test = _parts(load, keep, hot, held_out, selection, encoded)
-    _check_parts(name, len(train), len(test))  # a limit leaves images without labels out
+    tell_repeats(name, train, test)
     return DataBundle(name, train, test, list(names), augment, cache)
 
 
@@ -180,11 +194,16 @@ def class_ids(
     """
     array = np.asarray(labels)
     if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8")
+        try:
+            array = np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}: the label {error.object!r} is not text in UTF-8") from error
     if array.dtype.kind not in "iuU" or array.ndim != 1:
         raise DataError(
             f"{name}: labels must be one integer or text per image, got {array.dtype} {list(array.shape)}"
         )
+    if array.dtype.kind == "U":
+        array = np.array([class_name(text) for text in array.tolist()])
     values, ids = np.unique(array, return_inverse=True)
     if array.dtype.kind == "U" and all(re.fullmatch(r"-?\d{1,18}", value) for value in values):
         order = np.argsort([int(value) for value in values], kind="stable")
@@ -194,18 +213,27 @@ def class_ids(
     if values[0] < 0 or values[-1] >= len(names):
         wrong = values[0] if values[0] < 0 else values[-1]
         raise DataError(f"{name}: label {wrong} has no name; there are names for 0..{len(names) - 1}")
-    return ids.astype(np.int64), [str(names[int(value)]) for value in values]
+    return ids.astype(np.int64), [class_name(str(names[int(value)])) for value in values]
 
 
 def _check_split(name: str, targets: np.ndarray, test: np.ndarray, names: Sequence[str]) -> None:
     train_sizes, test_sizes = (np.bincount(targets[part], minlength=len(names)) for part in (~test, test))
     _check_parts(name, train_sizes.sum(), test_sizes.sum())
+    _check_classes(name, train_sizes, test_sizes, names, "accuracy")
+
+
+def _check_classes(
+    name: str, train_sizes: np.ndarray, test_sizes: np.ndarray, names: Sequence[str], measure: str
+) -> None:
     untrained = np.flatnonzero(train_sizes == 0)
     if untrained.size:
-        raise DataError(f"{name}: {_listed(names, untrained)} test images, but no training image")
+        raise DataError(
+            f"{name}: {_listed(names, untrained)} test images, but no training image; "
+            "leave it out with data.classes, which lists those to keep"
+        )
     untested = np.flatnonzero(test_sizes == 0)
     if untested.size:
-        tell(f"{name}: {_listed(names, untested)} no test image; no accuracy can be told for it")
+        tell(f"{name}: {_listed(names, untested)} no test image; no {measure} can be told for it")
     single = np.flatnonzero(train_sizes == 1)
     if single.size:
         tell(f"{name}: {_listed(names, single)} one training image only")
@@ -249,7 +277,7 @@ def readable(name: str, load: Callable[[int], Any], count: int, on_bad_image: On
 
 
 def readable_files(
-    name: str, paths: Sequence[str], on_bad_image: OnBadImage
+    name: str, paths: Sequence[str], on_bad_image: OnBadImage, places: Sequence[str] | None = None
 ) -> tuple[ImageFiles, np.ndarray]:
     """A loader of image files, and the indices of those to use, int64 [n].
 
@@ -257,18 +285,23 @@ def readable_files(
         name: of the data set; messages begin with it.
         paths: of the files.
         on_bad_image: see :func:`readable`.
+        places: where each path is listed, such as "data.csv, line 3", for messages.
 
     Raises:
         DataError: a file is missing or empty; what shows without decoding is told before anything trains.
     """
     if on_bad_image == "error":
-        for path in paths:
+        for position, path in enumerate(paths):
             try:
-                problem = "" if os.path.getsize(path) else "it is empty"
-            except OSError:
+                status = os.stat(path)
+                problem = "" if status.st_size else "it is empty"
+                if not stat.S_ISREG(status.st_mode):
+                    problem = "it is not a file"
+            except (OSError, ValueError):
                 problem = "there is no such file"
             if problem:
-                raise DataError(f"{path}: the image cannot be read: {problem}{HINT}")
+                place = "" if places is None else f"{places[position]}: "
+                raise DataError(f"{place}{path}: the image cannot be read: {problem}{HINT}")
     load = ImageFiles(list(paths), HINT)
     return load, readable(name, load, len(paths), on_bad_image)
 

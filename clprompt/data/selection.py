@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from clprompt import schema
+from clprompt.data.names import class_name
 from clprompt.errors import ConfigError, DataError, nearest, tell
 from clprompt.schema import above, at_least, below
 from clprompt.seeding import derive
@@ -64,13 +65,14 @@ def listed_classes(classes: Classes, class_names: Sequence[str]) -> list[int]:
         ConfigError: a class that is not there, or none at all.
     """
     words: list[int | str] = [*(classes.split(",") if isinstance(classes, str) else classes)]
+    class_names = [class_name(name) for name in class_names]
     count = len(class_names)
     ids: dict[int, None] = {}
     for word in words:
-        text = str(word).strip()
+        text = class_name(str(word).strip())
         span = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", text)
         if text in class_names and not isinstance(word, int):
-            ids[list(class_names).index(text)] = None
+            ids[class_names.index(text)] = None
         elif span:
             first, last = int(span[1]), int(span[2] or span[1])
             if first > last or last >= count:
@@ -89,8 +91,15 @@ def chosen_classes(classes: Classes, class_names: Sequence[str]) -> np.ndarray:
     return np.array(sorted(listed_classes(classes, class_names)), dtype=np.int64)
 
 
-def split_column(values: Sequence[Any] | np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+def split_column(
+    values: Sequence[Any] | np.ndarray, name: str, places: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """What a column says about the split: text (train, test, val) or 0 and 1.
+
+    Args:
+        values: of each image, [n].
+        name: of the data set; messages begin with it.
+        places: of each image, such as "data.csv, line 3", for messages.
 
     Returns:
         Which images are test images, and which are used at all, both bool [n]: validation images are the test
@@ -110,12 +119,11 @@ def split_column(values: Sequence[Any] | np.ndarray, name: str) -> tuple[np.ndar
     words |= dict.fromkeys(("val", "valid", "validation"), "val")
     parts = []
     for position, value in enumerate(values):
-        text = value.decode() if isinstance(value, bytes) else str(value)
+        text = value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
         part = words.get(text.strip().lower())
         if part is None:
-            raise DataError(
-                f'{name}: split "{text}" of image {position} must be train, test or val (or 0, 1)'
-            )
+            place = f"{name}: split" if places is None else f"{places[position]}: split"
+            raise DataError(f'{place} "{text}" of image {position} must be train, test or val (or 0, 1)')
         parts.append(part)
     array = np.array(parts)
     if not (array == "test").any():

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from clprompt import schema
 from clprompt.data.bundle import DataBundle, OnBadImage, assemble, assemble_sets, readable_files
 from clprompt.data.images import Selected
+from clprompt.data.names import class_name
+from clprompt.data.repeats import resolved
 from clprompt.data.selection import Classes, Limit, Selection, Share, split_column
 from clprompt.data.transforms import Augment
-from clprompt.errors import DataError, nearest
+from clprompt.errors import DataError, nearest, tell
 from clprompt.registry import datasets
 
 
@@ -38,7 +40,9 @@ def csv_file(
     """A CSV file with columns path and label, and a column split (train, test, val) or a file for the test.
 
     Labels are any text; where all are integers they are sorted as such. Without a split of either kind, test
-    images are drawn from each class.
+    images are drawn from each class. The case of column names makes no difference; other columns are not
+    read. Lines that name an image again are left out, and a note says how many; another says how many test
+    images are training images.
 
     Args:
         path: the file.
@@ -54,7 +58,8 @@ def csv_file(
         cache: keep prepared images in memory.
 
     Raises:
-        DataError: a missing file or column, an empty cell, an image that cannot be read.
+        DataError: a missing file or column, an empty or surplus cell, an image with two labels, an image that
+            cannot be read.
     """
     selection = Selection(
         classes=classes,
@@ -65,11 +70,11 @@ def csv_file(
     )
     name = f"csv {path}"
     table = _read(path, test_path, root, label_sets=False)
-    load, use = readable_files(name, table.paths, on_bad_image)
+    load, use = readable_files(name, table.paths, on_bad_image, table.places)
     return assemble(
         name,
         Selected(load, use),
-        np.asarray(table.labels)[use],
+        np.asarray([label for (label,) in table.labels])[use],
         None if table.is_test is None else table.is_test[use],
         selection,
         augment=augment,
@@ -95,8 +100,9 @@ def multi_label_csv(
 ) -> DataBundle:
     """The files of ``csv`` with a set of labels in each line, joined by semicolons: `a.jpg,cat;dog`.
 
-    A line that ends in its comma is an image without labels. Class names are those of the training images,
-    sorted. Without a split of either kind, test images are drawn from all; one of each class stays to train.
+    A line that ends in its comma is an image without labels. An image may have several lines: its labels are
+    joined, and a note says how many lines that were. Class names are those of the training images, sorted.
+    Without a split of either kind, test images are drawn from all; one of each class stays to train.
 
     Args:
         path: the file.
@@ -115,8 +121,8 @@ def multi_label_csv(
         cache: keep prepared images in memory.
 
     Raises:
-        DataError: a missing file, column or cell, a test label that no training image has, an image that
-            cannot be read.
+        DataError: a missing file, column or cell, a surplus cell, a test label that no training image has, no
+            label at all in a part, an image that cannot be read.
     """
     selection = Selection(
         classes=classes,
@@ -127,7 +133,7 @@ def multi_label_csv(
     )
     name = f"multi_label_csv {path}"
     table = _read(path, test_path, root, label_sets=True)
-    load, use = readable_files(name, table.paths, on_bad_image)
+    load, use = readable_files(name, table.paths, on_bad_image, table.places)
     table = table.only(use)
     hot, names = _multi_hot(table)
     if not names:
@@ -150,13 +156,13 @@ class _Table:
 
     Attributes:
         paths: of the images.
-        labels: the cells as they stand in the file.
+        labels: of each row, with the place of each; one, where rows have a label, or a set.
         places: "train.csv, line 3".
         is_test: which rows are test images, bool [n]; None where nothing says so.
     """
 
     paths: list[str]
-    labels: list[str]
+    labels: list[dict[str, str]]
     places: list[str]
     is_test: np.ndarray | None
 
@@ -171,64 +177,160 @@ class _Table:
 
 
 def _read(path: str, test_path: str | None, root: str | None, *, label_sets: bool) -> _Table:
-    """The rows that are used, of one file, or of one for each part."""
+    """The rows that are used, one for each image and part, of one file, or of one for each part."""
     table, parts = _rows(path, "data.path", root, label_sets)
     if test_path is not None:
         if parts is not None:
             raise DataError(f"{path} has a column split: drop data.test_path, or the column")
         more, _ = _rows(test_path, "data.test_path", root, label_sets)
-        return _Table(
+        table = _Table(
             table.paths + more.paths,
             table.labels + more.labels,
             table.places + more.places,
             np.arange(len(table.paths) + len(more.paths)) >= len(table.paths),
         )
-    if parts is None:
-        return table
-    is_test, used = split_column(parts, path)
-    return replace(table, is_test=is_test).only(np.flatnonzero(used))
+    elif parts is not None:
+        is_test, used = split_column(parts, path, table.places)
+        table = replace(table, is_test=is_test).only(np.flatnonzero(used))
+    return _one_row_each(path, table, label_sets)
 
 
 def _rows(path: str, key: str, root: str | None, label_sets: bool) -> tuple[_Table, list[str] | None]:
     """The rows of a file, and its split column if there is one."""
-    if not os.path.isfile(path):
-        raise DataError(f"{key}: there is no file {path}; it must be a CSV file with columns path and label")
     start = os.path.dirname(path) if root is None else root
     table, parts = _Table([], [], [], None), []
+    # strict: a quote that is not closed, or that does not close its cell, would swallow the lines that follow
+    reader = csv.reader(io.StringIO(_text(path, key), newline=""), skipinitialspace=True, strict=True)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            for column in ("path", "label"):
-                if column not in columns:
-                    held = ", ".join(columns) or "nothing"
-                    raise DataError(
-                        f'{path}: there is no column "{column}" in the first line, which holds: {held}'
-                    )
-            for row in reader:
-                place = f"{path}, line {reader.line_num}"
-                _check_row(row, place, label_sets)
-                table.paths.append(os.path.join(start, row["path"].strip()))
-                table.labels.append(row["label"].strip())
-                table.places.append(place)
-                parts.append(row.get("split") or "")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: this is not a CSV file in UTF-8: {error}") from error
+        first_line = next(reader, [])
+        columns = _columns(path, first_line)
+        for row in reader:
+            if not any(cell.strip() for cell in row):
+                continue  # spreadsheets write lines of commas below the last one
+            place = f"{path}, line {reader.line_num}"
+            if any(cell.strip() for cell in row[len(first_line) :]):
+                hint = "; labels are joined by ;" if label_sets else ": quote one that holds a comma"
+                raise DataError(f"{place}: there are more cells than columns{hint}")
+            cells = _cells(row, columns, place, label_sets)
+            table.paths.append(os.path.join(start, cells["path"]))
+            names = cells["label"].split(";") if label_sets else [cells["label"]]
+            table.labels.append({class_name(name.strip()): place for name in names if name.strip()})
+            table.places.append(place)
+            parts.append(cells.get("split", ""))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {_reason(error)}") from error
     if not table.paths:
         raise DataError(f"{path}: there is no image in it, only the line of column names")
     return table, parts if "split" in columns else None
 
 
-def _check_row(row: Mapping[Any, Any], place: str, label_sets: bool) -> None:
-    if not (row["path"] or "").strip():
+def _text(path: str, key: str) -> str:
+    if not os.path.isfile(path):
+        raise DataError(f"{key}: there is no file {path}; it must be a CSV file with columns path and label")
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise DataError(f"{key}: {path} cannot be read: {error.strerror or error}") from error
+    if b"\0" in content:  # nearly every UTF-16 file has some
+        line = content[: content.index(b"\0")].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: this is not a CSV file in UTF-8: it holds a NUL byte")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        byte = content[error.start]
+        raise DataError(
+            f"{path}, line {line}: this is not a CSV file in UTF-8: it holds the byte {byte:#x}"
+        ) from error
+
+
+def _reason(error: csv.Error) -> str:
+    text = str(error)
+    if "field limit" in text:
+        return (
+            f"a cell is longer than {csv.field_size_limit()} characters, or a quote before it is not closed"
+        )
+    if "unexpected end" in text:
+        return "a quote is not closed"
+    if "expected after" in text:
+        return "a comma must follow a cell's closing quote (a quote within a quoted cell is written twice)"
+    return text
+
+
+def _columns(path: str, cells: Sequence[str]) -> dict[str, int]:
+    """The position of each column that is read; the case of their names makes no difference."""
+    names = [cell.strip() for cell in cells]
+    columns: dict[str, int] = {}
+    for position, name in enumerate(names):
+        column = name.lower()
+        if column in columns:
+            raise DataError(f'{path}, line 1: there are two columns "{column}"; keep one of them')
+        if column in ("path", "label", "split"):
+            columns[column] = position
+    for column in ("path", "label"):
+        if column not in columns:
+            held = ", ".join(names) or "nothing"
+            other = next((word for mark, word in _SEPARATORS.items() if len(names) == 1 and mark in held), "")
+            hint = f"; the file is separated by {other}, it must be by commas" if other else ""
+            raise DataError(
+                f'{path}: there is no column "{column}" in the first line, which holds: {held}{hint}'
+            )
+    return columns
+
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def _cells(row: Sequence[str], columns: Mapping[str, int], place: str, label_sets: bool) -> dict[str, str]:
+    """The cells of a row that are read, by column."""
+    cells = {column: row[position].strip() for column, position in columns.items() if position < len(row)}
+    for column, cell in cells.items():
+        if "\n" in cell or "\r" in cell:
+            raise DataError(f"{place}: the {column} holds a line break; is a quote before it not closed?")
+    if not cells.get("path"):
         raise DataError(f"{place}: the path is missing")
-    if label_sets and None in row:  # cells beyond the last column: labels that were joined by commas
-        raise DataError(f"{place}: there are more cells than columns; labels are joined by ;")
-    if label_sets and row["label"] is None:
+    if label_sets and "label" not in cells:
         raise DataError(f"{place}: the label is missing; an image without labels ends in a comma")
-    if not label_sets and not (row["label"] or "").strip():
+    if not label_sets and not cells.get("label"):
         raise DataError(f"{place}: the label is missing")
+    return cells
+
+
+def _one_row_each(name: str, table: _Table, label_sets: bool) -> _Table:
+    """The table with one row for each image of each part, where it was first.
+
+    Equal rows are left out. Label sets may also come one label a line: they are joined.
+
+    Raises:
+        DataError: an image with two labels where each has one.
+    """
+    rows: dict[tuple[str, bool], int] = {}
+    first_labels: dict[str, int] = {}
+    labels = list(table.labels)
+    again: list[tuple[int, int]] = []
+    for row, image in enumerate(resolved(table.paths)):
+        labelled = first_labels.setdefault(image, row)
+        if not label_sets and labels[row].keys() != labels[labelled].keys():
+            (label, place), (first_label, first_place) = (*labels[row].items(), *labels[labelled].items())
+            raise DataError(
+                f'{place}: {table.paths[row]} has the label "{label}", and the label "{first_label}" in '
+                f"{first_place}; an image with several labels is one for multi_label_csv"
+            )
+        part = table.is_test is not None and bool(table.is_test[row])
+        first = rows.setdefault((image, part), row)
+        if first != row:
+            again.append((row, first))
+            labels[first] = labels[row] | labels[first]
+    if not again:
+        return table
+    row, first = again[0]
+    what = "their labels joined" if label_sets else "left out"
+    tell(
+        f"{name}: {len(again)} of {len(table.paths)} lines name an image again, {what}; "
+        f"the first: {table.places[row]}, after {table.places[first]}"
+    )
+    return replace(table, labels=labels).only(np.array(sorted(rows.values())))
 
 
 def _multi_hot(table: _Table) -> tuple[np.ndarray, list[str]]:
@@ -237,16 +339,15 @@ def _multi_hot(table: _Table) -> tuple[np.ndarray, list[str]]:
     Raises:
         DataError: a label of a test image that no training image has.
     """
-    label_sets = [[name.strip() for name in cell.split(";") if name.strip()] for cell in table.labels]
-    is_test = np.zeros(len(label_sets), dtype=bool) if table.is_test is None else table.is_test
-    training = (names for names, test in zip(label_sets, is_test, strict=True) if not test)
+    is_test = np.zeros(len(table.labels), dtype=bool) if table.is_test is None else table.is_test
+    training = (names for names, test in zip(table.labels, is_test, strict=True) if not test)
     class_names = sorted({name for names in training for name in names})
     column = {name: c for c, name in enumerate(class_names)}
-    hot = np.zeros((len(label_sets), len(class_names)), dtype=np.uint8)
-    for row, names in enumerate(label_sets):
+    hot = np.zeros((len(table.labels), len(class_names)), dtype=np.uint8)
+    for row, names in enumerate(table.labels):
         for name in names:
             if name not in column:
                 hint = nearest(name, class_names) or "; no training image has it"
-                raise DataError(f'{table.places[row]}: unknown class "{name}"{hint}')
+                raise DataError(f'{names[name]}: unknown class "{name}"{hint}')
             hot[row, column[name]] = 1
     return hot, class_names
