@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,6 +119,28 @@ class CuriousLog(Log):
     def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None: ...
 
 
+class Point(NamedTuple):
+    """Where a run can be entered again.
+
+    Attributes:
+        batch: how many batches were trained on.
+        records: how many records were made.
+        state: the engine's, through a file.
+    """
+
+    batch: int
+    records: int
+    state: dict[str, Any]
+
+
+def through_file(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors and plain values as a file gives them back, read without pickled code."""
+    buffer = io.BytesIO()
+    torch.save(dict(values), buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
 class Workbench:
     """A method on the toy stream; what takes time is done once.
 
@@ -200,9 +224,28 @@ class Workbench:
 
     @cached_property
     def short(self) -> tuple[PromptModel, list[dict[str, Any]]]:
-        """A model after two epochs on each of two experiences, not to be trained on, and its records."""
-        model = self.make()
-        return model, self.run(model, epochs=2, experiences=2)
+        """A model after two epochs on each of two experiences, not to be trained on, and its records.
+
+        On its way ``points`` are taken down.
+        """
+        model, log, done = self.make(), Log(), itertools.count(1)
+        once = sum(-(-len(group) // 8) for group in self.train.groups()[:2])
+        batches = once if self.online else 2 * once
+        stops = (3, batches // 2, batches - 2)
+
+        def stop() -> None:
+            batch = next(done)
+            if batch in stops:
+                self.points.append(Point(batch, len(log.records), through_file(engine.state())))
+
+        engine = self.engine(model, epochs=2, experiences=2, log=log, stop=stop)
+        engine.run()
+        return model, log.records
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """Where the run that ``short`` made can be entered again, three of them."""
+        return []
 
     @cached_property
     def stages(self) -> list[PromptModel]:
