@@ -14,11 +14,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from warm_process import WarmProcess
 
 OLD = Path(__file__).parents[1] / "fixtures" / "old-run"
 # What a record may hold beside what it held: the kind of figure, which older readers found out from its keys.
@@ -34,6 +36,13 @@ def command(*words: object, folder: Path = OLD) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forks(warm_process: WarmProcess) -> Iterator[None]:
+    """Commands are forks of a process that has imported everything."""
+    with warm_process.as_python():
+        yield
 
 
 def close(found: Any, expected: Any) -> bool:
