@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clprompt.cli import commands
-from clprompt.errors import ClpromptError, ConfigError, Interrupted, RunFolderError, RunsFailed
+from clprompt.errors import ClpromptError, ConfigError, DataError, Interrupted, RunFolderError, RunsFailed
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its words, without the program's name; None for those of the process.
 
     Returns:
-        The exit code: 0, 2 for a user's mistake, 130 or 143 for an interrupted run that can be resumed.
+        The exit code: 0; 1 where `predict` or `explain` left out images that cannot be read; 2 for a user's
+        mistake; 130 or 143 for an interrupted run that can be resumed.
     """
     _imported.clear()
     try:
@@ -305,6 +306,44 @@ def report(runs: tuple[str, ...], out: str | None, against: str) -> None:
 _run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 _images_argument = click.argument("images", metavar="IMAGES...", nargs=-1, required=True, type=click.Path())
 _device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ...")
+_bad_image_option = click.option(
+    "--on-bad-image",
+    type=click.Choice(["skip", "error"]),
+    default="skip",
+    show_default=True,
+    help="An image that cannot be read: name it, go on, and end with exit code 1; or stop before anything.",
+)
+_max_pixels_option = click.option(
+    "--max-pixels",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="An image with more pixels cannot be read.  [default: 89478485]",
+)
+
+
+class _BadImages(list[str]):
+    """What cannot be read; told when the rest is done."""
+
+    def finish(self, count: int) -> None:
+        """Name each, and end the command with exit code 1.
+
+        Args:
+            count: how many images were read.
+
+        Raises:
+            DataError: none was.
+        """
+        if not self:
+            return
+        if not count:
+            more = f" (and {len(self) - 1} more)" if len(self) > 1 else ""
+            raise DataError(f"{self[0]}{more}; no image is left")
+        for text in self:
+            print("clprompt: note:", " ".join(text.split()), file=sys.stderr)
+        verb = "is" if len(self) == 1 else "are"
+        total = count + len(self)
+        print(f"clprompt: error: {len(self)} of {total} cannot be read and {verb} left out", file=sys.stderr)
+        sys.exit(1)
 
 
 @group.command(short_help="Classify images with a trained model; CSV.")
@@ -317,21 +356,44 @@ _device_option = click.option("--device", default="auto", show_default=True, hel
 @click.option(
     "--out", metavar="FILE", type=click.Path(), help="Where to write the CSV; standard output else."
 )
+@_bad_image_option
+@_max_pixels_option
 @_device_option
 @_import_option
 def predict(
-    run: Path, images: tuple[str, ...], top_k: int, batch_size: int, out: str | None, device: str
+    run: Path,
+    images: tuple[str, ...],
+    top_k: int,
+    batch_size: int,
+    out: str | None,
+    on_bad_image: str,
+    max_pixels: int | None,
+    device: str,
 ) -> None:
     """Classify images with the model of a finished run, as CSV: path, rank, class, probability.
 
     RUN is the folder of the run; IMAGES are files, folders and patterns ("photos/**/*.jpg").
     """
+    from clprompt.data.images import MAX_PIXELS
     from clprompt.experiment import inference
 
-    facts, paths = inference.read_facts(run), inference.find_images(images)
-    model = inference.load(run, device=device)
-    multi_label = bool(facts.get("multi_label"))
-    predictions = inference.predict(model, paths, top_k=top_k, batch_size=batch_size, multi_label=multi_label)
+    bad = _BadImages()
+    report = bad.append if on_bad_image == "skip" else None
+    facts, paths = inference.read_facts(run), inference.find_images(images, report)
+    predictions = list(
+        inference.predict(
+            inference.load(run, device=device),
+            paths,
+            top_k=top_k,
+            batch_size=batch_size,
+            multi_label=bool(facts.get("multi_label")),
+            max_pixels=max_pixels or MAX_PIXELS,
+            on_bad_image=report,
+        )
+    )
+    count = len({prediction.path for prediction in predictions})
+    if not count:
+        bad.finish(count)
     text = inference.to_csv(predictions)
     if out is None:
         click.echo(text, nl=False)
@@ -339,6 +401,7 @@ def predict(
         from clprompt.system.files import atomic_write
 
         atomic_write(out, text)
+    bad.finish(count)
 
 
 @group.command(short_help="Draw how a trained model sees images, where its method can.")
@@ -347,19 +410,31 @@ def predict(
 @click.option(
     "--out", metavar="DIR", type=click.Path(), default="explain", show_default=True, help="Where to draw."
 )
+@_bad_image_option
+@_max_pixels_option
 @_device_option
 @_import_option
-def explain(run: Path, images: tuple[str, ...], out: str, device: str) -> None:
+def explain(
+    run: Path, images: tuple[str, ...], out: str, on_bad_image: str, max_pixels: int | None, device: str
+) -> None:
     """Draw how the model of a finished run sees images, where its method can; one PNG per drawing.
 
     RUN is the folder of the run; IMAGES are files, folders and patterns.
     """
+    from clprompt.data.images import MAX_PIXELS
     from clprompt.experiment import inference
 
+    bad = _BadImages()
+    report = bad.append if on_bad_image == "skip" else None
     inference.read_facts(run)
-    plots = inference.explain(run, inference.find_images(images), device=device)
-    for path in inference.draw(plots, Path(out)):
+    paths = inference.find_images(images, report)
+    folders = len(bad)
+    plots = inference.explain(
+        run, paths, device=device, max_pixels=max_pixels or MAX_PIXELS, on_bad_image=report
+    )
+    for path in inference.draw(plots, Path(out)) if plots else ():
         click.echo(path)
+    bad.finish(len(paths) - (len(bad) - folders) if plots else 0)
 
 
 @group.command(short_help="Draw what arrives when in a stream: a table and a PNG.")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clprompt.data.images import ImageFiles, ImageSource, Selected, unreadable
+from clprompt.data.images import MAX_PIXELS, ImageFiles, ImageSource, Selected, reason_of, unreadable
 from clprompt.data.names import class_name
 from clprompt.data.repeats import tell_repeats
 from clprompt.data.selection import (
@@ -277,7 +277,11 @@ def readable(name: str, load: Callable[[int], Any], count: int, on_bad_image: On
 
 
 def readable_files(
-    name: str, paths: Sequence[str], on_bad_image: OnBadImage, places: Sequence[str] | None = None
+    name: str,
+    paths: Sequence[str],
+    on_bad_image: OnBadImage,
+    places: Sequence[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[ImageFiles, np.ndarray]:
     """A loader of image files, and the indices of those to use, int64 [n].
 
@@ -286,6 +290,7 @@ def readable_files(
         paths: of the files.
         on_bad_image: see :func:`readable`.
         places: where each path is listed, such as "data.csv, line 3", for messages.
+        max_pixels: see :func:`clprompt.data.images.read_image`.
 
     Raises:
         DataError: a file is missing or empty; what shows without decoding is told before anything trains.
@@ -297,12 +302,12 @@ def readable_files(
                 problem = "" if status.st_size else "it is empty"
                 if not stat.S_ISREG(status.st_mode):
                     problem = "it is not a file"
-            except (OSError, ValueError):
-                problem = "there is no such file"
+            except (OSError, ValueError) as error:
+                problem = reason_of(error, path)
             if problem:
                 place = "" if places is None else f"{places[position]}: "
                 raise DataError(f"{place}{path}: the image cannot be read: {problem}{HINT}")
-    load = ImageFiles(list(paths), HINT)
+    load = ImageFiles(list(paths), HINT, max_pixels)
     return load, readable(name, load, len(paths), on_bad_image)
 
 

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import io
 import mmap
+import multiprocessing
 import os
+import stat
+import struct
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 from torch import Tensor
 
-from clprompt.errors import DataError
+from clprompt.errors import DataError, tell
+from clprompt.schema import at_least
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,34 @@ class ImageSource:
 
 # ----------------------------------------------------------------------------------------------- decoding
 
+#: The kinds of images that are read, by Pillow's names, with the endings of their files. What an image is
+#: shows in its first bytes; Pillow has more decoders, among them one that starts a PostScript interpreter.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
+
+_PLUGINS = (  # importing them registers their decoders with Pillow
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    TiffImagePlugin,
+    PpmImagePlugin,
+)
+
+#: How many pixels an image may have: as many as Pillow takes without a warning, a quarter of a GiB in RGB.
+MAX_PIXELS = 89_478_485
+#: What the ``max_pixels`` argument of a data set may be.
+MaxPixels = Annotated[int, at_least(1)]
+
 
 class UnreadableImage(DataError):
     """An image that cannot be decoded; the message names it."""
@@ -47,30 +92,76 @@ class UnreadableImage(DataError):
         super().__init__(text.rsplit(f"{__name__}.UnreadableImage: ", 1)[-1].strip())
 
 
-def read_image(data: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:
+def read_image(
+    data: str | os.PathLike[str] | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Decode an image as a classifier wants it: upright, 8 bits, grey ("L") or "RGB".
 
-    EXIF rotation is applied; palettes, CMYK and other colour spaces become RGB; transparency is dropped; 16
-    bits become 8 by dividing by 257.
+    EXIF rotation is applied; palettes, CMYK and other colour spaces become RGB; transparency is dropped. Of
+    16 bits the upper 8 are kept (grey: divided by 257), or the lower 8, with a :class:`DataWarning`, where
+    the image holds no value above 255.
 
     Args:
-        data: a path, or the bytes of a file.
+        data: a path, or the bytes of a file; of one of the kinds in ``FORMATS``.
         name: what messages call the image; its path by default.
+        max_pixels: a file of a few bytes may ask for any number; more are refused before they are decoded.
 
     Raises:
-        UnreadableImage: missing, empty, truncated or no image.
+        UnreadableImage: missing, empty, truncated, too large or no image.
     """
     name = name or ("an image" if isinstance(data, bytes) else str(data))
-    size = len(data) if isinstance(data, bytes) else None
     try:
-        if size is None:
-            size = os.path.getsize(data)  # type: ignore[arg-type]
-        if size == 0:
-            raise ValueError("it is empty")
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return _plain(ImageOps.exif_transpose(image))
+        if isinstance(data, bytes):
+            return _decode(io.BytesIO(data), len(data), max_pixels)
+        facts = os.stat(data)
+        if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for a writer
+            raise ValueError("it is not a file")
+        with open(data, "rb") as file:
+            return _decode(file, facts.st_size, max_pixels)
     except Exception as error:  # decoders of broken files raise whatever their code runs into
-        raise UnreadableImage(f"{name}: the image cannot be read: {_reason(error)}") from error
+        raise UnreadableImage(f"{name}: the image cannot be read: {reason_of(error, data)}") from error
+
+
+def _decode(file: BinaryIO, size: int, max_pixels: int) -> Image.Image:
+    if size == 0:
+        raise ValueError("it is empty")
+    with _open(file) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ValueError(
+                f"it has {width} x {height} = {width * height} pixels; max_pixels is {max_pixels}"
+            )
+        swapped = _swapped(image)
+        upright = ImageOps.exif_transpose(image)
+        if swapped is None or any(high for _, high in upright.getextrema()[:3]):
+            return _plain(upright)
+        file.seek(0)
+        with _open(file) as low:  # colour whose upper bytes are all 0
+            low.tile = swapped
+            low = ImageOps.exif_transpose(low)
+            if any(high for _, high in low.getextrema()[:3]):
+                _tell_depth()
+            return _plain(low)
+
+
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
+    """`Image.open` of the kinds in ``FORMATS``, without its limit, which is the whole process's and warns."""
+    prefix = file.read(16)
+    for kind in FORMATS:
+        make, accepts = Image.OPEN[kind]
+        if accepts is None or accepts(prefix) is True:
+            file.seek(0)
+            try:
+                return make(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue
+    raise UnidentifiedImageError
+
+
+def is_image(prefix: bytes) -> bool:
+    """Whether a file that begins with these 16 bytes is an image of a kind that is read."""
+    checks = [Image.OPEN[kind][1] for kind in FORMATS if kind not in ("PPM", "BMP")]  # text may begin so
+    return any(accepts is not None and accepts(prefix) is True for accepts in checks)
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -81,7 +172,11 @@ def _plain(image: Image.Image) -> Image.Image:
         raise ValueError("its pixels are floating-point numbers; store 8 or 16 bits")
     if mode == "I" or mode.startswith("I;16"):
         values = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        return Image.fromarray((values // 257).astype(np.uint8))
+        if not 0 < values.max() <= 255:
+            values = values // 257
+        else:
+            _tell_depth()
+        return Image.fromarray(values.astype(np.uint8))
     if mode in ("1", "LA", "La"):
         return image.convert("L")
     if mode in ("P", "PA"):  # Pillow warns when a transparent palette loses its transparency in one step
@@ -89,11 +184,45 @@ def _plain(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+# ---- 16 bits that hold 8
+
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+def _swapped(image: ImageFile.ImageFile) -> list[Any] | None:
+    """The tiles of an image with 16 bits a colour, to be read with bytes in the other order; None for others.
+
+    Pillow keeps the upper byte of such colours, and with the other order the lower one.
+    """
+    tiles = []
+    for kind, extents, offset, arguments in image.tile:
+        words = [arguments] if isinstance(arguments, str) else list(arguments or ())
+        raw = str(words[0]) if words else ""
+        if raw[:-1] not in ("RGB;16", "RGBA;16", "RGBX;16"):
+            return None
+        words[0] = raw[:-1] + _OTHER_ORDER[raw[-1]]
+        tiles.append((kind, extents, offset, words[0] if isinstance(arguments, str) else tuple(words)))
+    return tiles or None
+
+
+_depth_told = mmap.mmap(-1, 1)  # shared with forked loader processes: one of them speaks, once
+
+
+def _tell_depth() -> None:
+    if multiprocessing.parent_process() is not None:
+        if _depth_told[0]:
+            return
+        _depth_told[0] = 1
+    tell("an image of 16 bits holds no value above 255: it, and others like it, are read as images of 8 bits")
+
+
+def reason_of(error: Exception, data: str | os.PathLike[str] | bytes) -> str:
+    """Why an image could not be read, as the end of a sentence."""
+    if isinstance(error, FileNotFoundError) or "embedded null" in str(error):
+        broken = not isinstance(data, bytes) and os.path.islink(data)
+        return "it is a link to a file that is not there" if broken else "there is no such file"
     if isinstance(error, UnidentifiedImageError):
-        return "it is not an image, or damaged at its beginning"
+        return f"it is not an image ({', '.join(FORMATS)}), or damaged at its beginning"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -108,10 +237,11 @@ class ImageFiles:
 
     paths: Sequence[str]
     hint: str = ""
+    max_pixels: int = MAX_PIXELS
 
     def __call__(self, index: int) -> Image.Image:
         try:
-            return read_image(self.paths[index])
+            return read_image(self.paths[index], max_pixels=self.max_pixels)
         except UnreadableImage as error:
             raise UnreadableImage(f"{error}{self.hint}") from error
 
@@ -125,17 +255,19 @@ class ImageBytes:
         data: uint8 [bytes].
         offsets: where each file begins, and the end, int64 [n + 1].
         hint: what messages about a bad image end with.
+        max_pixels: see :func:`read_image`.
     """
 
     name: str
     data: np.ndarray
     offsets: np.ndarray
     hint: str = ""
+    max_pixels: int = MAX_PIXELS
 
     def __call__(self, index: int) -> Image.Image:
         raw = self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
         try:
-            return read_image(raw, f"{self.name}, image {index}")
+            return read_image(raw, f"{self.name}, image {index}", max_pixels=self.max_pixels)
         except UnreadableImage as error:
             raise UnreadableImage(f"{error}{self.hint}") from error
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import glob
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from clprompt import registry
 from clprompt.backbones.vit import FrozenViT, make_backbone
-from clprompt.data.images import read_image
+from clprompt.data.folders import Walk, photographs, walk
+from clprompt.data.images import EXTENSIONS, MAX_PIXELS, UnreadableImage, read_image
 from clprompt.data.transforms import make_transform
 from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from clprompt.prompting.build import make_method
@@ -26,8 +29,6 @@ from clprompt.system.runtime import find_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
 
 # ------------------------------------------------------------------------------------------------ loading
@@ -119,38 +120,118 @@ def _backbone_of(folder: Path, facts: Mapping[str, Any], weights: Mapping[str, T
 # ------------------------------------------------------------------------------------------------ images
 
 
-def find_images(words: Iterable[str]) -> list[Path]:
-    """The image files that words name: files as they stand, folders with all images below, patterns.
+#: What takes the message of an image, or a folder, that cannot be read; the rest goes on.
+OnBadImage = Callable[[str], None]
+
+
+def find_images(words: Iterable[str], on_bad_image: OnBadImage | None = None) -> list[Path]:
+    """The image files that words name: files as they stand, folders with all photographs below, patterns.
+
+    What counts as a photograph is what it is for training, see :mod:`clprompt.data.folders`.
+
+    Args:
+        words: the words.
+        on_bad_image: is told of a folder that cannot be read; None for an error.
 
     Raises:
-        DataError: a word that names no file.
+        DataError: a word that names no file, or a folder that cannot be read.
     """
     files: list[Path] = []
     for word in words:
-        path = Path(word)
-        if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not below:
-                raise DataError(f"{word}: no image in this folder; images end in {', '.join(SUFFIXES)}")
-            files += below
-        elif path.exists():
-            files.append(path)
+        if os.path.isdir(word):
+            files += _below(word, on_bad_image)
+        elif os.path.lexists(word):
+            files.append(Path(word))
         else:
-            matches = [
-                match for match in map(Path, sorted(glob.glob(word, recursive=True))) if match.is_file()
-            ]
+            matches = _matching(word, on_bad_image)
             if not matches:
                 raise DataError(f"{word}: there is no such image")
             files += matches
     return list(dict.fromkeys(files))
 
 
-def batches(model: PromptModel, paths: Sequence[Path], size: int) -> Iterator[tuple[Sequence[Path], Tensor]]:
-    """Image files in batches [B, C, H, W] on the model's device, under its transform."""
-    for start in range(0, len(paths), size):
-        files = paths[start : start + size]
-        images = torch.stack([model.transform(read_image(path)) for path in files])
-        yield files, images.to(model.device)
+def _below(folder: str, on_bad_image: OnBadImage | None) -> list[Path]:
+    held = photographs([folder])
+    _tell_closed(held.below, on_bad_image)
+    if folder in held.below.runs:
+        raise DataError(f"{folder}: this is the folder of a run, which holds no photographs")
+    held.tell(folder)
+    if not held.paths and not held.below.closed:
+        raise DataError(f"{folder}: no image in this folder; images end in {', '.join(EXTENSIONS)}")
+    return sorted(map(Path, held.paths))
+
+
+def _tell_closed(below: Walk, on_bad_image: OnBadImage | None) -> None:
+    for path, reason in below.closed:
+        text = f"{path}: the folder cannot be read: {reason}"
+        if on_bad_image is None:
+            raise DataError(text)
+        on_bad_image(text)
+
+
+def _matching(pattern: str, on_bad_image: OnBadImage | None) -> list[Path]:
+    """The files that a pattern means, sorted; `**` goes through each real folder once."""
+    start, stars, _ = pattern.partition("**")
+    if not stars:
+        return [path for path in map(Path, sorted(glob.glob(pattern))) if path.is_file()]
+    start = start[: start.rfind("/") + 1]  # what stands before the first part with **
+    parts = pattern[len(start) :].split("/")
+    found = []
+    for folder in filter(os.path.isdir, glob.glob(start) if start else ["."]):
+        below = walk([folder])
+        _tell_closed(below, on_bad_image)
+        for inner in below.folders:
+            names = [name for name in inner.files if _fits([*inner.parts, name], parts)]
+            found += [os.path.join(folder, *inner.parts, name) for name in names]
+    return [Path(path) for path in sorted(found) if os.path.isfile(path)]
+
+
+def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the names of folders and of a file in them fit the parts of a pattern."""
+    if not pattern or not names:
+        return not pattern and not names
+    if pattern[0] != "**":
+        return fnmatch.fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+    rest = pattern[1:] or ["*"]
+    return any(_fits(names[skip:], rest) for skip in range(len(names)))
+
+
+def batches(
+    model: PromptModel,
+    paths: Sequence[Path],
+    size: int,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    on_bad_image: OnBadImage | None = None,
+) -> Iterator[tuple[Sequence[Path], Tensor]]:
+    """Image files in batches [B, C, H, W] on the model's device, under its transform.
+
+    Args:
+        model: as `load` returns it.
+        paths: image files.
+        size: of a batch; the last one may be smaller.
+        max_pixels: an image with more cannot be read.
+        on_bad_image: is told of an image that cannot be read, which is left out; None for an error.
+
+    Raises:
+        UnreadableImage: an image that cannot be read.
+    """
+    files: list[Path] = []
+    images: list[Tensor] = []
+    for path in paths:
+        try:
+            images.append(model.transform(read_image(path, max_pixels=max_pixels)))
+        except UnreadableImage as error:
+            if on_bad_image is None:
+                raise
+            on_bad_image(str(error))
+            continue
+        files.append(path)
+        if len(files) == size:
+            yield files, torch.stack(images).to(model.device)
+            files, images = [], []
+    if files:
+        yield files, torch.stack(images).to(model.device)
 
 
 # ------------------------------------------------------------------------------------------------ prediction
@@ -173,6 +254,8 @@ def predict(
     top_k: int = 5,
     batch_size: int = 32,
     multi_label: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    on_bad_image: OnBadImage | None = None,
 ) -> Iterator[Prediction]:
     """The likeliest classes of image files, among those that the model has seen.
 
@@ -182,13 +265,26 @@ def predict(
         top_k: classes per image; fewer where the model has seen fewer.
         batch_size: changes speed and memory alone.
         multi_label: the probability of each class by itself, in place of a distribution over all.
+        max_pixels: see `batches`.
+        on_bad_image: see `batches`.
 
     Yields:
         `top_k` predictions per image, images in order, the likeliest class first.
+
+    Raises:
+        UnreadableImage: an image that cannot be read.
+        CheckpointError: an answer that is not a number.
     """
     count = min(top_k, int(model.seen.sum()))
-    for files, images in batches(model, paths, batch_size):
+    for files, images in batches(model, paths, batch_size, max_pixels=max_pixels, on_bad_image=on_bad_image):
         logits = model(images).double()
+        finite = logits[:, model.seen].isfinite().all(1)  # (B)
+        if not finite.all():
+            path = files[int(finite.logical_not().nonzero()[0])]
+            raise CheckpointError(
+                f"{path}: the model's answer is not a number (NaN or infinite): its weights, or those of its "
+                "backbone, are damaged"
+            )
         probabilities = logits.sigmoid() if multi_label else logits.softmax(dim=1)
         ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, :count]  # (B, top_k)
         for path, row, classes in zip(files, probabilities, ranked.tolist(), strict=True):
@@ -208,12 +304,25 @@ def to_csv(predictions: Iterable[Prediction]) -> str:
 # ------------------------------------------------------------------------------------------------ explanation
 
 
-def explain(folder: str | Path, paths: Sequence[Path], *, device: str = "cpu") -> Mapping[str, Figure]:
+def explain(
+    folder: str | Path,
+    paths: Sequence[Path],
+    *,
+    device: str = "cpu",
+    max_pixels: int = MAX_PIXELS,
+    on_bad_image: OnBadImage | None = None,
+) -> Mapping[str, Figure]:
     """What the run's method has to show about how it sees these images, as plots by name.
 
     Args:
         folder: of a finished run whose strategy has `explain(images) -> mapping of plots`.
         paths: image files; the method gets all of them as one batch.
+        device: see `load`.
+        max_pixels: see `batches`.
+        on_bad_image: see `batches`.
+
+    Returns:
+        Plots by name; none where no image can be read.
 
     Raises:
         ConfigError: the strategy explains nothing.
@@ -223,8 +332,10 @@ def explain(folder: str | Path, paths: Sequence[Path], *, device: str = "cpu") -
     if not callable(getattr(registry.strategies.get(name).target, "explain", None)):
         raise ConfigError(f"strategy {name} explains nothing: it has no explain(images)")
     model: Any = load(folder, device=device)
-    ((_, images),) = batches(model, paths, len(paths))
-    return model.explain(images)
+    readable = batches(model, paths, len(paths), max_pixels=max_pixels, on_bad_image=on_bad_image)
+    for _, images in readable:
+        return model.explain(images)
+    return {}
 
 
 def draw(plots: Mapping[str, Figure], folder: Path) -> list[Path]:
