@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import mmap
 import multiprocessing
@@ -218,7 +219,8 @@ def _tell_depth() -> None:
 
 def reason_of(error: Exception, data: str | os.PathLike[str] | bytes) -> str:
     """Why an image could not be read, as the end of a sentence."""
-    if isinstance(error, FileNotFoundError) or "embedded null" in str(error):
+    missing = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+    if (isinstance(error, OSError) and error.errno in missing) or "embedded null" in str(error):
         broken = not isinstance(data, bytes) and os.path.islink(data)
         return "it is a link to a file that is not there" if broken else "there is no such file"
     if isinstance(error, UnidentifiedImageError):
