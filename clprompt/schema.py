@@ -321,17 +321,10 @@ def argument_answers(target: Any) -> Mapping[str, str]:
 
 
 def parse(text: str) -> Any:
-    """One YAML value from text by OmegaConf's rules (`1e-3` is a number); `ValueError` if it is not YAML."""
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    """One YAML value from the text of an override, `#` included; `ValueError` if it is not YAML."""
+    from clprompt import plain_yaml
 
-    try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"x={text}"]), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(getattr(error, "problem", None) or str(error).splitlines()[0]) from None
-    assert isinstance(value, dict)
-    return value["x"]
+    return plain_yaml.read_override(text)
 
 
 class _MisfitError(Exception):
@@ -504,11 +497,41 @@ def show(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False, default=_text)
     except (TypeError, ValueError):
         text = " ".join(str(value).split())
+    except RecursionError:
+        text = f"a {type(value).__name__} nested too deep"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _text(value: Any) -> Any:
     return _listed(value.tolist()) if hasattr(value, "tolist") else " ".join(str(value).split())
+
+
+def plain(value: Any, path: str, depth: int = 50) -> Any:
+    """The value as plain YAML: tuples, sets and arrays as lists, paths as text, numpy's numbers as Python's.
+
+    Args:
+        value: of any kind.
+        path: its dotted key, for messages.
+        depth: levels of nesting that are allowed.
+
+    Raises:
+        ConfigError: something else is in it, or it is nested deeper.
+    """
+    value = _number(value)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if depth and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: plain(item, _dotted(path, key), depth - 1) for key, item in value.items()}
+    if depth and isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, f"{path}.{number}", depth - 1) for number, item in enumerate(value)]
+    allowed = "null, a bool, a number, text, or a list or mapping of those"
+    if not depth:
+        raise ConfigError(f"{path} is nested too deep")
+    raise ConfigError(f"{path} must be {allowed}, got {show(value)}")
 
 
 def _is_plain(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clprompt import registry, schema
-from clprompt.errors import ConfigError, DataError
+from clprompt.errors import ConfigError, DataError, tell
 from clprompt.experiment import config
 from clprompt.reporting.stream_map import StreamMap
 from clprompt.system import overlay
@@ -36,8 +36,9 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
             rest.append(text)
     values = _values(name, rest)
     scenario = config.named(values.get("scenario"), "scenario")
-    seed = values.get("seed", 0)
-    seed = schema.check(seed[0] if isinstance(seed, list) and seed else seed, int, "seed")
+    seed, *others = config.check_seed(values.get("seed", 0))
+    if others:
+        tell(f"the stream of seed {seed}; of others: seed={others[0]}")
     if files["labels"] is None and values.get("data") is None:
         raise ConfigError("the stream needs labels: give data=NAME or labels=FILE.npy")
     if files["labels"] is not None:

@@ -94,14 +94,13 @@ _NAMED = {  # section -> what the caller provides itself
 # --------------------------------------------------------------------------------------------- reading
 
 
-def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, of_run: bool = False) -> Config:
+def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a packaged configuration or a YAML file, apply overrides, check everything.
 
     Args:
         name_or_path: the name of a packaged configuration (`-` equals `_`), or a path to a .yaml file.
         overrides: `section.key=value`, `key=value`, or `section=name`, which replaces the whole section by
             that name's defaults. Replacements come first whatever the order, then dotted keys as they stand.
-        of_run: see `from_dict`.
 
     Raises:
         ConfigError: whatever a user can get wrong, in one line.
@@ -109,7 +108,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, of_run: boo
     path = find(str(name_or_path))
     raw = overlay.read(path)
     overlay.apply(raw, overrides, sections={*_NAMED, "backbone"})
-    return from_dict(overlay.resolve(raw, path), name=path.stem, of_run=of_run)
+    return from_dict(overlay.resolve(raw, path), name=path.stem)
 
 
 def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bool = False) -> Config:
@@ -132,7 +131,7 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bo
         if key in fields:  # what costs no import is checked first
             fields[key] = schema.check(fields[key], hints[key], key)
     _check_name(fields["name"])
-    _check_seed(fields.get("seed", 0))
+    check_seed(fields.get("seed", 0))
     for key in ("device", "runs_dir"):
         if fields.get(key) == "":
             raise ConfigError(f"{key} must not be empty")
@@ -163,7 +162,13 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"name must be the plain name of a folder, got {schema.show(name)}")
 
 
-def _check_seed(seed: int | list[int]) -> None:
+def check_seed(value: Any) -> list[int]:
+    """The seeds that the key `seed` names: one number, several, or text such as "0,1".
+
+    Raises:
+        ConfigError: none, one twice, one out of range, or something else.
+    """
+    seed = schema.check(value, int | list[int], "seed")
     seeds = seed if isinstance(seed, list) else [seed]
     if not seeds:
         raise ConfigError("seed must be a number or a list of numbers, got an empty list")
@@ -172,6 +177,7 @@ def _check_seed(seed: int | list[int]) -> None:
             raise ConfigError(f"seed must be between 0 and {2**32 - 1}, got {value}")
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"seed names a seed twice: {schema.show(seeds)}")
+    return seeds
 
 
 S = typing.TypeVar("S", Training, Online, Memory)
@@ -193,13 +199,14 @@ def _section(section: Any, path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is missing; it must be a mapping with a name")
     if not isinstance(section, Mapping):
         raise ConfigError(f"{path} must be a name or a mapping with a name, got {schema.show(section)}")
-    if section.get("name") is None:
-        raise ConfigError(f"{path}.name is missing")
-    schema.check(section["name"], str, f"{path}.name")
     for key in section:
         if not isinstance(key, str):
             raise ConfigError(f"{path}: a key must be a name, got {schema.show(key)}")
-    return dict(section)
+    section = schema.plain(section, path)
+    if section.get("name") is None:
+        raise ConfigError(f"{path}.name is missing")
+    schema.check(section["name"], str, f"{path}.name")
+    return section
 
 
 def _backbone(section: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +271,5 @@ def named(given: Any, path: str, online: bool = False, *, of_run: bool = False) 
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML text that `load` reads back to an equal one."""
-    from omegaconf import OmegaConf
-
     values = config.to_dict()
-    return OmegaConf.to_yaml(OmegaConf.create({key: values[key] for key in KEYS}))
+    return overlay.write({key: values[key] for key in KEYS})

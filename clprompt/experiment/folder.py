@@ -36,6 +36,7 @@ from clprompt.errors import RunFolderError
 from clprompt.experiment import config as configuration
 from clprompt.experiment.config import Config
 from clprompt.prompting.model import PromptModel
+from clprompt.system import overlay
 from clprompt.system.files import atomic_write
 from clprompt.targets import is_label_sets
 
@@ -49,13 +50,14 @@ def create(parent: Path, name: str, config: Config) -> Path:
     Raises:
         ClpromptError: the folder cannot be written.
     """
+    text = configuration.to_yaml(config)
     for number in range(1, 1000):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
-        atomic_write(folder / "config.yaml", configuration.to_yaml(config))
+        atomic_write(folder / "config.yaml", text)
         return folder
     raise RunFolderError(f"{parent / name} and its numbered successors exist already")
 
@@ -69,7 +71,7 @@ def read_config(folder: Path) -> Config:
     path = folder / "config.yaml"
     if not path.is_file():
         raise RunFolderError(f"{folder} is not a run folder: it has no config.yaml")
-    return configuration.load(path, of_run=True)
+    return configuration.from_dict(overlay.read_written(path), name=path.stem, of_run=True)
 
 
 def refuse_finished(folder: Path) -> None:

@@ -252,7 +252,7 @@ def _check_dotted(key: str, path: str) -> None:
 
 def _tuned(path: Path) -> dict[str, dict[str, Any]]:
     """The values of a file that `best` wrote, by label."""
-    content = overlay.read(path)
+    content = overlay.read_written(path)
     schema.check_keys(content, ("study", "metric", "strategies"), str(path))
     tuned = {
         str(label): overlay.flat(_mapping(values, f"{path}: {label}"))

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clprompt.errors import ClpromptError, Interrupted
 from clprompt.experiment import build
 from clprompt.experiment import config as configuration
@@ -244,7 +242,7 @@ def best(study: Study, finished: Sequence[Planned]) -> tuple[list[str], Path | N
         rows.append((base, first + _edge(values, first), mean_and_error(scores[first]), ", ".join(others)))
     path = study.folder / "best.yaml"
     held = {"study": study.name, "metric": metric, "strategies": best_values}
-    atomic_write(path, yaml.safe_dump(held, sort_keys=False))
+    atomic_write(path, overlay.write(held))
     return columns(rows), path
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from clprompt.metrics.measure import Accuracy, Measure, measure_in
-from clprompt.system.overlay import flat
+from clprompt.system.overlay import flat, read_written
 
 #: What may differ between runs whose results are the same, or says nothing about them.
 NO_MATTER = {
@@ -84,7 +83,7 @@ def find_runs(path: Path) -> list[Path]:
 
 def read_run(folder: Path) -> Run:
     """A finished run from its folder; whatever a damaged file raises."""
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = read_written(folder / "config.yaml")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     with open(folder / "metrics.jsonl", encoding="utf-8") as file:
         # most lines are losses, which nobody reads here

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import importlib.resources
-import io
 import typing
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-from clprompt import schema
+from clprompt import plain_yaml, schema
 from clprompt.errors import ConfigError, nearest
 
 
@@ -24,28 +19,47 @@ def read(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, empty, broken (with the line), or holds no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        text = data.decode()
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}, line {line}: not a text file in UTF-8") from None
+    except (OSError, ValueError) as error:  # a path may hold a NUL
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        node = yaml.compose(text)
-        if node is None:
-            raise ConfigError(f"{path}: the file is empty; it must hold the sections of an experiment")
-        if not isinstance(node, yaml.MappingNode):
-            kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-            raise ConfigError(f"{path}: must hold a mapping of sections, not {kind}")
-        raw = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}{where}: {getattr(error, 'problem', None) or error}") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from None
-    return typing.cast(dict[str, Any], raw)
+        values = plain_yaml.read(text)
+    except plain_yaml.YamlError as error:
+        where = f", line {error.line}" if error.line else ""
+        raise ConfigError(f"{path}{where}: {error}") from None
+    if values is None:
+        raise ConfigError(f"{path}: the file is empty; it must hold the sections of an experiment")
+    if not isinstance(values, dict):
+        kind = "a list" if isinstance(values, list) else "a single value"
+        raise ConfigError(f"{path}: must hold a mapping of sections, not {kind}")
+    return values
+
+
+def read_written(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file that `write` made; nothing in it is replaced, wherever it comes from.
+
+    Raises:
+        ConfigError: see `read`.
+    """
+    return typing.cast(dict[str, Any], plain_yaml.unescape(read(path)))
+
+
+def write(values: Mapping[str, Any]) -> str:
+    """Plain values as the YAML text of a file that `read_written`, and `read` with `resolve`, read back.
+
+    Raises:
+        ConfigError: a value is not plain.
+    """
+    try:
+        return plain_yaml.write(dict(values), interpolated=True)
+    except plain_yaml.YamlError as error:
+        raise ConfigError(f"the configuration cannot be written: {error}") from None
 
 
 def resolve(raw: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -54,15 +68,39 @@ def resolve(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: an interpolation that leads nowhere, or a `???` that nobody replaced.
     """
+    texts = dict(_texts(raw))
+    for key, text in texts.items():
+        if text == "???":
+            raise ConfigError(f"{key} has no value in {path}; set it with {key}=...")
+    if not any("${" in text for text in texts.values()):
+        return raw
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
-        values = OmegaConf.to_container(OmegaConf.create(raw), resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        key = getattr(error, "full_key", None) or "a value"
-        raise ConfigError(f"{key} has no value in {path}; set it with {key}=...") from None
+        values = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         key = getattr(error, "full_key", None)
         raise ConfigError(f"{path}: {f'{key}: ' if key else ''}{_first_line(error)}") from None
-    return typing.cast(dict[str, Any], values)
+    return typing.cast(dict[str, Any], _replaced(raw, values))
+
+
+def _texts(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """All text among nested values, by dotted key."""
+    if isinstance(values, dict | list):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _texts(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(values, str):
+        yield path, values
+
+
+def _replaced(raw: Any, values: Any) -> Any:
+    """`values` where `raw` holds an interpolation, `raw` elsewhere: text that is none stays as it is."""
+    if isinstance(raw, dict):
+        return {key: _replaced(value, values[key]) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_replaced(value, other) for value, other in zip(raw, values, strict=True)]
+    return values if isinstance(raw, str) and "${" in raw else raw
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from nasty_text import NASTY
 
-from clprompt import registry
+from clprompt import plain_yaml, registry
 from clprompt.errors import ConfigError
 from clprompt.experiment import config
 from clprompt.experiment.config import Config
@@ -140,6 +141,10 @@ def test_defaults_are_written_out(load: Load) -> None:
         (["strategy={name: long_name, length: 9}"], "strategy.length", 9),
         (["data=blobs"], "data.size", 10),
         (["data.path=some/where"], "data.path", "some/where"),
+        (["data.path=/data/runs #2"], "data.path", "/data/runs #2"),
+        (["data.path='/data/runs #2'"], "data.path", "/data/runs #2"),
+        (["data.path=#2"], "data.path", "#2"),
+        (["runs_dir=\\${HOME}/runs"], "runs_dir", "${HOME}/runs"),
         (["backbone=vit_base_patch16_224"], "backbone.name", "vit_base_patch16_224"),
         (["backbone=vit_base_patch16_224"], "backbone.checkpoint", None),
         (["backbone.dynamic_img_size=true"], "backbone.dynamic_img_size", True),
@@ -290,6 +295,14 @@ def test_a_wrong_override_is_one_line(load: Load, override: str, message: str) -
         ("seed: 0\ndata: [1\nname: x\n", "trial.yaml, line 3: "),
         ("seed: 0\n\tname: x\n", "trial.yaml, line 2: "),
         ("seed: 0\nseed: 1\n", "trial.yaml, line 2: found duplicate key seed"),
+        ("seed: 0\ndata: " + "[" * 50_000, "trial.yaml, line 2: more than 50 levels of nesting"),
+        (
+            BASE + "label: '${none}'\n",
+            "trial.yaml: label: Interpolation key 'none' not found",
+        ),
+        (BASE + "label: '${'\n", "trial.yaml: label: "),
+        (BASE + "label: '${label}'\n", "trial.yaml: label: "),
+        (BASE + "label: ???\n", "label has no value in "),
         ("seed: *nothing\n", "trial.yaml, line 1: "),
         ("seed: !!python/object:os.system x\n", "trial.yaml, line 1: "),
         ("seed: 0\n", "data is missing; it must be a mapping with a name"),
@@ -308,14 +321,20 @@ def test_a_wrong_file_is_one_line_that_names_it(load: Load, text: str, message: 
 
 def test_a_file_that_is_missing_a_folder_or_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "latin.yaml").write_text("seed: 0\nlabel: fünf\n", encoding="latin-1")
     (tmp_path / "folder.yaml").mkdir()
     for name, message in [
         ("missing.yaml", "there is no such file"),
-        ("binary.yaml", "not a text file in UTF-8"),
+        ("binary.yaml, line 1", "not a text file in UTF-8"),
+        ("latin.yaml, line 2", "not a text file in UTF-8"),
         ("folder.yaml", "Is a directory"),
     ]:
         with pytest.raises(ConfigError, match=f"{re.escape(str(tmp_path / name))}: {message}"):
-            config.load(tmp_path / name)
+            config.load(tmp_path / name.partition(",")[0])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(load: Load) -> None:
+    assert load(text="\ufeff" + BASE.partition("\n")[2]) == load()
 
 
 def test_an_unknown_configuration_is_told_with_the_nearest_packaged_one() -> None:
@@ -359,6 +378,51 @@ def test_resolved_yaml_reads_back_to_an_equal_configuration(load: Load, override
     found = load(*overrides)
     assert load(text=config.to_yaml(found)) == found
     assert config.from_dict(found.to_dict()) == found
+
+
+@pytest.mark.parametrize("key", ["label", "name", "device", "runs_dir", "data.path", "backbone.weights"])
+@pytest.mark.parametrize("way", ["file", "override", "python"])
+def test_every_text_is_the_same_in_the_written_configuration(
+    load: Load, tmp_path: Path, key: str, way: str
+) -> None:
+    for text in NASTY:
+        if key in ("name", "device", "runs_dir") and not text.strip():
+            continue  # refused where it stands for a name
+        if key == "name" and any(mark in text for mark in "/\0\n\\"):
+            continue
+        written = config.overlay.write({"at": text})
+        if text == "???" and way != "python":
+            continue  # a value that is missing
+        if way == "override":
+            configuration = load(f"{key}={written.removeprefix('at:').strip()}")
+        else:
+            values = plain_yaml.read(BASE)
+            section, _, argument = key.rpartition(".")
+            (values[section] if section else values)[argument] = text
+            if way == "file":
+                configuration = load(text=config.overlay.write(values))
+            else:
+                configuration = config.from_dict(values)
+        path = tmp_path / "config.yaml"
+        path.write_text(config.to_yaml(configuration), encoding="utf-8")
+        assert config.overlay.flat(configuration.to_dict())[key] == text
+        assert config.from_dict(config.overlay.read_written(path)) == configuration
+        if text != "???":
+            assert config.load(path) == configuration
+
+
+def test_numbers_of_numpy_and_paths_are_written_as_plain_values() -> None:
+    values = plain_yaml.read(BASE) | {
+        "backbone": {"name": "vit", "img_size": np.int64(32), "at": Path("a/b")}
+    }
+    assert config.from_dict(values).backbone["img_size"] == 32
+    assert "at: a/b\n" in config.to_yaml(config.from_dict(values))
+
+
+def test_a_value_that_no_yaml_can_hold_is_refused_before_anything_is_written() -> None:
+    values = plain_yaml.read(BASE) | {"backbone": {"name": "vit", "hook": print}}
+    with pytest.raises(ConfigError, match=r"^backbone.hook must be null, a bool, a number, text, or a list"):
+        config.from_dict(values)
 
 
 def test_difference_names_the_dotted_keys_that_differ(load: Load) -> None:

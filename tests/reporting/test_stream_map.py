@@ -7,6 +7,8 @@ import pytest
 
 from clprompt.cli import stream
 from clprompt.cli.main import main
+from clprompt.errors import ConfigError, DataWarning
+from clprompt.experiment import config
 from clprompt.reporting import plots
 from clprompt.reporting.stream_map import StreamMap
 from clprompt.scenarios import si_blurry, split
@@ -90,6 +92,42 @@ def test_the_stream_of_a_configuration_is_drawn_with_its_overrides():
     found, out = stream.read("quickstart-siblurry", ["scenario.sessions=3", "strategy.pool_size=4"])
     assert found.counts.shape == (3, 10)
     assert out.name == "stream-si_blurry-seed1.png"
+
+
+FORMS = [
+    *(
+        "seed: 0,1",
+        "seed: '0, 1'",
+        "seed: [0, 1]",
+        "seed: 3",
+        "label: '${name}'\nname: x",
+        "compare: 'ncm,l2p'",
+    ),
+    *("data: {name: digits}", "data: digits", "scenario: {name: split, experiences: 5}", "scenario: split"),
+    *("online: {}", "online: null", "training: null", "strategy: ncm", "name: null", "runs_dir: '\\${x}'"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_that_a_run_takes_draws_its_stream(form, tmp_path, recwarn):
+    sections = {"data": "digits", "scenario": "split", "backbone": "vit_letters", "strategy": "linear_probe"}
+    path = tmp_path / "form.yaml"
+    others = [f"{key}: {name}\n" for key, name in sections.items() if not form.startswith(key)]
+    path.write_text("".join(others) + form)
+    assert config.load(path).seeds[0] == (3 if form == "seed: 3" else 0)
+    _, out = stream.read(str(path))
+    assert out.name == f"stream-split-seed{config.load(path).seeds[0]}.png"
+    told = [str(warning.message) for warning in recwarn if warning.category is DataWarning]
+    assert told == ["the stream of seed 0; of others: seed=1"] * ("1" in form)
+
+
+def test_a_seed_is_wrong_to_a_stream_as_it_is_to_a_run(tmp_path):
+    for wrong in ("0,0", "-1", "one", "[]", "1.5", "true"):
+        with pytest.raises(ConfigError) as of_run:
+            config.load("quickstart", [f"seed={wrong}"])
+        with pytest.raises(ConfigError) as of_stream:
+            stream.read("quickstart", [f"seed={wrong}"])
+        assert str(of_run.value) == str(of_stream.value)
 
 
 @pytest.mark.parametrize(
