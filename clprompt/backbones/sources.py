@@ -1,9 +1,8 @@
-"""Where a backbone's weights come from (timm, a file, the package), and what is refused by name."""
+"""Where a backbone comes from (timm, a file of weights, the package), and what is refused by name."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any, Literal
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
-from clprompt.errors import BackboneError, tell
+from clprompt.backbones.checkpoints import check_finite, load_weights
+from clprompt.errors import BackboneError
 from clprompt.inputs import ImageSpec
 from clprompt.seeding import preserved_rng
 
@@ -57,10 +57,12 @@ def create_vit(
             f'backbone "{source}": its pretrained weights could not be loaded ({_one_line(error)}); give '
             "backbone.checkpoint=FILE or backbone.pretrained=false"
         ) from error
+    if pretrained:
+        check_finite(vit.state_dict(), f'backbone "{source}"')
     if "img_size" in kwargs:
         _check_image_size(vit, source)
     if checkpoint:
-        _load_checkpoint(vit, Path(checkpoint))
+        load_weights(vit, Path(checkpoint))
     return vit, resolve_model_data_config(vit)
 
 
@@ -103,72 +105,6 @@ def _create_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, dict
         weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"].float(), grid)
     vit.load_state_dict({key: value.float() for key, value in weights.items()})
     return vit, facts
-
-
-def _load_checkpoint(vit: Any, path: Path) -> None:
-    """Load timm-layout weights: wrappers unpacked, classifier left out, positions resampled."""
-    from timm.models import load_state_dict
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    if not path.is_file():
-        raise BackboneError(f"backbone.checkpoint: no file {path}")
-    try:
-        raw = load_state_dict(str(path), device="cpu", weights_only=True)
-        shapes = {key: tuple(value.shape) for key, value in raw.items() if isinstance(value, Tensor)}
-        state = checkpoint_filter_fn(raw, vit)
-    except Exception as error:  # torch, pickle and safetensors each have their own way to refuse a file
-        pickled = "weights_only" in str(error)
-        reason = "it holds pickled objects, only tensors are ever loaded" if pickled else _one_line(error)
-        raise BackboneError(f"backbone.checkpoint {path} could not be read: {reason}") from error
-    state = {
-        key: value.float()
-        for key, value in state.items()
-        if isinstance(value, Tensor) and key.split(".")[0] not in ("head", "head_dist")
-    }
-    weights = vit.state_dict()
-    _check_patch_size(shapes, weights, path)
-    problems = [f"{key} is missing" for key in weights if key not in state]
-    problems += [f"{key} is not part of the model" for key in state if key not in weights]
-    problems += [
-        f"{key} is {list(state[key].shape)} in the file and {list(weights[key].shape)} in the model"
-        for key in weights
-        if key in state and state[key].shape != weights[key].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise BackboneError(f"backbone.checkpoint {path} does not fit: {'; '.join(problems[:3])}{more}")
-    vit.load_state_dict(state)
-    _tell_resampling(shapes, vit, path)
-
-
-def _check_patch_size(shapes: dict[str, tuple[int, ...]], weights: dict[str, Tensor], path: Path) -> None:
-    """timm would resample the patch embedding without a word: another model than the one that was trained."""
-    weight = weights.get("patch_embed.proj.weight")
-    for key, shape in shapes.items():
-        if weight is None or len(shape) != 4 or not key.endswith(("patch_embed.proj.weight", "conv1.weight")):
-            continue
-        # conv1: CLIP's, not a ResNet's
-        if key.endswith("patch_embed.proj.weight") or shape[0] == len(weight):
-            there, here = ("x".join(map(str, sides)) for sides in (shape[2:], weight.shape[2:]))
-            if there != here:
-                raise BackboneError(
-                    f"backbone.checkpoint {path} has patches of {there} pixels ({key}), the model of {here}; "
-                    "name a model of the same patch size"
-                )
-
-
-def _tell_resampling(shapes: dict[str, tuple[int, ...]], vit: Any, path: Path) -> None:
-    """Say so when the file's positions were made for another image size."""
-    positions = [shape for key, shape in shapes.items() if key.endswith("pos_embed") and len(shape) == 3]
-    if not positions or vit.pos_embed is None or positions[0][1] == vit.pos_embed.shape[1]:
-        return
-    high, wide = vit.patch_embed.grid_size
-    before = math.isqrt(positions[0][1])  # beside a square grid there are at most a few prefix tokens
-    patch = vit.patch_embed.patch_size[0]
-    tell(
-        f"backbone.checkpoint {path}: positions of {before}x{before} patches "
-        f"(images of {before * patch} pixels) are resampled to {high}x{wide}"
-    )
 
 
 def check_supported(vit: nn.Module, name: str) -> None:

@@ -40,8 +40,9 @@ class FrozenViT(nn.Module):
         source: a timm model name, the name of an embedded backbone (``vit_letters``), or a timm
             ``VisionTransformer`` of your own, which is frozen in place.
         pretrained: load timm's weights for this name (needs the weights in timm's cache or a network).
-        checkpoint: a local ``.safetensors``, ``.pth`` or ``.bin`` file in timm's layout; a classifier in it
-            is left out, position embeddings are resampled to the image size.
+        checkpoint: a local file of weights: safetensors, PyTorch or npz, in the names of timm, Hugging Face,
+            torchvision, CLIP or JAX. Wrappers (``state_dict``, ``model.``, ``teacher.backbone.``) are undone
+            with a notice, a classifier is left out, position embeddings are resampled to the image size.
         normalise: "backbone" gives images the mean and standard deviation that the weights were trained with;
             "unit" leaves pixels in [0, 1], as several published recipes do.
         **timm_kwargs: passed to ``timm.create_model`` (``img_size=112``, ``depth=4``, ...).
