@@ -9,20 +9,22 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from clprompt import schema
+from clprompt.avalanche.plugins import check_data, check_plugins, follow_groups, keep_copies
+from clprompt.avalanche.unseen import evaluation_loss, rank_last
 from clprompt.data.loading import sample_stream, training_batches
-from clprompt.errors import ConfigError, ProtocolError
+from clprompt.errors import ConfigError, ProtocolError, nearest
 from clprompt.prompting.build import construct, serving
-from clprompt.prompting.losses import classification_loss
 from clprompt.prompting.model import PromptModel, Step
 from clprompt.prompting.plugin import Plugin, Samples
+from clprompt.schema import at_least
 from clprompt.targets import is_label_sets, visible
 from clprompt.training import optim
 from clprompt.training.mixing import check_mixing, soften
@@ -38,6 +40,9 @@ with warnings.catch_warnings():
     from avalanche.training.templates import SupervisedTemplate
 
 
+_COMING_AND_GOING = "parameters come and go with the experiences"
+
+
 class PromptStrategy(SupervisedTemplate):
     """An Avalanche strategy around a PromptModel.
 
@@ -51,13 +56,19 @@ class PromptStrategy(SupervisedTemplate):
         plugins: Avalanche's, and ours, which are plugged into the model.
         evaluator: Avalanche's.
         eval_every: Avalanche's.
+        peval_mode: Avalanche's: whether ``eval_every`` counts epochs or iterations.
         **fields: of :class:`clprompt.training.settings.Training` (``lr``, ``train_mb_size``, ...), in place
             of those that ``training`` has.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: a setting out of range, or a plugin of Avalanche that has no meaning beside the model.
         ProtocolError: a stream without boundaries for a model that needs them.
     """
+
+    #: what is said of Avalanche's arguments that the strategy does not take
+    argument_answers: ClassVar[Mapping[str, str]] = {
+        "criterion": "criterion is refused: a method has its own loss; a loss term of yours is a plug-in's",
+    }
 
     @takes_training(but=("checkpoint_every", "log_every"))  # Avalanche's plugins save, its loggers log
     def __init__(
@@ -71,14 +82,20 @@ class PromptStrategy(SupervisedTemplate):
         plugins: Sequence[Any] | None = None,
         evaluator: Any = default_evaluator,
         eval_every: int = -1,
+        peval_mode: Literal["epoch", "iteration"] = "epoch",
         **fields: Any,
     ) -> None:
+        if isinstance(fields.get("optimizer"), torch.optim.Optimizer):
+            kind = type(fields["optimizer"]).__name__
+            raise ConfigError(f"optimizer must be a name, as {_COMING_AND_GOING}; got {kind}")
         settings = replace(training or Training(), **fields)
         self.training_settings = settings
         self.seed = seed
         self.precision = precision
         self._step: Step | None = None
+        self._observed: Tensor | None = None  # the labels that the model was told of last
         self._arrived: list[Any] = []  # the data sets so far, for a model that revisits them
+        self._loading: dict[str, Any] = {}  # the arguments of train() that say how data is loaded
         self._iterates = False  # whether epochs are iterations over what has been received
         ours = [plugin for plugin in plugins or () if isinstance(plugin, Plugin)]
         for plugin in ours:
@@ -96,7 +113,48 @@ class PromptStrategy(SupervisedTemplate):
             plugins=None if plugins is None else [plugin for plugin in plugins if plugin not in ours],
             evaluator=evaluator,
             eval_every=eval_every,
+            peval_mode=peval_mode,
         )
+        check_plugins(self)
+
+    # ------------------------------------------------------------------ what Avalanche's callers name
+
+    def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Train on one experience or several, one after the other.
+
+        Args:
+            experiences: one of an Avalanche stream, or several.
+            eval_streams: evaluated during training, see ``eval_every``; the training data if None.
+            **kwargs: ``num_workers``, ``shuffle``, ``drop_last``, ``pin_memory`` of the loader (the order is
+                a function of the seed, however many workers there are); ``reset_optimizer_state``. Plugins of
+                your own get them, too, and any others.
+
+        Returns:
+            The last value of each metric of the evaluator.
+
+        Raises:
+            ConfigError: an argument that nobody takes or a value out of range; a plugin without a meaning.
+        """
+        check_plugins(self)
+        self._loading = _check_loading("train", _training_loader, kwargs, self.plugins)
+        return super().train(experiences, eval_streams, **kwargs)
+
+    def eval(self, exp_list: Any, **kwargs: Any) -> dict[str, Any]:
+        """Evaluate on one experience or several.
+
+        Args:
+            exp_list: one of an Avalanche stream, or several.
+            **kwargs: ``num_workers``, ``shuffle``, ``pin_memory``, ``persistent_workers`` of the loader.
+
+        Returns:
+            The last value of each metric of the evaluator.
+
+        Raises:
+            ConfigError: an argument that nobody takes, or a value out of range.
+        """
+        if not self.is_training:  # within train() they are those of train()
+            _check_loading("eval", _evaluation_loader, kwargs, self.plugins)
+        return super().eval(exp_list, **kwargs)
 
     # ------------------------------------------------------------------ before an experience
 
@@ -130,10 +188,17 @@ class PromptStrategy(SupervisedTemplate):
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """The engine's own order; Avalanche's loader shuffles differently for benchmarks with task labels."""
-        self.dataloader = _EpochLoader(self)
+        self.dataloader = _EpochLoader(self, **self._loading)
+        if not len(self.dataloader):
+            raise ConfigError(
+                f"drop_last=True leaves nothing of an experience of {len(self.adapted_dataset)} images: "
+                f"train_mb_size is {self.train_mb_size}"
+            )
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Begin the experience, with a fresh optimizer where the method asks for one."""
+        for plugin in self.plugins:
+            check_data(plugin, self.experience.dataset)
         if self._skipped():
             return
         # asked without reading it: an experience without classes is a received batch; epochs iterate on it
@@ -145,10 +210,28 @@ class PromptStrategy(SupervisedTemplate):
                 f"{type(self.experience).__name__} does not tell"
             )
         begun = classes is not None and begin(self.model, classes, self._samples(classes))
-        if begun and self.model.optimizer_reset == "experience":
-            self.optimizer = _optimizer(self.model, self.training_settings)
-        elif self.model.trains:
-            optim.sync(self.optimizer, self.model)
+        if self.model.trains:
+            resets = begun and self.model.optimizer_reset == "experience"
+            self._follow(resets or kwargs.get("reset_optimizer_state", False))
+
+    def _follow(self, resets: bool) -> None:
+        """Bring the optimizer in line with the parameters; without its moments where it is reset.
+
+        It stays the same object, with the rates that it has: a scheduler holds on to both.
+        """
+        groups = self.optimizer.param_groups
+        if any("names" not in group for group in groups):
+            raise ConfigError(
+                f"strategy.optimizer was replaced, but {_COMING_AND_GOING}; give a name, lr and weight_decay"
+            )
+        if resets:
+            self.optimizer.state.clear()
+        optim.sync(self.optimizer, self.model)
+        if resets:  # the order that a new optimizer would have
+            order = [group["name"] for group in self.model.param_groups()]
+            groups.sort(key=lambda group: order.index(group["group"]))
+        for plugin in self.plugins:
+            follow_groups(plugin, self)
 
     def _classes(self) -> Any:
         """The classes that the experience trains on; None where it does not tell, or nobody wants to know."""
@@ -174,6 +257,24 @@ class PromptStrategy(SupervisedTemplate):
         """Nothing to adapt: a model grows when it observes labels, never in evaluation."""
         return (self.model if model is None else model).to(self.device)
 
+    def _receive(self) -> None:
+        """Tell the model of the labels that have arrived, unless it was told of them."""
+        if self.mb_y is self._observed or (self._iterates and self.clock.train_exp_epochs > 0):
+            return
+        self._observed = self.mb_y
+        receive(self.model, self.optimizer if self.model.trains else None, self.mb_y)
+
+    def _before_training_iteration(self, **kwargs: Any) -> None:
+        self._receive()  # before plugins measure the parameters, which may grow
+        super()._before_training_iteration(**kwargs)
+        for plugin in self.plugins:
+            keep_copies(plugin)
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        super()._before_training_exp(**kwargs)
+        for plugin in self.plugins:
+            keep_copies(plugin)
+
     def _before_training_epoch(self, **kwargs: Any) -> None:
         self.model.begin_epoch(self.clock.train_exp_epochs)
         super()._before_training_epoch(**kwargs)
@@ -185,12 +286,12 @@ class PromptStrategy(SupervisedTemplate):
         if not self.is_training:
             with autocast(self.device, self.precision):
                 logits = self.model(self.mb_x)
-            # Periodic evaluation starts before any class was seen, and metrics take a maximum over columns.
-            return logits if logits.shape[1] else logits.new_full((len(logits), 1), float("-inf"))
-        if not self._iterates or self.clock.train_exp_epochs == 0:
-            receive(self.model, self.optimizer if self.model.trains else None, self.mb_y)
-        if self.model.trains:
-            settings = self.training_settings
+            return (
+                logits if is_label_sets(self.mb_y) else rank_last(logits, self.mb_y, self.model.predictable())
+            )
+        self._receive()
+        settings = self.training_settings
+        if self.model.trains and settings.moves_rate:
             at, steps = self._progress()
             optim.set_learning_rate(self.optimizer, settings.schedule, at, steps, settings.warmup)
         where = (self.clock.train_exp_counter, self.clock.train_exp_iterations, 0)
@@ -205,16 +306,15 @@ class PromptStrategy(SupervisedTemplate):
         return self.clock.train_exp_iterations, self.train_epochs * len(self.dataloader)  # type: ignore[arg-type]
 
     def criterion(self) -> Tensor:
-        """The method's loss in training; in evaluation the cross-entropy over samples of seen classes."""
-        if self.is_training:
-            assert self._step is not None
+        """The method's loss in training; in evaluation the cross-entropy, see :func:`evaluation_loss`."""
+        if not self.is_training:
+            return evaluation_loss(self.mb_output, self.mb_y, self.model.predictable())
+        assert self._step is not None
+        if self.model.trains:
             return self._step.loss
-        if is_label_sets(self.mb_y):
-            return classification_loss(self.mb_output, self.mb_y, self.model.seen)
-        known = self.model.knows(self.mb_y)
-        if not bool(known.any()):
-            return self.mb_output.new_zeros(())
-        return classification_loss(self.mb_output[known], self.mb_y[known])
+        return evaluation_loss(
+            self._step.logits, self.mb_y, self.model.predictable()
+        )  # nothing descends it; 0 would look good
 
     def backward(self) -> None:
         """Backward, where there is anything to train."""
@@ -227,6 +327,10 @@ class PromptStrategy(SupervisedTemplate):
             optim.clip(self.optimizer, self.training_settings.clip_grad)
             super().optimizer_step()
 
+    def _train_cleanup(self) -> None:
+        super()._train_cleanup()
+        self._step = self._observed = None  # a step holds its graph, which cannot be copied
+
     def _after_training_exp(self, **kwargs: Any) -> None:
         classes = self._classes()
         # before plugins copy or measure the model
@@ -237,12 +341,28 @@ class PromptStrategy(SupervisedTemplate):
 class _EpochLoader:
     """The batches of the epoch that the strategy's clock shows."""
 
-    def __init__(self, strategy: PromptStrategy) -> None:
+    def __init__(
+        self,
+        strategy: PromptStrategy,
+        *,
+        num_workers: int | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        pin_memory: bool | None = None,
+    ) -> None:
         self.strategy = strategy
         self.dataset = strategy.adapted_dataset
+        self.drop_last = drop_last
+        self.arguments = {
+            "shuffle": shuffle,
+            "drop_last": drop_last,
+            "pin_memory": bool(pin_memory),
+            "workers": strategy.training_settings.workers if num_workers is None else num_workers,
+        }
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.strategy.train_mb_size)
+        whole, rest = divmod(len(self.dataset), self.strategy.train_mb_size)
+        return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Any]:
         strategy = self.strategy
@@ -253,15 +373,67 @@ class _EpochLoader:
                 experience=strategy.clock.train_exp_counter,
                 epoch=strategy.clock.train_exp_epochs,
                 batch_size=strategy.train_mb_size,
-                workers=strategy.training_settings.workers,
+                **self.arguments,
             )
         )
 
 
+@schema.checked
+def _training_loader(
+    *,
+    num_workers: Annotated[int, at_least(0)] | None = None,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    pin_memory: bool | None = None,
+    persistent_workers: bool = False,
+    reset_optimizer_state: bool = False,
+) -> dict[str, Any]:
+    """What :class:`_EpochLoader` is told of the arguments of train()."""
+    if persistent_workers:
+        raise ConfigError(
+            "persistent_workers must be false: an epoch's workers draw its augmentation, so each has its own"
+        )
+    return {
+        "num_workers": num_workers,
+        "shuffle": shuffle,
+        "drop_last": drop_last,
+        "pin_memory": pin_memory,
+    }
+
+
+@schema.checked
+def _evaluation_loader(
+    *,
+    num_workers: Annotated[int, at_least(0)] = 0,
+    shuffle: bool = False,
+    pin_memory: bool | None = None,
+    persistent_workers: bool = False,
+) -> dict[str, Any]:
+    """Avalanche's own evaluation loader takes these."""
+    return {}
+
+
+def _check_loading(
+    name: str, loader: Callable[..., dict[str, Any]], arguments: Mapping[str, Any], plugins: Iterable[Any]
+) -> dict[str, Any]:
+    """What a loader is told; what it does not know is for plugins of a user's own, or refused.
+
+    Raises:
+        ConfigError: an argument that nobody takes, or a value that its loader does not.
+    """
+    known = inspect.signature(loader).parameters
+    unknown = [key for key in arguments if key not in known]
+    foreign = [p for p in plugins if not type(p).__module__.startswith(("avalanche.", "clprompt."))]
+    if unknown and not foreign:
+        raise ConfigError(f"{name}() takes no argument {unknown[0]}{nearest(unknown[0], known)}")
+    return loader(**{key: value for key, value in arguments.items() if key in known})
+
+
 def _optimizer(model: PromptModel, training: Training) -> torch.optim.Optimizer:
     """The engine's optimizer; Avalanche wants one even where nothing is trained."""
-    idle = torch.nn.Parameter(torch.zeros(0), requires_grad=False)
-    return optim.build(model, training) or torch.optim.SGD([idle], lr=1.0)
+    optimizer = optim.build(model, training, empty=True)
+    assert optimizer is not None
+    return optimizer
 
 
 @functools.cache
@@ -295,16 +467,16 @@ def make_strategy(model_class: type[PromptModel]) -> type[PromptStrategy]:
             "__doc__": document + (PromptStrategy.__doc__ or ""),
         },
     )
-    made.__init__ = _answering(made.__init__, model_class)  # type: ignore[method-assign, misc]
+    made.__init__ = _answering(made.__init__, PromptStrategy, model_class)  # type: ignore[method-assign, misc]
     return made
 
 
-def _answering(constructor: Callable[..., None], model_class: type[PromptModel]) -> Callable[..., None]:
-    """The constructor behind a look at what the model refuses or calls otherwise by now.
+def _answering(constructor: Callable[..., None], *classes: type) -> Callable[..., None]:
+    """The constructor behind a look at what strategy and model refuse or call otherwise by now.
 
     Avalanche, which has wrapped the constructor, would refuse such a name without a reason.
     """
-    answers = schema.argument_answers(model_class)
+    answers = {name: line for owner in classes for name, line in schema.argument_answers(owner).items()}
     parameters = inspect.signature(constructor).parameters
 
     @functools.wraps(constructor)
@@ -315,3 +487,6 @@ def _answering(constructor: Callable[..., None], model_class: type[PromptModel])
         constructor(self, *positional, **named)
 
     return __init__
+
+
+PromptStrategy.__init__ = _answering(PromptStrategy.__init__, PromptStrategy)  # type: ignore[method-assign]

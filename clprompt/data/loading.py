@@ -40,9 +40,12 @@ class _Seeded(Dataset):
             return tuple(self.dataset[position])
 
 
-def _loader(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, seed: int) -> DataLoader:
+def _loader(
+    dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, seed: int, pin_memory: bool = False
+) -> DataLoader:
     return DataLoader(
         dataset,
+        pin_memory=pin_memory,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=workers,
         # without a generator of its own a DataLoader draws from the global random state
@@ -72,6 +75,8 @@ def training_batches(
     workers: int = 0,
     skip: int = 0,
     shuffle: bool = True,
+    drop_last: bool = False,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """The shuffled batches of one epoch of one experience.
 
@@ -84,6 +89,8 @@ def training_batches(
         workers: loader processes; the result does not depend on them.
         skip: leave out so many batches at the start (entering an epoch in the middle).
         shuffle: False for data that comes in its final order.
+        drop_last: leave out a last batch that is smaller.
+        pin_memory: lay batches where a GPU fetches them from.
 
     Yields:
         (images [B, 3, H, W], targets [B] or [B, C], and whatever else the data set's items hold).
@@ -91,7 +98,9 @@ def training_batches(
     count = len(dataset)
     order = epoch_order(count, seed, experience, epoch).tolist() if shuffle else list(range(count))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return _loader(_Seeded(dataset, (seed, experience, epoch)), batches[skip:], workers, seed)
+    if drop_last and batches and len(batches[-1]) < batch_size:
+        batches.pop()
+    return _loader(_Seeded(dataset, (seed, experience, epoch)), batches[skip:], workers, seed, pin_memory)
 
 
 def fixed_batches(dataset: Images, batches: Sequence[Sequence[int]], workers: int = 0) -> DataLoader:

@@ -16,14 +16,17 @@ from clprompt.prompting.model import PromptModel
 from clprompt.training.settings import Training
 
 
-def build(model: PromptModel, training: Training | None = None, **fields: Any) -> Optimizer | None:
-    """An optimizer over the model's trainable parameters; None for a model that trains nothing.
+def build(
+    model: PromptModel, training: Training | None = None, *, empty: bool = False, **fields: Any
+) -> Optimizer | None:
+    """An optimizer over the model's trainable parameters; None where there are none (yet).
 
     A group of the model may override ``lr`` and other settings; frozen parameters are in no group.
 
     Args:
         model: what is trained.
         training: says which optimizer, its ``lr``, ``weight_decay`` and ``momentum``; the defaults if None.
+        empty: give an optimizer without parameters in place of None.
         **fields: of :class:`Training`, in place of those that ``training`` has: ``build(model, lr=0.01)``.
 
     Raises:
@@ -39,9 +42,10 @@ def build(model: PromptModel, training: Training | None = None, **fields: Any) -
         }
         for group in model.param_groups()
     ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
+    filled = [group for group in groups if group["params"]]
+    if not filled and not empty:
         return None
+    groups = filled or groups
     shared: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":
         optimizer: Optimizer = torch.optim.SGD(groups, momentum=settings.momentum, **shared)

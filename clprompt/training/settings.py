@@ -114,6 +114,11 @@ class Training:
     def __post_init__(self) -> None:
         schema.check_fields(self, "training")
 
+    @property
+    def moves_rate(self) -> bool:
+        """Whether the learning rate changes within an experience."""
+        return self.schedule != "constant" or self.warmup > 0
+
 
 @dataclass(frozen=True)
 class Online:

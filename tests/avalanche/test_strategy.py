@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from avalanche.benchmarks import CLScenario, nc_benchmark
 from avalanche.benchmarks.scenarios.online import split_online_stream
-from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import (
     accuracy_metrics,
@@ -28,17 +26,17 @@ from avalanche.evaluation.metrics import (
 from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger, TextLogger
 from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LwFPlugin, ReplayPlugin
 from avalanche.training.supervised import Naive
+from avalanche_runs import avalanches_own, strategy, stream, toy, trained
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from clprompt import FrozenViT
 from clprompt.avalanche.strategy import PromptStrategy, make_strategy
-from clprompt.data.plan import group_indices
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.registry import strategies
-from clprompt.scenarios import Plan, benchmark, to_avalanche
+from clprompt.scenarios import benchmark
 from clprompt.testing.asserts import bits, changed, same_bits
-from clprompt.testing.bench import CLASSES, ToyImages, tiny_vit
+from clprompt.testing.bench import tiny_vit
 from clprompt.training.engine import Engine
 from clprompt.training.settings import Online, Training
 
@@ -46,27 +44,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:avalanche"),
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
 ]
-SETTINGS: dict[str, Any] = {"train_mb_size": 8, "train_epochs": 2, "lr": 0.02}
 #: Strategies with something that experiences share, on which a plugin for old losses can act.
 SEVERAL = ["dualprompt", "l2p", "vpt_deep"]
-
-
-def toy() -> tuple[ToyImages, ToyImages]:
-    return ToyImages(12), ToyImages(6, "test")
-
-
-def stream() -> CLScenario:
-    train, test = toy()
-    plan = Plan(tuple(group_indices(train.targets, CLASSES, 11)), CLASSES, 11)
-    return to_avalanche(plan, train, test)
-
-
-def avalanches_own(task_labels: bool) -> CLScenario:
-    train, test = (as_classification_dataset(part) for part in toy())
-    order = [c for group in CLASSES for c in group]
-    return nc_benchmark(
-        train, test, n_experiences=3, task_labels=task_labels, shuffle=False, fixed_class_order=order
-    )
 
 
 class Watch(SupervisedPlugin):
@@ -78,25 +57,6 @@ class Watch(SupervisedPlugin):
 
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         self.losses.append(float(strategy.loss.detach()))
-
-
-def strategy(
-    name: str, plugins: Sequence[Any] = (), evaluator: Any = None, **arguments: Any
-) -> PromptStrategy:
-    made = make_strategy(strategies.get(name).target)
-    return made(
-        backbone=arguments.pop("backbone", None) or tiny_vit(),
-        plugins=list(plugins),
-        evaluator=evaluator or EvaluationPlugin(),
-        **{**SETTINGS, **arguments},
-    )
-
-
-def trained(name: str, scenario: CLScenario | None = None, **arguments: Any) -> PromptStrategy:
-    made = strategy(name, **arguments)
-    for experience in (scenario or stream()).train_stream:
-        made.train(experience)
-    return made
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -171,12 +131,6 @@ def test_replayed_samples_of_old_classes_are_learned_from() -> None:
             return float((made.model.eval()(images[old]).argmax(1) == targets[old]).float().mean())
 
     assert accuracy(replay) > accuracy(without) + 0.2
-
-
-def test_replay_fills_class_means_too() -> None:
-    torch.manual_seed(0)
-    plain, replay = trained("ncm"), trained("ncm", plugins=[ReplayPlugin(mem_size=20)])
-    assert int(replay.model.counts.sum()) > int(plain.model.counts.sum())
 
 
 # ------------------------------------------------------------------------------------------- loggers, metrics
