@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +80,7 @@ def assemble(
     if len(labels) == 0:
         raise DataError(f"{name}: there is no image")
     targets, class_names = class_ids(labels, names, name)
+    _tell_alike(name, class_names)
     keep = np.arange(len(targets))
     if selection.classes is not None:
         classes = chosen_classes(selection.classes, class_names)
@@ -136,6 +137,7 @@ def assemble_sets(
         tell(f"{name}: {_listed(names, np.flatnonzero(~used))} no image; left out")
         names = [each for each, is_used in zip(names, used, strict=True) if is_used]
         hot = hot[:, used]
+    _tell_alike(name, names)
     held_out = drawn_test_of_sets(name, hot, selection) if is_test is None else is_test[keep]
     _check_parts(name, (~held_out).sum(), held_out.sum())
     for part, what in ((hot[~held_out], "training"), (hot[held_out], "test")):
@@ -239,6 +241,13 @@ def _check_classes(
         tell(f"{name}: {_listed(names, single)} one training image only")
 
 
+def _tell_alike(name: str, class_names: Sequence[str]) -> None:
+    """Classes of their own may have one name, as two of ImageNet's do."""
+    alike = [each for each, count in Counter(class_names).items() if count > 1]
+    if alike:
+        tell(f'{name}: {len(alike)} names are those of several classes; the first: "{alike[0]}"')
+
+
 def _check_parts(name: str, train: int, test: int) -> None:
     for count, what in ((train, "training"), (test, "test")):
         if not count:
@@ -309,8 +318,3 @@ def readable_files(
                 raise DataError(f"{place}{path}: the image cannot be read: {problem}{HINT}")
     load = ImageFiles(list(paths), HINT, max_pixels)
     return load, readable(name, load, len(paths), on_bad_image)
-
-
-def image_files(paths: Sequence[Path], targets: np.ndarray) -> ImageSource:
-    """Image files with their targets, as they are listed."""
-    return ImageSource(ImageFiles([str(path) for path in paths]), targets, encoded=True)

@@ -88,6 +88,32 @@ def resolved(paths: Sequence[str]) -> list[str]:
     return places
 
 
+def merged(
+    name: str, paths: Sequence[str], hot: np.ndarray, is_test: np.ndarray
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Label sets of files with one entry for each file of each part, where it was first, its labels joined.
+
+    Args:
+        name: of the data set; messages begin with it.
+        paths: of the files, n.
+        hot: their label sets, multi-hot 0/1, [n, C].
+        is_test: which of them are test images, bool [n].
+    """
+    rows: dict[tuple[str, bool], int] = {}
+    joined = hot.copy()
+    again = []
+    for row, key in enumerate(zip(resolved(paths), is_test.tolist(), strict=True)):
+        first = rows.setdefault(key, row)
+        if first != row:
+            again.append(paths[row])
+            joined[first] |= hot[row]
+    if again:
+        count = f"{len(again)} of {len(paths)}"
+        tell(f"{name}: {count} entries name an image again, their labels joined; the first: {again[0]}")
+    keep = sorted(rows.values())
+    return [paths[row] for row in keep], joined[keep], is_test[keep]
+
+
 def tell_repeats(name: str, train: ImageSource, test: ImageSource) -> None:
     """Say how many test images are training images, and how many images come again in one part.
 

@@ -149,7 +149,7 @@ def test_an_npz_of_multi_hot_targets_is_a_data_set(tmp_path):
         ({"test_targets": np.ones((2, 4))}, "has 3 classes, test_targets 4"),
         ({"class_names": np.array(["a"])}, "1 class names for 3 classes"),
         ({"train_images": np.zeros(3)}, r"must be \[n, H, W\]"),
-        ({"split": np.zeros(5)}, "holds a split beside train_images and test_images"),
+        ({"split": np.zeros(5)}, "holds the array split beside train_images and test_images"),
     ],
 )
 def test_an_npz_with_a_mistake_is_refused_in_one_line(tmp_path, changed, message):
@@ -162,16 +162,25 @@ def test_an_npz_with_a_mistake_is_refused_in_one_line(tmp_path, changed, message
 def test_coco_categories_are_sorted_by_name(tmp_path):
     held = {
         "categories": [{"id": 7, "name": "zebra"}, {"id": 9, "name": "ant"}],
-        "images": [{"id": 2, "file_name": "two.jpg"}, {"id": 1, "file_name": "one.jpg"}],
-        "annotations": [{"image_id": 1, "category_id": 7}, {"image_id": 1, "category_id": 7}],
+        "images": [
+            {"id": 2, "file_name": "two.jpg"},
+            {"id": 1, "file_name": "one.jpg"},
+            {"id": 3, "file_name": "three.jpg"},
+        ],
+        "annotations": [
+            {"image_id": 1, "category_id": 7},
+            {"image_id": 1, "category_id": 7},
+            {"image_id": 3, "category_id": 9},
+        ],
     }
     for part in ("train", "val"):
         (tmp_path / "annotations").mkdir(exist_ok=True)
         write(tmp_path / "annotations" / f"instances_{part}2014.json", json.dumps(held))
-        picture(tmp_path / f"{part}2014" / "one.jpg")
+        for number in ("one", "two", "three"):
+            picture(tmp_path / f"{part}2014" / f"{number}.jpg")
     bundle = coco(path=str(tmp_path))
     assert bundle.class_names == ["ant", "zebra"]
-    assert bundle.train.targets.tolist() == [[0, 1], [0, 0]]
+    assert bundle.train.targets.tolist() == [[0, 1], [0, 0], [1, 0]]
     assert bundle.train.load(0).size == (8, 6)
     held["annotations"].append({"image_id": 5, "category_id": 7})
     write(tmp_path / "annotations" / "instances_val2014.json", json.dumps(held))
@@ -187,7 +196,8 @@ def test_difficult_objects_of_voc_count_as_absent(tmp_path):
     for part in ("trainval", "test"):
         write(folder / f"dog_{part}.txt", "000001  1\n000002  0\n000003 -1\n")
         write(folder / f"cat_{part}.txt", "000001 -1\n000002  1\n000003 -1\n")
-    picture(tmp_path / "JPEGImages" / "000001.jpg")
+    for number in (1, 2, 3):
+        picture(tmp_path / "JPEGImages" / f"00000{number}.jpg")
     bundle = voc2007(path=str(tmp_path))
     assert bundle.class_names == ["cat", "dog"]
     assert bundle.train.targets.tolist() == [[0, 1], [1, 0], [0, 0]]

@@ -81,6 +81,8 @@ class Mosaics:
         for cell, number in enumerate(self.cells[index]):
             if number >= 0:
                 image = _as_tensor(self.load(int(number)))
+                if len(image) == 3 and channels == 1:  # a colour image among grey ones
+                    image = transforms.rgb_to_grayscale(image)
                 if image.shape != self.first.shape:
                     image = transforms.resize(image.expand(channels, -1, -1), [high, wide], antialias=True)
                 y, x = divmod(cell, grid)

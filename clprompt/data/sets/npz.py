@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clprompt import schema
 from clprompt.data.bundle import HINT, DataBundle, OnBadImage, assemble, assemble_sets, readable
@@ -67,21 +68,21 @@ def npz(
         split_seed=split_seed,
     )
     name = f"npz {path}"
-    arrays = _open(path)
-    images = _images(path, arrays)
+    file = _open(path)
+    images = _images(file)
     for key in ("labels", "split"):
-        _check_one_each(path, arrays, key, images)
-    use, is_test = _use(name, path, arrays, images, on_bad_image)
+        _check_one_each(file, key, images)
+    use, is_test = _use(name, file, images, on_bad_image)
     return assemble(
         name,
         Selected(images.load, use),
-        arrays["labels"][use],
+        file.arrays["labels"][use],
         is_test,
         selection,
         augment=augment,
         cache=cache,
         encoded=images.encoded,
-        names=_names(arrays),
+        names=_names(file),
     )
 
 
@@ -105,8 +106,8 @@ def multi_label_npz(
     images, ...      images, or jpeg and offsets, and split, all as for ``npz``
     labels           0 or 1, [n, C]
     names            optional, text [C]; `class_names` and `wnids` do as well; 0..C-1 by default
-    train_images     instead of images, labels and split: [n, H, W] or [n, H, W, channels], uint8,
-                     or float in [0, 1]; test_images likewise
+    train_images     instead of images, labels and split: [n, H, W] or [n, H, W, 1, 3 or 4],
+                     uint8, or float in [0, 1]; test_images likewise
     train_targets    0 or 1, [n, C]; test_targets likewise
     ================ =============================================================================
 
@@ -136,18 +137,19 @@ def multi_label_npz(
         split_seed=split_seed,
     )
     name = f"multi_label_npz {path}"
-    arrays = _open(path)
+    file = _open(path)
     is_test: np.ndarray | None
-    if any(key in arrays for key in _PARTS):
-        images, hot, is_test = _two_parts(path, arrays)
+    if any(key in file.arrays for key in _PARTS):
+        images, hot, is_test = _two_parts(file)
         use = np.arange(images.count)
     else:
-        images = _images(path, arrays)
-        hot = _multi_hot(path, "labels", arrays["labels"], images.count)
-        _check_one_each(path, arrays, "split", images)
-        use, is_test = _use(name, path, arrays, images, on_bad_image)
-    names = _names(arrays, "class_names")
-    names = [str(name) for name in (range(hot.shape[1]) if names is None else names)]
+        images = _images(file)
+        hot = _multi_hot(file, "labels", images.count)
+        _check_one_each(file, "split", images)
+        use, is_test = _use(name, file, images, on_bad_image)
+    names = _names(file, "class_names")
+    if names is None:
+        names = [str(c) for c in range(hot.shape[1])]
     if len(names) != hot.shape[1]:
         raise DataError(f"{path}: {len(names)} class names for {hot.shape[1]} classes")
     return assemble_sets(
@@ -167,6 +169,21 @@ def multi_label_npz(
 
 
 @dataclass(frozen=True)
+class _File:
+    """What is read of a file.
+
+    Attributes:
+        path: of the file.
+        arrays: those that have a meaning, by name.
+        held: the names of all.
+    """
+
+    path: str
+    arrays: dict[str, np.ndarray]
+    held: str
+
+
+@dataclass(frozen=True)
 class _Images:
     """The images of a file.
 
@@ -183,104 +200,184 @@ class _Images:
     unit: str
 
 
-def _open(path: str) -> dict[str, np.ndarray]:
+_PARTS = ("train_images", "train_targets", "test_images", "test_targets")
+_WHOLE = ("images", "jpeg", "offsets", "labels", "split")
+_NAMES = ("names", "class_names", "wnids")
+
+
+def _open(path: str) -> _File:
     if not os.path.isfile(path):
         raise DataError(f"data.path: there is no file {path}; it must be an .npz file of images and labels")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: the file cannot be read: permission denied")
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: the file cannot be read: it is no whole .npz file")
+    arrays: dict[str, np.ndarray] = {}
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+            for key in file.files:
+                if key in arrays:
+                    raise DataError(f"{path}: there are two arrays {key}; keep one of them")
+                if key in _PARTS + _WHOLE + _NAMES:
+                    arrays[key] = _array(file, path, key)
+            return _File(path, arrays, ", ".join(sorted(file.files)) or "nothing")
+    except DataError:
+        raise
     except Exception as error:  # zip, zlib and numpy each fail in their own way
         pickled = "allow_pickle" in str(error)
         reason = "it holds pickled objects, only arrays are read" if pickled else "it is damaged"
         raise DataError(f"{path}: the file cannot be read: {reason}") from error
 
 
-def _images(path: str, arrays: Mapping[str, np.ndarray]) -> _Images:
+def _array(file: Any, path: str, key: str) -> np.ndarray:
+    try:
+        array = file[key]
+    except MemoryError as error:
+        with file.zip.open(f"{key}.npy") as entry:
+            while entry.read(2**20):  # to its end, where a checksum shows whether the size is a true one
+                pass
+        raise _memory_is_short(path, key, error) from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: {key} is not an array")
+    return array
+
+
+def _memory_is_short(path: str, key: str, error: MemoryError) -> DataError:
+    reason = str(error) or "less is free than it takes"
+    return DataError(f"{path}: memory is short for the array {key}: {reason}")
+
+
+def _images(file: _File) -> _Images:
     """Raw or encoded images, checked; that there are labels beside them is checked as well."""
-    held = ", ".join(sorted(arrays)) or "nothing"
+    path, arrays = file.path, file.arrays
     if "labels" not in arrays or not ("images" in arrays or {"jpeg", "offsets"} <= arrays.keys()):
-        raise DataError(f"{path}: it must hold labels, and images or jpeg and offsets; it holds {held}")
+        raise DataError(f"{path}: it must hold labels, and images or jpeg and offsets; it holds {file.held}")
     if "jpeg" in arrays and "offsets" in arrays:
+        if "images" in arrays:
+            raise DataError(f"{path}: it holds images and jpeg; drop one of them")
         jpeg, offsets = arrays["jpeg"], arrays["offsets"]
         if jpeg.dtype != np.uint8 or jpeg.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu":
             raise DataError(f"{path}: jpeg must be uint8 [bytes] and offsets integers [n + 1]")
         steps = np.diff(offsets.astype(np.int64))
         if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(jpeg) or (steps < 0).any():
             raise DataError(f"{path}: offsets must rise from 0 to the {len(jpeg)} bytes of jpeg")
-        return _Images(ImageBytes(path, jpeg, offsets, HINT), len(offsets) - 1, True, "offsets")
-    images = arrays["images"]
-    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
-        raise DataError(
-            f"{path}: images must be uint8 [n, H, W] or [n, H, W, 1 or 3], "
-            f"got {images.dtype} {list(images.shape)}"
+        return _Images(
+            ImageBytes(path, jpeg, offsets.astype(np.int64), HINT), len(offsets) - 1, True, "offsets"
         )
-    tensor = torch.from_numpy(images)  # (n, H, W) or (n, H, W, C)
-    tensor = tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
-    return _Images(ImageArray(tensor), len(images), False, "images")
+    images = _pixels(file, "images", "uint8 [n, H, W] or [n, H, W, 1 or 3]", (1, 3), "u")
+    return _Images(ImageArray(images), len(images), False, "images")
 
 
-def _check_one_each(path: str, arrays: Mapping[str, np.ndarray], key: str, images: _Images) -> None:
-    if key in arrays and arrays[key].shape != (images.count,):
+def _pixels(file: _File, key: str, form: str, channels: tuple[int, ...], kinds: str) -> Tensor:
+    """Raw images, checked, [n, channels, H, W].
+
+    Args:
+        file: that holds them.
+        key: of the array.
+        form: what messages say that it must be.
+        channels: the numbers of them that are allowed, last in the array.
+        kinds: of numbers: "u" for uint8, "f" for floating point in [0, 1].
+    """
+    images = file.arrays[key]
+    known = images.dtype == np.uint8 or (images.dtype.kind == "f" and "f" in kinds)
+    if not known or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in channels)):
+        last = known and images.ndim == 4 and images.shape[1] in channels
+        hint = "; the channels stand last" if last else ""
+        raise DataError(f"{file.path}: {key} must be {form}, got {images.dtype} {list(images.shape)}{hint}")
+    if not images.size:
         raise DataError(
-            f"{path}: {key} must be one value for each of the {images.count} {images.unit}, "
-            f"got shape {list(arrays[key].shape)}"
+            f"{file.path}: {key} must hold a pixel or more, got {images.dtype} {list(images.shape)}"
+        )
+    stacked = images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1)  # (n, channels, H, W)
+    if "f" not in kinds:
+        return torch.from_numpy(stacked)
+    least, most = float(images.min()), float(images.max())
+    if images.dtype != np.uint8 and not (least >= 0 and most <= 1):  # NaN as well
+        raise DataError(f"{file.path}: {key} must be uint8, or float in [0, 1], got {least:g} to {most:g}")
+    try:
+        dtype = np.uint8 if images.dtype == np.uint8 else np.float32
+        return torch.from_numpy(np.ascontiguousarray(stacked, dtype=dtype))
+    except MemoryError as error:
+        raise _memory_is_short(file.path, key, error) from error
+
+
+def _check_one_each(file: _File, key: str, images: _Images) -> None:
+    if key in file.arrays and file.arrays[key].shape != (images.count,):
+        raise DataError(
+            f"{file.path}: {key} must be one value for each of the {images.count} {images.unit}, "
+            f"got shape {list(file.arrays[key].shape)}"
         )
 
 
 def _use(
-    name: str, path: str, arrays: Mapping[str, np.ndarray], images: _Images, on_bad_image: OnBadImage
+    name: str, file: _File, images: _Images, on_bad_image: OnBadImage
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The indices of the images to use, and which of those are test images; None where nothing says so."""
     use = np.arange(images.count)
-    if images.encoded:
+    if isinstance(images.load, ImageBytes):
+        empty = np.flatnonzero(np.diff(images.load.offsets) == 0)
+        if empty.size and on_bad_image == "error":
+            raise DataError(f"{file.path}, image {empty[0]}: the image cannot be read: it is empty{HINT}")
         use = readable(name, images.load, images.count, on_bad_image)
-    if "split" not in arrays:
+    if "split" not in file.arrays:
         return use, None
-    test, used = split_column(arrays["split"], path)
+    test, used = split_column(file.arrays["split"], file.path)
     use = use[used[use]]
     return use, test[use]
 
 
-def _names(arrays: Mapping[str, np.ndarray], *keys: str) -> list[str] | None:
+def _names(file: _File, *keys: str) -> list[str] | None:
     """Class names, from the first of some arrays that is there."""
-    names = next((arrays[key] for key in (*keys, "names", "wnids") if key in arrays), None)
-    return None if names is None else names.tolist()
+    key = next((key for key in (*keys, "names", "wnids") if key in file.arrays), None)
+    if key is None:
+        return None
+    names = file.arrays[key]
+    if names.ndim != 1 or names.dtype.kind not in "USiu":
+        raise DataError(
+            f"{file.path}: {key} must be text, one for each class, got {names.dtype} {list(names.shape)}"
+        )
+    try:
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file.path}: {key} holds {error.object!r}, which is not text in UTF-8") from error
 
 
 # ------------------------------------------------------------------------------------- of label sets alone
 
-_PARTS = ("train_images", "train_targets", "test_images", "test_targets")
 
-
-def _multi_hot(path: str, key: str, targets: np.ndarray, count: int) -> np.ndarray:
-    if targets.ndim != 2 or len(targets) != count or not np.isin(targets, (0, 1)).all():
-        raise DataError(f"{path}: {key} must be 0 or 1, [{count}, classes]; got {targets.shape}")
+def _multi_hot(file: _File, key: str, count: int) -> np.ndarray:
+    targets = file.arrays[key]
+    if targets.ndim != 2 or len(targets) != count or not targets.shape[1] or targets.dtype.kind not in "biuf":
+        form = f"{targets.dtype} {list(targets.shape)}"
+        raise DataError(f"{file.path}: {key} must be 0 or 1, [{count}, classes]; got {form}")
+    other = targets[~np.isin(targets, (0, 1))]
+    if other.size:
+        raise DataError(f"{file.path}: {key} must be 0 or 1, [{count}, classes]; got the value {other[0]}")
     return targets.astype(np.uint8)
 
 
-def _two_parts(path: str, arrays: Mapping[str, np.ndarray]) -> tuple[_Images, np.ndarray, np.ndarray]:
+def _two_parts(file: _File) -> tuple[_Images, np.ndarray, np.ndarray]:
     """Training images and the test images behind them, their label sets [n, C], and which are test images."""
     for key in _PARTS:
-        if key not in arrays:
-            raise DataError(f"{path} has no array {key}; it has {', '.join(sorted(arrays))}")
-    if "split" in arrays:
-        raise DataError(f"{path} holds a split beside train_images and test_images: drop it, or join those")
+        if key not in file.arrays:
+            raise DataError(f"{file.path} has no array {key}; it has {file.held}")
+    for key in _WHOLE:
+        if key in file.arrays:
+            raise DataError(
+                f"{file.path} holds the array {key} beside train_images and test_images: "
+                "drop it, or join those"
+            )
     loads, hot = [], []
     for part in ("train", "test"):
-        pixels = arrays[f"{part}_images"]
-        hot.append(_multi_hot(path, f"{part}_targets", arrays[f"{part}_targets"], len(pixels)))
-        if pixels.ndim not in (3, 4):
-            raise DataError(
-                f"{path}: {part}_images must be [n, H, W] or [n, H, W, channels], got {pixels.shape}"
-            )
-        stacked = pixels[..., None] if pixels.ndim == 3 else pixels
-        tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(stacked, -1, 1)))  # (n, channels, H, W)
-        loads.append(ImageArray(tensor if tensor.dtype == torch.uint8 else tensor.float()))
+        form = "[n, H, W] or [n, H, W, 1, 3 or 4], uint8 or float in [0, 1]"
+        images = _pixels(file, f"{part}_images", form, (1, 3, 4), "uf")
+        hot.append(_multi_hot(file, f"{part}_targets", len(images)))
+        loads.append(ImageArray(images))
     train, test = hot
     if test.shape[1] != train.shape[1]:
-        raise DataError(f"{path}: train_targets has {train.shape[1]} classes, test_targets {test.shape[1]}")
+        raise DataError(
+            f"{file.path}: train_targets has {train.shape[1]} classes, test_targets {test.shape[1]}"
+        )
     counts = (len(train), len(test))
-    images = _Images(Joined(loads, counts), sum(counts), False, "images")
-    return images, np.concatenate(hot), np.arange(images.count) >= counts[0]
+    joined = _Images(Joined(loads, counts), sum(counts), False, "images")
+    return joined, np.concatenate(hot), np.arange(joined.count) >= counts[0]

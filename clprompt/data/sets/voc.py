@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, image_files
-from clprompt.data.images import ImageSource
+from clprompt.data.bundle import DataBundle, OnBadImage, assemble_sets, readable_files
+from clprompt.data.images import Selected
+from clprompt.data.names import class_name
+from clprompt.data.repeats import merged
+from clprompt.data.selection import Classes, Selection
 from clprompt.data.transforms import Augment
-from clprompt.errors import DataError
+from clprompt.errors import DataError, tell
 from clprompt.registry import datasets
 
 
@@ -22,6 +27,8 @@ def voc2007(
     path: str = "data/VOCdevkit/VOC2007",
     train: str = "trainval",
     test: str = "test",
+    classes: Classes | None = None,
+    on_bad_image: OnBadImage = "error",
     augment: Augment = "standard",
 ) -> DataBundle:
     """PASCAL VOC by its image-set files: 20 classes in alphabetical order; "difficult" objects are absent.
@@ -30,32 +37,85 @@ def voc2007(
         path: folder with ImageSets/Main and JPEGImages.
         train: name of the image set to train on.
         test: name of the image set to test on.
+        classes: the classes to keep, in this order: names, or positions such as 0-19; other labels are
+            dropped, and images that are left without one.
+        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
+
+    Raises:
+        DataError: a missing file, a line of another form, an image with both flags, files that list other
+            images than one another, a part without any label, an image that cannot be read.
     """
     folder = Path(path) / "ImageSets" / "Main"
     suffix = f"_{train}.txt"
-    names = sorted(file.name.removesuffix(suffix) for file in folder.glob(f"*{suffix}"))
-    if not names:
+    stems = sorted(file.name.removesuffix(suffix) for file in folder.glob(f"*{glob.escape(suffix)}"))
+    if not stems:
         raise DataError(f"{folder} has no image sets *{suffix}")
-    sources = {part: _read_voc(Path(path), names, part) for part in (train, test)}
-    return DataBundle("voc2007", sources[train], sources[test], names, augment)
+    for one, other in itertools.pairwise(sorted(stems, key=class_name)):
+        if class_name(one) == class_name(other):
+            raise DataError(f'{folder}: two files *{suffix} are those of the class "{class_name(one)}"')
+    (paths, hot), (more, more_hot) = (_read_voc(Path(path), stems, part) for part in (train, test))
+    is_test = np.arange(len(paths) + len(more)) >= len(paths)
+    paths, hot, is_test = merged("voc2007", paths + more, np.concatenate([hot, more_hot]), is_test)
+    load, use = readable_files("voc2007", paths, on_bad_image)
+    return assemble_sets(
+        "voc2007",
+        Selected(load, use),
+        hot[use],
+        is_test[use],
+        Selection(classes=classes),
+        augment=augment,
+        cache=True,
+        names=stems,
+    )
 
 
-def _read_voc(root: Path, names: Sequence[str], part: str) -> ImageSource:
-    order: list[str] = []
+def _read_voc(root: Path, stems: Sequence[str], part: str) -> tuple[list[str], np.ndarray]:
+    """Paths of the images of a part, and their label sets [n, C]."""
+    order: list[str] | None = None
     columns = []
-    for name in names:
-        file = root / "ImageSets" / "Main" / f"{name}_{part}.txt"
-        try:
-            lines = [line.split() for line in file.read_text().splitlines() if line.strip()]
-            flags = {image: int(flag) for image, flag in lines}
-        except OSError as error:
-            raise DataError(f"{file}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise DataError(f"{file}: every line must be an image and 1, 0 or -1") from error
-        order = order or list(flags)
-        if set(order) != flags.keys():
-            raise DataError(f"{file} lists other images than the file of class {names[0]}")
+    for stem in stems:
+        file = root / "ImageSets" / "Main" / f"{stem}_{part}.txt"
+        flags = _flags(file)
+        order = list(flags) if order is None else order
+        other = sorted(set(order) ^ flags.keys())
+        if other:
+            raise DataError(
+                f"{file} lists other images than the file of class {stems[0]}: {other[0]} is in one of them"
+            )
         columns.append([flags[image] == 1 for image in order])
-    paths = [root / "JPEGImages" / f"{image}.jpg" for image in order]
-    return image_files(paths, np.array(columns, dtype=np.uint8).T)
+    paths = [str(root / "JPEGImages" / f"{image}.jpg") for image in order or []]
+    return paths, np.array(columns, dtype=np.uint8).T
+
+
+def _flags(file: Path) -> dict[str, int]:
+    """1, 0 or -1 of each image."""
+    if file.exists() and not file.is_file():
+        raise DataError(f"{file}: it is not a file")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: this is not a text file in UTF-8") from error
+    flags: dict[str, int] = {}
+    again = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        words = line.split()
+        if len(words) != 2 or words[1] not in ("1", "0", "-1", "+1") or "\0" in line:
+            raise DataError(
+                f"{file}, line {number}: every line must be an image and 1, 0 or -1, got {line[:60]!r}"
+            )
+        image, flag = words[0], int(words[1])
+        if ".." in Path(image).parts or Path(image).is_absolute():
+            raise DataError(f"{file}, line {number}: the image {image} leads out of the folder JPEGImages")
+        if flags.get(image, flag) != flag:
+            raise DataError(f"{file}, line {number}: the image {image} has {flag}, and {flags[image]} above")
+        if image in flags:
+            again.append(number)
+        flags[image] = flag
+    if again:
+        tell(f"{file}: {len(again)} of {len(lines)} lines repeat an earlier one; the first: line {again[0]}")
+    return flags
