@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from clprompt.errors import ConfigError
+from clprompt.system.parent import PARENT
 
 OUTPUT = "output.log"
+_ERROR = "clprompt: error: "
 _POLL = 0.2  # seconds between two looks at whether somebody wants to stop
 
 
@@ -73,6 +75,7 @@ def execute(
     asked = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(threads, int(asked)) if asked.isdigit() and int(asked) else threads
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "COLUMNS": "100"}
+    environment[PARENT] = str(os.getpid())  # killed, we leave no run behind that nobody waits for
     log = Path(folder) / OUTPUT
     with open(log, "ab") as output:
         start = output.tell()
@@ -105,11 +108,13 @@ def execute(
         return Outcome("stopped", seconds=seconds)
     with open(log, "rb") as output:
         output.seek(start)
-        lines = output.read().decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        lines = [line.strip() for line in output.read().decode(errors="replace").split("\n")]
+    # the last one alone may be another's: a run that goes on in this folder writes here, too
+    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    last = (errors or [line for line in lines if line] or [f"exit code {code}"])[-1]
     if code < 0:
         last = f"ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
-    return Outcome("failed", last.removeprefix("clprompt: error: ") or f"exit code {code}", seconds)
+    return Outcome("failed", last, seconds)
 
 
 class Local:

@@ -118,11 +118,11 @@ def prepare(run: Planned) -> None:
     Raises:
         ClpromptError: the folder cannot be written, or another process uses it.
     """
-    if _has_checkpoint(run.folder) and not _other(run, False):
-        return  # its own configuration stays as the checkpoint knows it
     with one_line_errors(f"make the folder {run.folder}"):
         run.folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(run.folder):
+        if _has_checkpoint(run.folder) and not _other(run, False):
+            return  # its own configuration stays as the checkpoint knows it
         if _other(run, (run.folder / runfolder.RESULTS).exists()):
             for path in run.folder.iterdir():
                 if path.is_dir():

@@ -7,6 +7,7 @@ ask for that.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -20,8 +21,11 @@ import yaml
 from warm_process import WarmProcess
 
 from clprompt.cli.main import main
-from clprompt.experiment import config, launch, run
+from clprompt.errors import RunFolderError
+from clprompt.experiment import config, launch, run, study_runs
+from clprompt.experiment import study as studies
 from clprompt.system.files import FolderLock
+from clprompt.system.parent import PARENT
 
 pytestmark = pytest.mark.usefixtures("same_picture")
 
@@ -51,6 +55,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, warm_process: WarmProcess
     with warm_process.as_python():
         assert main(["study", str(file), "--jobs", "2"]) == 0
     return file
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is run in place of Python."""
+    path = tmp_path / "python"
+    path.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(path))
+    return path
 
 
 @pytest.fixture
@@ -172,6 +185,32 @@ def test_the_reason_of_a_failure_is_the_processs_last_line(tmp_path: Path) -> No
     outcome = launch.execute(str(tmp_path), threads=1)
     assert outcome.status == "failed"
     assert outcome.reason == "scenario is missing; it must be a mapping with a name"
+
+
+def test_the_reason_is_the_error_though_another_process_writes_there_too(
+    tmp_path: Path, python: Path
+) -> None:
+    python.write_text(
+        "#!/bin/sh\necho clprompt: error: it is in use by another process\necho epoch 3/5: 10 steps\nexit 2\n"
+    )
+    outcome = launch.execute(str(tmp_path), threads=1)
+    assert outcome == launch.Outcome("failed", "it is in use by another process", outcome.seconds)
+
+
+def test_a_run_in_use_is_not_started_though_it_has_a_checkpoint(tmp_path: Path) -> None:
+    study = studies.load(write(tmp_path, strategies={"one": "ncm"}, seed=[0]))
+    folder = study.runs[0].folder
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "checkpoint" / "state.pt").touch()
+    (folder / "config.yaml").write_text(config.to_yaml(study.runs[0].config))
+    with FolderLock(folder), pytest.raises(RunFolderError, match="is in use by another process"):
+        study_runs.prepare(study.runs[0])
+
+
+def test_a_run_knows_which_process_it_must_not_outlive(tmp_path: Path, python: Path) -> None:
+    python.write_text(f'#!/bin/sh\necho "${PARENT}" > {tmp_path / "parent"}\n')
+    assert launch.execute(str(tmp_path), threads=1).status == "done"
+    assert (tmp_path / "parent").read_text() == f"{os.getpid()}\n"
 
 
 def test_a_mistake_that_the_parts_show_stops_a_study_before_anything_is_written(
