@@ -17,6 +17,7 @@ from clprompt.tracking.sink import Sink
 from clprompt.tracking.tensorboard import TensorBoard
 from clprompt.tracking.tracker import RunTracker
 
+pytestmark = pytest.mark.usefixtures("same_picture")
 NAMES = ["zero", "one"]
 GROUPS = [[0], [1]]
 
@@ -91,16 +92,16 @@ def tracker_in(folder, sizes=None, sinks=(TensorBoard, Table, Silent)):
     return RunTracker(folder, NAMES, GROUPS, sizes, sinks=sinks)
 
 
-@pytest.fixture
-def straight(tmp_path):
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
     """The lines of a run that nobody interrupted."""
-    (tmp_path / "straight").mkdir()
-    tracker = tracker_in(tmp_path / "straight")
+    folder = tmp_path_factory.mktemp("straight")
+    tracker = tracker_in(folder)
     for record in RECORDS:
         tracker.record(record)
     tracker.finish()
     tracker.close()
-    return lines(tmp_path / "straight")
+    return lines(folder)
 
 
 def test_a_sink_is_told_every_number_of_the_records(straight):

@@ -7,6 +7,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from drawing import same_picture
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -123,24 +124,26 @@ def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_two_runs_with_the_same_records_write_the_same_bytes(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        tracker = RunTracker(tmp_path / name, NAMES, GROUPS)
-        for record in whole_run()[:5]:
-            tracker.record(record)
-        tracker.finish()
-        tracker.close()
+    with same_picture():
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            tracker = RunTracker(tmp_path / name, NAMES, GROUPS)
+            for record in whole_run()[:5]:
+                tracker.record(record)
+            tracker.finish()
+            tracker.close()
     for file in ("metrics.jsonl", "accuracy_matrix.csv", "per_class_accuracy.csv", "confusion_matrix.csv"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_every_tag_stands_on_its_documented_axis(tmp_path):
-    tracker = RunTracker(tmp_path, NAMES, GROUPS)
-    for record in whole_run():
-        tracker.record(record)
-    tracker.speed(3, 120.5)
-    summary = tracker.finish()
-    tracker.close()
+    with same_picture():
+        tracker = RunTracker(tmp_path, NAMES, GROUPS)
+        for record in whole_run():
+            tracker.record(record)
+        tracker.speed(3, 120.5)
+        summary = tracker.finish()
+        tracker.close()
     reader = read_events(tmp_path)
     found = points(reader)
     assert found.pop("train/loss") == float32([(step, 1 / step) for step in range(1, 10)])
@@ -176,10 +179,11 @@ def test_pictures_in_the_dashboard_can_be_read_and_say_their_true_size(tmp_path)
 
 
 def test_one_chart_shows_the_forgetting_of_all_groups(tmp_path):
-    tracker = RunTracker(tmp_path, NAMES, GROUPS)
-    for record in whole_run():
-        tracker.record(record)
-    tracker.close()
+    with same_picture():
+        tracker = RunTracker(tmp_path, NAMES, GROUPS)
+        for record in whole_run():
+            tracker.record(record)
+        tracker.close()
     reader = read_events(tmp_path)
     (event,) = reader.Tensors("custom_scalars__config__")
     plugin = reader.SummaryMetadata("custom_scalars__config__").plugin_data.plugin_name
@@ -249,38 +253,39 @@ def test_diagnostics_become_pictures_histograms_and_scalars(tmp_path):
     assert reader.Histograms("prompts/keys")[0].histogram_value.num == 3
 
 
-@pytest.fixture
-def finished(tmp_path):
-    """The tracker of a run that ended, and what its end returned."""
-    tracker = RunTracker(tmp_path, NAMES, GROUPS)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that ended, its records, and what its end returned."""
+    folder = tmp_path_factory.mktemp("finished")
+    tracker = RunTracker(folder, NAMES, GROUPS)
     for record in whole_run():
         tracker.record(record)
     summary = tracker.finish()
     tracker.close()
-    return tracker, summary
+    return folder, tracker.records, summary
 
 
 def test_finish_returns_the_summary(finished):
-    tracker, summary = finished
-    assert summary == accuracy.summarise(tracker.records)
+    _, records, summary = finished
+    assert summary == accuracy.summarise(records)
 
 
-@pytest.mark.usefixtures("finished")
-def test_finish_writes_tables(tmp_path):
-    assert read_csv(tmp_path / "accuracy_matrix.csv") == [
+def test_finish_writes_tables(finished):
+    folder, *_ = finished
+    assert read_csv(folder / "accuracy_matrix.csv") == [
         ["after_experience", "group_1", "group_2", "group_3"],
         ["1", "0.9", "", ""],
         ["2", "0.5", "0.6", ""],
         ["3", "0.6", "0.8", "1.0"],
     ]
-    assert read_csv(tmp_path / "per_class_accuracy.csv") == [
+    assert read_csv(folder / "per_class_accuracy.csv") == [
         ["class", "name", "group", "samples", "correct", "accuracy"],
         ["0", "zero", "1", "4", "3", "0.75"],
         ["1", "one", "1", "2", "2", "1.0"],
         ["2", "two", "2", "1", "0", "0.0"],
         ["3", NAMES[3], "3", "0", "0", ""],
     ]
-    assert read_csv(tmp_path / "confusion_matrix.csv") == [
+    assert read_csv(folder / "confusion_matrix.csv") == [
         ["true class \\ predicted class", *NAMES],
         ["zero", "3", "1", "0", "0"],
         ["one", "0", "2", "0", "0"],
@@ -289,16 +294,16 @@ def test_finish_writes_tables(tmp_path):
     ]
 
 
-@pytest.mark.usefixtures("finished")
-def test_finish_draws_pictures(tmp_path):
-    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
+def test_finish_draws_pictures(finished):
+    folder, *_ = finished
+    drawn = sorted(path.name for path in (folder / "figures").iterdir())
     assert drawn == [
         "accuracy_curves.png",
         "accuracy_matrix.png",
         "confusion_matrix.png",
         "forgetting.png",
     ]
-    for path in (tmp_path / "figures").iterdir():
+    for path in (folder / "figures").iterdir():
         Image.open(path).load()
 
 
