@@ -257,6 +257,23 @@ def arguments(
     return values | {key: value for key, value in given.items() if key not in allowed}
 
 
+def held(target: Callable[..., Any], values: Any, path: str) -> dict[str, Any]:
+    """`arguments` of what a file says: a newer version's keys, of which nobody knows, are left alone.
+
+    Args:
+        target: a class or function; see `parameters`.
+        values: plain values, of any kind.
+        path: what they are, for messages.
+
+    Raises:
+        ConfigError: they are no mapping; a wrong type, or something that is missing.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} must be a mapping, got {show(values)}")
+    allowed, _ = parameters(target)
+    return arguments(target, {key: value for key, value in values.items() if key in allowed}, path)
+
+
 def check_keys(given: Iterable[str], allowed: Iterable[str], path: str) -> None:
     """Raises `ConfigError` at the first key that is not allowed; `path` is "" at the top level."""
     allowed = sorted(allowed)

@@ -49,6 +49,9 @@ REMOVED: dict[str, dict[str, Any]] = {
 #: Keys that records have got since: read by nobody before, so their presence changes nothing else.
 ADDED = {"measure"}  # what a record was measured by, which older readers found out from its keys
 
+#: Keys that results.json and model.json have got since: checksums over the rest and over other files.
+CHECKSUMS = {"checksum", "checksums", "tensors_sha256"}
+
 SEEDS = (0, 1)
 #: Runs by the command line: what they are called here, and the words behind `clprompt run`.
 RUNS = {
@@ -338,6 +341,8 @@ def compare_files(a: Path, b: Path) -> tuple[bool, str]:
         what = f"{len(old)} records"
     elif a.suffix == ".json":
         old, new = (with_new_keys(json.loads(path.read_text(encoding="utf-8"))) for path in (a, b))
+        for key in CHECKSUMS:  # of times and places too
+            old.pop(key, None), new.pop(key, None)
         what = f"{sum(1 for _ in leaves(old))} values"
     elif a.suffix == ".csv":
         old, new = (list(csv.reader(path.read_text(encoding="utf-8").splitlines())) for path in (a, b))

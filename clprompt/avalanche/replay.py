@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from clprompt import schema
 from clprompt.avalanche.strategy import PromptStrategy
 from clprompt.data.loading import epoch_order
+from clprompt.errors import CheckpointError
+from clprompt.schema import at_least
 from clprompt.training.engine import Engine
 from clprompt.training.settings import Memory
 
@@ -114,12 +117,29 @@ class MemoryEngine(Engine):
         return {**super().state(), "memory": {"samples": held.long(), "weights": weights, "batches": seen}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state."""
+        """Continue from a saved state; errors as the engine's."""
         super().load_state(state)
-        memory = state["memory"]
-        self._hold(memory["samples"].tolist())
-        self.reservoir._buffer_weights = memory["weights"].clone()
+        memory = schema.held(_Held, state.get("memory"), "engine.memory")
+        samples, weights = memory["samples"].tolist(), memory["weights"]
+        count = len(self._data)
+        if len(samples) > self.reservoir.max_size or not all(0 <= sample < count for sample in samples):
+            raise CheckpointError(
+                f"engine.memory.samples must hold at most {self.reservoir.max_size} of the {count} samples"
+            )
+        if len(weights) != len(samples):
+            raise CheckpointError(f"engine.memory has {len(weights)} weights for {len(samples)} samples")
+        self._hold(samples)
+        self.reservoir._buffer_weights = weights.clone()
         self.strategy.clock.train_exp_counter = memory["batches"]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a state holds of a memory."""
+
+    samples: Tensor
+    weights: Tensor
+    batches: Annotated[int, at_least(0)]
 
 
 class _Counted(PromptStrategy):

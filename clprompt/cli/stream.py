@@ -13,6 +13,7 @@ from clprompt.errors import ConfigError, DataError, tell
 from clprompt.experiment import config
 from clprompt.reporting.stream_map import StreamMap
 from clprompt.system import overlay
+from clprompt.system.files import open_regular
 
 
 def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
@@ -78,7 +79,8 @@ def _arguments(section: dict[str, Any]) -> dict[str, Any]:
 def _labels(path: str) -> np.ndarray:
     """Class ids from a .npy file."""
     try:
-        return np.load(path, allow_pickle=False)
+        with open_regular(path) as file:
+            return np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"labels: there is no file {path}") from None
     except (OSError, ValueError, EOFError) as error:

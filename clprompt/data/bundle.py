@@ -8,6 +8,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +47,15 @@ class DataBundle:
     class_names: list[str]
     augment: Augment = "none"
     cache: bool = True
+
+    @cached_property
+    def fingerprints(self) -> dict[str, Any]:
+        """What its parts are known by; see :mod:`clprompt.data.fingerprint`."""
+        return {
+            "class names": list(self.class_names),
+            "training images": self.train.fingerprint(),
+            "test images": self.test.fingerprint(),
+        }
 
 
 def assemble(

@@ -32,6 +32,8 @@ from PIL import (
 )
 from torch import Tensor
 
+from clprompt.data import fingerprint as fingerprints
+from clprompt.data.fingerprint import Fingerprint
 from clprompt.errors import DataError, tell
 from clprompt.schema import at_least
 
@@ -52,6 +54,14 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def fingerprint(self) -> Fingerprint:
+        """What its images and labels are known by; see :mod:`clprompt.data.fingerprint`."""
+        return {
+            "number": len(self),
+            "labels": fingerprints.checksum([self.targets.astype(np.int64)]),
+            **fingerprints.of_images(self.load, np.arange(len(self))),
+        }
 
 
 # ----------------------------------------------------------------------------------------------- decoding
@@ -247,6 +257,9 @@ class ImageFiles:
         except UnreadableImage as error:
             raise UnreadableImage(f"{error}{self.hint}") from error
 
+    def fingerprint(self, indices: np.ndarray) -> Fingerprint:
+        return fingerprints.of_files([str(self.paths[index]) for index in indices])
+
 
 @dataclass(frozen=True)
 class ImageBytes:
@@ -273,6 +286,10 @@ class ImageBytes:
         except UnreadableImage as error:
             raise UnreadableImage(f"{error}{self.hint}") from error
 
+    def fingerprint(self, indices: np.ndarray) -> Fingerprint:
+        files = (self.data[self.offsets[index] : self.offsets[index + 1]] for index in indices)
+        return {"contents": fingerprints.checksum(files)}
+
 
 @dataclass(frozen=True)
 class ImageArray:
@@ -282,6 +299,9 @@ class ImageArray:
 
     def __call__(self, index: int) -> Tensor:
         return self.images[index]
+
+    def fingerprint(self, indices: np.ndarray) -> Fingerprint:
+        return fingerprints.of_rows(lambda rows: self.images[torch.from_numpy(rows)].numpy(), indices)
 
 
 @dataclass(frozen=True)
@@ -293,6 +313,9 @@ class Selected:
 
     def __call__(self, index: int) -> Any:
         return self.load(int(self.indices[index]))
+
+    def fingerprint(self, indices: np.ndarray) -> Fingerprint:
+        return fingerprints.of_images(self.load, self.indices[indices])
 
 
 @dataclass(frozen=True)
@@ -314,6 +337,16 @@ class Joined:
                 return load(position)
             position -= count
         raise IndexError(index)
+
+    def fingerprint(self, indices: np.ndarray) -> Fingerprint:
+        ends = np.cumsum(self.counts)
+        part_of = np.searchsorted(ends, indices, side="right")  # (n,)
+        parts = [
+            fingerprints.of_images(load, indices[part_of == number] - (end - count))
+            for number, (load, count, end) in enumerate(zip(self.loads, self.counts, ends, strict=True))
+        ]
+        order = {"order": fingerprints.checksum([part_of.astype(np.int64)])}
+        return fingerprints.joined(parts) | order
 
 
 def unreadable(load: Callable[[int], Any], indices: Sequence[int] | np.ndarray) -> dict[int, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from clprompt.data.fingerprint import checksum
 from clprompt.errors import DataError
 
 
@@ -35,6 +36,11 @@ class Plan:
     def __len__(self) -> int:
         """The number of experiences."""
         return len(self.indices)
+
+    def fingerprint(self) -> str:
+        """A checksum of what arrives when: the samples and the classes of each experience."""
+        classes = (np.array(group, dtype=np.int64) for group in self.classes)
+        return checksum([*(np.asarray(index, dtype=np.int64) for index in self.indices), *classes])
 
     def describe(self, targets: np.ndarray) -> np.ndarray:
         """Training samples per experience and class, [T, C]."""

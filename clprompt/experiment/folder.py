@@ -16,14 +16,15 @@ results.json         written last: its presence means that the run is done
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.resources
-import json
 import os
 import platform
 import resource
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ import torch
 from safetensors.torch import save
 
 from clprompt.data.bundle import DataBundle
-from clprompt.errors import RunFolderError
+from clprompt.errors import CheckpointError, ClpromptError, RunFolderError
 from clprompt.experiment import config as configuration
 from clprompt.experiment.config import Config
 from clprompt.prompting.model import PromptModel
 from clprompt.system import overlay
-from clprompt.system.files import atomic_write
+from clprompt.system.documents import write_json
+from clprompt.system.files import atomic_write, one_line_errors, open_regular, read_bytes
 from clprompt.targets import is_label_sets
 
 RESULTS = "results.json"
@@ -69,9 +71,38 @@ def read_config(folder: Path) -> Config:
         RunFolderError: not a run folder.
     """
     path = folder / "config.yaml"
-    if not path.is_file():
+    if not path.exists():
         raise RunFolderError(f"{folder} is not a run folder: it has no config.yaml")
     return configuration.from_dict(overlay.read_written(path), name=path.stem, of_run=True)
+
+
+def config_checksum(folder: Path) -> str:
+    """SHA-256 of a run folder's configuration as it stands there.
+
+    Raises:
+        RunFolderError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(read_bytes(folder / "config.yaml")).hexdigest()
+    except OSError as error:
+        raise RunFolderError(f"{folder / 'config.yaml'} cannot be read: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Tell what tensors of a file do to a model that they were not made for as a mistake in the file.
+
+    Raises:
+        CheckpointError: in place of whatever torch and a method raise inside the block.
+    """
+    try:
+        yield
+    except ClpromptError as error:
+        raise CheckpointError(f"{path} does not fit the run: {error}") from error
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        # a method's own tensors are its own business, so is how it fails over others
+        text = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} does not fit the run: {type(error).__name__}: {text}") from error
 
 
 def refuse_finished(folder: Path) -> None:
@@ -86,17 +117,18 @@ def refuse_finished(folder: Path) -> None:
 
 def log(folder: Path, text: str) -> None:
     """Append a line with the time to run.log."""
-    with open(folder / "run.log", "a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically; nan becomes null."""
-    atomic_write(path, json.dumps(_finite(values), indent=2) + "\n")
+    path, line = folder / "run.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    with one_line_errors(f"write {path}"), open_regular(path, flags) as file:
+        file.write(line.encode())
 
 
 def results(
-    config: Config, summary: Mapping[str, float], cost: Mapping[str, Any], rehearsal_free: bool
+    config: Config,
+    summary: Mapping[str, float],
+    cost: Mapping[str, Any],
+    rehearsal_free: bool,
+    checksums: Mapping[str, str],
 ) -> dict[str, Any]:
     """What `results.json` holds.
 
@@ -105,6 +137,7 @@ def results(
         summary: the metrics by name, fractions.
         cost: times and sizes, which differ between machines.
         rehearsal_free: whether the method keeps no image; a memory beside it does.
+        checksums: of files of the run folder that a report reads, by name.
     """
     return {
         "strategy": config.strategy["name"],
@@ -113,6 +146,7 @@ def results(
         **summary,
         "per_seed": {key: {str(config.seeds[0]): value} for key, value in summary.items()},
         "cost": cost,
+        "checksums": dict(checksums),
     }
 
 
@@ -154,7 +188,8 @@ def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataB
     """Write the tensors (with `export: full` the backbone's too) and what else the model is built from."""
     state = model.state_dict() if config.export == "full" else model.method_state()
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    atomic_write(folder / "model.safetensors", save(tensors))
+    data = save(tensors)
+    atomic_write(folder / "model.safetensors", data)
     backbone = model.backbone
     write_json(
         folder / "model.json",
@@ -165,6 +200,7 @@ def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataB
             "class_names": bundle.class_names,
             "multi_label": is_label_sets(bundle.train.targets),
             "transform": backbone.inputs.facts(),
+            "tensors_sha256": hashlib.sha256(data).hexdigest(),
         },
     )
 
@@ -197,13 +233,3 @@ def git_state(package: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and value != value:
-        return None
-    return value

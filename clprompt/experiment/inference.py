@@ -5,26 +5,31 @@ from __future__ import annotations
 import csv
 import fnmatch
 import glob
+import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from clprompt import registry
+from clprompt import registry, schema
 from clprompt.backbones.vit import FrozenViT, make_backbone
 from clprompt.data.folders import Walk, photographs, walk
 from clprompt.data.images import EXTENSIONS, MAX_PIXELS, UnreadableImage, read_image
 from clprompt.data.transforms import make_transform
 from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError
+from clprompt.experiment import config as configuration
+from clprompt.experiment import folder as runfolder
 from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import Plugin
-from clprompt.system.files import atomic_write, one_line_errors
+from clprompt.schema import above, at_least, at_most, not_empty
+from clprompt.system.documents import read_json
+from clprompt.system.files import atomic_write, one_line_errors, read_bytes
 from clprompt.system.runtime import find_device
 
 if TYPE_CHECKING:
@@ -51,21 +56,24 @@ def load(folder: str | Path, *, device: str = "cpu", plugins: Iterable[Plugin] =
         CheckpointError: its model cannot be read.
         ClpromptError: the backbone cannot be built, or its weights are others than in the run.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     facts = read_facts(folder)
-    try:
-        tensors = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / 'model.safetensors'} cannot be read: {error}") from error
+    tensors = _read_tensors(folder / "model.safetensors", facts.get("tensors_sha256"))
     prefix = "backbone."
     weights = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
     backbone = _backbone_of(folder, facts, weights)
-    section = registry.strategies.get(facts["strategy"]["name"]).without_refused(facts["strategy"])
+    try:
+        section = configuration.named(facts["strategy"], "strategy", of_run=True)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'model.json'}: {error}") from error
     model = make_method(section, backbone, seed=facts["seed"], plugins=plugins)
-    model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(prefix)})
+    with runfolder.fitting(folder / "model.safetensors"):
+        model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(prefix)})
+    if len(facts["class_names"]) < model.num_classes:
+        raise CheckpointError(
+            f"{folder / 'model.json'} has {len(facts['class_names'])} class_names, its model "
+            f"{model.num_classes} classes"
+        )
     model.class_names = list(facts["class_names"])
     model.transform = make_transform(backbone)
     return model.to(find_device(device)).eval()
@@ -76,22 +84,84 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
     Raises:
         RunFolderError: not a run folder, or the run is not finished.
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is damaged, or holds something else.
     """
     path = folder / "model.json"
-    if not path.is_file():
-        if not (folder / "config.yaml").is_file():
+    if not path.exists():
+        if not (folder / "config.yaml").exists():
             what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
             raise RunFolderError(f"{folder} is not the folder of a run: {what}")
         raise RunFolderError(f"{folder} holds no trained model; finish the run first")
+    facts = read_json(path)
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"strategy", "seed", "backbone", "class_names", "transform"} - facts.keys()
-    except (OSError, ValueError, AttributeError) as error:
+        schema.held(_Facts, facts, "it")
+        for key, kind in (("strategy", _Named), ("backbone", _Backbone), ("transform", _Transform)):
+            schema.held(kind, facts[key], key)
+    except ConfigError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if missing:
-        raise CheckpointError(f"{path} cannot be read: it says nothing of {', '.join(sorted(missing))}")
     return facts
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What model.json holds; older versions wrote no checksum."""
+
+    strategy: dict[str, Any]
+    seed: Annotated[int, at_least(0), at_most(2**32 - 1)]
+    backbone: dict[str, Any]
+    class_names: Annotated[list[str], not_empty]
+    transform: dict[str, Any]
+    multi_label: bool = False
+    tensors_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Of a section."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Backbone:
+    """Of the backbone."""
+
+    name: str
+    sha256: str
+    pretrained: bool = False
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class _Transform:
+    """Of the images."""
+
+    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+    antialias: bool
+    mean: list[float]
+    std: list[Annotated[float, above(0)]]
+
+
+def _read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        CheckpointError: it cannot be read, or its checksum is not this one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as tensors_in
+
+    try:
+        data = read_bytes(path)
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise CheckpointError(
+                f"{path} was changed or damaged: its checksum is not the one in model.json, tensors_sha256"
+            )
+        return tensors_in(data)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def _backbone_of(folder: Path, facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FrozenViT:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from clprompt.errors import ConfigError
+from clprompt.system.files import open_regular
 from clprompt.system.parent import PARENT
 
 OUTPUT = "output.log"
@@ -77,7 +78,7 @@ def execute(
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "COLUMNS": "100"}
     environment[PARENT] = str(os.getpid())  # killed, we leave no run behind that nobody waits for
     log = Path(folder) / OUTPUT
-    with open(log, "ab") as output:
+    with open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as output:
         start = output.tell()
         # a session of its own: Ctrl-C in a terminal reaches us alone, and each run is then asked exactly once
         process = subprocess.Popen(

@@ -22,18 +22,21 @@ from clprompt.errors import (
 )
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
+from clprompt.experiment import sameness
 from clprompt.experiment.build import Builder, Parts
 from clprompt.experiment.config import Config
 from clprompt.metrics import measure
 from clprompt.reporting import stream_map
-from clprompt.seeding import derive, preserved_rng
+from clprompt.seeding import derive, preserved_rng, set_rng_state
 from clprompt.system import checkpoint as state
 from clprompt.system import overlay
+from clprompt.system.documents import write_json
 from clprompt.system.files import FolderLock
 from clprompt.system.progress import Stopwatch
 from clprompt.system.runtime import reproducible, stop_signal
+from clprompt.tracking.records import RECORDS
 from clprompt.tracking.tracker import RunTracker
-from clprompt.training.engine import Engine, ProgressLike
+from clprompt.training.engine import Engine, Listener, ProgressLike
 from clprompt.training.evaluation import evaluator_for
 
 
@@ -143,8 +146,12 @@ def _run_folder(
         runfolder.refuse_finished(folder)
         checkpoint = state.load_checkpoint(folder)
         if checkpoint is not None:
+            state.check_payload(folder, checkpoint)
             saved = configuration.from_dict(checkpoint["config"], name=config.name, of_run=True)
-            different = overlay.difference(saved.to_dict(), config.to_dict())
+            may_move = sameness.places(checkpoint.get("fingerprints") or {})
+            different = [
+                key for key in overlay.difference(saved.to_dict(), config.to_dict()) if key not in may_move
+            ]
             if different:
                 raise CheckpointError(
                     f"{folder}: the checkpoint is of another configuration; different: {', '.join(different)}"
@@ -182,6 +189,9 @@ class Session:
         self.parts = parts
         self.progress = progress
         self.groups = [list(group) for group in parts.plan.classes]
+        self._fingerprints = sameness.fingerprints(parts)
+        if checkpoint and checkpoint.get("fingerprints"):
+            sameness.check(checkpoint["fingerprints"], self._fingerprints, config, folder)
         self._spent = checkpoint["seconds"] if checkpoint else 0.0
         self._started = time.perf_counter()
         self._watch = Stopwatch(checkpoint["experience_seconds"] if checkpoint else ())
@@ -196,14 +206,7 @@ class Session:
             precision=config.precision,
         )
         self.measure = evaluator.measure
-        self.tracker = RunTracker(
-            folder,
-            parts.bundle.class_names,
-            self.groups,
-            checkpoint and checkpoint["sizes"],
-            measure=self.measure,
-            sinks=[registry.sinks.get(name).target for name in registry.sinks.names()],  # type: ignore[misc]
-        )
+        listeners: list[Listener] = []
         loop: Callable[..., Engine] = Engine
         if config.memory:
             from clprompt.avalanche.replay import MemoryEngine  # Avalanche takes seconds to import
@@ -220,11 +223,24 @@ class Session:
             online=config.online,
             seed=config.seeds[0],
             precision=config.precision,
-            listeners=[self.tracker],
+            listeners=listeners,
             progress=progress,
             checkpoint=self.save,
             stop=stop,
         )
+        if checkpoint:
+            with runfolder.fitting(folder / state.CHECKPOINT):
+                self.engine.load_state(checkpoint["engine"])  # before the tracker cuts any file
+        self.tracker = RunTracker(
+            folder,
+            parts.bundle.class_names,
+            self.groups,
+            checkpoint and checkpoint["sizes"],
+            checksums=checkpoint and checkpoint.get("checksums"),
+            measure=self.measure,
+            sinks=[registry.sinks.get(name).target for name in registry.sinks.names()],  # type: ignore[misc]
+        )
+        listeners.append(self.tracker)
         self._environment = runfolder.environment(parts.model, parts.device)
         self._checkpoint = checkpoint
 
@@ -241,6 +257,8 @@ class Session:
         payload = {
             "config": self.config.to_dict(),
             "sizes": sizes,
+            "checksums": self.tracker.checksums,
+            "fingerprints": self._fingerprints,
             "seconds": self.seconds,
             # at the very beginning of an experience, the time was the one before's
             "experience_seconds": self._watch.lap(at.experience - (at.epoch == at.batch == 0)),
@@ -268,7 +286,7 @@ class Session:
         finally:
             self.tracker.close()
         runfolder.export_model(self.folder, self.parts.model, config, bundle)
-        runfolder.write_json(self.folder / runfolder.RESULTS, self.results(summary))
+        write_json(self.folder / runfolder.RESULTS, self.results(summary))
         runfolder.log(self.folder, "done")
         return Result(
             self.folder,
@@ -293,13 +311,15 @@ class Session:
             "peak_memory_bytes": runfolder.peak_memory(self.parts.device),
             "device": self._environment["device"],
         }
-        return runfolder.results(self.config, summary, cost, model.rehearsal_free)
+        checksums = {RECORDS: self.tracker.checksums[RECORDS]}
+        return runfolder.results(self.config, summary, cost, model.rehearsal_free, checksums)
 
     def _begin(self) -> None:
         """Write what a folder holds from the start, or go to where the checkpoint was written."""
         folder, config, parts = self.folder, self.config, self.parts
         if self._checkpoint is None:
-            runfolder.write_json(folder / "environment.json", self._environment)
+            of_config = {"config_sha256": runfolder.config_checksum(folder)}
+            write_json(folder / "environment.json", {**self._environment, **of_config})
             runfolder.log(folder, f"start: {config.strategy['name']}, seed {config.seeds[0]}")
             notes = parts.plan.notes(parts.bundle.train.targets, parts.bundle.test.targets)
             for note in [*notes, str(config.memory)] if config.memory else notes:
@@ -307,8 +327,12 @@ class Session:
                 if self.progress:
                     self.progress.message(note)
         else:
-            self.engine.load_state(self._checkpoint["engine"])
+            set_rng_state(self._checkpoint["engine"]["rng"])
             runfolder.log(folder, f"resume at {self.engine.position}")
+            if not self._checkpoint.get("fingerprints"):
+                runfolder.log(
+                    folder, "the checkpoint holds no fingerprints: weights and data are not compared"
+                )
         if self.progress:
             title = f"{config.strategy['name']}, seed {config.seeds[0]}"
             self.progress.start(title, len(parts.plan.indices))

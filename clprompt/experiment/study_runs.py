@@ -5,7 +5,6 @@ What is finished is skipped, what was interrupted goes on, what fails is listed.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clprompt.errors import ClpromptError, Interrupted
+from clprompt.errors import CheckpointError, ClpromptError, Interrupted
 from clprompt.experiment import build
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
@@ -21,6 +20,7 @@ from clprompt.experiment.launch import Launcher, Outcome
 from clprompt.experiment.study import Planned, Study
 from clprompt.metrics.measure import measure_behind
 from clprompt.reporting import report
+from clprompt.reporting.finished import read_results
 from clprompt.reporting.tables import columns, mean_and_error
 from clprompt.system import overlay, runtime
 from clprompt.system.files import FolderLock, atomic_write, one_line_errors
@@ -171,10 +171,10 @@ def execute(
 
 
 def results_of(folder: Path) -> dict[str, Any]:
-    """The results of a finished run; empty where there are none."""
+    """The results of a finished run; empty where there are none that can be read."""
     try:
-        return json.loads((folder / runfolder.RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_results(folder)
+    except CheckpointError:  # the report says why
         return {}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,20 +43,19 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def machines(folders: Iterable[Path]) -> list[str]:
-    """A line for each kind of machine, set of versions and revision, and of how many runs."""
+def machines(environments: Iterable[Mapping[str, Any] | None]) -> list[str]:
+    """A line for each kind of machine, set of versions and revision, and of how many runs.
+
+    Args:
+        environments: what environment.json says of each run; None where it says nothing.
+    """
     counts: dict[str, int] = {}
-    total = 0
-    for folder in folders:
-        try:
-            facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        total += 1
+    known = [facts for facts in environments if facts is not None]
+    for facts in known:
         for line in filter(None, (_machine(facts), _versions(facts), _revision(facts))):
             counts[line] = counts.get(line, 0) + 1
     return [
-        line if count == total else f"{line} ({count} of {total} runs)"
+        line if count == len(known) else f"{line} ({count} of {len(known)} runs)"
         for line, count in sorted(counts.items())
     ]
 

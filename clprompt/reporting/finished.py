@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clprompt.metrics.measure import Accuracy, Measure, measure_in
+from clprompt import schema
+from clprompt.errors import CheckpointError, ClpromptError, ConfigError
+from clprompt.metrics.measure import MEASURES, Accuracy, Measure, measure_in
+from clprompt.schema import at_least, at_most
+from clprompt.system.documents import parse_lines, read_json
+from clprompt.system.files import read_bytes
 from clprompt.system.overlay import flat, read_written
 
 #: What may differ between runs whose results are the same, or says nothing about them.
@@ -36,6 +44,9 @@ class Run:
         measure: what it was measured by.
         curves: by metric, its values after each experience [T]; [0] where none was measured.
         anytime: accuracy by the number of samples received, of the online protocol.
+        environment: its environment.json; None where there is none that can be read.
+        notes: what a reader should know of it, a line each.
+        has_checksums: whether its records could be checked; older versions wrote none.
     """
 
     folder: Path
@@ -46,6 +57,9 @@ class Run:
     measure: Measure = field(default_factory=Accuracy)
     curves: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     anytime: dict[int, float] = field(default_factory=dict)
+    environment: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    has_checksums: bool = False
 
     @property
     def experiences(self) -> int:
@@ -71,24 +85,200 @@ class Run:
 
 
 def find_runs(path: Path) -> list[Path]:
-    """The run folders at or below a path, sorted; a run folder is one that holds a config.yaml."""
+    """The run folders at or below a path, sorted.
+
+    A run folder is one that holds a config.yaml; one that lost it still holds what a run has written last.
+    """
     folders = []
     for folder, below, files in os.walk(path):
-        if "config.yaml" in files:
+        if "config.yaml" in (*files, *below) or {"results.json", "metrics.jsonl"} <= set(files):
             folders.append(Path(folder))
             below.clear()  # nothing inside a run folder is another
         below.sort()
     return sorted(folders)
 
 
+# ------------------------------------------------------------------------------------- what the files hold
+
+
+_Amount = Annotated[float, at_least(0)]
+_Fraction = Annotated[float, at_least(-1), at_most(1)]
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    """What is read of config.yaml."""
+
+    data: dict[str, Any]
+    scenario: dict[str, Any]
+    strategy: dict[str, Any]
+    label: str | None = None
+    backbone: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    online: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What is read of results.json beside the metrics."""
+
+    strategy: str
+    seed: Annotated[int, at_least(0), at_most(2**32 - 1)]
+    cost: dict[str, Any] | None = None
+    checksums: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What is read of `cost`."""
+
+    seconds: _Amount | None = None
+    experience_seconds: list[_Amount] | _Amount | None = None
+    method_parameters: _Amount | None = None
+    peak_memory_bytes: _Amount | None = None
+
+
+@dataclass(frozen=True)
+class _Environment:
+    """What is read of environment.json."""
+
+    device: str | None = None
+    processor: str | None = None
+    processors: int | None = None
+    threads: int | None = None
+    platform: str | None = None
+    python: str | None = None
+    versions: dict[str, str | None] | None = None
+    git: dict[str, Any] | None = None
+    config_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class _Git:
+    """What is read of `git`."""
+
+    commit: str
+    modified: bool = False
+
+
+#: Metrics that results.json may hold.
+_METRICS = dict.fromkeys(key for measure in MEASURES.values() for key in measure.columns)
+
+
 def read_run(folder: Path) -> Run:
-    """A finished run from its folder; whatever a damaged file raises."""
+    """A finished run from its folder.
+
+    Raises:
+        ClpromptError: a file that cannot be read, was changed, or holds something else.
+        Exception: whatever records raise that are none.
+    """
+    text = _read(folder / "config.yaml")
     config = read_written(folder / "config.yaml")
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    with open(folder / "metrics.jsonl", encoding="utf-8") as file:
-        # most lines are losses, which nobody reads here
-        records = [json.loads(line) for line in file if '"evaluation"' in line]
+    _check(_Configuration, config, folder / "config.yaml", "it")
+    for key in ("strategy", *STREAM):
+        schema.check(config[key].get("name"), str, f"config.yaml: {key}.name")
+    results = read_results(folder)
+    strategy = config["strategy"]["name"]
+    if results["strategy"] != strategy:
+        raise CheckpointError(f"results.json is of {results['strategy']}, config.yaml of {strategy}")
+    data, checksums = _read(folder / "metrics.jsonl"), results.get("checksums") or {}
+    if checksums.get("metrics.jsonl", _sha256(data)) != _sha256(data):
+        raise CheckpointError(
+            f"{folder / 'metrics.jsonl'} was changed or damaged: its records are not those that results.json "
+            "was made of"
+        )
+    # most lines are losses, which nobody reads here
+    records = [record for record in parse_lines(data, b'"evaluation"') if record.get("kind") == "evaluation"]
+    metrics = {key: results[key] for key in _METRICS if results.get(key) is not None}
+    if metrics and not records:
+        raise CheckpointError(f"{folder / 'metrics.jsonl'} holds no evaluation, results.json does")
+    if any(not 0 <= record["experience"] < len(records) for record in records):
+        raise CheckpointError(f"{folder / 'metrics.jsonl'} is cut: it lacks evaluations of some experiences")
+    if len({str(record.get("measure")) for record in records}) > 1:
+        raise CheckpointError(f"{folder / 'metrics.jsonl'} holds records of several measures")
     measure = measure_in(records)
-    name, seed = str(config.get("label") or config["strategy"]["name"]), int(results["seed"])
-    anytime = measure.anytime(records)
-    return Run(folder, name, seed, config, results, measure, measure.curves(records), anytime)
+    notes = [] if checksums else _disagreements(metrics, measure.summarise(records))
+    environment, more = _environment(folder, _sha256(text), bool(checksums))
+    return Run(
+        folder,
+        str(config.get("label") or config["strategy"]["name"]),
+        results["seed"],
+        config,
+        results,
+        measure,
+        measure.curves(records),
+        measure.anytime(records),
+        environment,
+        (*notes, *more),
+        bool(checksums),
+    )
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The results of a finished run, checked.
+
+    Raises:
+        CheckpointError: the file cannot be read, was changed after it was written, or holds something else.
+    """
+    path = folder / "results.json"
+    results = read_json(path)
+    _check(_Results, results, path, "it")
+    _check(_Cost, results.get("cost") or {}, path, "cost")
+    for key in _METRICS:
+        if key in results:
+            try:
+                schema.check(results[key], _Fraction | None, key)
+            except ConfigError as error:
+                raise CheckpointError(f"{path}: {error}") from error
+    return results
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _check(kind: type, values: Any, path: Path, what: str) -> None:
+    """Refuse values of a file that are not of their kind."""
+    try:
+        schema.held(kind, values, what)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _disagreements(metrics: Mapping[str, float], summary: Mapping[str, float]) -> list[str]:
+    """A line where results.json and metrics.jsonl tell different metrics."""
+    for key, value in metrics.items():
+        if key in summary and not math.isclose(value, summary[key], rel_tol=1e-6, abs_tol=1e-6):
+            return [f"results.json says {key}={value:.6g}, its metrics.jsonl {summary[key]:.6g}"]
+    return []
+
+
+def _environment(folder: Path, config: str, is_due: bool) -> tuple[dict[str, Any] | None, list[str]]:
+    """The environment of a run, and what is wrong with it.
+
+    Args:
+        folder: of the run.
+        config: the checksum of its config.yaml.
+        is_due: whether it is missed where it is not there.
+    """
+    path = folder / "environment.json"
+    if not os.path.lexists(path):
+        return None, ["environment.json is missing"] * is_due
+    try:
+        environment = read_json(path)
+        _check(_Environment, environment, path, "it")
+        if environment.get("git") is not None:
+            _check(_Git, environment["git"], path, "git")
+    except ClpromptError as error:
+        return None, [str(error)]
+    if environment.get("config_sha256", config) != config:
+        return environment, ["config.yaml was changed or damaged after the run had begun"]
+    return environment, []

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from clprompt.errors import RunFolderError
@@ -154,11 +153,13 @@ class Report:
     Attributes:
         sections: one for every stream.
         left_out: folder and reason of each run that does not count.
+        noted: what is to be said of runs that count: folder and line.
         against: the label of the row that a second table subtracts from the others; "" for no such table.
     """
 
     sections: list[Section]
     left_out: list[tuple[Path, str]] = field(default_factory=list)
+    noted: list[tuple[Path, str]] = field(default_factory=list)
     against: str = ""
 
     def text(self) -> str:
@@ -171,8 +172,9 @@ class Report:
             parts.append("\n".join([*heading, *columns(first)]))
             parts += ["\n".join(columns(table)) for table in others]
         parts.append("\n".join([_NOTE, *self.machines()]))
-        if self.left_out:
-            parts.append("\n".join(["left out:", *(f"  {folder}: {why}" for folder, why in self.left_out)]))
+        for title, lines in (("left out", self.left_out), ("noted", self.noted)):
+            if lines:
+                parts.append("\n".join([f"{title}:", *(f"  {folder}: {line}" for folder, line in lines)]))
         return "\n\n".join(parts)
 
     def tables(self, section: Section) -> list[list[list[str]]]:
@@ -182,7 +184,7 @@ class Report:
     def machines(self) -> list[str]:
         """Hardware and versions of the runs, a line each."""
         runs = [run for section in self.sections for row in section.rows for run in row.runs.values()]
-        return facts.machines(run.folder for run in runs)
+        return facts.machines(run.environment for run in runs)
 
     def write(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write report.md, report.html and the drawings; the paths of all of them.
@@ -220,8 +222,10 @@ class Report:
             pages.append(f"<details><summary>Runs</summary>\n{html_table(rows)}</details>")
         markdown += [_NOTE, "", *(f"* {line}" for line in self.machines()), ""]
         pages += [f"<p>{html.escape(line)}</p>" for line in self.machines()]
-        if self.left_out:
-            rows = [["left out", "reason"], *([str(path), why] for path, why in self.left_out)]
+        for title, lines in ((["left out", "reason"], self.left_out), (["noted", "what"], self.noted)):
+            if not lines:
+                continue
+            rows = [title, *([str(path), line] for path, line in lines)]
             markdown += [*markdown_table(rows), ""]
             pages.append(html_table(rows))
         atomic_write(folder / "report.md", "\n".join(markdown))
@@ -263,9 +267,12 @@ def collect(paths: Iterable[str | os.PathLike[str]], against: str = "") -> Repor
             left_out.append((folder, "not finished"))
             continue
         try:
-            runs.append(read_run(folder))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-            left_out.append((folder, f"it cannot be read: {' '.join(str(error).split())[:200]}"))
+            run = read_run(folder)
+            _section([run], [])  # whatever would fail below over all of them fails here, over this one alone
+            runs.append(run)
+        except Exception as error:  # a foreign folder fails in many ways, and takes no other run with it
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            left_out.append((folder, f"it cannot be read: {text.removeprefix(f'{folder}/')}"))
     if not runs:
         first, why = left_out[0]
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
@@ -280,7 +287,8 @@ def collect(paths: Iterable[str | os.PathLike[str]], against: str = "") -> Repor
     labels = list(dict.fromkeys(row.label for section in sections for row in section.rows))
     if against and against not in labels:
         raise RunFolderError(f"no row {against!r} to compare with; the rows are {', '.join(labels)}")
-    return Report(sections, left_out, against)
+    noted = [(run.folder, line) for run in runs for line in run.notes]
+    return Report(sections, left_out, noted, against)
 
 
 def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:

@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from clprompt.errors import CheckpointError
-from clprompt.system.files import atomic_write
+from clprompt import schema
+from clprompt.errors import CheckpointError, ConfigError
+from clprompt.schema import at_least
+from clprompt.system.files import atomic_write, read_bytes
 
 FORMAT = 1
 CHECKPOINT = Path("checkpoint") / "state.pt"
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What the checkpoint of a run folder holds; what was added since the first version may be missing.
+
+    Attributes:
+        config: the configuration of the run.
+        sizes: bytes of each file that only grows, by its path in the folder.
+        seconds: that the run has taken.
+        experience_seconds: those of each experience.
+        engine: its state; the engine checks it.
+        checksums: of the files in ``sizes``.
+        fingerprints: of backbone, data and stream.
+    """
+
+    config: dict[str, Any]
+    sizes: dict[str, Annotated[int, at_least(0)]]
+    seconds: Annotated[float, at_least(0)]
+    experience_seconds: list[float]
+    engine: dict[str, Any]
+    checksums: dict[str, str] | None = None
+    fingerprints: dict[str, Any] | None = None
 
 
 def save_checkpoint(folder: Path, payload: Mapping[str, Any]) -> None:
@@ -36,21 +63,36 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The last checkpoint of a run folder; None where there is none yet.
 
     Raises:
-        CheckpointError: the file is damaged, holds pickled code, or is of another format.
+        CheckpointError: the file is damaged, holds pickled code, or is of another format or content.
     """
     path = folder / CHECKPOINT
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums of tensors
+        data = io.BytesIO(read_bytes(path))
+        with zipfile.ZipFile(data) as archive:  # torch does not look at the checksums of tensors
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} is damaged")
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        data.seek(0)
+        payload = torch.load(data, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} is not a clprompt checkpoint (it holds more than tensors)") from error
     except Exception as error:  # a damaged file fails in many ways
-        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        text = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} cannot be read: {text}") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a clprompt checkpoint of format {FORMAT}")
     return payload
+
+
+def check_payload(folder: Path, payload: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of a run folder that does not hold what :class:`Payload` says.
+
+    Raises:
+        CheckpointError: something is missing, or of another kind.
+    """
+    try:
+        schema.held(Payload, payload, "it")
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CHECKPOINT} is not the checkpoint of a run: {error}") from error

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,54 @@ def one_line_errors(action: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ClpromptError(f"cannot {action}: {error.strerror or error}") from error
+
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> BinaryIO:
+    """Open a file, and nothing else: a pipe would be waited for, a device has no end.
+
+    Args:
+        path: the file; links are followed.
+        flags: as for `os.open`; what is opened for writing has no buffer.
+
+    Raises:
+        OSError: as of `open`, and for what is no regular file.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    kind, writing = stat.S_IFMT(os.fstat(descriptor).st_mode), flags & os.O_WRONLY
+    if kind != stat.S_IFREG and not (writing and kind == stat.S_IFCHR):  # a device takes what it is given
+        os.close(descriptor)
+        what = _KINDS.get(kind, "something else")
+        raise OSError(errno.EINVAL, f"it is {what}, not a regular file", str(path))
+    return open(descriptor, "ab", buffering=0) if writing else open(descriptor, "rb")  # type: ignore[return-value]
+
+
+def read_bytes(path: str | os.PathLike[str], size: int = -1) -> bytes:
+    """A regular file's content, or its first bytes.
+
+    Raises:
+        OSError: see :func:`open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read(size)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A regular file's content as UTF-8, line ends as `open` reads them.
+
+    Raises:
+        OSError: see :func:`open_regular`.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    return read_bytes(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def fsync_folder(folder: str | os.PathLike[str]) -> None:
@@ -100,7 +149,7 @@ class AppendOnlyFile:
         self.path = Path(path)
         self._pending = bytearray()
         with one_line_errors(f"open {self.path}"):
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the object
+            self._file = open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             fsync_folder(self.path.parent)
 
     def append(self, data: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from clprompt import plain_yaml, schema
 from clprompt.errors import ConfigError, nearest
+from clprompt.system.files import read_bytes
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def read(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, empty, broken (with the line), or holds no mapping.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         text = data.decode()
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None

@@ -2,11 +2,12 @@
 
 `metrics.jsonl` is a JSON object a line, without times, so that two runs of one configuration are equal byte
 for byte. A resumed run is exact because every file that only grows is cut back to the size that it had at the
-checkpoint.
+checkpoint, and is refused where its bytes up to there are others than they were.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -15,10 +16,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from clprompt.errors import CheckpointError
-from clprompt.system.files import AppendOnlyFile
+from clprompt.errors import CheckpointError, RunFolderError
+from clprompt.system.documents import parse_lines
+from clprompt.system.files import AppendOnlyFile, open_regular, read_bytes
 
 RECORDS = "metrics.jsonl"
+
+_CHUNK = 1 << 20  # bytes that are read at a time
 
 Record = dict[str, Any]
 
@@ -60,11 +64,10 @@ def read_records(folder: Path, size: int) -> list[Record]:
         return []
     path = folder / RECORDS
     try:
-        with open(path, "rb") as file:
-            data = file.read(size)
+        data = read_bytes(path, size)
         if not data.endswith(b"\n"):
             raise ValueError("not at the end of a line")
-        return [json.loads(line) for line in data.splitlines()]
+        return parse_lines(data)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read up to the checkpoint at byte {size}: {error}"
@@ -114,6 +117,68 @@ def check_sizes(folder: Path, patterns: Iterable[str], sizes: Mapping[str, int])
         if present < size:
             raise CheckpointError(
                 f"{path} has {present} bytes, fewer than the {size} that the checkpoint recorded"
+            )
+
+
+class Prefixes:
+    """Checksums of files that only grow, up to a size, each byte read once.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._digests: dict[str, Any] = {}
+        self._sizes: dict[str, int] = {}
+
+    def checksums(self, sizes: Mapping[str, int]) -> dict[str, str]:
+        """SHA-256 over the first bytes of each file; no size may be smaller than it was at the last call.
+
+        Raises:
+            RunFolderError: a file is gone, or shorter.
+        """
+        for name, size in sizes.items():
+            digest = self._digests.setdefault(name, hashlib.sha256())
+            self._read(name, self._sizes.get(name, 0), size, digest)
+            self._sizes[name] = size
+        return {name: self._digests[name].hexdigest() for name in sizes}
+
+    def _read(self, name: str, start: int, end: int, digest: Any) -> None:
+        """Hash a part of a file."""
+        path = self.folder / name
+        try:
+            with open_regular(path) as file:
+                if os.fstat(file.fileno()).st_size < end or end < start:
+                    raise RunFolderError(f"{path} was cut while the run was writing it")
+                file.seek(start)
+                while file.tell() < end:
+                    digest.update(file.read(min(end - file.tell(), _CHUNK)))
+        except FileNotFoundError:
+            raise RunFolderError(f"{path} was removed while the run was writing it") from None
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def check_checksums(
+    folder: Path, sizes: Mapping[str, int], now: Mapping[str, str], then: Mapping[str, str]
+) -> None:
+    """Refuse files whose first bytes are others than when the checkpoint was written.
+
+    Args:
+        folder: the run folder.
+        sizes: how many bytes of each file the checkpoint recorded.
+        now: the checksums of those.
+        then: those that the checkpoint recorded.
+
+    Raises:
+        CheckpointError: a file whose checksum is another, or that has none.
+    """
+    for name, size in sizes.items():
+        if now[name] != then.get(name):
+            raise CheckpointError(
+                f"{folder / name} was changed or damaged: its first {size} bytes are not those that the "
+                "checkpoint recorded; put the file back as it was, or start a new run"
             )
 
 

@@ -44,11 +44,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clprompt.errors import CheckpointError
 from clprompt.metrics.measure import Accuracy, Measure, last_evaluation
 from clprompt.reporting.markup import markdown_table
 from clprompt.system.files import atomic_write, one_line_errors, remove_temporaries
 from clprompt.tracking import records as records_
-from clprompt.tracking.records import RECORDS, Record, Records, jsonable
+from clprompt.tracking.records import RECORDS, Prefixes, Record, Records, jsonable
 from clprompt.tracking.sink import Sink
 from clprompt.tracking.tensorboard import TensorBoard
 
@@ -70,12 +71,16 @@ class RunTracker:
         groups: the classes of each class group, the groups in the order of `records[...]["groups"]`.
         sizes: what `flush` returned when the checkpoint was written; None starts afresh and removes the
             records of an earlier start.
+        checksums: what :attr:`checksums` were when the checkpoint was written; None for a checkpoint without.
         measure: what the run is measured by.
         sinks: the classes of its sinks.
 
+    Attributes:
+        checksums: of the files that only grow, as they were at the last `flush`, by their path in the folder.
+
     Raises:
-        CheckpointError: a recorded file is missing, shorter than recorded, outside the folder or unreadable.
-            Nothing has been changed then.
+        CheckpointError: a recorded file is missing, shorter than recorded, changed, outside the folder or
+            unreadable. Nothing has been changed then.
         ClpromptError: the folder cannot be written.
     """
 
@@ -86,6 +91,7 @@ class RunTracker:
         groups: Sequence[Sequence[int]],
         sizes: Mapping[str, int] | None = None,
         *,
+        checksums: Mapping[str, str] | None = None,
         measure: Measure | None = None,
         sinks: Sequence[type[Sink]] = (TensorBoard,),
     ) -> None:
@@ -94,8 +100,14 @@ class RunTracker:
         self.groups = [list(group) for group in groups]
         self.measure = measure or Accuracy()
         patterns = [RECORDS, *(pattern for sink in sinks for pattern in sink.files)]
+        if sizes is not None and RECORDS not in sizes:
+            raise CheckpointError(f"{self.folder}: the checkpoint records no size of {RECORDS}")
         sizes = {} if sizes is None else sizes
         records_.check_sizes(self.folder, patterns, sizes)
+        self._prefixes = Prefixes(self.folder)
+        self.checksums = self._prefixes.checksums(sizes)
+        if checksums is not None:
+            records_.check_checksums(self.folder, sizes, self.checksums, checksums)
         rows = records_.read_records(self.folder, sizes.get(RECORDS, 0))
         with one_line_errors(f"prepare {self.folder}"):
             os.listdir(self.folder)
@@ -169,11 +181,15 @@ class RunTracker:
     def flush(self) -> dict[str, int]:
         """Make everything durable; the sizes of all files that only grow, by their path in the folder.
 
-        The sizes belong into the checkpoint that is written next.
+        The sizes belong into the checkpoint that is written next, and so do :attr:`checksums`.
+
+        Raises:
+            ClpromptError: a file cannot be written, or was removed or cut by somebody else.
         """
         sizes = self._records.flush()
         for sink in self.sinks:
             sizes |= sink.flush()
+        self.checksums = self._prefixes.checksums(sizes)
         return sizes
 
     def finish(self) -> dict[str, float]:

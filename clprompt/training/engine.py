@@ -10,19 +10,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from clprompt import schema
 from clprompt.data.loading import Images, sample_stream, subset, training_batches
-from clprompt.errors import Interrupted, ProtocolError
+from clprompt.errors import CheckpointError, Interrupted, ProtocolError
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.prompting.model import PromptModel, Step
 from clprompt.prompting.plugin import Samples
+from clprompt.schema import at_least
 from clprompt.seeding import rng_state, set_rng_state
 from clprompt.targets import is_label_sets, visible
 from clprompt.training import optim
@@ -64,6 +66,9 @@ class ProgressLike(Protocol):
     def message(self, text: str, /) -> None: ...
 
 
+_Count = Annotated[int, at_least(0)]
+
+
 @dataclass
 class Position:
     """Where in the stream a run is: everything before has been done.
@@ -77,12 +82,23 @@ class Position:
         evaluated: samples at the last periodic evaluation (online only).
     """
 
-    experience: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    samples: int = 0
-    evaluated: int = 0
+    experience: _Count = 0
+    epoch: _Count = 0
+    batch: _Count = 0
+    step: _Count = 0
+    samples: _Count = 0
+    evaluated: _Count = 0
+
+
+@dataclass(frozen=True)
+class _State:
+    """What :meth:`Engine.state` returns."""
+
+    position: dict[str, Any]
+    model: dict[str, Tensor]
+    exposed: list[list[_Count]]
+    rng: dict[str, Any]
+    optimizer: dict[str, Any] | None
 
 
 class Engine:
@@ -168,8 +184,8 @@ class Engine:
         if self.model.revisits == "last" and at.experience + 1 < len(self.indices):
             at.experience += 1
             return
-        size, cut = self.training.train_mb_size, online is None or online.cut_at_sessions
-        part = self._arrived(self.indices) if cut else stretch(self.indices, at.experience, size, self.seed)
+        size, cut = self.training.train_mb_size, self._is_cut()
+        part = self._part()
         if self.progress:
             self.progress.experience(at.experience, len(self.indices))
         if at.epoch == 0 and at.batch == 0:
@@ -197,6 +213,16 @@ class Engine:
         signal = self.stop()  # it may have come during the evaluation
         if signal is not None:
             raise Interrupted(signal)
+
+    def _is_cut(self) -> bool:
+        """Whether the stream is trained on experience by experience."""
+        return self.online is None or self.online.cut_at_sessions
+
+    def _part(self) -> np.ndarray:
+        """The samples of the current experience."""
+        if self._is_cut():
+            return self._arrived(self.indices)
+        return stretch(self.indices, self.position.experience, self.training.train_mb_size, self.seed)
 
     def _batches(self, part: np.ndarray, epoch: int, shuffle: bool) -> Iterable[Any]:
         """What is left of an epoch over these samples, batch by batch."""
@@ -387,15 +413,64 @@ class Engine:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state."""
-        self.position = Position(**state["position"])
-        self.model.load_state_dict(state["model"])
+        """Continue from a saved state.
+
+        Raises:
+            ClpromptError: it is no state of an engine, or not of this stream and model.
+            Exception: whatever torch and a method raise over tensors that are not theirs.
+        """
+        held = schema.held(_State, state, "engine")
+        position = {**dict.fromkeys(vars(Position())), **held["position"]}  # null for what is missing
+        self.position = Position(**schema.held(Position, position, "engine.position"))
+        self._check_position()
+        self.model.load_state_dict(held["model"])
+        for name, value in self.model.method_state().items():
+            saved = held["model"][name]
+            if (saved.dtype, saved.shape) != (value.dtype, value.shape):
+                raise CheckpointError(
+                    f"engine.model.{name} is {saved.dtype} {list(saved.shape)}, "
+                    f"not {value.dtype} {list(value.shape)}"
+                )
         self.optimizer = None
-        if state["optimizer"] is not None:
-            self.optimizer = optim.build(self.model, self.training)
-            if self.optimizer is not None:
-                optim.load_optimizer_state(self.optimizer, self.model, state["optimizer"])
+        is_inside = bool(self.position.epoch or self.position.batch)
+        fresh = optim.build(self.model, self.training)
+        if held["optimizer"] is not None:
+            self.optimizer = fresh
+            if fresh is not None:
+                trained = optim.names(fresh)
+                optim.load_optimizer_state(fresh, self.model, held["optimizer"])
+                if is_inside and optim.names(fresh) != trained:
+                    raise CheckpointError("engine.optimizer.groups name other parameters than are trained")
+        elif fresh is not None and is_inside:
+            raise CheckpointError("engine.optimizer is null in the middle of an experience")
         if self.evaluator:
-            self.evaluator.restore(state["exposed"])
+            self._check_exposed(held["exposed"])
+            self.evaluator.restore(held["exposed"])
         set_rng_state(state["rng"])
         self._saved = self.position.step
+
+    def _check_position(self) -> None:
+        """Refuse a position that no run on this stream reaches."""
+        at = self.position
+        if at.experience > len(self.indices):
+            raise CheckpointError(
+                f"engine.position.experience must be at most {len(self.indices)}, got {at.experience}"
+            )
+        if at.experience == len(self.indices):
+            most = (0, 0)
+        else:
+            epochs = 1 if self.online else self.training.train_epochs
+            most = (epochs - 1, -(-len(self._part()) // self.training.train_mb_size))
+        for name, number, bound in zip(("epoch", "batch"), (at.epoch, at.batch), most, strict=True):
+            if number > bound:
+                raise CheckpointError(f"engine.position.{name} must be at most {bound} there, got {number}")
+
+    def _check_exposed(self, exposed: Sequence[Sequence[int]]) -> None:
+        """Refuse evaluations over classes that the model has not seen."""
+        classes = [c for part in exposed for c in part]
+        seen = np.flatnonzero(self.model.seen.cpu().numpy())
+        if len(set(classes)) < len(classes) or not np.isin(classes, seen).all():
+            raise CheckpointError(
+                f"engine.exposed must hold classes that the model has seen, each once; "
+                f"got {schema.show(exposed)}"
+            )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from clprompt import schema
 from clprompt.errors import CheckpointError
 from clprompt.prompting.model import PromptModel
 from clprompt.training.settings import Training
@@ -55,6 +56,11 @@ def build(
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def names(optimizer: Optimizer) -> set[str]:
+    """The names of all parameters in an optimizer's groups."""
+    return {name for group in optimizer.param_groups for name in group["names"]}
 
 
 def sync(optimizer: Optimizer, model: PromptModel) -> None:
@@ -139,16 +145,54 @@ def optimizer_state(optimizer: Optimizer, model: PromptModel) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _Saved:
+    """What :func:`optimizer_state` returns."""
+
+    groups: list[dict[str, Any]]
+    moments: dict[str, dict[str, Any]]
+
+
+def _check_group(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Refuse a group that lacks a setting of the optimizer, or has one of another type.
+
+    Raises:
+        CheckpointError: it names the first.
+    """
+    for key, value in optimizer.param_groups[0].items():
+        if key != "params" and not (key in saved and _alike(saved[key], value)):
+            raise CheckpointError(
+                f"engine.optimizer.groups: {key} must be of type {type(value).__name__}, "
+                f"got {schema.show(saved.get(key))}"
+            )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two settings are of one type; any two numbers are."""
+    return isinstance(a, type(b)) or all(isinstance(x, int | float) for x in (a, b))
+
+
 def load_optimizer_state(optimizer: Optimizer, model: PromptModel, state: Mapping[str, Any]) -> None:
     """Put saved groups and moments back by parameter name.
 
     Raises:
-        CheckpointError: state of a parameter that the model does not have.
+        ClpromptError: state of a parameter that the model does not have, or has in another shape; settings
+            that the optimizer does not have.
     """
     parameters = dict(model.named_parameters())
+    state = schema.held(_Saved, state, "engine.optimizer")
+    for group in state["groups"]:
+        _check_group(group, optimizer)
     for name in [*state["moments"], *(name for group in state["groups"] for name in group["names"])]:
         if name not in parameters:
             raise CheckpointError(f"the checkpoint holds optimizer state for {name}, which the model lacks")
+    for name, values in state["moments"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[name].shape:
+                raise CheckpointError(
+                    f"engine.optimizer.moments.{name}.{key} has shape {list(value.shape)}, "
+                    f"not {list(parameters[name].shape)}"
+                )
     optimizer.param_groups[:] = [
         {"params": [parameters[name] for name in group["names"]], **group} for group in state["groups"]
     ]

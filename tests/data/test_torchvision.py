@@ -180,6 +180,19 @@ def test_images_labels_and_names_are_torchvisions(
         assert torch.stack([dataset[i][0] for i in range(4)]).shape == (4, 3, 16, 16)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_images_are_known_by_their_contents_wherever_they_lie(
+    layout: Callable, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    (tmp_path / "here").mkdir()
+    layout(tmp_path / "here", monkeypatch)
+    load = datasets.get(layout.__name__).target
+    known = load(path=str(tmp_path / "here")).fingerprints
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert "contents" in known["training images"]
+    assert load(path=str(tmp_path / "there")).fingerprints == known
+
+
 @pytest.mark.parametrize("layout", [cifar100, dtd], ids=lambda layout: layout.__name__)
 @pytest.mark.filterwarnings("ignore:.*one training image only")
 def test_classes_and_limits_select(layout: Callable, tmp_path: Path, monkeypatch: Patch) -> None:

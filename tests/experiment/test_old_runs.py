@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from warm_process import WarmProcess
 
 OLD = Path(__file__).parents[1] / "fixtures" / "old-run"
-# What a record may hold beside what it held: the kind of figure, which older readers found out from its keys.
-ADDED = {"measure"}
+# What records and results may hold beside what they held: the kind of figure, which older readers found out
+# from a record's keys, and checksums.
+ADDED = {"measure", "checksum", "checksums"}
 
 
 def command(*words: object, folder: Path = OLD) -> subprocess.CompletedProcess[str]:

@@ -47,7 +47,14 @@ def a_run(
         [accuracy + 0.1 * (i - j) if j <= i else None for j in range(experiences)] for i in range(experiences)
     ]
     records = [{"kind": "train", "terms": {"loss": 1.0}}] + [
-        {"kind": "evaluation", "when": "experience", "experience": i, "accuracy": accuracy, "groups": row}
+        {
+            "kind": "evaluation",
+            "when": "experience",
+            "experience": i,
+            "accuracy": accuracy,
+            "groups": row,
+            "confusion": [],
+        }
         for i, row in enumerate(rows)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

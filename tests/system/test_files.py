@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from clprompt.errors import ClpromptError, RunFolderError
-from clprompt.system.files import AppendOnlyFile, FolderLock, atomic_write, remove_temporaries
+from clprompt.system.files import (
+    AppendOnlyFile,
+    FolderLock,
+    atomic_write,
+    open_regular,
+    read_bytes,
+    read_text,
+    remove_temporaries,
+)
 
 
 def names(folder):
@@ -207,3 +215,29 @@ def test_the_module_needs_the_standard_library_only():
         print([name for name in ("numpy", "torch", "matplotlib", "tensorboard") if name in sys.modules])
     """
     assert run_python(code).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (os.mkfifo, "a pipe"),
+        (os.mkdir, "a folder"),
+        (lambda path: os.symlink("/dev/zero", path), "a device"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path, make, what):
+    make(tmp_path / "a")
+    with pytest.raises(OSError, match=f"it is {what}, not a regular file"):
+        open_regular(tmp_path / "a")
+
+
+def test_nothing_is_appended_to_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(ClpromptError, match="cannot open"):
+        AppendOnlyFile(tmp_path / "a")
+
+
+def test_a_file_is_read_whole_or_in_part(tmp_path):
+    (tmp_path / "a").write_bytes(b"one\r\ntwo\n")
+    assert read_bytes(tmp_path / "a", 4) == b"one\r"
+    assert read_text(tmp_path / "a") == "one\ntwo\n"

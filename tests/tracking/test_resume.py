@@ -1,5 +1,6 @@
 """A run that was killed and resumed leaves the files of one that was not."""
 
+import hashlib
 import json
 import logging
 import os
@@ -196,6 +197,46 @@ def test_a_checkpoint_that_does_not_fit_the_files_is_refused(tmp_path):
     (folder / "metrics.jsonl").symlink_to(tmp_path / "outside")
     refuse(folder, {**sizes, "metrics.jsonl": 0}, "is missing")
     assert (tmp_path / "outside").read_text() == "precious"
+
+
+@pytest.mark.parametrize("which", ["metrics", "tfevents"])
+def test_files_with_other_bytes_than_the_checkpoint_recorded_are_refused(tmp_path, which):
+    tracker = RunTracker(tmp_path, NAMES, GROUPS)
+    tracker.record(train(1))
+    sizes, checksums = tracker.flush(), tracker.checksums
+    tracker.record(train(2))
+    tracker.close()
+    (name,) = (name for name in sizes if which in name)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[sizes[name] // 2] ^= 1
+    (tmp_path / name).write_bytes(data)
+    before = files_of(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=f"{name} was changed or damaged: its first {sizes[name]} bytes"
+    ):
+        RunTracker(tmp_path, NAMES, GROUPS, sizes, checksums=checksums)
+    assert files_of(tmp_path) == before
+
+
+def test_checksums_go_on_where_the_checkpoint_left_them(tmp_path, straight):
+    sizes, checksums = None, None
+    for record in RECORDS:
+        tracker = RunTracker(tmp_path, NAMES, GROUPS, sizes, checksums=checksums)
+        tracker.record(record)
+        sizes, checksums = tracker.flush(), tracker.checksums
+        tracker.close()
+    assert checksums == {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in sizes}
+
+
+@pytest.mark.parametrize("which", ["metrics", "tfevents"])
+@pytest.mark.parametrize("act", [os.unlink, lambda path: os.truncate(path, 1)], ids=["removed", "cut"])
+def test_a_file_that_is_gone_or_shorter_is_told_at_the_next_flush(tmp_path, which, act):
+    tracker = RunTracker(tmp_path, NAMES, GROUPS)
+    tracker.record(train(1))
+    (name,) = (name for name in tracker.flush() if which in name)
+    act(tmp_path / name)
+    with pytest.raises(ClpromptError, match=f"{name} was (removed|cut) while the run was writing it"):
+        tracker.flush()
 
 
 def test_a_folder_that_does_not_exist_is_one_line(tmp_path):

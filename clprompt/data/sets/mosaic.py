@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from clprompt import schema
 from clprompt.data.bundle import DataBundle
+from clprompt.data.fingerprint import Fingerprint, checksum, of_images
 from clprompt.data.images import ImageSource
 from clprompt.data.transforms import Augment
 from clprompt.errors import ConfigError
@@ -88,6 +89,11 @@ class Mosaics:
                 y, x = divmod(cell, grid)
                 canvas[:, y * high : (y + 1) * high, x * wide : (x + 1) * wide] = image
         return canvas
+
+    def fingerprint(self, indices: np.ndarray) -> Fingerprint:
+        cells = self.cells[indices]
+        images = of_images(self.load, np.unique(cells[cells >= 0]))
+        return images | {"cells": checksum([cells.astype(np.int64)])}
 
 
 def _as_tensor(image: Any) -> Tensor:

@@ -11,7 +11,8 @@ import numpy as np
 
 from clprompt import schema
 from clprompt.data.bundle import DataBundle, assemble
-from clprompt.data.images import UnreadableImage
+from clprompt.data.fingerprint import Fingerprint, of_files, of_rows
+from clprompt.data.images import Joined, UnreadableImage
 from clprompt.data.selection import Classes, Limit, Selection, Share
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
@@ -87,6 +88,28 @@ class _Images:
         except Exception as error:  # decoders of broken files raise whatever their code runs into
             text = " ".join(str(error).split())
             raise UnreadableImage(f"{self.name}: image {index} cannot be read: {text}") from error
+
+    def fingerprint(self, indices: np.ndarray) -> Fingerprint:
+        return Joined([_Part(part) for part in self.parts], list(map(len, self.parts))).fingerprint(indices)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A data set of torchvision, as far as it tells where its images are."""
+
+    images: Any
+
+    def __call__(self, index: int) -> Any:
+        return self.images[index][0]
+
+    def fingerprint(self, indices: np.ndarray) -> Fingerprint:
+        if hasattr(self.images, "data"):
+            return of_rows(lambda rows: np.asarray(self.images.data[rows]), indices)
+        for attribute in ("_image_files", "_images", "_samples", "samples"):
+            if hasattr(self.images, attribute):
+                listed = [getattr(self.images, attribute)[index] for index in indices]
+                return of_files([str(item[0] if isinstance(item, tuple) else item) for item in listed])
+        return {}
 
 
 def _open(name: str, path: str, download: bool, arguments: dict[str, Any]) -> Any:

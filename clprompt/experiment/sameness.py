@@ -1,0 +1,96 @@
+"""Whether a run goes on with what it was stopped with: weights, classes, images, stream.
+
+Names say little: a weight file or a folder of images may have been replaced under its name, and the figures
+would then be of two worlds. A checkpoint holds fingerprints of all of them; those that it lacks, as an older
+version wrote it, are not compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clprompt.data import fingerprint
+from clprompt.errors import CheckpointError
+from clprompt.experiment.build import Parts
+from clprompt.experiment.config import Config
+
+#: The parts of a data set and what is covered of each, as messages call it.
+_COVERED = {
+    "number": "number",
+    "labels": "labels",
+    "names": "file names",
+    "sizes": "file sizes",
+    "contents": "contents",
+}
+
+
+def fingerprints(parts: Parts) -> dict[str, Any]:
+    """What a checkpoint holds of the parts of its run."""
+    transform = sorted(parts.backbone.inputs.facts().items())
+    return {
+        "backbone weights": parts.backbone.fingerprint(),
+        "image transform": fingerprint.checksum([repr(transform).encode()]),
+        "stream": parts.plan.fingerprint(),
+        **parts.bundle.fingerprints,
+    }
+
+
+def places(then: Mapping[str, Any]) -> set[str]:
+    """The keys of a configuration that may lead elsewhere, as what stands there is compared itself.
+
+    Args:
+        then: what the checkpoint holds.
+    """
+    keys = {"backbone.checkpoint"} if "backbone weights" in then else set()
+    if all("contents" in (then.get(part) or ()) for part in ("training images", "test images")):
+        keys |= {"data.path", "data.test_path", "data.root", "data.source.path"}
+    return keys
+
+
+def check(then: Mapping[str, Any], now: Mapping[str, Any], config: Config, folder: Path) -> None:
+    """Refuse to go on with anything else than before.
+
+    Args:
+        then: what the checkpoint holds.
+        now: the fingerprints of the parts that are there.
+        config: of the run, for the keys that lead to what differs.
+        folder: of the run.
+
+    Raises:
+        CheckpointError: something differs; the message names all that does.
+    """
+    different = [
+        text for key in now if key in then for text in _differences(key, then[key], now[key], config)
+    ]
+    if different:
+        raise CheckpointError(
+            f"{folder}: something is not what it was when the run stopped: {'; '.join(different)}; "
+            "put it back, or start a new run"
+        )
+
+
+def _differences(key: str, then: Any, now: Any, config: Config) -> list[str]:
+    if then == now:
+        return []
+    if key == "backbone weights":
+        file = config.backbone["checkpoint"]
+        source = f"backbone.checkpoint={file}" if file else f"backbone.name={config.backbone['name']}"
+        return [f"other backbone weights ({source})"]
+    if key == "class names" and isinstance(then, list):
+        return [_class_names(then, now)]
+    if isinstance(now, dict) and isinstance(then, dict):
+        kinds = [kind for kind in now if kind in then and then[kind] != now[kind]]
+        texts = [_COVERED.get(kind, kind) for kind in kinds]
+        if "number" in kinds:
+            texts[kinds.index("number")] = f"number ({now['number']}, not {then['number']})"
+        return [f"other {key} (data.name={config.data['name']}): {', '.join(texts)}"] if kinds else []
+    return [f"another {key}"]
+
+
+def _class_names(then: list[Any], now: list[str]) -> str:
+    if len(then) != len(now):
+        return f"other class names ({len(now)} classes, not {len(then)})"
+    number = next(number for number, pair in enumerate(zip(then, now, strict=True)) if pair[0] != pair[1])
+    return f'other class names (class {number} is "{now[number]}", not "{then[number]}")'

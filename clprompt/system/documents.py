@@ -1,0 +1,102 @@
+"""JSON files of a run folder that know their own checksum: a flipped bit in one is told where it is read.
+
+Standard library only, as the report reads them without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from clprompt.errors import CheckpointError
+from clprompt.system.files import atomic_write, read_text
+
+#: The key, last in a file, of the checksum over all others.
+CHECKSUM = "checksum"
+#: What of `cost` is not covered, as it was measured: equal runs shall have equal checksums.
+MEASURED = ("seconds", "experience_seconds", "peak_memory_bytes")
+#: Nor is the backbone: its place may be mended, and its weights have a checksum of their own in there.
+BACKBONE = "backbone"
+
+
+def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON, atomically and with its checksum; nan becomes null.
+
+    Raises:
+        ClpromptError: the operating system refused.
+    """
+    plain = _plain(values)
+    atomic_write(path, json.dumps({**plain, CHECKSUM: checksum(plain)}, indent=2) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The mapping in a JSON file, without its checksum, which it is checked by where it has one.
+
+    Raises:
+        CheckpointError: the file cannot be read, is no JSON object, or was changed after it was written.
+    """
+    try:
+        values = json.loads(read_text(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: it is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} cannot be read: it must hold a JSON object")
+    written = values.pop(CHECKSUM, None)
+    if written is not None and written != checksum(values):
+        raise CheckpointError(
+            f"{path} was changed or damaged after it was written: its checksum is another; "
+            f'if you changed it yourself, remove its key "{CHECKSUM}"'
+        )
+    return values
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """SHA-256 over plain values, whatever the order of keys and the spaces between them.
+
+    All count but what ``MEASURED`` and ``BACKBONE`` name.
+    """
+    covered = {key: value for key, value in values.items() if key != BACKBONE}
+    cost = values.get("cost")
+    if isinstance(cost, Mapping):
+        covered["cost"] = {key: value for key, value in cost.items() if key not in MEASURED}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse_lines(data: bytes, only: bytes = b"") -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines.
+
+    Args:
+        data: the file's bytes.
+        only: lines without these bytes are passed over.
+
+    Raises:
+        ValueError: a line that is no JSON object; the message says which.
+    """
+    objects = []
+    for number, line in enumerate(data.splitlines(), start=1):
+        if only not in line:
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number} is no JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"line {number} is no JSON object")
+        objects.append(value)
+    return objects
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value
