@@ -1,13 +1,19 @@
-"""Labels and label sets: which classes occur in a batch, and which of them are visible."""
+"""Labels and label sets: what may stand for a class, which classes occur in a batch, which are visible."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from clprompt.errors import ProtocolError
+
+#: Class ids are columns of a head: a larger one is no class but a mistake, and would take all memory.
+MOST_CLASSES = 1_000_000
 
 
 def is_label_sets(targets: Any) -> bool:
@@ -34,3 +40,71 @@ def classes_in(targets: Tensor) -> list[int]:
 def present(targets: Tensor) -> Tensor:
     """The classes that occur in multi-hot targets [B, C]."""
     return (targets > 0).any(0).nonzero().flatten()
+
+
+def checked_targets(targets: Any) -> Tensor:
+    """Labels [B] as int64, or multi-hot targets [B, C] as they are; how large labels are is not looked at.
+
+    Raises:
+        ProtocolError: anything else: no tensor, another number of dimensions, labels that are no integers,
+            entries other than 0 and 1.
+    """
+    if not isinstance(targets, Tensor) or targets.ndim not in (1, 2):
+        what = f"the shape {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise ProtocolError(f"targets must be a tensor, labels [B] or multi-hot [B, C], got {what}")
+    if targets.ndim == 2 and not targets.is_complex():
+        wrong = (targets != 0) & (targets != 1)
+        if bool(wrong.any()):
+            raise ProtocolError(
+                f"multi-hot targets must be 0 or 1, got {targets[wrong][0].item()} "
+                f"in the shape {list(targets.shape)}"
+            )
+        return targets
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise ProtocolError(f"labels must be integers, got {targets.dtype}")
+    return targets.long()
+
+
+def checked_classes(classes: Any) -> list[int]:
+    """Class ids, ascending, each once; of a list, a set, an array [n] or a tensor [n].
+
+    Raises:
+        ProtocolError: something that holds no class ids, or one that :func:`check_ids` refuses.
+    """
+    try:
+        if isinstance(classes, str | bytes | Mapping) or getattr(classes, "ndim", 1) != 1:
+            raise TypeError
+        members = list(classes)
+    except TypeError:
+        raise ProtocolError(f"classes must be a list of class ids, got {_short(classes)}") from None
+    for member in members:
+        try:
+            if isinstance(member, bool) or (isinstance(member, Tensor) and member.dtype == torch.bool):
+                raise TypeError
+            operator.index(member)
+        except TypeError:
+            raise ProtocolError(f"a class id must be an integer, got {_short(member)}") from None
+    ids = sorted({operator.index(member) for member in members})
+    check_ids(ids)
+    return ids
+
+
+def check_ids(ids: Sequence[int]) -> None:
+    """Refuse class ids, ascending, that no column of a head can have.
+
+    Raises:
+        ProtocolError: a negative one, or one of ``MOST_CLASSES`` or more.
+    """
+    if ids and ids[0] < 0:
+        raise ProtocolError(f"labels must not be negative, got {ids[0]}")
+    if ids and ids[-1] >= MOST_CLASSES:
+        raise ProtocolError(
+            f"labels must be below {MOST_CLASSES}, got {ids[-1]}: a class id is a column of the head; "
+            "number the classes 0, 1, 2, ..."
+        )
+
+
+def _short(value: Any) -> str:
+    """A value in one short line."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= 60 else f"{line[:57]}..."

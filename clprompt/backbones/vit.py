@@ -113,6 +113,11 @@ class FrozenViT(nn.Module):
         return super().train(False)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights."""
+        return next(self.vit.parameters()).dtype
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of an image in pixels."""
         return self.inputs.size

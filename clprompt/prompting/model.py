@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from clprompt.prompting.plugin import Pass, Plugin, PromptSet, Samples, override
 from clprompt.prompting.step import Encoded as Encoded
 from clprompt.prompting.step import Step as Step
 from clprompt.schema import at_least
-from clprompt.targets import classes_in, present
+from clprompt.targets import check_ids, checked_classes, checked_targets, classes_in, present
 
 #: Values per sample that an evaluator keeps for a model between evaluations: the model reads and fills it.
 Cache = dict[str, Tensor]
@@ -71,6 +71,8 @@ class PromptModel(nn.Module, ABC):
     multi_label: ClassVar[bool] = True
     #: False where nothing is trained by gradient.
     trains: ClassVar[bool] = True
+    #: Buffers in which nan stands for "not known yet"; anywhere else in the state it is refused.
+    unknown_as_nan: ClassVar[Collection[str]] = ()
     #: False for a loss of its own that takes neither mixed nor smoothed labels.
     soft_labels: ClassVar[bool] = True
 
@@ -263,6 +265,17 @@ class PromptModel(nn.Module, ABC):
         return self.seen.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the method's weights, by the first; the backbone's before there is one."""
+        own = (p.dtype for p in self.own_parameters().values() if p.is_floating_point())
+        return next(own, self.backbone.dtype)
+
+    def placed(self, images: Tensor) -> Tensor:
+        """Images on the model's device and in the number format of its backbone; whole numbers stay such."""
+        dtype = self.backbone.dtype if images.is_floating_point() else images.dtype
+        return images.to(self.device, dtype, non_blocking=True)
+
+    @property
     def num_classes(self) -> int:
         """C: the number of columns; column = class id."""
         return self.seen.shape[0]
@@ -287,9 +300,12 @@ class PromptModel(nn.Module, ABC):
             soft: what to train towards in place of the labels.
 
         Raises:
-            ProtocolError: a label that was never observed, an experience that was never begun, or soft labels
-                that the method or a plug-in has no use for.
+            ProtocolError: images or targets of another form, or of two lengths, a label that was never
+                observed, an experience that was never begun, or soft labels that the method or a plug-in has
+                no use for.
         """
+        targets = checked_targets(targets)
+        _check_batch(images, targets)
         self.check_targets(targets)
         if soft is not None:
             self._check_soft(soft)
@@ -391,15 +407,10 @@ class PromptModel(nn.Module, ABC):
             Whether parameters grew: then call :func:`clprompt.training.optim.sync`.
 
         Raises:
-            ProtocolError: labels that are not class ids.
+            ProtocolError: targets that are neither labels [B] nor multi-hot [B, C], or no class ids.
         """
-        if targets.ndim == 2 and not bool(((targets == 0) | (targets == 1)).all()):
-            raise ProtocolError("multi-hot targets must be 0 or 1")
-        if targets.ndim == 1 and (targets.dtype.is_floating_point or targets.dtype == torch.bool):
-            raise ProtocolError(f"labels must be integers, got {targets.dtype}")
-        classes = classes_in(targets)
-        if classes and classes[0] < 0:
-            raise ProtocolError(f"labels must not be negative, got {classes[0]}")
+        classes = classes_in(checked_targets(targets))
+        check_ids(classes)
         grew = self._grow(classes)
         self.seen[classes] = True
         self._received = True
@@ -413,8 +424,11 @@ class PromptModel(nn.Module, ABC):
             samples: streams its training images in batches, with their visible labels, under the evaluation
                 transform, for whoever looks at them before training and keeps none. It may be called until
                 :meth:`end_experience` returns.
+
+        Raises:
+            ProtocolError: no classes, or something that is no class id.
         """
-        classes = sorted({int(c) for c in classes})
+        classes = checked_classes(classes)
         if not classes:
             raise ProtocolError("begin_experience got no classes")
         if bool(self.open):
@@ -426,16 +440,26 @@ class PromptModel(nn.Module, ABC):
         self.current[classes] = True
         self.experience += 1
         self.open.fill_(True)
-        device = self.device
-        self.start_experience(int(self.experience), samples)
-        for plugin in self.plugins:
-            plugin.begin_experience(classes)
-        self.to(device)  # parameters that were just added
+        with self._adopting():
+            self.start_experience(int(self.experience), samples)
+            for plugin in self.plugins:
+                plugin.begin_experience(classes)
         self._restage()
+
+    @contextmanager
+    def _adopting(self) -> Iterator[None]:
+        """Brings parameters that are added meanwhile to where the model is, and into its number format."""
+        device, dtype, known = self.device, self.dtype, list(self.parameters())
+        yield
+        self.to(device)
+        there = {id(parameter) for parameter in known}
+        for parameter in self.parameters():
+            if id(parameter) not in there and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
 
     def begin_for_plugins(self, classes: Iterable[int]) -> None:
         """Tell plug-ins of an experience for which the method itself has no use (``boundaries`` "unused")."""
-        classes = sorted({int(c) for c in classes})
+        classes = checked_classes(classes)
         if self._plugin_experience:
             if self._plugin_experience == classes:
                 return
@@ -544,13 +568,14 @@ class PromptModel(nn.Module, ABC):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load a state of any size; the backbone may be left out of it."""
-        self.resize_to(state_dict)
         self._plugin_experience = None
-        for plugin in self.plugins:
-            prefix = f"{plugin.name}."
-            state = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-            plugin.resize_to(state)
-            plugin.follow()
+        with self._adopting():
+            self.resize_to(state_dict)
+            for plugin in self.plugins:
+                prefix = f"{plugin.name}."
+                state = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+                plugin.resize_to(state)
+                plugin.follow()
         backbone = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
         result = super().load_state_dict({**backbone, **state_dict}, strict=strict, assign=assign)
         self._restage()
@@ -574,6 +599,15 @@ class PromptModel(nn.Module, ABC):
         for plugin in self.plugins:
             plugin.grow_classes(needed)
         return True
+
+
+def _check_batch(images: Tensor, targets: Tensor) -> None:
+    """Refuse what is no batch of images, or another number of them than of targets."""
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        what = f"the shape {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ProtocolError(f"images must be a tensor [B, C, H, W], got {what}")
+    if len(images) != len(targets):
+        raise ProtocolError(f"a batch has {len(images)} images and {len(targets)} targets")
 
 
 class Glimpse(Protocol):

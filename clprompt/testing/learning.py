@@ -11,7 +11,7 @@ import torch
 from clprompt.errors import BackboneError, ConfigError
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import PromptModel
-from clprompt.targets import is_label_sets
+from clprompt.targets import MOST_CLASSES, is_label_sets
 from clprompt.testing.asserts import bits, changed, chunked, finite_losses, near, refused, require, steady
 from clprompt.testing.bench import CLASSES, KINDS, Workbench, tiny_vit
 from clprompt.training.steps import receive, train_step
@@ -183,8 +183,24 @@ def check_refusals(bench: Workbench) -> None:
         wrong[-1] = label
         refused(partial(model.training_loss, images, wrong), f"label {label}, never observed,")
     refused(lambda: model.training_loss(images[:0], targets[:0]), "an empty batch")
+    refused(lambda: model.training_loss(images, targets[:-1]), "a batch of fewer labels than images")
     refused(lambda: model.observe(targets - 8), "a negative label")
-    refused(lambda: model.observe(targets.float()), "a label that is no integer")
+    refused(lambda: model.observe(targets + MOST_CLASSES), f"a label above {MOST_CLASSES}")
+    for what, wrong in {
+        "labels that are no integers": targets.float(),
+        "labels in a list": targets.tolist(),
+        "a label by itself": targets[0],
+        "labels of three dimensions": targets[None, None],
+    }.items():
+        refused(partial(model.observe, wrong), what)
+        refused(partial(model.training_loss, images, wrong), what)
+    if model.boundaries != "unused":
+        for what, wrong in {
+            "a negative class": [-3],
+            "a class in words": ["cat"],
+            "a bare number": 5,
+        }.items():
+            refused(partial(model.begin_experience, wrong), what)
     if not model.multi_label:
         hot = torch.nn.functional.one_hot(targets, model.num_classes)
         refused(lambda: model.training_loss(images, hot), "multi-hot targets where multi_label is False")
