@@ -112,6 +112,7 @@ class CODAPromptModel(PromptModel):
             torch.cat(list(parts), dim=1) for parts in (self.keys, self.attention, self.components)
         )
         weights = component_weights(query, attention, keys)  # (L, B, M)
+        weights = weights.to(components.dtype)
         prefix = (weights @ components.flatten(2)).unflatten(2, (self.length, -1))  # (L, B, length, D)
         terms = {}
         if self.training and self.orthogonality:
@@ -135,7 +136,7 @@ class CODAPromptModel(PromptModel):
         total = self.added * (index + 1)
         if self.orthogonalise != "none" and total > width:
             raise ProtocolError(
-                f"experience {index} would need {total} orthogonal components in width {width}; lower "
+                f"experience {index + 1} would need {total} orthogonal components in width {width}; lower "
                 f"components_per_experience ({self.added}) or set orthogonalise=none"
             )
         shapes = {"keys": (width,), "attention": (width,), "components": (self.length, width)}
@@ -194,7 +195,11 @@ def component_weights(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
 
 
 def penalty(rows: Tensor) -> Tensor:
-    """How far rows [M, n] are from orthonormal: the mean over all entries of (X X^T - I)^2."""
+    """How far rows [M, n] are from orthonormal: the mean over all entries of (X X^T - I)^2.
+
+    In float32 at least, as all that is compared.
+    """
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     with torch.autocast(rows.device.type, enabled=False):
         return (rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)).square().mean()
 

@@ -158,7 +158,7 @@ class DualPromptModel(PromptModel):
             return
         if self.pool_size is not None and index >= self.pool_size:
             raise ProtocolError(
-                f"experience {index} needs a slot of its own, but pool_size is {self.pool_size}; "
+                f"experience {index + 1} needs a slot of its own, but pool_size is {self.pool_size}; "
                 "leave it at null"
             )
         self._add_slots(index + 1 - len(self.keys))

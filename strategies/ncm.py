@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,13 @@ class NCMModel(PromptModel):
     @property
     def boundaries(self) -> Boundaries:
         return "unused"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Sums stay in float64 where the rest goes to fewer bits: they would overflow."""
+        sums = self.sums
+        super()._apply(fn, recurse)
+        self.sums = sums.to(self.counts.device)
+        return self
 
     def grow_classes(self, num_classes: int) -> None:
         missing = num_classes - self.counts.shape[0]

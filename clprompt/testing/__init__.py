@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clprompt.testing.prediction import check_batch_size as check_batch_size
     from clprompt.testing.prediction import check_cache as check_cache
     from clprompt.testing.prediction import check_forward_changes_nothing as check_forward_changes_nothing
+    from clprompt.testing.prediction import check_number_formats as check_number_formats
     from clprompt.testing.prediction import check_savings as check_savings
     from clprompt.testing.prediction import check_unseen_classes as check_unseen_classes
 
@@ -47,6 +48,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "check_frozen_backbone": "clprompt.testing.learning",
         "check_kinds_of_backbone": "clprompt.testing.learning",
         "check_learning": "clprompt.testing.learning",
+        "check_number_formats": "clprompt.testing.prediction",
         "check_refusals": "clprompt.testing.learning",
         "check_savings": "clprompt.testing.prediction",
         "check_soft_labels": "clprompt.testing.learning",

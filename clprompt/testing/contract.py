@@ -34,6 +34,7 @@ from clprompt.testing.prediction import (
     check_batch_size,
     check_cache,
     check_forward_changes_nothing,
+    check_number_formats,
     check_savings,
     check_unseen_classes,
 )
@@ -89,6 +90,7 @@ CHECKS: tuple[Check, ...] = (
     check_cache,
     check_savings,
     check_autocast,
+    check_number_formats,
     check_kinds_of_backbone,
     *state.CHECKS,
 )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from clprompt.prompting.model import PromptModel
 from clprompt.seeding import generator
 from clprompt.testing.asserts import (
     bits,
@@ -18,6 +23,7 @@ from clprompt.testing.asserts import (
     seen_columns,
 )
 from clprompt.testing.bench import CLASSES, Workbench
+from clprompt.training import optim
 from clprompt.training.precision import autocast
 from clprompt.training.steps import receive, train_step
 
@@ -129,3 +135,33 @@ def check_autocast(bench: Workbench) -> None:
         equal >= 0.97,
         f"bf16 autocast keeps {equal:.1%} of {int(clear.sum())} clear predictions; 97 % expected",
     )
+
+
+def check_number_formats(bench: Workbench) -> None:
+    """Cast to 16 or 64 bits, before or inside an experience, it trains and predicts; additions follow."""
+    for dtype, inside in ((torch.float16, False), (torch.bfloat16, True), (torch.float64, False)):
+        model = copy.deepcopy(bench.make())  # with a backbone of its own, which is cast, too
+        if not inside:
+            model.to(dtype)
+        for experience in range(2):
+            images, targets = bench.batch(experience, 4)
+            if not bench.online:
+                classes = bench.arrived(CLASSES, experience)
+                model.begin_experience(classes, partial(_placed, bench, experience, model))
+            if inside and not experience:
+                model.to(dtype)
+            optimizer = optim.build(model.train(), bench.training())
+            receive(model, optimizer, targets)
+            loss = train_step(model, optimizer, model.placed(images), targets).loss.detach()
+            when = "inside" if inside else "before"
+            where = f"in experience {experience + 1} of {dtype}, cast {when} the first"
+            require(bool(loss.isfinite()), f"the loss is {float(loss)} {where}")
+            other = [f"{name} ({p.dtype})" for name, p in model.named_parameters() if p.dtype != dtype]
+            require(not other, f"parameters of another number format {where}: {other[:3]}")
+            with torch.no_grad():
+                logits = model.eval()(model.placed(images))
+            seen_columns(logits, model.predictable().nonzero().flatten().tolist(), where)
+
+
+def _placed(bench: Workbench, experience: int, model: PromptModel) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((model.placed(images), targets) for images, targets in bench.samples(experience)())

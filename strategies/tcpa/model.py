@@ -189,7 +189,9 @@ class TCPAModel(PromptModel):
         ]  # (blocks, P, D) each
         if self.fourier == "joint":  # each task's own slice, else new entries would rewrite old ones
             for task, (cls, image) in enumerate(zip(*entries, strict=True)):
-                mixed = torch.fft.fft2(torch.cat([cls, image], dim=1)).real
+                joined = torch.cat([cls, image], dim=1)
+                wide = joined.to(torch.promote_types(joined.dtype, torch.float32))  # no transform in 16 bits
+                mixed = torch.fft.fft2(wide).real.to(joined.dtype)
                 entries[0][task], entries[1][task] = mixed.split([cls.shape[1], image.shape[1]], dim=1)
         tokens = {
             role: torch.cat(parts, dim=1)[:, None]
