@@ -78,6 +78,7 @@ class MemoryEngine(Engine):
                 evaluator=None,
             )
         self.strategy.engine = self
+        self.watch = self.strategy.watch
 
     def _batches(self, part: np.ndarray, epoch: int, shuffle: bool) -> Iterable[Any]:
         """The data sets of the batches that are left, in the engine's order."""
@@ -149,6 +150,10 @@ class _Counted(PromptStrategy):
 
     def _progress(self) -> tuple[int, int]:
         return self.engine._at
+
+    def _place(self) -> tuple[int, int]:
+        at = self.engine.position
+        return at.step + 1, at.experience + 1
 
 
 class _StepListener(SupervisedPlugin):

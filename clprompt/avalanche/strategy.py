@@ -27,6 +27,7 @@ from clprompt.prompting.plugin import Plugin, Samples
 from clprompt.schema import at_least
 from clprompt.targets import is_label_sets, visible
 from clprompt.training import optim
+from clprompt.training.finite import FiniteWatch, check_logits, check_state
 from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.precision import autocast
 from clprompt.training.settings import Training, takes_training
@@ -102,6 +103,7 @@ class PromptStrategy(SupervisedTemplate):
             model.plug(plugin)
         check_mixing(model, self.training_settings)
         model = model.to(device)
+        self.watch = FiniteWatch(model)
         super().__init__(
             model=model,
             optimizer=_optimizer(model, settings),
@@ -249,7 +251,7 @@ class PromptStrategy(SupervisedTemplate):
             for images, targets in sample_stream(
                 data.eval(), self.eval_mb_size, self.training_settings.workers
             ):
-                yield images.to(self.device), visible(targets.to(self.device), shown)
+                yield self.model.placed(images), visible(targets.to(self.device), shown)
 
         return samples
 
@@ -279,27 +281,44 @@ class PromptStrategy(SupervisedTemplate):
         self.model.begin_epoch(self.clock.train_exp_epochs)
         super()._before_training_epoch(**kwargs)
 
+    def _before_eval(self, **kwargs: Any) -> None:
+        self.watch.check()
+        check_state(self.model, "no evaluation is recorded")
+        super()._before_eval(**kwargs)
+
     # ------------------------------------------------------------------ an iteration
 
     def forward(self) -> Tensor:
         """Logits of the current batch; in training they come with the method's loss."""
         if not self.is_training:
             with autocast(self.device, self.precision):
-                logits = self.model(self.mb_x)
+                logits = self.model(self.model.placed(self.mb_x))
+            check_logits(self.model, logits, self.mb_x, lambda row: f"image {row + 1} of an evaluation batch")
             return (
                 logits if is_label_sets(self.mb_y) else rank_last(logits, self.mb_y, self.model.predictable())
             )
         self._receive()
+        self.watch.check()
         settings = self.training_settings
         if self.model.trains and settings.moves_rate:
             at, steps = self._progress()
             optim.set_learning_rate(self.optimizer, settings.schedule, at, steps, settings.warmup)
         where = (self.clock.train_exp_counter, self.clock.train_exp_iterations, 0)
         images, soft = soften(
-            self.mb_x, self.mb_y, self.training_settings, self.model.num_classes, self.seed, *where
+            self.model.placed(self.mb_x),
+            self.mb_y,
+            self.training_settings,
+            self.model.num_classes,
+            self.seed,
+            *where,
         )
         self._step = train_step_loss(self.model, images, self.mb_y, self.precision, soft)
+        self.watch.note(self._step, self.mb_x, *self._place())
         return self._step.logits
+
+    def _place(self) -> tuple[int, int]:
+        """The number of this step and of its experience, both from 1."""
+        return self.clock.train_iterations + 1, self.clock.train_exp_counter + 1
 
     def _progress(self) -> tuple[int, int]:
         """Which step of how many in the experience this is: what the schedule follows."""
@@ -325,13 +344,15 @@ class PromptStrategy(SupervisedTemplate):
         """Clip and step, where there is anything to train."""
         if self.model.trains:
             optim.clip(self.optimizer, self.training_settings.clip_grad)
-            super().optimizer_step()
+            with optim.in_range(self.optimizer):
+                super().optimizer_step()
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
         self._step = self._observed = None  # a step holds its graph, which cannot be copied
 
     def _after_training_exp(self, **kwargs: Any) -> None:
+        self.watch.check_state()
         classes = self._classes()
         # before plugins copy or measure the model
         self.model.end_experience(None if classes is None else self._samples(classes))

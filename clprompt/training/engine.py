@@ -29,6 +29,7 @@ from clprompt.seeding import rng_state, set_rng_state
 from clprompt.targets import is_label_sets, visible
 from clprompt.training import optim
 from clprompt.training.evaluation import Evaluator, Shown
+from clprompt.training.finite import FiniteWatch
 from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.online import marks, stretch
 from clprompt.training.settings import Online, Training
@@ -166,8 +167,8 @@ class Engine:
         self.stop = stop
         self.position = Position()
         self.optimizer: Optimizer | None = None
+        self.watch = FiniteWatch(model)
         self._saved = 0
-        self._loss = torch.zeros(())
         self._clock = time.perf_counter()
         self._since = 0
 
@@ -204,6 +205,7 @@ class Engine:
                 at.batch += 1
                 self._between_batches()
             at.epoch, at.batch = epoch + 1, 0
+        self.watch.check()
         self.model.end_experience(self._samples() if self._has_experiences() else None)
         self._evaluate("experience")
         self._tell(self.model.diagnostics)
@@ -254,7 +256,7 @@ class Engine:
 
         def samples() -> Iterator[tuple[Tensor, Tensor]]:
             for images, targets in sample_stream(clean, self.training.eval_mb_size, self.training.workers):
-                yield images.to(device), visible(targets.to(device), classes)
+                yield self.model.placed(images), visible(targets.to(device), classes)
 
         return samples
 
@@ -268,11 +270,12 @@ class Engine:
             optim.sync(self.optimizer, self.model)
 
     def _train_batch(self, images: Tensor, targets: Tensor, step: int, steps: int) -> None:
-        at, device = self.position, self.model.device
-        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        at, device, received = self.position, self.model.device, images
+        images, targets = self.model.placed(images), targets.to(device, non_blocking=True)
         if is_label_sets(targets):  # the classes of an experience are not looked at otherwise
             targets = visible(targets, self._arrived(self.classes))
         receive(self.model, self.optimizer, targets)
+        self.watch.check()  # labels were read: whatever was computed before is there
         at.samples += len(targets)
         for iteration in range(self.online.iterations if self.online else 1):
             lr = self.training.lr
@@ -291,6 +294,7 @@ class Engine:
                 precision=self.precision,
                 soft=soft,
             )
+            self.watch.note(result, received, at.step + 1, at.experience + 1)
             self._stepped(result, targets, lr)
         self._since += len(targets)
         if self.progress:
@@ -298,7 +302,6 @@ class Engine:
 
     def _stepped(self, result: Step, targets: Tensor, lr: float) -> None:
         """Count an optimizer step, and record it where its turn has come."""
-        self._loss = result.loss.detach()
         self.position.step += 1
         if (self.position.step - 1) % self.training.log_every == 0:
             self._log(result, targets, lr)
@@ -316,23 +319,15 @@ class Engine:
             self._save()
             raise Interrupted(signal)
 
-    def _finite_loss(self) -> float:
-        at, loss = self.position, float(self._loss)
-        if not np.isfinite(loss):
-            raise ProtocolError(
-                f"the loss is {loss} at step {at.step} (experience {at.experience}); "
-                "lower training.lr or set clip_grad"
-            )
-        return loss
-
     def _save(self) -> None:
-        self._finite_loss()  # a checkpoint never holds what a broken step left
+        self.watch.check_state()  # a checkpoint never holds what a broken step left
         self._saved = self.position.step
         self.checkpoint()
 
     # ------------------------------------------------------------------ what is told
 
     def _evaluate(self, when: str) -> Evaluation | LabelSetEvaluation | None:
+        self.watch.check()
         if self.evaluator is None:
             return None
         at = self.position
@@ -362,23 +357,26 @@ class Engine:
 
     @torch.no_grad()
     def _probe(self) -> Mapping[str, Any]:
-        evaluator, device = self.evaluator, self.model.device
+        evaluator = self.evaluator
         if evaluator is None:
             return {}
         was_training = self.model.training
         self.model.eval()
         try:
-            return self.model.probe(Shown(evaluator, _PROBED, device))
+            return self.model.probe(Shown(evaluator, _PROBED, self.model.placed))
         finally:
             self.model.train(was_training)
 
     def _log(self, result: Step, targets: Tensor, lr: float) -> None:
         at = self.position
-        loss = self._finite_loss()
+        self.watch.check()
         accuracy = None
         if not is_label_sets(targets):
             accuracy = float((result.logits.argmax(1) == targets).float().mean())
-        terms = {"loss": loss, **{name: float(value) for name, value in result.terms.items()}}
+        terms = {
+            "loss": float(result.loss.detach()),
+            **{name: float(value) for name, value in result.terms.items()},
+        }
         record = {
             "kind": "train",
             "step": at.step,

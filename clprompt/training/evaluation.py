@@ -5,8 +5,9 @@ It walks and caches; a :class:`clprompt.metrics.measure.Measure` groups samples 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.measure import Measure, measure_of
 from clprompt.prompting.model import Cache, PromptModel
+from clprompt.training.finite import check_logits, check_state
 from clprompt.training.precision import autocast
 
 
@@ -123,17 +125,24 @@ class Evaluator:
 
     @torch.no_grad()
     def run(self, model: PromptModel) -> Evaluation | LabelSetEvaluation:
-        """Evaluate on the samples of seen classes; the model's mode is restored afterwards."""
+        """Evaluate on the samples of seen classes; the model's mode is restored afterwards.
+
+        Raises:
+            ClpromptError: the method's state or a logit of a seen class is not finite.
+        """
+        check_state(model, "no evaluation is recorded")
         seen = np.flatnonzero(model.seen.cpu().numpy())
         self._follow(seen)
         batches = [batch for _, batch in self._chunks]
-        device = model.device
         was_training = model.training
         model.eval()
         parts: list[np.ndarray] = []  # logits, (b, C) each
         try:
             for key, (images, *_) in enumerate(fixed_batches(self.test, batches, self.workers)):
-                parts.append(self._logits(model, images.to(device), key).float().cpu().numpy())
+                images = model.placed(images)
+                logits = self._logits(model, images, key)
+                check_logits(model, logits, images, partial(_name, batches[key]))
+                parts.append(logits.float().cpu().numpy())
         finally:
             model.train(was_training)
         order = np.array([index for batch in batches for index in batch], dtype=np.int64)
@@ -157,17 +166,17 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the last evaluation saw, for a model to look at: ``sample`` and ``few`` on the model's device."""
+    """What the last evaluation saw, for a model to look at: ``sample`` and ``few``, placed for it."""
 
     evaluator: Evaluator
     limit: int
-    device: torch.device
+    placed: Callable[[Tensor], Tensor]
 
     def __call__(self) -> Iterator[Tensor]:
-        return (images.to(self.device) for images in self.evaluator.sample(self.limit))
+        return map(self.placed, self.evaluator.sample(self.limit))
 
     def groups(self, count: int) -> list[Tensor]:
-        return [images.to(self.device) for images in self.evaluator.few(count)]
+        return list(map(self.placed, self.evaluator.few(count)))
 
 
 def evaluate(
@@ -212,6 +221,11 @@ def evaluator_for(
     measure = measure_of(targets, online, threshold=plan.threshold)
     groups = plan.test_groups(np.asarray(targets)) if measure.by_group else ()
     return Evaluator(test, targets, groups, measure=measure, **arguments)
+
+
+def _name(batch: Sequence[int], row: int) -> str:
+    """Words for an image of a batch of the test set."""
+    return f"test image {batch[row]}"
 
 
 def _stacked(parts: Sequence[np.ndarray], classes: int) -> np.ndarray:

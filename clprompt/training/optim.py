@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,9 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clprompt import schema
-from clprompt.errors import CheckpointError
+from clprompt.errors import CheckpointError, ConfigError
 from clprompt.prompting.model import PromptModel
 from clprompt.training.settings import Training
+
+#: Adam's eps for weights in float16, where a second moment (beta2 = 0.999) that is too small is 0, as are the
+#: usual 1e-8: nan. With this one the step of such a weight is no longer than the learning rate.
+_FLOAT16_EPS = math.sqrt(torch.finfo(torch.float16).smallest_normal / 1024 / (1 - 0.999))
 
 
 def build(
@@ -52,6 +57,8 @@ def build(
         optimizer: Optimizer = torch.optim.SGD(groups, momentum=settings.momentum, **shared)
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+        if any(parameter.dtype == torch.float16 for group in groups for parameter in group["params"]):
+            shared["eps"] = _FLOAT16_EPS
         optimizer = kind(groups, **shared)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -130,6 +137,29 @@ def clip(optimizer: Optimizer, largest: float | None) -> None:
     if largest is not None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, largest)
+
+
+@contextmanager
+def in_range(optimizer: Optimizer) -> Iterator[None]:
+    """Around a step: a number that the weights' type cannot hold is a mistake in the settings.
+
+    Raises:
+        ConfigError: naming the optimizer's rates.
+    """
+    try:
+        yield
+    except (OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "overflow" not in str(error):
+            raise
+        groups = optimizer.param_groups
+        named = {
+            f"{group['lr']:g}" + (f" ({group.get('group')})" if len(groups) > 1 else "") for group in groups
+        }
+        decay = max(float(group.get("weight_decay", 0)) for group in groups)
+        raise ConfigError(
+            f"{type(optimizer).__name__} cannot take a step with lr {', '.join(sorted(named))} and "
+            f"weight_decay {decay:g}: a number gets too large for the weights; lower them"
+        ) from error
 
 
 def optimizer_state(optimizer: Optimizer, model: PromptModel) -> dict[str, Any]:

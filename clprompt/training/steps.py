@@ -61,11 +61,16 @@ def train_step(
     precision: str = "float32",
     soft: SoftLabels | None = None,
 ) -> Step:
-    """One iteration on one batch: loss, backward, optimizer step."""
+    """One iteration on one batch: loss, backward, optimizer step.
+
+    Raises:
+        ConfigError: settings of the optimizer with which it cannot take its step.
+    """
     step = train_step_loss(model, images, targets, precision, soft)
     if step.loss.requires_grad and optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
         step.loss.backward()
         optim.clip(optimizer, clip_grad)
-        optimizer.step()
+        with optim.in_range(optimizer):
+            optimizer.step()
     return step

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clprompt.backbones.vit import FrozenViT
 from clprompt.strategies.damvp.clustering import nearest_prototype
 from clprompt.strategies.damvp.frames import as_images, framed_tokens
+from clprompt.training import optim
 
 InnerOptimizer = Literal["sgd", "adam"]
 
@@ -108,7 +109,8 @@ def adapt(
             each.zero_grad(set_to_none=True)
         loss.backward()
         for each in optimizers:
-            each.step()
+            with optim.in_range(each):
+                each.step()
         yield float(loss.detach()), fast.detach()
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ from clprompt.strategies.damvp.frames import (
     tell_of_leaks,
 )
 from clprompt.targets import classes_in
+from clprompt.training.finite import check_features
 
 
 @strategies.register("damvp", paper="Huang et al., CVPR 2023, arXiv 2303.08138", year=2023)
@@ -92,6 +93,8 @@ class DAMVPModel(PromptModel):
         prompt_lr: in place of the training section's rate; None for 0.05 of frames, 0.005 of tokens.
         head_lr: the head's rate in place of the training section's.
     """
+
+    unknown_as_nan: ClassVar[Collection[str]] = ("tau",)
 
     @schema.checked
     def __init__(
@@ -282,7 +285,13 @@ class DAMVPModel(PromptModel):
         if samples is not None:
             seed = derive(self.seed, "cluster samples", index)
             images = (images for images, _ in samples())
-            self.fit_clusters(sample_features(images, self.backbone.features, self.cluster_samples, seed))
+            self.fit_clusters(sample_features(images, self._finite_features, self.cluster_samples, seed))
+
+    def _finite_features(self, images: Tensor) -> Tensor:
+        """The features of images to cluster, [B, D]; refuses what is not finite."""
+        features = self.backbone.features(images)
+        check_features(self, features, images, lambda row: "an image of the experience")
+        return features
 
     @torch.no_grad()
     def fit_clusters(self, features: Tensor) -> int:
@@ -301,7 +310,9 @@ class DAMVPModel(PromptModel):
         if self.cluster:
             most, least = self.max_clusters, self.min_cluster_size
             labels = torch.from_numpy(cluster(features, float(self.tau), max_clusters=most, min_size=least))
-        features = features.to(self.prototypes)
+        # sums of many features are more than 16 bits hold
+        dtype = torch.promote_types(self.prototypes.dtype, torch.float32)
+        features = features.to(self.device, dtype)
         made = clusters_of(features, labels.to(features.device))
         self._map = None if len(features) < 2 else plane_of(features, labels, made.prototypes)
         old = len(self.prototypes)

@@ -32,9 +32,9 @@ def toy() -> tuple[ToyImages, ToyImages]:
     return ToyImages(12), ToyImages(6, "test")
 
 
-def stream() -> CLScenario:
-    """Our benchmark of the toy images: three experiences of two classes."""
-    train, test = toy()
+def stream(images: tuple[ToyImages, ToyImages] | None = None) -> CLScenario:
+    """Our benchmark of the toy images, or of others: three experiences of two classes."""
+    train, test = images or toy()
     plan = Plan(tuple(group_indices(train.targets, CLASSES, 11)), CLASSES, 11)
     return to_avalanche(plan, train, test)
 

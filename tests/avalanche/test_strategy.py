@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import (
@@ -32,7 +33,7 @@ from torch import nn
 
 from clprompt import FrozenViT
 from clprompt.avalanche.strategy import PromptStrategy, make_strategy
-from clprompt.errors import ConfigError, ProtocolError
+from clprompt.errors import ConfigError, DataError, ProtocolError
 from clprompt.registry import strategies
 from clprompt.scenarios import benchmark
 from clprompt.testing.asserts import bits, changed, same_bits
@@ -384,3 +385,40 @@ def test_a_subclass_of_a_strategy_may_have_an_argument_with_a_former_name() -> N
             self.is_masked = mask
 
     assert Masked(backbone=tiny_vit(), mask=True).is_masked
+
+
+# ------------------------------------------------------------------------------ numbers that are not finite
+
+
+def poisoned(part: int) -> CLScenario:
+    """A stream whose first image in the training set (0) or test set (1) holds a pixel that is no number."""
+    images = toy()
+    images[part].images[0, 0, 0, 0] = math.nan
+    return stream(images)
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "ncm"])
+def test_a_training_image_that_is_no_number_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match=r"step \d \(experience 1\) is not finite: it holds nan"):
+        strategy(name).train(poisoned(0).train_stream[0])
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "ncm"])
+def test_an_evaluation_image_that_is_no_number_is_refused(name: str) -> None:
+    scenario = poisoned(1)
+    made = strategy(name)
+    made.train(scenario.train_stream[0])
+    with pytest.raises(DataError, match="image 1 of an evaluation batch is not finite: it holds nan"):
+        made.eval(scenario.test_stream)
+
+
+def test_a_model_that_training_broke_is_not_evaluated() -> None:
+    made = trained("mvp")
+    made.model.keys.data[0, 0] = math.nan  # its logits would be finite
+    with pytest.raises(ProtocolError, match="no evaluation is recorded: keys holds nan; lower "):
+        made.eval(stream().test_stream)
+
+
+def test_a_rate_that_no_step_can_be_taken_with_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"Adam cannot take a step with lr 1e\+38"):
+        trained("linear_probe", lr=1e38)

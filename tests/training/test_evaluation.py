@@ -212,7 +212,7 @@ def test_bf16_changes_the_logits_a_little():
 
 def test_a_glimpse_is_a_few_images_of_each_group_that_was_met():
     evaluator = make_evaluator()
-    glimpse = Shown(evaluator, 1024, torch.device("cpu"))
+    glimpse = Shown(evaluator, 1024, lambda images: images)
     assert glimpse.groups(4) == []
     evaluator.run(Counting([4, 1]))
     first = glimpse.groups(4)
