@@ -593,11 +593,12 @@ class PromptModel(nn.Module, ABC):
             return False
         for buffer in (self.seen, self.current):
             grow_rows(buffer, torch.zeros(missing, dtype=torch.bool))
-        if self.head is not None:
-            self.head.grow(needed)
-        self.grow_classes(needed)
-        for plugin in self.plugins:
-            plugin.grow_classes(needed)
+        with self._adopting():
+            if self.head is not None:
+                self.head.grow(needed)
+            self.grow_classes(needed)
+            for plugin in self.plugins:
+                plugin.grow_classes(needed)
         return True
 
 

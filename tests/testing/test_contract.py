@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clprompt import testing
@@ -244,6 +245,15 @@ class OverflowsInSixteenBits(Sound):
         return step._replace(terms={"loss": term.detach()})
 
 
+class OverflowsWhenCast(Sound):
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, terms = super().losses(encoded, targets, soft)
+        large = torch.inf if logits.dtype == torch.float16 else 1
+        return logits, {name: large * term for name, term in terms.items()}
+
+
 class NeedsAClassToken(Sound):
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         assert self.backbone.num_prefix_tokens > 0
@@ -289,7 +299,8 @@ class CachesWhatItLearns(Sound):
             if cached is None:
                 return logits
             cached["logits"] = logits
-        return cached["logits"]
+        columns = (0, self.num_classes - cached["logits"].shape[1])
+        return mask_logits(F.pad(cached["logits"], columns).clamp(min=-99), self.predictable())
 
 
 class BeginsAgainAndAgain(Sound):
@@ -359,6 +370,7 @@ BROKEN: list[tuple[type[PromptModel], Callable[[Workbench], None], str]] = [
     (KeepsAFeature, state.check_rehearsal, "memory holds the features of an image"),
     (Rehearses, testing.check_declarations, "the class docstring does not say so"),
     (OverflowsInSixteenBits, testing.check_autocast, "loss is inf at step 1 under bf16 autocast"),
+    (OverflowsWhenCast, testing.check_number_formats, "the loss is inf in experience 1 of torch.float16"),
     (NeedsAClassToken, testing.check_kinds_of_backbone, ""),
     (CountsInForward, testing.check_forward_changes_nothing, "forward in eval mode changed"),
     (RemembersTheLastForward, testing.check_forward_changes_nothing, "an evaluation between"),
