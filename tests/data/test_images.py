@@ -2,7 +2,10 @@
 
 import io
 import multiprocessing
+import os
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 from PIL import Image
 
 from clprompt.data.images import ImageBytes, ImageCache, ImageFiles, UnreadableImage, read_image, unreadable
-from clprompt.errors import DataError
+from clprompt.errors import DataError, DataWarning
 
 GRADIENT = np.linspace(0, 255, 12 * 20).reshape(12, 20).astype(np.uint8)
 COLOURS = np.stack([GRADIENT, GRADIENT[::-1], 255 - GRADIENT], axis=2)
@@ -59,6 +62,75 @@ def test_every_kind_of_image_becomes_grey_or_rgb(mode: str, kind: str, becomes: 
 def test_a_16_bit_image_keeps_black_grey_and_white() -> None:
     values = np.array([[0, 256, 32896, 65535]], dtype=np.uint16)
     assert np.asarray(read_image(encoded(Image.fromarray(values)))).tolist() == [[0, 0, 128, 255]]
+
+
+def png(pixels: np.ndarray, kind: int, depth: int, size: tuple[int, int] | None = None) -> bytes:
+    """A PNG of big-endian pixels [H, W, ...], which Pillow does not write with 16 bits a colour.
+
+    Args:
+        pixels: of the file.
+        kind: 0 grey, 2 RGB, 6 RGBA.
+        depth: 8 or 16.
+        size: width and height that its header says, where they are others.
+    """
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", *(size or (pixels.shape[1], pixels.shape[0])), depth, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2" if depth == 16 else "u1"))
+    parts = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in parts.items())
+
+
+def tiff(pixels: np.ndarray, order: str) -> bytes:
+    """An RGB TIFF with 16 bits a colour, its bytes in the order "<" or ">"."""
+    height, width = pixels.shape[:2]
+    data = pixels.astype(f"{order}u2").tobytes()
+    after = 10 + 12 * 9 + 4
+    words = {256: width, 257: height, 259: 1, 262: 2, 277: 3, 278: height}  # kept as 16 bits
+    longs = {258: (3, 3, after), 273: (4, 1, after + 6), 279: (4, 1, len(data))}  # type, count, value
+    entries = {tag: struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in words.items()}
+    entries |= {tag: struct.pack(f"{order}HHII", tag, *values) for tag, values in longs.items()}
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(entries))
+    body = b"".join(entries[tag] for tag in sorted(entries))
+    return head + body + struct.pack(f"{order}IHHH", 0, 16, 16, 16) + data
+
+
+def opaque(colours: np.ndarray, alpha: int) -> np.ndarray:
+    return np.dstack([colours, np.full(colours.shape[:2], alpha)])
+
+
+DEEP = {  # 8 bits and what 16 bits of the same hold -> a file
+    "grey PNG": (GRADIENT, lambda values, top: png(values, 0, 16)),
+    "colour PNG": (COLOURS, lambda values, top: png(values, 2, 16)),
+    "transparent PNG": (COLOURS, lambda values, top: png(opaque(values, top), 6, 16)),
+    "grey TIFF": (GRADIENT, lambda values, top: encoded(Image.fromarray(values.astype(np.uint16)), "TIFF")),
+    "32-bit TIFF": (GRADIENT, lambda values, top: encoded(Image.fromarray(values.astype(np.int32)), "TIFF")),
+    "colour TIFF": (COLOURS, lambda values, top: tiff(values, "<")),
+    "Motorola TIFF": (COLOURS, lambda values, top: tiff(values, ">")),
+    "PGM": (GRADIENT, lambda values, top: b"P5 20 12 65535\n" + values.astype(">u2").tobytes()),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_16_bits_that_hold_8_are_read_as_8_and_told(kind: str) -> None:
+    values, make = DEEP[kind]
+    with pytest.warns(DataWarning, match="16 bits holds no value above 255: it, and others like it") as told:
+        found = read_image(make(values.astype(np.uint16), 255))
+    assert len(told) == 1
+    assert np.array_equal(np.asarray(found), values)
+
+
+@pytest.mark.parametrize("factor", [257, 0])
+@pytest.mark.parametrize("kind", DEEP)
+def test_16_bits_that_are_full_or_black_are_read_without_a_word(
+    kind: str, factor: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    values, make = DEEP[kind]
+    found = read_image(make(values.astype(np.uint16) * factor, 65535))
+    assert np.array_equal(np.asarray(found), values * (factor > 0))
+    assert not recwarn.list
 
 
 def test_a_transparent_palette_is_converted_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
@@ -112,6 +184,41 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(
     assert "\n" not in str(told.value)
     with pytest.raises(DataError, match=r"^many\.npz, image 0: the image cannot be read"):
         ImageBytes("many.npz", np.frombuffer(content, np.uint8), np.array([0, len(content)]))(0)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TGA", "ICO", "PCX", "JPEG2000", "PDF", "SGI", "DDS"])
+def test_images_of_other_kinds_reach_no_decoder_whatever_they_are_called(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encoded(Image.fromarray(COLOURS), kind))
+    with pytest.raises(
+        UnreadableImage, match=r"x\.png: .* it is not an image \(JPEG, PNG, WEBP, BMP, GIF, TIFF"
+    ):
+        read_image(tmp_path / "x.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
+    content = png(GRADIENT, 0, 8, size=(13312, 13312))
+    with pytest.raises(
+        UnreadableImage, match="it has 13312 x 13312 = 177209344 pixels; max_pixels is 89478485"
+    ):
+        read_image(content)
+    with pytest.raises(UnreadableImage, match="truncated"):  # tried, and without Pillow's warning
+        read_image(content, max_pixels=10**9)
+
+
+def test_the_limit_of_pixels_is_kept_to_the_pixel(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encoded(Image.fromarray(GRADIENT)))
+    assert read_image(tmp_path / "x.png", max_pixels=240).size == (20, 12)
+    with pytest.raises(UnreadableImage, match="240 pixels; max_pixels is 239"):
+        ImageFiles([str(tmp_path / "x.png")], max_pixels=239)(0)
+
+
+def test_what_is_not_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "folder.png"):
+        with pytest.raises(UnreadableImage, match=f"{name}: the image cannot be read: it is not a file"):
+            read_image(tmp_path / name)
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:

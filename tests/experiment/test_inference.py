@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 import clprompt
 from clprompt import registry
 from clprompt.cli.main import main
+from clprompt.data.images import MAX_PIXELS
 from clprompt.errors import CheckpointError, DataError
 from clprompt.experiment import inference
 from clprompt.strategies.linear_probe import LinearProbeModel
@@ -178,6 +180,92 @@ def test_images_are_named_by_file_folder_or_pattern_each_once(
     monkeypatch.chdir(images)
     assert len(inference.find_images(["a", "a/0-00.png", "b/1*.png"])) == 6
     assert len(inference.find_images(["**/*.png"])) == 12
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, images: Path) -> Path:
+    """A folder of three digits, and beside them three files that are no images."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number, path in enumerate(sorted((images / "a").glob("*.png"))[:3]):
+        shutil.copy(path, folder / f"{2 * number}.png")
+    (folder / "1.png").write_bytes(b"no image")
+    (folder / "3.jpg").write_bytes(b"")
+    (folder / "5.jfif").symlink_to("nowhere")
+    return folder
+
+
+BAD = [
+    "1.png: the image cannot be read: it is not an image",
+    "3.jpg: .*: it is empty",
+    "5.jfif: .* a link to a",
+]
+
+
+def test_predict_names_bad_images_and_predicts_the_rest(
+    runs: dict[str, Path], mixed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(runs["ncm"]), "--batch-size", "2"]
+    assert main([*words, *(str(mixed / f"{number}.png") for number in (0, 2, 4))]) == 0
+    good = capsys.readouterr().out
+    assert main([*words, str(mixed)]) == 1
+    out, err = capsys.readouterr()
+    assert out == good  # to the bit: the batches are those of the images that can be read
+    *notes, last = err.splitlines()
+    assert last == "clprompt: error: 3 of 6 cannot be read and are left out"
+    for note, pattern in zip(notes, BAD, strict=True):
+        assert re.search(rf"^clprompt: note: .*/{pattern}", note)
+
+
+def test_explain_names_bad_images_and_draws_the_rest(
+    runs: dict[str, Path], mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["explain", str(runs["shows-brightness"]), str(mixed), "--out", str(tmp_path / "drawn")]
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert err.splitlines()[-1] == "clprompt: error: 3 of 6 cannot be read and are left out"
+    assert main([*words, "--on-bad-image", "error"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{mixed}", "--on-bad-image", "error"], "1.png: the image cannot be read: it is not an image"),
+        (["{mixed}/1.png", "{mixed}/3.jpg"], "it is not an image (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)"),
+        (["{mixed}/1.png", "{mixed}/3.jpg"], "(and 1 more); no image is left"),
+        (["{mixed}/0.png", "--max-pixels", "63"], "it has 8 x 8 = 64 pixels; max_pixels is 63"),
+        (["{mixed}", "--max-pixels", "0"], "0 is not in the range x>=1"),
+        (["{mixed}", "--on-bad-image", "ignore"], "'ignore' is not one of 'skip', 'error'"),
+        (["{run}"], "this is the folder of a run, which holds no photographs"),
+    ],
+)
+def test_predict_stops_in_one_line_where_nothing_can_be_predicted_or_shall_not(
+    words: list[str], message: str, runs: dict[str, Path], mixed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"mixed": mixed, "run": runs["ncm"]}
+    assert main(["predict", str(runs["ncm"]), *(word.format(**places) for word in words)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("clprompt: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_the_limit_of_pixels_that_the_help_states_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("predict", "explain"):
+        assert main([command, "--help"]) == 0
+        assert f"[default: {MAX_PIXELS}]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_answers_that_are_not_numbers_are_refused(value: float, runs: dict[str, Path], images: Path) -> None:
+    model = clprompt.load(runs["shows-brightness"])
+    with torch.no_grad():
+        next(parameter for name, parameter in model.named_parameters() if "head" in name)[1] = value
+    for multi_label in (False, True):
+        with pytest.raises(CheckpointError, match=r"0-00\.png: the model's answer is not a number"):
+            list(inference.predict(model, sorted(images.rglob("*.png")), multi_label=multi_label))
 
 
 # ------------------------------------------------------------------------------------------------ load
