@@ -175,6 +175,14 @@ def test_skip_leaves_images_that_cannot_be_read_out_and_says_how_many(form: Form
 
 
 @every_form
+def test_an_image_of_too_many_pixels_cannot_be_read(form: Form, tmp_path: Path) -> None:
+    path = form.write(tmp_path, LABELS, SPLIT)
+    assert len(shades(form.read(path=path, max_pixels=30).train)) == 8
+    with pytest.raises(DataError, match="it has 6 x 5 = 30 pixels; max_pixels is 29"):
+        shades(form.read(path=path, max_pixels=29).train)
+
+
+@every_form
 @pytest.mark.parametrize("cache", [True, False])
 def test_the_cache_can_be_switched_off(form: Form, cache: bool, tmp_path: Path) -> None:
     bundle = form.read(path=form.write(tmp_path, LABELS, SPLIT), cache=cache)
@@ -218,6 +226,7 @@ def test_some_classes_can_be_chosen(form: Form, tmp_path: Path) -> None:
         ({"classes": ["d"]}, 'data.classes: there is no class "d"'),
         ({"classes": []}, "data.classes must name a class"),
         ({"on_bad_image": "ignore"}, 'on_bad_image must be one of "error", "skip", got "ignore"'),
+        ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
         ({"path": "nowhere"}, "data.path: there is no file nowhere; it must be an? "),
     ],
 )

@@ -254,6 +254,7 @@ def test_a_folder_of_another_layout_is_refused(make: list[str], message: str, tm
         ({"classes": []}, r"data\.classes must name a class"),
         ({"classes": ""}, r'data\.classes: there is no class ""'),
         ({"on_bad_image": "ignore"}, 'on_bad_image must be one of "error", "skip", got "ignore"'),
+        ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_argument_is_one_line(arguments: dict, message: str, folder: Path) -> None:

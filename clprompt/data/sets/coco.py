@@ -13,7 +13,7 @@ import numpy as np
 
 from clprompt import schema
 from clprompt.data.bundle import DataBundle, OnBadImage, assemble_sets, readable_files
-from clprompt.data.images import Selected
+from clprompt.data.images import MAX_PIXELS, MaxPixels, Selected
 from clprompt.data.names import class_name
 from clprompt.data.repeats import merged
 from clprompt.data.selection import Classes, Selection
@@ -33,6 +33,7 @@ def coco(
     test_images: str = "val2014",
     classes: Classes | None = None,
     on_bad_image: OnBadImage = "error",
+    max_pixels: MaxPixels = MAX_PIXELS,
     augment: Augment = "standard",
 ) -> DataBundle:
     """COCO's images and its 80 object categories in alphabetical order; images without an object are kept.
@@ -49,6 +50,7 @@ def coco(
         classes: the classes to keep, in this order: names, or positions such as 0-19; other labels are
             dropped, and images that are left without one.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
+        max_pixels: an image with more pixels cannot be read.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
 
     Raises:
@@ -62,7 +64,7 @@ def coco(
     hot = np.concatenate([part.multi_hot(names) for part in (train, test)])
     is_test = np.arange(len(hot)) >= len(train.paths)
     paths, hot, is_test = merged("coco", train.paths + test.paths, hot, is_test)
-    load, use = readable_files("coco", paths, on_bad_image)
+    load, use = readable_files("coco", paths, on_bad_image, max_pixels=max_pixels)
     return assemble_sets(
         "coco",
         Selected(load, use),

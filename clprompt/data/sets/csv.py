@@ -12,7 +12,7 @@ import numpy as np
 
 from clprompt import schema
 from clprompt.data.bundle import DataBundle, OnBadImage, assemble, assemble_sets, readable_files
-from clprompt.data.images import Selected
+from clprompt.data.images import MAX_PIXELS, MaxPixels, Selected
 from clprompt.data.names import class_name
 from clprompt.data.repeats import resolved
 from clprompt.data.selection import Classes, Limit, Selection, Share, split_column
@@ -34,6 +34,7 @@ def csv_file(
     train_per_class: Limit | None = None,
     test_per_class: Limit | None = None,
     on_bad_image: OnBadImage = "error",
+    max_pixels: MaxPixels = MAX_PIXELS,
     augment: Augment = "none",
     cache: bool = True,
 ) -> DataBundle:
@@ -54,6 +55,7 @@ def csv_file(
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
+        max_pixels: an image with more pixels cannot be read.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
@@ -70,7 +72,7 @@ def csv_file(
     )
     name = f"csv {path}"
     table = _read(path, test_path, root, label_sets=False)
-    load, use = readable_files(name, table.paths, on_bad_image, table.places)
+    load, use = readable_files(name, table.paths, on_bad_image, table.places, max_pixels)
     return assemble(
         name,
         Selected(load, use),
@@ -95,6 +97,7 @@ def multi_label_csv(
     train_per_class: Limit | None = None,
     test_per_class: Limit | None = None,
     on_bad_image: OnBadImage = "error",
+    max_pixels: MaxPixels = MAX_PIXELS,
     augment: Augment = "standard",
     cache: bool = True,
 ) -> DataBundle:
@@ -116,6 +119,7 @@ def multi_label_csv(
             labels has room for it, images without labels are not.
         test_per_class: the same for test images.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
+        max_pixels: an image with more pixels cannot be read.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet"; "standard" by default,
             where ``csv`` has "none".
         cache: keep prepared images in memory.
@@ -133,7 +137,7 @@ def multi_label_csv(
     )
     name = f"multi_label_csv {path}"
     table = _read(path, test_path, root, label_sets=True)
-    load, use = readable_files(name, table.paths, on_bad_image, table.places)
+    load, use = readable_files(name, table.paths, on_bad_image, table.places, max_pixels)
     table = table.only(use)
     hot, names = _multi_hot(table)
     if not names:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clprompt import schema
 from clprompt.data.bundle import HINT, DataBundle, OnBadImage, assemble, assemble_sets, readable
-from clprompt.data.images import ImageArray, ImageBytes, Joined, Selected
+from clprompt.data.images import MAX_PIXELS, ImageArray, ImageBytes, Joined, MaxPixels, Selected
 from clprompt.data.selection import Classes, Limit, Selection, Share, split_column
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
@@ -32,6 +32,7 @@ def npz(
     train_per_class: Limit | None = None,
     test_per_class: Limit | None = None,
     on_bad_image: OnBadImage = "error",
+    max_pixels: MaxPixels = MAX_PIXELS,
     augment: Augment = "none",
     cache: bool = True,
 ) -> DataBundle:
@@ -54,6 +55,7 @@ def npz(
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
+        max_pixels: an image with more pixels cannot be read.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
@@ -69,7 +71,7 @@ def npz(
     )
     name = f"npz {path}"
     file = _open(path)
-    images = _images(file)
+    images = _images(file, max_pixels)
     for key in ("labels", "split"):
         _check_one_each(file, key, images)
     use, is_test = _use(name, file, images, on_bad_image)
@@ -97,6 +99,7 @@ def multi_label_npz(
     train_per_class: Limit | None = None,
     test_per_class: Limit | None = None,
     on_bad_image: OnBadImage = "error",
+    max_pixels: MaxPixels = MAX_PIXELS,
     augment: Augment = "none",
     cache: bool = True,
 ) -> DataBundle:
@@ -123,6 +126,7 @@ def multi_label_npz(
             labels has room for it, images without labels are not.
         test_per_class: the same for test images.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
+        max_pixels: an image with more pixels cannot be read.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
@@ -143,7 +147,7 @@ def multi_label_npz(
         images, hot, is_test = _two_parts(file)
         use = np.arange(images.count)
     else:
-        images = _images(file)
+        images = _images(file, max_pixels)
         hot = _multi_hot(file, "labels", images.count)
         _check_one_each(file, "split", images)
         use, is_test = _use(name, file, images, on_bad_image)
@@ -247,7 +251,7 @@ def _memory_is_short(path: str, key: str, error: MemoryError) -> DataError:
     return DataError(f"{path}: memory is short for the array {key}: {reason}")
 
 
-def _images(file: _File) -> _Images:
+def _images(file: _File, max_pixels: int) -> _Images:
     """Raw or encoded images, checked; that there are labels beside them is checked as well."""
     path, arrays = file.path, file.arrays
     if "labels" not in arrays or not ("images" in arrays or {"jpeg", "offsets"} <= arrays.keys()):
@@ -262,7 +266,10 @@ def _images(file: _File) -> _Images:
         if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(jpeg) or (steps < 0).any():
             raise DataError(f"{path}: offsets must rise from 0 to the {len(jpeg)} bytes of jpeg")
         return _Images(
-            ImageBytes(path, jpeg, offsets.astype(np.int64), HINT), len(offsets) - 1, True, "offsets"
+            ImageBytes(path, jpeg, offsets.astype(np.int64), HINT, max_pixels),
+            len(offsets) - 1,
+            True,
+            "offsets",
         )
     images = _pixels(file, "images", "uint8 [n, H, W] or [n, H, W, 1 or 3]", (1, 3), "u")
     return _Images(ImageArray(images), len(images), False, "images")

@@ -11,7 +11,7 @@ import numpy as np
 
 from clprompt import schema
 from clprompt.data.bundle import DataBundle, OnBadImage, assemble_sets, readable_files
-from clprompt.data.images import Selected
+from clprompt.data.images import MAX_PIXELS, MaxPixels, Selected
 from clprompt.data.names import class_name
 from clprompt.data.repeats import merged
 from clprompt.data.selection import Classes, Selection
@@ -29,6 +29,7 @@ def voc2007(
     test: str = "test",
     classes: Classes | None = None,
     on_bad_image: OnBadImage = "error",
+    max_pixels: MaxPixels = MAX_PIXELS,
     augment: Augment = "standard",
 ) -> DataBundle:
     """PASCAL VOC by its image-set files: 20 classes in alphabetical order; "difficult" objects are absent.
@@ -40,6 +41,7 @@ def voc2007(
         classes: the classes to keep, in this order: names, or positions such as 0-19; other labels are
             dropped, and images that are left without one.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
+        max_pixels: an image with more pixels cannot be read.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
 
     Raises:
@@ -57,7 +59,7 @@ def voc2007(
     (paths, hot), (more, more_hot) = (_read_voc(Path(path), stems, part) for part in (train, test))
     is_test = np.arange(len(paths) + len(more)) >= len(paths)
     paths, hot, is_test = merged("voc2007", paths + more, np.concatenate([hot, more_hot]), is_test)
-    load, use = readable_files("voc2007", paths, on_bad_image)
+    load, use = readable_files("voc2007", paths, on_bad_image, max_pixels=max_pixels)
     return assemble_sets(
         "voc2007",
         Selected(load, use),
