@@ -144,15 +144,15 @@ def _decode(file: BinaryIO, size: int, max_pixels: int) -> Image.Image:
             )
         swapped = _swapped(image)
         upright = ImageOps.exif_transpose(image)
-        if swapped is None or any(high for _, high in upright.getextrema()[:3]):
-            return _plain(upright)
-        file.seek(0)
-        with _open(file) as low:  # colour whose upper bytes are all 0
-            low.tile = swapped
-            low = ImageOps.exif_transpose(low)
-            if any(high for _, high in low.getextrema()[:3]):
-                _tell_depth()
-            return _plain(low)
+    if swapped is None or not _is_black(upright):
+        return _plain(upright)
+    file.seek(0)
+    with _open(file) as image:  # colour whose upper bytes are all 0
+        image.tile = swapped
+        low = ImageOps.exif_transpose(image)
+    if not _is_black(low):
+        _tell_depth()
+    return _plain(low)
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
@@ -167,6 +167,12 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue
     raise UnidentifiedImageError
+
+
+def _is_black(image: Image.Image) -> bool:
+    """Whether all colours, of an image that has more than one, are 0 everywhere."""
+    extrema: Any = image.getextrema()  # lowest and highest of each band
+    return not any(high for _, high in extrema[:3])
 
 
 def is_image(prefix: bytes) -> bool:

@@ -163,12 +163,13 @@ def _split(root: Path) -> _Split | None:
     if others := [candidate for candidate in candidates if candidate != test]:
         why = "" if tests else ", as nothing says the classes of its images"
         tell(f"{name}: the test set is {test}/; {_joined(others)} beside it is left out{why}")
-    listed = "" if tests or labels.get(test) is None else str(labels[test].file.resolve())
-    devkit = str(root.resolve()) + os.sep
-    others = [folder for folder in names if folder not in inner and not listed.startswith(devkit + folder)]
+    flat_test = None if tests else labels.get(test)
+    listed = "" if flat_test is None else str(flat_test.file.resolve())
+    devkit = Path(listed).parts[len(root.resolve().parts) :][:1]  # a folder beside the split's
+    others = [folder for folder in names if folder not in inner and folder not in devkit]
     if others:
         tell(f"{name}: beside {train.name}/ and {test}/, {_joined(others)} is left out")
-    return _Split(train, root / test, None if tests else labels.get(test))
+    return _Split(train, root / test, flat_test)
 
 
 def _only(root: Path, names: Sequence[str], what: str) -> str:
