@@ -316,6 +316,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "link.png").symlink_to("0.png")
     (folder / "empty.png").touch()
     (folder / "damaged.png").write_bytes(b"not an image")
+    Image.new("L", (6, 6)).save(folder / "large.png")
     (folder / "folder").mkdir()
     return folder
 
@@ -1071,6 +1072,11 @@ SCENES: dict[str, tuple[list[Row], dict[str, Any], dict[str, Outcome]]] = {
         [*ROWS, Row("damaged", ("cat",), "train")],
         {"on_bad_image": "skip"},
         dict.fromkeys(READERS, SKIPPED),
+    ),
+    "an image of too many pixels, skipped": (
+        [*ROWS, Row("large", ("cat",), "train")],
+        {"on_bad_image": "skip", "max_pixels": 30},
+        dict.fromkeys(READERS, Told(r"1 of 9 images are left out; .* 6 x 6 = 36 pixels; max_pixels is 30")),
     ),
     "a name in two Unicode forms": (
         [
