@@ -135,6 +135,8 @@ def assemble_sets(
         DataError: no training image, no test image, too few images to be split.
         ConfigError: ``selection`` names classes that are not there.
     """
+    if len(hot) == 0:
+        raise DataError(f"{name}: there is no image")
     names = [class_name(each) for each in names]
     keep = np.arange(len(hot))
     if selection.classes is not None:
@@ -143,9 +145,9 @@ def assemble_sets(
         keep = np.flatnonzero(hot[:, classes].any(1) | ~hot.any(1))
         hot = hot[keep][:, classes]
     used = hot.any(0)
-    if len(hot) and used.any() and not used.all():
+    if used.any() and not used.all():
         tell(f"{name}: {_listed(names, np.flatnonzero(~used))} no image; left out")
-        names = [each for each, is_used in zip(names, used, strict=True) if is_used]
+        names = [names[c] for c in np.flatnonzero(used)]
         hot = hot[:, used]
     _tell_alike(name, names)
     held_out = drawn_test_of_sets(name, hot, selection) if is_test is None else is_test[keep]

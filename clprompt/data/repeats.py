@@ -77,15 +77,24 @@ def _digest(pixels: np.ndarray) -> bytes:
 
 def resolved(paths: Sequence[str]) -> list[str]:
     """Paths without links or detours, as ``os.path.realpath`` gives them, each folder looked up once."""
-    folders: dict[str, str] = {}
+    folders: dict[str, tuple[str, set[str]]] = {}
     places = []
     for path in paths:
         folder, file = os.path.split(path)
         if folder not in folders:
-            folders[folder] = os.path.realpath(folder)
-        place = os.path.join(folders[folder], file)
-        places.append(os.path.realpath(place) if os.path.islink(place) else place)
+            folders[folder] = (os.path.realpath(folder), _links(folder))
+        place, links = folders[folder]
+        places.append(os.path.realpath(path) if file in links else f"{place}/{file}")
     return places
+
+
+def _links(folder: str) -> set[str]:
+    """The symbolic links in a folder; none where it cannot be read."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+    except OSError:
+        return set()
 
 
 def merged(
@@ -130,7 +139,7 @@ def tell_repeats(name: str, train: ImageSource, test: ImageSource) -> None:
         known: dict[Hashable, tuple[str, Any]] = {}
         for row, (key, entry) in enumerate(identities(part.load, np.arange(len(part)))):
             target = part.targets[row].tolist()
-            first, label = known.get(key) or trained.get(key) or (entry, target)
+            first, label = trained.get(key) or known.get(key) or (entry, target)
             pair = (entry, first)
             if part is test and key in trained:
                 shared.append(pair)

@@ -70,7 +70,7 @@ def listed_classes(classes: Classes, class_names: Sequence[str]) -> list[int]:
     ids: dict[int, None] = {}
     for word in words:
         text = class_name(str(word).strip())
-        span = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", text)
+        span = re.fullmatch(r"(\d{1,18})(?:\s*-\s*(\d{1,18}))?", text)
         if text in class_names and not isinstance(word, int):
             ids[class_names.index(text)] = None
         elif span:

@@ -217,6 +217,25 @@ CSV_FILES: dict[str, tuple[bytes, dict[str, Outcome]]] = {
             ),
         },
     ),
+    "labels joined by semicolons": (
+        lines("8.png,cat;dog,train", "9.png,cat;dog,train", "10.png,dog;cat,test"),
+        {
+            "csv": Refused('class "dog;cat" has test images, but no training image'),
+            "multi_label_csv": Used(train=6, test=5),
+        },
+    ),
+    "labels joined by semicolons in both parts": (
+        lines("8.png,cat;dog,train", "9.png,cat;dog,train", "10.png,cat;dog,test"),
+        {
+            "csv": Told(
+                '3 labels are others joined by ;, the first: "cat;dog" in .*line 10; multi_label_csv reads',
+                train=6,
+                test=5,
+                names=("cat", "cat;dog", "dog"),
+            ),
+            "multi_label_csv": Used(train=6, test=5),
+        },
+    ),
     "a name in two Unicode forms": (
         lines(f"8.png,{E_APART},train", f"9.png,{E_COMPOSED},train", f"10.png,{E_COMPOSED},test"),
         both(Used(train=6, test=5, names=("cat", "dog", E_COMPOSED))),
@@ -509,9 +528,17 @@ NPZ_FILES: dict[str, tuple[dict[str, Any], dict[str, Outcome]]] = {
         jpeg([png(i) for i in range(8)]) | {"images": pixels()},
         two(Refused(r"data\.npz: it holds images and jpeg; drop one of them")),
     ),
+    "names of arrays that differ in case": (
+        {"Split": SPLIT},
+        two(Refused(r"data\.npz: there are two arrays split; keep one of them")),
+    ),
+    "other names of arrays": (
+        {"x": pixels(), "images": None},
+        two(Refused("it must hold labels, and images .*; it holds labels, names, split, x")),
+    ),
     "names of arrays in capitals": (
         {"Images": pixels(), "images": None},
-        two(Refused("it must hold labels, and images .*; it holds Images, labels, names, split")),
+        two(GOOD),
     ),
     "a class without image": (
         {
@@ -799,9 +826,13 @@ COCO_FILES: dict[str, tuple[Any, Outcome]] = {
         annotations(images=[3]),
         Refused(LINE + r"images\[0\] must be an object, not a number"),
     ),
+    "a key twice": (
+        json.dumps(annotations()).replace('"id": 3', '"id": 2, "id": 3').encode(),
+        Refused(r'train\.json is not a COCO file of instances: "id" stands twice in an object'),
+    ),
     "images that are no list": (
         annotations(images={"0": "0.png"}),
-        Refused(r"train\.json: images must be a list, not a object"),
+        Refused(r"train\.json: images must be a list, not an object"),
     ),
     "no list of categories": (
         {"images": [], "annotations": []},
@@ -883,6 +914,7 @@ VOC_FILES: dict[str, tuple[bytes, Outcome]] = {
 def test_a_voc_file(oddity: str, images: Path, tmp_path: Path) -> None:
     held, outcome = VOC_FILES[oddity]
     write_voc(tmp_path, images, ROWS)
+    (tmp_path / "ImageSets" / "Main" / "._cat_trainval.txt").write_bytes(b"\0\xff")
     (tmp_path / "ImageSets" / "Main" / "cat_trainval.txt").write_bytes(held)
     check("voc2007", {"path": str(tmp_path)}, outcome)
 
@@ -1100,6 +1132,16 @@ SCENES: dict[str, tuple[list[Row], dict[str, Any], dict[str, Outcome]]] = {
         dict.fromkeys(READERS, Used(train=4, test=3, names=("cat", E_COMPOSED))),
     ),
     "one class left": (ROWS, {"classes": ["dog"]}, dict.fromkeys(READERS, Used(2, 2, ("dog",)))),
+    "a class of 5000 digits": (
+        ROWS,
+        {"classes": "9" * 5000},
+        dict.fromkeys(READERS, Refused(r"data\.classes: there is no class \"999")),
+    ),
+    "no image that can be read": (
+        [Row("damaged", ("cat",), "train"), Row("empty", ("cat",), "test")],
+        {"on_bad_image": "skip"},
+        dict.fromkeys(READERS, Refused("there is no image")),
+    ),
     "a class that is not there": (
         ROWS,
         {"classes": ["dgo"]},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def _load(file: Path) -> dict[str, Any]:
     if file.exists() and not file.is_file():
         raise DataError(f"{file}: it is not a file")
     try:
-        held = json.loads(file.read_text(encoding="utf-8-sig"))
+        held = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     except OSError as error:
         raise DataError(f"{file}: {error.strerror or error}") from error
     except MemoryError as error:
@@ -141,10 +142,16 @@ def _load(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{file} is not a COCO file of instances: {error}") from error
     if not isinstance(held, dict):
-        raise DataError(
-            f"{file} is not a COCO file of instances: it must hold an object, not a {_kind(held)}"
-        )
+        raise DataError(f"{file} is not a COCO file of instances: it must hold an object, not {_kind(held)}")
     return held
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f'"{twice}" stands twice in an object')
+    return members
 
 
 def _each(file: Path, held: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
@@ -153,19 +160,19 @@ def _each(file: Path, held: dict[str, Any], key: str) -> list[tuple[str, dict[st
         lists = ", ".join(sorted(held)) or "nothing"
         raise DataError(f"{file} is not a COCO file of instances: it has no {key}; it holds {lists}")
     if not isinstance(held[key], list):
-        raise DataError(f"{file}: {key} must be a list, not a {_kind(held[key])}")
+        raise DataError(f"{file}: {key} must be a list, not {_kind(held[key])}")
     entries = []
     for position, entry in enumerate(held[key]):
         place = f"{file}, {key}[{position}]"
         if not isinstance(entry, dict):
-            raise DataError(f"{place} must be an object, not a {_kind(entry)}")
+            raise DataError(f"{place} must be an object, not {_kind(entry)}")
         entries.append((place, entry))
     return entries
 
 
 def _kind(value: Any) -> str:
-    kinds = {dict: "object", list: "list", str: "text", bool: "truth value", type(None): "null"}
-    return kinds.get(type(value), "number")
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def _id(place: str, entry: dict[str, Any], key: str) -> int:

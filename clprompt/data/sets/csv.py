@@ -140,7 +140,7 @@ def multi_label_csv(
     load, use = readable_files(name, table.paths, on_bad_image, table.places, max_pixels)
     table = table.only(use)
     hot, names = _multi_hot(table)
-    if not names:
+    if table.paths and not names:
         raise DataError(f"{path}: no line has a label")
     return assemble_sets(
         name,
@@ -160,13 +160,13 @@ class _Table:
 
     Attributes:
         paths: of the images.
-        labels: of each row, with the place of each; one, where rows have a label, or a set.
+        labels: of each row: one, where rows have a label, or a set.
         places: "train.csv, line 3".
         is_test: which rows are test images, bool [n]; None where nothing says so.
     """
 
     paths: list[str]
-    labels: list[dict[str, str]]
+    labels: list[tuple[str, ...]]
     places: list[str]
     is_test: np.ndarray | None
 
@@ -196,7 +196,11 @@ def _read(path: str, test_path: str | None, root: str | None, *, label_sets: boo
     elif parts is not None:
         is_test, used = split_column(parts, path, table.places)
         table = replace(table, is_test=is_test).only(np.flatnonzero(used))
-    return _one_row_each(path, table, label_sets)
+    if not label_sets:
+        _tell_joined(path, table)
+        return _one_row_each(path, table, label_sets=False)
+    _class_names(table)  # an unknown one is told with its line, which the next step may give up
+    return _one_row_each(path, table, label_sets=True)
 
 
 def _rows(path: str, key: str, root: str | None, label_sets: bool) -> tuple[_Table, list[str] | None]:
@@ -218,7 +222,7 @@ def _rows(path: str, key: str, root: str | None, label_sets: bool) -> tuple[_Tab
             cells = _cells(row, columns, place, label_sets)
             table.paths.append(os.path.join(start, cells["path"]))
             names = cells["label"].split(";") if label_sets else [cells["label"]]
-            table.labels.append({class_name(name.strip()): place for name in names if name.strip()})
+            table.labels.append(tuple(class_name(name.strip()) for name in names if name.strip()))
             table.places.append(place)
             parts.append(cells.get("split", ""))
     except csv.Error as error:
@@ -315,17 +319,17 @@ def _one_row_each(name: str, table: _Table, label_sets: bool) -> _Table:
     again: list[tuple[int, int]] = []
     for row, image in enumerate(resolved(table.paths)):
         labelled = first_labels.setdefault(image, row)
-        if not label_sets and labels[row].keys() != labels[labelled].keys():
-            (label, place), (first_label, first_place) = (*labels[row].items(), *labels[labelled].items())
+        if not label_sets and labels[row] != labels[labelled]:
             raise DataError(
-                f'{place}: {table.paths[row]} has the label "{label}", and the label "{first_label}" in '
-                f"{first_place}; an image with several labels is one for multi_label_csv"
+                f'{table.places[row]}: {table.paths[row]} has the label "{labels[row][0]}", and the label '
+                f'"{labels[labelled][0]}" in {table.places[labelled]}; an image with several labels is one '
+                "for multi_label_csv"
             )
         part = table.is_test is not None and bool(table.is_test[row])
         first = rows.setdefault((image, part), row)
         if first != row:
             again.append((row, first))
-            labels[first] = labels[row] | labels[first]
+            labels[first] = tuple(dict.fromkeys(labels[first] + labels[row]))
     if not again:
         return table
     row, first = again[0]
@@ -337,21 +341,42 @@ def _one_row_each(name: str, table: _Table, label_sets: bool) -> _Table:
     return replace(table, labels=labels).only(np.array(sorted(rows.values())))
 
 
-def _multi_hot(table: _Table) -> tuple[np.ndarray, list[str]]:
-    """Label sets uint8 [n, C], and the names of the classes, which are those of the training images, sorted.
+def _tell_joined(path: str, table: _Table) -> None:
+    """Labels that look like sets of them."""
+    known = {label for (label,) in table.labels}
+    joined = [
+        row for row, (label,) in enumerate(table.labels) if ";" in label and known & {*label.split(";")}
+    ]
+    if joined:
+        row = joined[0]
+        tell(
+            f'{path}: {len(joined)} labels are others joined by ;, the first: "{table.labels[row][0]}" in '
+            f"{table.places[row]}; multi_label_csv reads them as label sets"
+        )
+
+
+def _class_names(table: _Table) -> list[str]:
+    """The classes of the training images, sorted.
 
     Raises:
         DataError: a label of a test image that no training image has.
     """
     is_test = np.zeros(len(table.labels), dtype=bool) if table.is_test is None else table.is_test
     training = (names for names, test in zip(table.labels, is_test, strict=True) if not test)
-    class_names = sorted({name for names in training for name in names})
+    class_names = {name for names in training for name in names}
+    for names, place in zip(table.labels, table.places, strict=True):
+        for name in names:
+            if name not in class_names:
+                hint = nearest(name, class_names) or "; no training image has it"
+                raise DataError(f'{place}: unknown class "{name}"{hint}')
+    return sorted(class_names)
+
+
+def _multi_hot(table: _Table) -> tuple[np.ndarray, list[str]]:
+    """Label sets uint8 [n, C], and the names of the classes."""
+    class_names = _class_names(table)
     column = {name: c for c, name in enumerate(class_names)}
     hot = np.zeros((len(table.labels), len(class_names)), dtype=np.uint8)
     for row, names in enumerate(table.labels):
-        for name in names:
-            if name not in column:
-                hint = nearest(name, class_names) or "; no training image has it"
-                raise DataError(f'{names[name]}: unknown class "{name}"{hint}')
-            hot[row, column[name]] = 1
+        hot[row, [column[name] for name in names]] = 1
     return hot, class_names

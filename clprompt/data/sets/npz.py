@@ -55,7 +55,7 @@ def npz(
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
+        max_pixels: an encoded image with more pixels cannot be read.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
@@ -126,7 +126,7 @@ def multi_label_npz(
             labels has room for it, images without labels are not.
         test_per_class: the same for test images.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
+        max_pixels: an encoded image with more pixels cannot be read.
         augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
@@ -219,11 +219,12 @@ def _open(path: str) -> _File:
     arrays: dict[str, np.ndarray] = {}
     try:
         with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
+            for name in file.files:
+                key = name.lower()
                 if key in arrays:
                     raise DataError(f"{path}: there are two arrays {key}; keep one of them")
                 if key in _PARTS + _WHOLE + _NAMES:
-                    arrays[key] = _array(file, path, key)
+                    arrays[key] = _array(file, path, name)
             return _File(path, arrays, ", ".join(sorted(file.files)) or "nothing")
     except DataError:
         raise
@@ -265,12 +266,8 @@ def _images(file: _File, max_pixels: int) -> _Images:
         steps = np.diff(offsets.astype(np.int64))
         if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(jpeg) or (steps < 0).any():
             raise DataError(f"{path}: offsets must rise from 0 to the {len(jpeg)} bytes of jpeg")
-        return _Images(
-            ImageBytes(path, jpeg, offsets.astype(np.int64), HINT, max_pixels),
-            len(offsets) - 1,
-            True,
-            "offsets",
-        )
+        load = ImageBytes(path, jpeg, offsets.astype(np.int64), HINT, max_pixels)
+        return _Images(load, len(offsets) - 1, True, "offsets")
     images = _pixels(file, "images", "uint8 [n, H, W] or [n, H, W, 1 or 3]", (1, 3), "u")
     return _Images(ImageArray(images), len(images), False, "images")
 

@@ -50,7 +50,8 @@ def voc2007(
     """
     folder = Path(path) / "ImageSets" / "Main"
     suffix = f"_{train}.txt"
-    stems = sorted(file.name.removesuffix(suffix) for file in folder.glob(f"*{glob.escape(suffix)}"))
+    files = [file.name for file in folder.glob(f"*{glob.escape(suffix)}") if not file.name.startswith(".")]
+    stems = sorted(name.removesuffix(suffix) for name in files if name != suffix)
     if not stems:
         raise DataError(f"{folder} has no image sets *{suffix}")
     for one, other in itertools.pairwise(sorted(stems, key=class_name)):
