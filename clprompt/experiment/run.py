@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from clprompt.system.documents import write_json
 from clprompt.system.files import FolderLock
 from clprompt.system.progress import Stopwatch
 from clprompt.system.runtime import reproducible, stop_signal
-from clprompt.tracking.records import RECORDS
+from clprompt.tracking.records import RECORDS, read_records
 from clprompt.tracking.tracker import RunTracker
 from clprompt.training.engine import Engine, Listener, ProgressLike
 from clprompt.training.evaluation import evaluator_for
@@ -231,6 +231,7 @@ class Session:
         if checkpoint:
             with runfolder.fitting(folder / state.CHECKPOINT):
                 self.engine.load_state(checkpoint["engine"])  # before the tracker cuts any file
+                self._check_records(read_records(folder, checkpoint["sizes"].get(RECORDS, 0)))
         self.tracker = RunTracker(
             folder,
             parts.bundle.class_names,
@@ -313,6 +314,19 @@ class Session:
         }
         checksums = {RECORDS: self.tracker.checksums[RECORDS]}
         return runfolder.results(self.config, summary, cost, model.rehearsal_free, checksums)
+
+    def _check_records(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse records that end elsewhere than the engine goes on.
+
+        Raises:
+            CheckpointError: there are more, or fewer, evaluations than experiences.
+        """
+        evaluations = [record["when"] for record in records if record.get("kind") == "evaluation"]
+        ends, over = evaluations.count("experience"), self.engine.position.experience
+        if self.parts.model.revisits == "last":  # evaluated once, at the end
+            over //= len(self.parts.plan.indices)
+        if ends != over:
+            raise CheckpointError(f"{over} experiences are over, but {RECORDS} holds {ends} evaluations")
 
     def _begin(self) -> None:
         """Write what a folder holds from the start, or go to where the checkpoint was written."""

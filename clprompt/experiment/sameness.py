@@ -45,7 +45,7 @@ def places(then: Mapping[str, Any]) -> set[str]:
     """
     keys = {"backbone.checkpoint"} if "backbone weights" in then else set()
     if all("contents" in (then.get(part) or ()) for part in ("training images", "test images")):
-        keys |= {"data.path", "data.test_path", "data.root", "data.source.path"}
+        keys |= {f"data{source}.{key}" for source in ("", ".source") for key in ("path", "test_path", "root")}
     return keys
 
 

@@ -139,11 +139,11 @@ class Section:
         return {"anytime_accuracy": plots.png(drawn)}
 
     def _curves(self, name: str) -> Curves:
-        return {
-            row.label: np.stack([run.curves[name] for run in row.runs.values()])
+        curves = {
+            row.label: [run.curves[name] for run in row.runs.values() if name in run.curves]
             for row in self.rows
-            if row.runs
         }
+        return {label: np.stack(of_runs) for label, of_runs in curves.items() if of_runs}
 
 
 @dataclass
@@ -182,9 +182,11 @@ class Report:
         return [table for table in (section.table(), section.differences(self.against)) if table]
 
     def machines(self) -> list[str]:
-        """Hardware and versions of the runs, a line each."""
+        """Hardware and versions of the runs, a line each, and how many could not be checked."""
         runs = [run for section in self.sections for row in section.rows for run in row.runs.values()]
-        return facts.machines(run.environment for run in runs)
+        older = sum(not run.has_checksums for run in runs)
+        without = f"checksums: {older} of {len(runs)} runs hold none, as an older version wrote them"
+        return facts.machines(run.environment for run in runs) + [without] * bool(older)
 
     def write(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write report.md, report.html and the drawings; the paths of all of them.

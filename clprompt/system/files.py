@@ -70,7 +70,7 @@ def read_bytes(path: str | os.PathLike[str], size: int = -1) -> bytes:
         OSError: see :func:`open_regular`.
     """
     with open_regular(path) as file:
-        return file.read(size)
+        return file.read(size if size < 0 else min(size, os.fstat(file.fileno()).st_size))
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
