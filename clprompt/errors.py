@@ -7,6 +7,7 @@ line that the command line prints. Any other exception is a bug of ours and keep
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,18 @@ class RunsFailed(ClpromptError):
 
     def __reduce__(self) -> tuple[type[RunsFailed], tuple[dict[Path, ClpromptError], list[Any]]]:
         return type(self), (self.failures, self.finished)
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey.
+
+    Control characters, marks of direction and bytes that are no text become ``\\x1b``, ``\\u202e`` and so on.
+    """
+    return _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+# tab and line feed stay
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

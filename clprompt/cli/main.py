@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clprompt.cli import commands
+from clprompt.cli.screen import data, hint, show
 from clprompt.errors import ClpromptError, ConfigError, DataError, Interrupted, RunFolderError, RunsFailed
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = stop.again or ["clprompt", "resume", *map(str, stop.folders)]
         line = shlex.join([*again[:2], *words, *again[2:]])
         resumable = stop.again or stop.folders
-        print(f"interrupted; continue with: {line}" if resumable else "interrupted", file=sys.stderr)
+        hint(f"interrupted; continue with: {line}" if resumable else "interrupted")
         return 128 + stop.signal
     except click.Abort:
         print("interrupted", file=sys.stderr)
@@ -81,7 +82,7 @@ def _show(results: list[Any]) -> None:
     if results:
         from clprompt.cli.results import results as block
 
-        click.echo(block(results))
+        show(block(results))
 
 
 _show_warning = warnings.showwarning
@@ -90,7 +91,7 @@ _show_warning = warnings.showwarning
 def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """What a user should read about the data is one line; other warnings look as Python shows them."""
     if category.__name__ == "DataWarning":  # by name: the class's module loads torch
-        print("clprompt: note:", " ".join(str(message).split()), file=sys.stderr)
+        hint(f"clprompt: note: {' '.join(str(message).split())}")
     else:
         _show_warning(message, category, *where, **more)
 
@@ -98,7 +99,7 @@ def _note(message: Warning | str, category: type[Warning], *where: Any, **more: 
 def _mistake(error: Exception, text: str) -> int:
     if os.environ.get("CLPROMPT_DEBUG", "") not in ("", "0"):
         traceback.print_exception(error)
-    print("clprompt: error:", " ".join(text.split()) or type(error).__name__, file=sys.stderr)
+    hint(f"clprompt: error: {' '.join(text.split()) or type(error).__name__}")
     return 2
 
 
@@ -299,8 +300,8 @@ def report(runs: tuple[str, ...], out: str | None, against: str) -> None:
 
     comparison = reports.collect(words, against)
     written = comparison.write(out or (named[-1] if named else "") or "report")
-    click.echo(comparison.text())
-    click.echo("\n" + "\n".join(map(str, written)))
+    show(comparison.text())
+    show("\n" + "\n".join(map(str, written)))
 
 
 _run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
@@ -339,10 +340,10 @@ class _BadImages(list[str]):
             more = f" (and {len(self) - 1} more)" if len(self) > 1 else ""
             raise DataError(f"{self[0]}{more}; no image is left")
         for text in self:
-            print("clprompt: note:", " ".join(text.split()), file=sys.stderr)
+            hint(f"clprompt: note: {' '.join(text.split())}")
         verb = "is" if len(self) == 1 else "are"
         total = count + len(self)
-        print(f"clprompt: error: {len(self)} of {total} cannot be read and {verb} left out", file=sys.stderr)
+        hint(f"clprompt: error: {len(self)} of {total} cannot be read and {verb} left out")
         sys.exit(1)
 
 
@@ -396,11 +397,11 @@ def predict(
         bad.finish(count)
     text = inference.to_csv(predictions)
     if out is None:
-        click.echo(text, nl=False)
+        data(text)
     else:
         from clprompt.system.files import atomic_write
 
-        atomic_write(out, text)
+        atomic_write(out, text.encode(errors="surrogateescape"))  # names of files are bytes
     bad.finish(count)
 
 
@@ -433,7 +434,7 @@ def explain(
         run, paths, device=device, max_pixels=max_pixels or MAX_PIXELS, on_bad_image=report
     )
     for path in inference.draw(plots, Path(out)) if plots else ():
-        click.echo(path)
+        show(path)
     bad.finish(len(paths) - (len(bad) - folders) if plots else 0)
 
 
@@ -453,9 +454,9 @@ def stream(stream: str, overrides: tuple[str, ...]) -> None:
     from clprompt.system import files
 
     drawn, out = read(stream, overrides)
-    click.echo(drawn.table())
+    show(drawn.table())
     files.atomic_write(out, plots.png(drawn.figure()))
-    click.echo(f"\ndrawn: {out}")
+    show(f"\ndrawn: {out}")
 
 
 @group.command(
@@ -471,9 +472,9 @@ def list_(kind: str | None) -> None:
 
     for position, listed in enumerate([kind] if kind else KINDS):
         if kind is None:
-            click.echo(("\n" if position else "") + f"{listed}:")
+            show(("\n" if position else "") + f"{listed}:")
         for line in listing.listing(listed, short=kind is None):
-            click.echo(line)
+            show(line)
 
 
 @group.command("config", short_help="Print a configuration, resolved; nothing is run.")
@@ -484,4 +485,4 @@ def config_(config: str, overrides: tuple[str, ...]) -> None:
     """Print a configuration with every default and override written out; nothing is run."""
     from clprompt.experiment import config as configs
 
-    click.echo(configs.to_yaml(configs.load(config, overrides)), nl=False)
+    data(configs.to_yaml(configs.load(config, overrides)))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-import click
-
+from clprompt.cli.screen import data, hint, show
 from clprompt.errors import Interrupted
 from clprompt.experiment import study as studies
 
@@ -39,20 +37,20 @@ def run(
 
     launcher_of_runs = launch.launcher(launcher, jobs)
     for note in whole.notes:
-        _say(note)
+        hint(note)
     state = study_runs.survey(part, again=again)
     if dry_run:
         _print_commands(state.waiting, name, overrides, imports, again)
-        _say(f"# {len(state.waiting)} to run, {len(state.finished)} finished; at the end, for the report:")
-        _say(f"# {studies.command(name, overrides)}")
+        hint(f"# {len(state.waiting)} to run, {len(state.finished)} finished; at the end, for the report:")
+        hint(f"# {studies.command(name, overrides)}")
         for line in study_runs.failures({}, state.changed):
-            _say(f"# {line}")
+            hint(f"# {line}")
         return
     if state.finished:
-        _say(f"{len(state.finished)} of {len(part.runs)} runs are finished already")
+        hint(f"{len(state.finished)} of {len(part.runs)} runs are finished already")
     study_runs.check(part, state.waiting)
     try:
-        failed = study_runs.execute(state.waiting, launcher_of_runs, imports, _say)
+        failed = study_runs.execute(state.waiting, launcher_of_runs, imports, hint)
     except Interrupted as stop:
         options: dict[str, Any] = {"--jobs": jobs, "--launcher": None if launcher == "local" else launcher}
         words = [word for key, value in options.items() if value is not None for word in (key, str(value))]
@@ -65,9 +63,9 @@ def run(
         _end(whole)
     elif not lines:
         rest = studies.command(name, overrides)
-        _say(f"{len(part.runs)} of {len(whole.runs)} runs are done; the others and the report: {rest}")
+        hint(f"{len(part.runs)} of {len(whole.runs)} runs are done; the others and the report: {rest}")
     for line in lines:
-        _say(line)
+        hint(line)
     if lines:
         of = f"of {len(part.runs)} runs"
         text = f"{len(failed)} {of} failed" if failed else ""
@@ -83,13 +81,13 @@ def _end(study: studies.Study) -> None:
     if not finished:
         return
     text, written = study_runs.write_report(study, finished)
-    click.echo(text)
+    show(text)
     lines, path = study_runs.best(study, finished)
     if path is not None:
-        click.echo("\n" + "\n".join(lines))
+        show("\n" + "\n".join(lines))
         written.append(path)
-    click.echo("\n" + "\n".join(map(str, written)))
-    click.echo("\n" + shlex.join(["tensorboard", "--logdir", str(study.folder)]))
+    show("\n" + "\n".join(map(str, written)))
+    show("\n" + shlex.join(["tensorboard", "--logdir", str(study.folder)]))
 
 
 def _print_commands(
@@ -101,8 +99,4 @@ def _print_commands(
 ) -> None:
     options = [word for module in imports for word in ("--import", module)] + ["--again"] * again
     for run in runs:
-        click.echo(studies.command_of(run, name, overrides, options))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        data(studies.command_of(run, name, overrides, options) + "\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +159,8 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bo
 
 
 def _check_name(name: str) -> None:
-    if not name.strip() or name in (".", "..") or any(mark in name for mark in "/\\\0\n"):
+    control = any(unicodedata.category(mark) == "Cc" for mark in name)
+    if not name.strip() or name in (".", "..") or control or "/" in name or "\\" in name:
         raise ConfigError(f"name must be the plain name of a folder, got {schema.show(name)}")
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import glob
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from clprompt.experiment import folder as runfolder
 from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import Plugin
+from clprompt.reporting.markup import csv_table
 from clprompt.schema import above, at_least, at_most, not_empty
 from clprompt.system.documents import read_json
 from clprompt.system.files import atomic_write, one_line_errors, read_bytes
@@ -364,11 +363,10 @@ def predict(
 
 def to_csv(predictions: Iterable[Prediction]) -> str:
     """A header and one line per prediction."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["path", "rank", "class", "probability"])
-    writer.writerows([path, rank, name, f"{chance:.6f}"] for path, rank, name, chance in predictions)
-    return buffer.getvalue()
+    header = ["path", "rank", "class", "probability"]
+    return csv_table(
+        [header, *([path, rank, name, f"{chance:.6f}"] for path, rank, name, chance in predictions)]
+    )
 
 
 # ------------------------------------------------------------------------------------------------ explanation

@@ -1,17 +1,54 @@
-"""Tables and drawings as Markdown and as an HTML page that needs no other file."""
+"""Tables and drawings as CSV, as Markdown and as an HTML page that needs no other file."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import html
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
+
+from clprompt.errors import printable
+
+
+def csv_table(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV that a spreadsheet does not take for formulas.
+
+    Text that begins with ``=``, ``+``, ``-``, ``@``, a tab or the end of a line, and is no number, gets an
+    apostrophe in front, as does text that begins with apostrophes and such a mark: to read a name back, take
+    one away. A path gets ``./`` in its place, so that it names the same file.
+    """
+    lines: list[str] = []
+    # the writer quotes what is in its terminator: a name may hold a lone carriage return
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
+    writer.writerows([_cell(cell) for cell in row] for row in rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
+
+
+_FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+
+
+def _cell(cell: object) -> object:
+    if isinstance(cell, os.PathLike):
+        path = os.fspath(cell)
+        return f"./{path}" if _FORMULA.match(path) else path
+    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return cell
+
+
+def as_markdown(text: str) -> str:
+    """Text as Markdown that shows it, on one line: no tag, no link, no column of a table."""
+    text = html.escape(printable(" ".join(text.splitlines())), quote=False)
+    return text.replace("|", "\\|").replace("](", "]\\(").replace("][", "]\\[")
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table; the first row is the header, columns but the first are numbers."""
-    lines = [
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
-    ]
+    lines = ["| " + " | ".join(map(as_markdown, row)) + " |" for row in rows]
     aligned = ["---" if number == 0 else "---:" for number in range(len(rows[0]))]
     return [lines[0], "| " + " | ".join(aligned) + " |", *lines[1:]]
 
@@ -35,7 +72,7 @@ def html_image(data: bytes, description: str) -> str:
 
 def html_page(title: str, parts: Sequence[str]) -> str:
     """A page that loads nothing; `parts` are HTML."""
-    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
+    return printable(_PAGE.format(title=html.escape(title), body="\n".join(parts)))
 
 
 _PAGE = """<!DOCTYPE html>

@@ -24,7 +24,7 @@ from clprompt.errors import RunFolderError
 from clprompt.metrics.measure import MEASURES, measure_behind
 from clprompt.reporting import facts, measure_plots, plots
 from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
-from clprompt.reporting.markup import html_image, html_page, html_table, markdown_table
+from clprompt.reporting.markup import as_markdown, html_image, html_page, html_table, markdown_table
 from clprompt.reporting.rows import Row, difference, labels_of, rates_of
 from clprompt.reporting.tables import columns
 from clprompt.system.files import atomic_write, one_line_errors
@@ -201,10 +201,10 @@ class Report:
         pages = [f"<p>{html.escape(_NOTE).replace('+-', '&plusmn;')}</p>"]
         for section in self.sections:
             markdown += [
-                f"## {section.title}",
+                f"## {as_markdown(section.title)}",
                 "",
-                section.details,
-                *(["", section.shared] if section.shared else []),
+                as_markdown(section.details),
+                *(["", as_markdown(section.shared)] if section.shared else []),
                 "",
             ]
             pages.append(f"<h2>{html.escape(section.title)}</h2>\n<p>{html.escape(section.details)}</p>")
@@ -222,7 +222,7 @@ class Report:
             rows = [["strategy", "seed", "run folder"], *_run_rows(section)]
             markdown += ["Runs:", "", *markdown_table(rows), ""]
             pages.append(f"<details><summary>Runs</summary>\n{html_table(rows)}</details>")
-        markdown += [_NOTE, "", *(f"* {line}" for line in self.machines()), ""]
+        markdown += [_NOTE, "", *(f"* {as_markdown(line)}" for line in self.machines()), ""]
         pages += [f"<p>{html.escape(line)}</p>" for line in self.machines()]
         for title, lines in ((["left out", "reason"], self.left_out), (["noted", "what"], self.noted)):
             if not lines:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from clprompt.errors import printable
+
 
 class Progress:
     """Reports nothing. The base of those that do, and what library code passes when it wants silence.
@@ -101,7 +103,7 @@ class Lines(Progress):
         self._print(f"experience {_of(index, total)}: {time.perf_counter() - began:.1f} s")
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
 
 class Bar(Progress):
@@ -168,7 +170,7 @@ class Bar(Progress):
         self._draw()
 
     def message(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(printable(text), markup=False, highlight=False)
 
     def close(self) -> None:
         if self._live is None:

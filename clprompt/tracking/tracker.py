@@ -33,11 +33,9 @@ torch is not needed here; matplotlib and tensorboard are imported when a tracker
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +44,7 @@ from numpy.typing import NDArray
 
 from clprompt.errors import CheckpointError
 from clprompt.metrics.measure import Accuracy, Measure, last_evaluation
-from clprompt.reporting.markup import markdown_table
+from clprompt.reporting.markup import csv_table, markdown_table
 from clprompt.system.files import atomic_write, one_line_errors, remove_temporaries
 from clprompt.tracking import records as records_
 from clprompt.tracking.records import RECORDS, Prefixes, Record, Records, jsonable
@@ -205,7 +203,7 @@ class RunTracker:
         from clprompt.reporting import measure_plots
 
         for name, rows in self.measure.tables(self.records, self.class_names, self.groups).items():
-            atomic_write(self.folder / name, _csv(rows))
+            atomic_write(self.folder / name, csv_table(rows))
         self._draw({**self._plots(last), **measure_plots.at_the_end(self.measure, self.records)})
         if not self._finished:
             final = {f"final/{key}": value for key, value in summary.items() if not math.isnan(value)}
@@ -262,9 +260,3 @@ def _train_scalars(record: Record) -> dict[str, float | None]:
         if record.get(name) is not None:
             scalars[f"train/{name}"] = record[name]
     return scalars
-
-
-def _csv(rows: Iterable[Iterable[object]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
