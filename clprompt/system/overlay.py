@@ -81,8 +81,8 @@ def resolve(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        key = getattr(error, "full_key", None)
-        raise ConfigError(f"{path}: {f'{key}: ' if key else ''}{_first_line(error)}") from None
+        place = getattr(error, "full_key", None)
+        raise ConfigError(f"{path}: {f'{place}: ' if place else ''}{_first_line(error)}") from None
     return typing.cast(dict[str, Any], _replaced(raw, values))
 
 
