@@ -71,7 +71,8 @@ def plan(
         variant: "stochastic" or "fixed".
         min_classes_per_session: classes, of either kind, whose home each session is at least; 0 or 1. Zero
             allows empty sessions, and more sessions than classes.
-        compat: "reference" for the released generator's index lists, in which classes and samples get lost.
+        compat: "reference" for the released generator's index lists, in which classes and samples get lost;
+            they are trained in their own order.
 
     Returns:
         The plan; indices are shuffled within each session.
@@ -94,7 +95,16 @@ def plan(
         indices, moved, quotas = _scatter(rng, targets, home, blurry, sessions, m, variant)
     groups = tuple(tuple(np.flatnonzero(home == t).tolist()) for t in range(sessions))
     scattered = tuple(int(quota) for quota in quotas)
-    return SiBlurryPlan(indices, groups, count, home, scattered, kinds=kinds, moved=moved)
+    return SiBlurryPlan(
+        indices,
+        groups,
+        count,
+        home,
+        scattered,
+        kinds=kinds,
+        moved=moved,
+        is_ordered=compat == "reference",
+    )
 
 
 def _check(

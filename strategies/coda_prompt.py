@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -125,6 +125,16 @@ class CODAPromptModel(PromptModel):
             return BlockPrompt("prefix", *prefix[self.layers.index(block)].chunk(2, dim=1))
 
         return Encoded(self.backbone.prompted(stem, prompts, start=self.first_block), terms)
+
+    def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
+        experiences, width = len(self.keys) + len(classes), self.backbone.width
+        if self.orthogonalise != "none" and self.added * experiences > width:
+            most = width // experiences
+            lower = "lower it or set orthogonalise=none" if most else "set orthogonalise=none"
+            raise ConfigError(
+                f"components_per_experience must be at most {most} for {experiences} experiences in width "
+                f"{width}, got {self.added}: no more rows can be orthogonal; {lower}"
+            )
 
     def start_experience(self, index: int, samples: Samples | None) -> None:
         if not self.boundary_free:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
-from clprompt.errors import ProtocolError
+from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, Mask, PromptModel
 from clprompt.prompting.plugin import PromptSet, Samples
 from clprompt.prompting.prompts import chosen_similarity, cosine, match, uniform
@@ -151,6 +151,14 @@ class DualPromptModel(PromptModel):
             tokens = parts[0] + self.backbone.class_position()
             return BlockPrompt("fresh", tokens, name=name, slots=slots)
         return BlockPrompt(self.form, parts[0], parts[1], name=name, slots=slots)
+
+    def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
+        experiences = int(self.experience) + 1 + len(classes)
+        if self.pool_size is not None and experiences > self.pool_size:
+            raise ConfigError(
+                f"pool_size must be at least {experiences}, a slot for each experience of the stream, "
+                f"got {self.pool_size}; leave it at null"
+            )
 
     def start_experience(self, index: int, samples: Samples | None) -> None:
         """A new slot: its prompt starts from the previous one, its key afresh."""

@@ -58,7 +58,15 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
     benchmark = benchmark_from_datasets(
         train=parts(train, plan.indices), test=parts(test, plan.test_groups(test.targets))
     )
-    return with_task_labels(with_classes_timeline(benchmark))
+    made = with_task_labels(with_classes_timeline(benchmark))
+    return keep_order(made) if plan.is_ordered else made
+
+
+def keep_order(benchmark: CLScenario) -> CLScenario:
+    """A benchmark whose training data our strategies do not shuffle."""
+    for experience in benchmark.train_stream:
+        experience.is_ordered = True
+    return benchmark
 
 
 class _Shown(Dataset):

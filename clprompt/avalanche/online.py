@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from clprompt import schema
+from clprompt.avalanche.benchmark import keep_order
 from clprompt.data.loading import epoch_order
 from clprompt.data.plan import Plan
 from clprompt.schema import at_least
@@ -39,7 +40,7 @@ def to_online_avalanche(
         test: another.
         batch_size: samples of an experience; a strategy's ``train_mb_size`` should be as large.
         cut_at_sessions: whether a session's last batch is a short one; False lets batches run on past it.
-        seed: of the order within each session, the same as that of the engine.
+        seed: of the order within each session, the same as that of the engine; a plan may have its own.
 
     Returns:
         A CLScenario whose test stream has one experience, all test samples of the plan's classes.
@@ -58,11 +59,14 @@ def to_online_avalanche(
         subset.targets = [int(dataset.targets[i]) for i in positions]  # type: ignore[attr-defined]
         return as_classification_dataset(subset)
 
-    sessions = [
-        np.asarray(indices)[epoch_order(len(indices), seed, session, 0).numpy()]
-        for session, indices in enumerate(plan.indices)
-    ]
+    sessions = [np.asarray(indices) for indices in plan.indices]
+    if not plan.is_ordered:
+        sessions = [
+            indices[epoch_order(len(indices), seed, session, 0).numpy()]
+            for session, indices in enumerate(sessions)
+        ]
     runs = sessions if cut_at_sessions else [np.concatenate(sessions)]
     batches = [run[i : i + batch_size] for run in runs for i in range(0, len(run), batch_size)]
     tested = np.concatenate(plan.test_groups(np.asarray(test.targets)))
-    return benchmark_from_datasets(train=[part(train, batch) for batch in batches], test=[part(test, tested)])
+    made = benchmark_from_datasets(train=[part(train, batch) for batch in batches], test=[part(test, tested)])
+    return keep_order(made) if plan.is_ordered else made

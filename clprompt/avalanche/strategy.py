@@ -191,6 +191,8 @@ class PromptStrategy(SupervisedTemplate):
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """The engine's own order; Avalanche's loader shuffles differently for benchmarks with task labels."""
         self.dataloader = _EpochLoader(self, **self._loading)
+        if self.model.revisits == "never" and vars(self.experience).get("is_ordered"):
+            self.dataloader.arguments["shuffle"] = False  # a stream of ours that has an order of its own
         if not len(self.dataloader):
             raise ConfigError(
                 f"drop_last=True leaves nothing of an experience of {len(self.adapted_dataset)} images: "

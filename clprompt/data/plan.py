@@ -24,6 +24,7 @@ class Plan:
         kinds: a word for each class, [C]; None where the stream makes no difference between classes.
         moved: whether a training sample arrives away from its class's experience, bool [n]; None for none.
         threshold: probability above which a label counts as predicted; read for multi-hot targets alone.
+        is_ordered: the indices of an experience are in their final order; otherwise training shuffles them.
     """
 
     indices: tuple[np.ndarray, ...]
@@ -32,6 +33,7 @@ class Plan:
     kinds: np.ndarray | None = field(default=None, kw_only=True)
     moved: np.ndarray | None = field(default=None, kw_only=True)
     threshold: float = field(default=0.8, kw_only=True)
+    is_ordered: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
         """The number of experiences."""

@@ -58,6 +58,8 @@ class Builder:
                 f"strategy {config.strategy['name']} needs experience boundaries, which an online stream "
                 "does not show; use its boundary-free form (strategy.boundary_free=true) where it has one"
             )
+        if not config.online and model.boundaries != "unused":
+            model.check_stream(plan.classes)
         if config.memory:
             config.memory.check_model(model, bundle.train.targets)
         model.meet([bundle.class_names[c] for group in plan.classes for c in group])

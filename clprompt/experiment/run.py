@@ -221,6 +221,7 @@ class Session:
             evaluator=evaluator,
             training=config.training,
             online=config.online,
+            is_ordered=parts.plan.is_ordered,
             seed=config.seeds[0],
             precision=config.precision,
             listeners=listeners,
@@ -342,6 +343,10 @@ class Session:
                     self.progress.message(note)
         else:
             set_rng_state(self._checkpoint["engine"]["rng"])
+            if parts.plan.is_ordered and not self.engine.is_ordered:
+                runfolder.log(
+                    folder, "the checkpoint is of a run that shuffles its sessions, as it goes on to"
+                )
             runfolder.log(folder, f"resume at {self.engine.position}")
             if not self._checkpoint.get("fingerprints"):
                 runfolder.log(

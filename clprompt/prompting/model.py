@@ -202,6 +202,16 @@ class PromptModel(nn.Module, ABC):
             "trained_numbers": sum(value.numel() for value in self.trainable().values()),
         }
 
+    def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
+        """Refuse a stream that is sure to fail in a later experience; asked where all of it is known.
+
+        Args:
+            classes: of each experience that will be begun.
+
+        Raises:
+            ConfigError: naming the argument, what the stream needs, and what is allowed.
+        """
+
     def meet(self, class_names: Sequence[str]) -> None:
         """The names of the classes that a run will bring, told before it begins, for notices about them."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -186,21 +187,18 @@ def check_refusals(bench: Workbench) -> None:
     refused(lambda: model.training_loss(images, targets[:-1]), "a batch of fewer labels than images")
     refused(lambda: model.observe(targets - 8), "a negative label")
     refused(lambda: model.observe(targets + MOST_CLASSES), f"a label above {MOST_CLASSES}")
-    for what, wrong in {
+    no_targets: dict[str, Any] = {
         "labels that are no integers": targets.float(),
         "labels in a list": targets.tolist(),
         "a label by itself": targets[0],
         "labels of three dimensions": targets[None, None],
-    }.items():
-        refused(partial(model.observe, wrong), what)
-        refused(partial(model.training_loss, images, wrong), what)
-    if model.boundaries != "unused":
-        for what, wrong in {
-            "a negative class": [-3],
-            "a class in words": ["cat"],
-            "a bare number": 5,
-        }.items():
-            refused(partial(model.begin_experience, wrong), what)
+    }
+    for what, value in no_targets.items():
+        refused(partial(model.observe, value), what)
+        refused(partial(model.training_loss, images, value), what)
+    no_classes: list[Any] = [[-3], ["cat"], 5]
+    for classes in no_classes if model.boundaries != "unused" else ():
+        refused(partial(model.begin_experience, classes), f"an experience of the classes {classes!r}")
     if not model.multi_label:
         hot = torch.nn.functional.one_hot(targets, model.num_classes)
         refused(lambda: model.training_loss(images, hot), "multi-hot targets where multi_label is False")

@@ -100,6 +100,7 @@ class _State:
     exposed: list[list[_Count]]
     rng: dict[str, Any]
     optimizer: dict[str, Any] | None
+    is_ordered: bool = False  # a state from before there was such a stream goes on as it began
 
 
 class Engine:
@@ -115,6 +116,8 @@ class Engine:
             ``train`` itself by default.
         training: the section of that name.
         online: the section of that name; None for training experience by experience.
+        is_ordered: the indices of an experience are in their final order, for every epoch; a model that
+            revisits earlier data shuffles them all the same.
         seed: decides data order and augmentation.
         precision: "float32" or "bf16".
         listeners: get every record.
@@ -124,7 +127,7 @@ class Engine:
 
     Raises:
         ProtocolError: online training of a method that needs boundaries.
-        ConfigError: mixed images for a plug-in that counts.
+        ConfigError: mixed images for a plug-in that counts, or a stream that the method cannot finish.
     """
 
     def __init__(
@@ -138,6 +141,7 @@ class Engine:
         clean: Images | None = None,
         training: Training | None = None,
         online: Online | None = None,
+        is_ordered: bool = False,
         seed: int = 0,
         precision: str = "float32",
         listeners: Sequence[Listener] = (),
@@ -159,6 +163,9 @@ class Engine:
         self.training = training or Training()
         check_mixing(model, self.training)
         self.online = online
+        self.is_ordered = is_ordered
+        if online is None and model.boundaries != "unused":
+            model.check_stream(classes)
         self.seed = seed
         self.precision = precision
         self.listeners = listeners
@@ -198,7 +205,7 @@ class Engine:
             self.model.begin_epoch(epoch)
             if self.progress:
                 self.progress.epoch(epoch, epochs, steps)
-            batches = self._batches(part, epoch, cut)
+            batches = self._batches(part, epoch, cut and self._shuffles())
             self._clock, self._since = time.perf_counter(), 0
             for images, targets, *_ in batches:
                 self._train_batch(images, targets, epoch * steps + at.batch, epochs * steps)
@@ -216,6 +223,10 @@ class Engine:
         if signal is not None:
             raise Interrupted(signal)
 
+    def _shuffles(self) -> bool:
+        """Whether the samples of an experience are trained on in another order than they come in."""
+        return not self.is_ordered or self.model.revisits != "never"
+
     def _is_cut(self) -> bool:
         """Whether the stream is trained on experience by experience."""
         return self.online is None or self.online.cut_at_sessions
@@ -224,7 +235,8 @@ class Engine:
         """The samples of the current experience."""
         if self._is_cut():
             return self._arrived(self.indices)
-        return stretch(self.indices, self.position.experience, self.training.train_mb_size, self.seed)
+        at, size = self.position.experience, self.training.train_mb_size
+        return stretch(self.indices, at, size, self.seed, shuffle=self._shuffles())
 
     def _batches(self, part: np.ndarray, epoch: int, shuffle: bool) -> Iterable[Any]:
         """What is left of an epoch over these samples, batch by batch."""
@@ -408,6 +420,7 @@ class Engine:
             else optim.optimizer_state(self.optimizer, self.model),
             "exposed": list(self.evaluator.exposed) if self.evaluator else [],
             "rng": rng_state(),
+            "is_ordered": self.is_ordered,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -419,6 +432,7 @@ class Engine:
         """
         held = schema.held(_State, state, "engine")
         position = {**dict.fromkeys(vars(Position())), **held["position"]}  # null for what is missing
+        self.is_ordered = held["is_ordered"]
         self.position = Position(**schema.held(Position, position, "engine.position"))
         self._check_position()
         self.model.load_state_dict(held["model"])

@@ -81,6 +81,7 @@ def fit(
         evaluator=evaluator,
         training=training,
         online=online,
+        is_ordered=plan.is_ordered,
         seed=seed,
         precision=precision,
         listeners=[collector, *listeners],

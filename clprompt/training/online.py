@@ -20,7 +20,9 @@ import numpy as np
 from clprompt.data.loading import epoch_order
 
 
-def stretch(indices: Sequence[np.ndarray], session: int, batch_size: int, seed: int) -> np.ndarray:
+def stretch(
+    indices: Sequence[np.ndarray], session: int, batch_size: int, seed: int, *, shuffle: bool = True
+) -> np.ndarray:
     """The samples of the batches that begin in a session, where batches run on over session ends.
 
     Args:
@@ -28,6 +30,7 @@ def stretch(indices: Sequence[np.ndarray], session: int, batch_size: int, seed: 
         session: which one.
         batch_size: of the whole stream.
         seed: decides the order within each session, the same as where batches are cut at session ends.
+        shuffle: False for sessions that come in their final order.
 
     Returns:
         Sample indices in order; all batches but the stream's last are full. By the end of the stretch every
@@ -40,8 +43,10 @@ def stretch(indices: Sequence[np.ndarray], session: int, batch_size: int, seed: 
         start = int(bounds[later])
         if start >= last:
             break
-        order = epoch_order(len(indices[later]), seed, later, 0).numpy()
-        pieces.append(np.asarray(indices[later])[order][max(first - start, 0) : last - start])
+        part = np.asarray(indices[later])
+        if shuffle:
+            part = part[epoch_order(len(part), seed, later, 0).numpy()]
+        pieces.append(part[max(first - start, 0) : last - start])
     return np.concatenate(pieces)
 
 

@@ -280,6 +280,13 @@ class DAMVPModel(PromptModel):
                 "pass samples to begin_experience or call fit_clusters(features)"
             )
 
+    def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
+        columns, width = 1 + max((c for group in classes for c in group), default=0), self.backbone.width
+        if self.active and columns > width:
+            raise ConfigError(
+                f"head=active has {width} coordinates, the width of the backbone, for {columns} classes"
+            )
+
     def start_experience(self, index: int, samples: Samples | None) -> None:
         """Cluster the experience's images by their features; the features are dropped afterwards."""
         if samples is not None:

@@ -300,6 +300,17 @@ class MultiLaneModel(PromptModel):
 
     # ------------------------------------------------------------------ growth
 
+    def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
+        home: dict[int, int] = {}
+        for number, group in enumerate(classes, start=1):
+            for label in group:
+                if label in home:
+                    raise ConfigError(
+                        f"class {label} is in the experiences {home[label]} and {number}; "
+                        "MULTI-LANE needs class lists that do not overlap"
+                    )
+            home.update(dict.fromkeys(group, number))
+
     def start_experience(self, index: int, samples: Samples | None) -> None:
         """A new lane: selectors and prompts start from the previous one's, key and head rows afresh."""
         classes = self.current.nonzero().flatten()

@@ -81,6 +81,19 @@ def interrupted(folder, **changes):
     return caught.value.folders[0]
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"name": "coda_prompt", "layers": [0], "components_per_experience": 9},
+        {"name": "dualprompt", "g_layers": [0], "e_layers": [1], "pool_size": 1},
+    ],
+)
+def test_a_stream_that_must_fail_later_is_refused_before_a_folder_is_made(tmp_path, strategy):
+    with pytest.raises(ConfigError, match=r"2 experiences|at least 2, a slot for each"):
+        experiment.run(values(tmp_path, strategy=strategy))
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------------------------------ run folders
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from clprompt.errors import Interrupted, ProtocolError
+from clprompt import registry
+from clprompt.errors import ConfigError, Interrupted, ProtocolError
 from clprompt.scenarios import split
 from clprompt.strategies.dualprompt import DualPromptModel
 from clprompt.strategies.linear_probe import LinearProbeModel
@@ -215,6 +216,37 @@ def test_a_method_without_use_for_boundaries_is_told_of_none():
 def test_a_method_that_needs_boundaries_is_refused_on_an_online_stream():
     with pytest.raises(ProtocolError, match="DualPromptModel needs experience boundaries"):
         make_engine(dualprompt(), online=Online())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "classes", "says"),
+    [
+        ("coda_prompt", {"components_per_experience": 11}, CLASSES, "must be at most 10 for 3 experiences"),
+        (
+            "coda_prompt",
+            {"components_per_experience": 1},
+            [[0]] * 33,
+            "must be at most 0 for 33",
+        ),
+        ("dualprompt", {"pool_size": 2}, CLASSES, "pool_size must be at least 3"),
+        ("multilane", {}, [[0, 1], [2], [3, 1]], "class 1 is in the experiences 1 and 3"),
+        (
+            "damvp",
+            {"head": "active"},
+            [[0, 1], [40]],
+            "32 coordinates, .* for 41 classes",
+        ),
+    ],
+)
+def test_a_stream_that_must_fail_later_is_refused_before_the_first_experience(name, arguments, classes, says):
+    model = registry.strategies.get(name).target(tiny_vit(), **arguments)
+    with pytest.raises(ConfigError, match=says):
+        Engine(model, TRAIN, [np.arange(4)] * len(classes), classes)
+
+
+def test_a_stream_without_experiences_needs_no_room_for_them():
+    model = registry.strategies.get("coda_prompt").target(tiny_vit(), boundary_free=True, pool_size=30)
+    Engine(model, TRAIN, TRAIN.groups(), CLASSES, online=Online())
 
 
 def test_a_loss_that_is_not_finite_is_told_with_its_place():
