@@ -190,8 +190,9 @@ class Session:
         self.progress = progress
         self.groups = [list(group) for group in parts.plan.classes]
         self._fingerprints = sameness.fingerprints(parts)
-        if checkpoint and checkpoint.get("fingerprints"):
-            sameness.check(checkpoint["fingerprints"], self._fingerprints, config, folder)
+        if checkpoint:
+            then = checkpoint.get("fingerprints") or sameness.of_older(folder)
+            sameness.check(then, self._fingerprints, config, folder)
         self._spent = checkpoint["seconds"] if checkpoint else 0.0
         self._started = time.perf_counter()
         self._watch = Stopwatch(checkpoint["experience_seconds"] if checkpoint else ())
@@ -350,7 +351,7 @@ class Session:
             runfolder.log(folder, f"resume at {self.engine.position}")
             if not self._checkpoint.get("fingerprints"):
                 runfolder.log(
-                    folder, "the checkpoint holds no fingerprints: weights and data are not compared"
+                    folder, "the checkpoint holds no fingerprints: classes and images are not compared"
                 )
         if self.progress:
             title = f"{config.strategy['name']}, seed {config.seeds[0]}"

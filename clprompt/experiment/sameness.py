@@ -15,6 +15,7 @@ from clprompt.data import fingerprint
 from clprompt.errors import CheckpointError
 from clprompt.experiment.build import Parts
 from clprompt.experiment.config import Config
+from clprompt.system.documents import read_json
 
 #: The parts of a data set and what is covered of each, as messages call it.
 _COVERED = {
@@ -35,6 +36,18 @@ def fingerprints(parts: Parts) -> dict[str, Any]:
         "stream": parts.plan.fingerprint(),
         **parts.bundle.fingerprints,
     }
+
+
+def of_older(folder: Path) -> dict[str, Any]:
+    """What is known of the parts of a run whose checkpoint holds no fingerprints: the backbone's weights.
+
+    Args:
+        folder: of the run; its environment.json had them from the first version on.
+    """
+    try:
+        return {"backbone weights": read_json(folder / "environment.json")["backbone"]["sha256"]}
+    except (CheckpointError, LookupError, TypeError):
+        return {}
 
 
 def places(then: Mapping[str, Any]) -> set[str]:

@@ -611,16 +611,27 @@ def test_a_checkpoint_of_another_content_is_one_line_and_nothing_is_written(
     assert snapshot(folder) == before
 
 
-def test_a_checkpoint_without_the_newer_facts_goes_on_and_says_so(world: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(world / "interrupted", folder)
+def older(folder: Path) -> Path:
+    """A run folder whose checkpoint holds what an older version wrote."""
     path = folder / "checkpoint" / "state.pt"
     payload = torch.load(path, weights_only=True)
     del payload["checksums"], payload["fingerprints"]
     torch.save(payload, path)
+    return folder
+
+
+def test_an_older_run_is_not_continued_with_other_weights(elsewhere: Path) -> None:
+    folder = older(elsewhere / "interrupted")
+    swap_weights(elsewhere)
+    with pytest.raises(ClpromptError, match="other backbone weights"):
+        resumed(folder)
+
+
+def test_a_checkpoint_without_the_newer_facts_goes_on_and_says_so(world: Path, tmp_path: Path) -> None:
+    folder = older(Path(shutil.copytree(world / "interrupted", tmp_path / "run")))
     expected = json.loads((world / "finished" / "results.json").read_text())
     assert resumed(folder)["average_accuracy"] == expected["average_accuracy"]
-    assert "holds no fingerprints: weights and data are not compared" in (folder / "run.log").read_text()
+    assert "holds no fingerprints: classes and images are not compared" in (folder / "run.log").read_text()
 
 
 # -------------------------------------------------------------------------- what is no regular file
