@@ -256,6 +256,18 @@ def test_a_split_column_beside_a_second_csv_is_refused(read: Any, tmp_path: Path
         read(path=path, test_path=path)
 
 
+@pytest.mark.parametrize("read", [csv_file, multi_label_csv])
+def test_a_split_column_of_a_second_csv_may_say_test_alone(read: Any, tmp_path: Path) -> None:
+    path = write_csv(tmp_path, LABELS[:8])
+    test = write_csv(tmp_path, LABELS, ["test"] * COUNT, name="test.csv")
+    assert len(read(path=path, test_path=test).test) == COUNT
+    test = write_csv(tmp_path, LABELS, SPLIT, name="test.csv")
+    with pytest.raises(
+        DataError, match=r'test\.csv, line 2: the split is "train", but data\.test_path is the'
+    ):
+        read(path=path, test_path=test)
+
+
 @pytest.mark.parametrize(("former", "key"), [("train", "path"), ("test", "test_path")])
 def test_a_former_argument_of_multi_label_csv_is_answered_with_the_one_of_today(
     former: str, key: str

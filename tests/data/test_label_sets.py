@@ -56,6 +56,17 @@ def test_mosaics_can_be_sent_to_another_process():
     assert torch.equal(pickle.loads(pickle.dumps(first.train.load))(3), first.train.load(3))
 
 
+def test_a_colour_image_among_grey_ones_is_a_grey_cell_of_a_mosaic(tmp_path):
+    for number in range(4):
+        Image.new("L" if number < 2 else "RGB", (8, 6), 50 * number).save(tmp_path / f"{number}.png")
+    rows = "".join(
+        f"{number}.png,{'ab'[number % 2]},{part}\n" for part in ("train", "test") for number in range(4)
+    )
+    source = {"name": "csv", "path": write(tmp_path / "all.csv", "path,label,split\n" + rows)}
+    bundle = mosaic(source=source, train_images=12, test_images=2, empty=0.0)
+    assert {bundle.train.load(index).shape for index in range(12)} == {(1, 12, 16)}
+
+
 def test_any_grid_of_any_single_label_source_makes_a_mosaic():
     bundle = mosaic(grid=3, train_images=4, test_images=2, most=2, empty=0.0)
     assert bundle.train.load(0).shape == (1, 24, 24)

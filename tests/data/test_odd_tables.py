@@ -300,6 +300,10 @@ CSV_FILES: dict[str, tuple[bytes, dict[str, Outcome]]] = {
         lines() + b"8.png,\xe9t\xe9,train\n",
         both(Refused(r"data\.csv, line 10: this is not a CSV file in UTF-8: it holds the byte 0xe9")),
     ),
+    "labels in Latin-1 behind a mark of the byte order": (
+        b"\xef\xbb\xbf" + lines() + b"8.png,\xe9t\xe9,train\n",
+        both(Refused(r"data\.csv, line 10: this is not a CSV file in UTF-8: it holds the byte 0xe9")),
+    ),
     "UTF-16": (
         lines().decode().encode("utf-16"),
         both(Refused(r"data\.csv, line 1: this is not a CSV file in UTF-8: it holds a NUL byte")),

@@ -186,7 +186,16 @@ def _read(path: str, test_path: str | None, root: str | None, *, label_sets: boo
     if test_path is not None:
         if parts is not None:
             raise DataError(f"{path} has a column split: drop data.test_path, or the column")
-        more, _ = _rows(test_path, "data.test_path", root, label_sets)
+        more, more_parts = _rows(test_path, "data.test_path", root, label_sets)
+        if more_parts is not None:
+            in_test, used = split_column(more_parts, test_path, more.places)
+            if (used & ~in_test).any():
+                row = int(np.flatnonzero(used & ~in_test)[0])
+                raise DataError(
+                    f'{more.places[row]}: the split is "{more_parts[row]}", but data.test_path is the test '
+                    "set; drop data.test_path, or the column"
+                )
+            more = more.only(np.flatnonzero(used))
         table = _Table(
             table.paths + more.paths,
             table.labels + more.labels,
@@ -240,14 +249,16 @@ def _text(path: str, key: str) -> str:
             content = file.read()
     except OSError as error:
         raise DataError(f"{key}: {path} cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise DataError(f"{key}: memory is short for {path}") from error
     if b"\0" in content:  # nearly every UTF-16 file has some
         line = content[: content.index(b"\0")].count(b"\n") + 1
         raise DataError(f"{path}, line {line}: this is not a CSV file in UTF-8: it holds a NUL byte")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        byte = content[error.start]
+        line = error.object[: error.start].count(b"\n") + 1
+        byte = error.object[error.start]
         raise DataError(
             f"{path}, line {line}: this is not a CSV file in UTF-8: it holds the byte {byte:#x}"
         ) from error
@@ -363,13 +374,13 @@ def _class_names(table: _Table) -> list[str]:
     """
     is_test = np.zeros(len(table.labels), dtype=bool) if table.is_test is None else table.is_test
     training = (names for names, test in zip(table.labels, is_test, strict=True) if not test)
-    class_names = {name for names in training for name in names}
+    class_names = dict.fromkeys(sorted({name for names in training for name in names}))
     for names, place in zip(table.labels, table.places, strict=True):
         for name in names:
             if name not in class_names:
                 hint = nearest(name, class_names) or "; no training image has it"
                 raise DataError(f'{place}: unknown class "{name}"{hint}')
-    return sorted(class_names)
+    return list(class_names)
 
 
 def _multi_hot(table: _Table) -> tuple[np.ndarray, list[str]]:
