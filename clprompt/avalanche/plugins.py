@@ -6,12 +6,12 @@ A plugin of a user's own is let through; one that inherits from Avalanche's foll
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
-from clprompt.errors import ConfigError
+from clprompt.errors import ConfigError, nearest
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import overrides
 from clprompt.training.settings import Training
@@ -49,9 +49,7 @@ def check_plugins(strategy: Strategy) -> None:
             raise ConfigError(f"plugins must hold plugins of Avalanche or clprompt, got {plugin!r}")
         why = next((why for reason in _reasons(plugin) if (why := reason(plugin, strategy))), "")
         if why:
-            raise ConfigError(
-                f"{type(plugin).__name__} is refused beside {type(strategy.model).__name__}: {why}"
-            )
+            raise _refusal(plugin, strategy.model, why)
 
 
 def check_data(plugin: Any, dataset: Any) -> None:
@@ -66,6 +64,64 @@ def check_data(plugin: Any, dataset: Any) -> None:
                 f"{type(plugin).__name__} is refused: it reads {name} of each experience's data set, "
                 "which this stream's have not"
             )
+
+
+def check_metric(plugin: Any, strategy: Strategy, names: Iterable[str]) -> None:
+    """Refuse early stopping on a metric that was not computed although an epoch has passed.
+
+    Raises:
+        ConfigError: naming the metric and the nearest that there is.
+    """
+    if not isinstance(plugin, avalanche_plugins.EarlyStoppingPlugin):
+        return
+    shown = [name for name in names if "/eval_phase/" in name]
+    if not any(name.startswith(plugin.metric_key) for name in shown):
+        close = nearest(plugin.metric_key, (name.split("/Task")[0] for name in shown))
+        why = f"no evaluation gives the metric {plugin.metric_key}{close}"
+        raise _refusal(plugin, strategy.model, why)
+
+
+def check_added(plugin: Any, model: PromptModel) -> None:
+    """Refuse a plugin that does not follow parameters which an experience has added, before it fails on them.
+
+    Raises:
+        ConfigError: naming the plugin, the model and a parameter.
+    """
+    added = ""
+    if isinstance(plugin, avalanche_plugins.RWalkPlugin):
+        added = next((name for name in model.trainable() if name not in plugin.checkpoint_loss), "")
+    elif isinstance(plugin, avalanche_plugins.EWCPlugin) and plugin.mode == "online" and plugin.importances:
+        former = plugin.importances[max(plugin.importances)]
+        names = [name for name, _ in model.named_parameters()][: len(former)]
+        added = next((name for name, old in zip(names, former, strict=False) if name != old), "")
+    if added:
+        raise _refusal(
+            plugin, model, f"an experience adds parameters between others ({added}), which it does not follow"
+        )
+
+
+def forget_smaller(plugin: Any, model: PromptModel) -> None:
+    """Let early stopping start from here where what it kept is of a time before the model grew.
+
+    A model without boundaries grows when a batch is received: a state of before does not fit it any more.
+    """
+    kept = plugin.best_state if isinstance(plugin, avalanche_plugins.EarlyStoppingPlugin) else None
+    if kept is not None and kept["seen"].shape != model.seen.shape:
+        plugin.best_state = plugin.best_val = plugin.best_step = None
+
+
+def check_grown(plugin: Any, model: PromptModel) -> None:
+    """Refuse a plugin that does not follow parameters which a batch has let grow, before it fails on them.
+
+    Raises:
+        ConfigError: naming the plugin, the model and a parameter.
+    """
+    if not isinstance(plugin, avalanche_plugins.SynapticIntelligencePlugin):
+        return
+    taken = plugin.syn_data["old_theta"]
+    for name, parameter in model.trainable().items():
+        if name not in taken or taken[name].data.numel() != parameter.numel():
+            raise _refusal(plugin, model, f"{name} grows within an experience, which it does not follow")
 
 
 def keep_copies(plugin: Any) -> None:
@@ -89,6 +145,10 @@ def follow_groups(plugin: Any, strategy: Strategy) -> None:
         if isinstance(values, list) and 0 < len(values) < len(groups):
             values.extend([values[-1]] * (len(groups) - len(values)))
     scheduler.base_lrs = [group["initial_lr"] for group in groups]
+
+
+def _refusal(plugin: Any, model: PromptModel, why: str) -> ConfigError:
+    return ConfigError(f"{type(plugin).__name__} is refused beside {type(model).__name__}: {why}")
 
 
 # ------------------------------------------------------------------------------------------- reasons
@@ -133,7 +193,9 @@ def _unsolvable(_: Any, strategy: Strategy) -> str:
 def _unevaluated(plugin: Any, strategy: Strategy) -> str:
     if isinstance(plugin, avalanche_plugins.LRSchedulerPlugin) and plugin.metric != "val_loss":
         return ""
-    periodic = next(other for other in strategy.plugins if isinstance(other, PeriodicEval))
+    periodic = next((other for other in strategy.plugins if isinstance(other, PeriodicEval)), None)
+    if periodic is None:
+        return "it follows evaluations in training, and the plugin that makes them was removed"
     if periodic.eval_every < 1:
         return f"it follows evaluations in training; eval_every must be at least 1, got {periodic.eval_every}"
     mode = getattr(plugin, "peval_mode", periodic.peval_mode)
@@ -170,7 +232,6 @@ _RULES: list[tuple[tuple[type, ...], Reason]] = [
                 avalanche_plugins.EWCPlugin,
                 avalanche_plugins.LwFPlugin,
                 avalanche_plugins.SynapticIntelligencePlugin,
-                avalanche_plugins.MASPlugin,
                 avalanche_plugins.RWalkPlugin,
                 avalanche_plugins.GEMPlugin,
                 avalanche_plugins.AGEMPlugin,
@@ -189,6 +250,10 @@ _RULES: list[tuple[tuple[type, ...], Reason]] = [
     (
         (avalanche_plugins.GDumbPlugin,),
         _always("it puts another model in the strategy's place, which the optimizer does not follow"),
+    ),
+    (
+        (avalanche_plugins.MASPlugin,),
+        _always("its importances are norms of logits, which are -inf for classes never seen"),
     ),
     (
         (avalanche_plugins.FromScratchTrainingPlugin,),

@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from clprompt import schema
-from clprompt.avalanche.plugins import check_data, check_plugins, follow_groups, keep_copies
+from clprompt.avalanche.plugins import (
+    check_added,
+    check_data,
+    check_grown,
+    check_metric,
+    check_plugins,
+    follow_groups,
+    forget_smaller,
+    keep_copies,
+)
 from clprompt.avalanche.unseen import evaluation_loss, rank_last
 from clprompt.data.loading import sample_stream, training_batches
 from clprompt.errors import ConfigError, ProtocolError, nearest
@@ -182,7 +191,14 @@ class PromptStrategy(SupervisedTemplate):
         """Whether the model trains only after the last experience, and this is an earlier one."""
         if self.model.revisits != "last":
             return False
-        return self.experience.current_experience + 1 < len(self.experience.origin_stream)
+        try:
+            experiences = len(self.experience.origin_stream)
+        except TypeError:  # a stream that is made while it is read
+            method, kind = type(self.model).__name__, type(self.experience).__name__
+            raise ProtocolError(
+                f"{method} needs to know which experience is the last, which {kind}'s stream does not tell"
+            ) from None
+        return self.experience.current_experience + 1 < experiences
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         if not self._skipped():
@@ -235,6 +251,7 @@ class PromptStrategy(SupervisedTemplate):
             order = [group["name"] for group in self.model.param_groups()]
             groups.sort(key=lambda group: order.index(group["group"]))
         for plugin in self.plugins:
+            check_added(plugin, self.model)
             follow_groups(plugin, self)
 
     def _classes(self) -> Any:
@@ -267,9 +284,13 @@ class PromptStrategy(SupervisedTemplate):
             return
         self._observed = self.mb_y
         receive(self.model, self.optimizer if self.model.trains else None, self.mb_y)
+        for plugin in self.plugins:
+            check_grown(plugin, self.model)
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
         self._receive()  # before plugins measure the parameters, which may grow
+        for plugin in self.plugins:
+            forget_smaller(plugin, self.model)
         super()._before_training_iteration(**kwargs)
         for plugin in self.plugins:
             keep_copies(plugin)
@@ -281,6 +302,10 @@ class PromptStrategy(SupervisedTemplate):
 
     def _before_training_epoch(self, **kwargs: Any) -> None:
         self.model.begin_epoch(self.clock.train_exp_epochs)
+        for plugin in self.plugins:
+            if self.clock.train_exp_epochs > 0:
+                check_metric(plugin, self, self.evaluator.get_last_metrics())
+            forget_smaller(plugin, self.model)
         super()._before_training_epoch(**kwargs)
 
     def _before_eval(self, **kwargs: Any) -> None:
@@ -376,7 +401,7 @@ class _EpochLoader:
         self.strategy = strategy
         self.dataset = strategy.adapted_dataset
         self.drop_last = drop_last
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "shuffle": shuffle,
             "drop_last": drop_last,
             "pin_memory": bool(pin_memory),

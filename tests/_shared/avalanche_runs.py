@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +67,15 @@ def strategy(
         evaluator=evaluator or EvaluationPlugin(),
         **{**SETTINGS, **arguments},
     )
+
+
+def learner(
+    name: str, plugins: Sequence[Any] = (), evaluator: Any = None, **arguments: Any
+) -> PromptStrategy:
+    """A strategy for a short run, all of whose classes share what can be shared."""
+    shared = {"mask": "seen"} if "mask" in inspect.signature(strategies.get(name).target).parameters else {}
+    settings = {"train_mb_size": 4, "train_epochs": 1, "eval_mb_size": 64, **shared}
+    return strategy(name, plugins, evaluator, **{**settings, **arguments})
 
 
 def trained(name: str, scenario: CLScenario | None = None, **arguments: Any) -> PromptStrategy:

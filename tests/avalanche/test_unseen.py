@@ -10,12 +10,13 @@ from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import as_taskaware_classification_dataset
 from avalanche.evaluation.metrics import topk_acc_metrics
 from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin
-from avalanche_runs import figures, strategy, stream, toy
+from avalanche_runs import figures, learner, strategy, stream, toy
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from clprompt.avalanche.unseen import LARGEST_LOSS, evaluation_loss, rank_last
 from clprompt.registry import strategies
+from clprompt.testing.bench import ToyImages
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:avalanche"),
@@ -74,7 +75,7 @@ def test_logits_of_seen_classes_are_not_touched() -> None:
 
 @pytest.mark.parametrize("name", strategies.names())
 def test_an_experience_to_come_costs_the_most_and_is_never_right(name: str) -> None:
-    made, scenario = strategy(name, evaluator=figures(), train_epochs=1), stream()
+    made, scenario = learner(name, evaluator=figures()), stream((ToyImages(4), ToyImages(2, "test")))
     if made.model.revisits != "last":
         made.train(scenario.train_stream[0])
     results = made.eval(scenario.test_stream[2])
