@@ -120,7 +120,7 @@ def log(folder: Path, text: str) -> None:
     path, line = folder / "run.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     with one_line_errors(f"write {path}"), open_regular(path, flags) as file:
-        file.write(line.encode())
+        file.write(line.encode(errors="backslashreplace"))
 
 
 def results(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -250,6 +251,18 @@ def test_predict_stops_in_one_line_where_nothing_can_be_predicted_or_shall_not(
     assert err.startswith("clprompt: error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_a_file_name_that_is_no_text_is_written_as_it_is(
+    runs: dict[str, Path], images: Path, tmp_path: Path
+) -> None:
+    try:
+        shutil.copy(next(images.glob("*/*.png")), tmp_path / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("the file system takes text alone")
+    words = ["predict", str(runs["ncm"]), str(tmp_path), "--out", str(tmp_path / "p.csv")]
+    assert main(words) == 0
+    assert b"/\xff.png,1," in (tmp_path / "p.csv").read_bytes()
 
 
 def test_the_limit_of_pixels_that_the_help_states_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ def imagefolder(
     )
     root = Path(path)
     name = f"imagefolder {path}"
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(
             f"data.path: there is no folder {path}; give the folder that holds one folder of images "
             "per class, or train/ and test/ with such folders"
