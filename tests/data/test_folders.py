@@ -156,7 +156,6 @@ def test_the_folders_of_runs_are_no_photographs(read: Callable[[Path], list[str]
         assert read(tmp_path) == PLAIN
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not hasattr(os, "seteuid"), reason="needs a user without rights")
 @READERS
 def test_a_folder_that_is_closed_is_named(read: Callable[[Path], list[str]], tmp_path: Path) -> None:
     closed = classes(tmp_path) / "a" / "closed"
