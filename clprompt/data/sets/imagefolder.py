@@ -202,20 +202,19 @@ def _class_folders(name: str, root: Path) -> _Images:
         raise DataError(f"{root}: there is no class folder in it; each class needs a folder of its images")
     held = photographs([root / label for label in labels], [root])
     _check_classes(root, labels)
-    for number, label in enumerate(labels):
-        inner = {part: parts[0] for parts in _parts_below(held, number) if (part := _part(parts[0]))}
-        if "train" in inner and len(inner) > 1:
-            folder = root / label
+    inner: dict[int, dict[str, str]] = {}  # of each class, the folders in it that are called as parts are
+    for below in held.below.folders:
+        if below.parts and (part := _part(below.parts[0])):
+            inner.setdefault(below.root, {})[part] = below.parts[0]
+    for number, parts in inner.items():
+        if "train" in parts and len(parts) > 1:
+            folder = root / labels[number]
             raise DataError(
-                f"{folder}: it holds {_joined(list(inner.values()))}; if it is the data set, give "
+                f"{folder}: it holds {_joined(list(parts.values()))}; if it is the data set, give "
                 f"data.path={folder}; if it is a class, put the class folders into train/ and test/"
             )
     _check_held(name, [root / label for label in labels], held)
     return _Images(held.paths, [class_name(labels[number]) for number in held.roots])
-
-
-def _parts_below(held: Photographs, number: int) -> list[tuple[str, ...]]:
-    return [folder.parts for folder in held.below.folders if folder.root == number and folder.parts]
 
 
 def _split_folders(name: str, root: Path, split: _Split) -> _Images:
