@@ -112,7 +112,9 @@ def split_column(
         "train": "train",
         "training": "train",
         "0": "train",
+        "0.0": "train",  # a column of 0 and 1 that has been floating point
         "1": "test",
+        "1.0": "test",
         "test": "test",
         "testing": "test",
     }

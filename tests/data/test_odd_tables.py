@@ -172,6 +172,7 @@ CSV_FILES: dict[str, tuple[bytes, dict[str, Outcome]]] = {
         lines("8.png,cat"),
         both(Refused(r'data\.csv, line 10: split "" of image 8 must be train, test or val')),
     ),
+    "parts of floating point": (lines().replace(b"train", b"0.0").replace(b"test", b"1.0"), both(Used())),
     "an unknown part": (
         lines("", "8.png,cat,tset"),
         both(Refused(r'data\.csv, line 11: split "tset" of image 8 must be train, test or val')),
@@ -396,6 +397,11 @@ NPZ_FILES: dict[str, tuple[dict[str, Any], dict[str, Outcome]]] = {
     "as it should be": ({}, two(GOOD)),
     "Fortran's order": ({"images": np.asfortranarray}, two(GOOD)),
     "big-endian labels": ({"labels": lambda a: a.astype(">i8"), "split": SPLIT.astype(">i4")}, two(GOOD)),
+    "a split of floating point": ({"split": SPLIT.astype(float)}, two(GOOD)),
+    "a split of other numbers": (
+        {"split": SPLIT / 2},
+        two(Refused(r'data\.npz: split "0\.5" of image 4 must be train, test or val \(or 0, 1\)')),
+    ),
     "names in bytes": ({"names": np.array([b"dog", b"cat"])}, two(GOOD)),
     "names in another encoding": (
         {"names": np.array([b"d\xe9g", b"cat"])},
