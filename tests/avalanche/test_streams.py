@@ -40,7 +40,7 @@ ORDER = [2, 1, 0, 4, 5, 3]  # two to an experience
 
 @functools.cache
 def data() -> tuple[ToyImages, ToyImages]:
-    images = ToyImages(8), ToyImages(2, "test")
+    images = ToyImages(4), ToyImages(2, "test")
     for part in images:  # class ids without gaps, which Avalanche's new instances ask for
         part.targets = np.searchsorted(sorted(c for group in CLASSES for c in group), part.targets)
     return images
@@ -81,7 +81,7 @@ def repetition() -> tuple[Any, Any]:
     """Classes that come back, beside others, with images that were there before and with new ones."""
     rows = {c: [i for i, label in enumerate(data()[0].targets) if label == c] for c in ORDER}
     a, b, c, d, e, f = (rows[label] for label in ORDER)
-    return parts([a[:4] + b, b[4:] + c + d, a + e + f])
+    return parts([a[:2] + b, b[2:] + c + d, a + e + f])
 
 
 def domains() -> tuple[Any, Any]:
@@ -92,7 +92,7 @@ def domains() -> tuple[Any, Any]:
 
 def online(access_task_boundaries: bool) -> tuple[Any, Any]:
     train, test = split()
-    made = split_online_stream(train, experience_size=8, access_task_boundaries=access_task_boundaries)
+    made = split_online_stream(train, experience_size=4, access_task_boundaries=access_task_boundaries)
     return list(made), test
 
 
