@@ -241,6 +241,25 @@ def test_nothing_finished_is_a_mistake_that_names_what_is_there(tmp_path: Path) 
         report.collect([tmp_path])
 
 
+def test_a_damaged_environment_is_noted_wherever_the_report_is_read(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "a")
+    (folder / "environment.json").write_text("{")
+    found = report.collect([folder])
+    found.write(tmp_path / "out")
+    texts = [found.text(), *((tmp_path / "out" / name).read_text() for name in ("report.md", "report.html"))]
+    assert all("environment.json cannot be read: it is no JSON" in text for text in texts)
+
+
+def test_results_without_checksums_that_say_otherwise_than_the_records_are_noted(tmp_path: Path) -> None:
+    text = report.collect([a_run(tmp_path / "a", metrics={"average_accuracy": 0.9})]).text()
+    assert "results.json says average_accuracy=0.9, its metrics.jsonl 0.55" in text
+
+
+def test_the_report_says_how_many_runs_hold_no_checksums(tmp_path: Path) -> None:
+    text = report.collect([a_run(tmp_path / "a"), a_run(tmp_path / "b", seed=1)]).text()
+    assert "checksums: 2 of 2 runs hold none, as an older version wrote them" in text
+
+
 # ------------------------------------------------------------------------------------------------ the files
 
 
