@@ -91,7 +91,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
             what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
             raise RunFolderError(f"{folder} is not the folder of a run: {what}")
         raise RunFolderError(f"{folder} holds no trained model; finish the run first")
-    facts = read_json(path)
+    facts = read_json(path, runfolder.UNCOVERED)
     try:
         schema.held(_Facts, facts, "it")
         for key, kind in (("strategy", _Named), ("backbone", _Backbone), ("transform", _Transform)):

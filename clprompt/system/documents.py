@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from clprompt.errors import CheckpointError
@@ -19,22 +19,31 @@ from clprompt.system.files import atomic_write, read_text
 CHECKSUM = "checksum"
 #: What of `cost` is not covered, as it was measured: equal runs shall have equal checksums.
 MEASURED = ("seconds", "experience_seconds", "peak_memory_bytes")
-#: Nor is the backbone: its place may be mended, and its weights have a checksum of their own in there.
-BACKBONE = "backbone"
 
 
-def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+def write_json(
+    path: str | os.PathLike[str], values: Mapping[str, Any], uncovered: Collection[str] = ()
+) -> None:
     """Write a mapping as JSON, atomically and with its checksum; nan becomes null.
+
+    Args:
+        path: the file.
+        values: the mapping.
+        uncovered: keys that the checksum leaves out.
 
     Raises:
         ClpromptError: the operating system refused.
     """
     plain = _plain(values)
-    atomic_write(path, json.dumps({**plain, CHECKSUM: checksum(plain)}, indent=2) + "\n")
+    atomic_write(path, json.dumps({**plain, CHECKSUM: checksum(plain, uncovered)}, indent=2) + "\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str], uncovered: Collection[str] = ()) -> dict[str, Any]:
     """The mapping in a JSON file, without its checksum, which it is checked by where it has one.
+
+    Args:
+        path: the file.
+        uncovered: as it was written.
 
     Raises:
         CheckpointError: the file cannot be read, is no JSON object, or was changed after it was written.
@@ -48,7 +57,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} cannot be read: it must hold a JSON object")
     written = values.pop(CHECKSUM, None)
-    if written is not None and written != checksum(values):
+    if written is not None and written != checksum(values, uncovered):
         raise CheckpointError(
             f"{path} was changed or damaged after it was written: its checksum is another; "
             f'if you changed it yourself, remove its key "{CHECKSUM}"'
@@ -56,12 +65,14 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
-def checksum(values: Mapping[str, Any]) -> str:
+def checksum(values: Mapping[str, Any], uncovered: Collection[str] = ()) -> str:
     """SHA-256 over plain values, whatever the order of keys and the spaces between them.
 
-    All count but what ``MEASURED`` and ``BACKBONE`` name.
+    Args:
+        values: plain values.
+        uncovered: keys that are left out, beside ``MEASURED``.
     """
-    covered = {key: value for key, value in values.items() if key != BACKBONE}
+    covered = {key: value for key, value in values.items() if key not in uncovered}
     cost = values.get("cost")
     if isinstance(cost, Mapping):
         covered["cost"] = {key: value for key, value in cost.items() if key not in MEASURED}
