@@ -17,6 +17,9 @@ from typing import Any
 class ClpromptError(Exception):
     """Base class; `str(error)` is the one line that a user sees."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
+
 
 class ConfigError(ClpromptError, ValueError):
     """An unknown key or name, a wrong type, a value out of range."""

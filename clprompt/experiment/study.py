@@ -102,7 +102,8 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Study:
     path = overlay.find(str(name_or_path), "study")
     raw = overlay.read(path)
     # what may be a bare name, short for {name: ...}, and get arguments from an override
-    labels = {label for key in ("strategies", "scenarios") for label in raw.get(key) or ()}
+    grids = (raw.get(key) for key in ("strategies", "scenarios"))
+    labels = {label for grid in grids if isinstance(grid, Mapping) for label in grid}
     overlay.apply(raw, overrides, sections={*_SECTIONS, *labels})
     return from_dict(overlay.resolve(raw, path), name=path.stem)
 

@@ -128,6 +128,8 @@ def apply(raw: dict[str, Any], overrides: Sequence[str], sections: Container[str
             parsed.append((key.strip().replace("[", ".").replace("]", "").split("."), schema.parse(value)))
         except ValueError as error:
             raise ConfigError(f'the override "{text}" is not valid YAML: {error}') from None
+        if len(parsed[-1][0]) > plain_yaml.DEPTH:
+            raise ConfigError(f'"{text[:40]}..." names a key of more than {plain_yaml.DEPTH} levels')
     for keys, value in sorted(parsed, key=lambda pair: len(pair[0]) > 1):
         _set(raw, keys, value, sections)
 

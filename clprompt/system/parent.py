@@ -22,7 +22,7 @@ def end_with_parent() -> None:
     the end of the parent's thread: who starts a process waits for it in the same thread.
     """
     parent = os.environ.pop(PARENT, "")  # what this process starts is not the parent's child
-    if not parent or sys.platform != "linux":
+    if not parent.isdigit() or sys.platform != "linux":
         return
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
