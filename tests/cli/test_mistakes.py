@@ -134,7 +134,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("run quickstart backbone={name: vit_tiny_patch16_224, in_chans: 2}", "1 or 3 channels"),
     ("run quickstart backbone={name: vit_tiny_patch16_224, wings: 2}", "wings"),
     ("run quickstart runs_dir=/dev/null/runs", "Not a directory: /dev/null/runs"),
-    ("run ./", "Is a directory"),
+    ("run ./", "it is a folder, not a regular file"),
     ("report", "Missing argument 'RUN...'"),
     ("report out=there", "Missing argument 'RUN...'"),
     ("report nowhere", "nowhere is not the folder of a run: there is no such folder"),

@@ -327,7 +327,7 @@ def test_a_file_that_is_missing_a_folder_or_not_text_is_named(tmp_path: Path) ->
         ("missing.yaml", "there is no such file"),
         ("binary.yaml, line 1", "not a text file in UTF-8"),
         ("latin.yaml, line 2", "not a text file in UTF-8"),
-        ("folder.yaml", "Is a directory"),
+        ("folder.yaml", "it is a folder, not a regular file"),
     ]:
         with pytest.raises(ConfigError, match=f"{re.escape(str(tmp_path / name))}: {message}"):
             config.load(tmp_path / name.partition(",")[0])
