@@ -249,9 +249,9 @@ def arguments(
     values: dict[str, Any] = {}
     for key, parameter in allowed.items():
         if key in given:
-            values[key] = _checked_value(given[key], parameter.hint, f"{path}.{key}", answers.get(key))
+            values[key] = _checked_value(given[key], parameter.hint, _dotted(path, key), answers.get(key))
         elif parameter.required:
-            raise ConfigError(f"{path}.{key} is missing; it must be {describe(parameter.hint)}")
+            raise ConfigError(f"{_dotted(path, key)} is missing; it must be {describe(parameter.hint)}")
         elif _is_plain(parameter.default):
             values[key] = _listed(parameter.default)
     return values | {key: value for key, value in given.items() if key not in allowed}
@@ -263,13 +263,13 @@ def held(target: Callable[..., Any], values: Any, path: str) -> dict[str, Any]:
     Args:
         target: a class or function; see `parameters`.
         values: plain values, of any kind.
-        path: what they are, for messages.
+        path: what they are, for messages; "" for the keys' bare names.
 
     Raises:
         ConfigError: they are no mapping; a wrong type, or something that is missing.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path} must be a mapping, got {show(values)}")
+        raise ConfigError(f"{path or 'it'} must be a mapping, got {show(values)}")
     allowed, _ = parameters(target)
     return arguments(target, {key: value for key, value in values.items() if key in allowed}, path)
 

@@ -23,5 +23,7 @@ def data(text: str) -> None:
     """Print what another program reads: byte by byte into a pipe or a file, for eyes on a terminal."""
     if sys.stdout.isatty():
         click.echo(printable(text), nl=False)
-    else:
+    elif hasattr(sys.stdout, "buffer"):
         click.echo(text.encode(errors="surrogateescape"), nl=False)
+    else:  # a notebook, or a text that collects: it takes no bytes
+        click.echo(text, nl=False)

@@ -93,7 +93,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise RunFolderError(f"{folder} holds no trained model; finish the run first")
     facts = read_json(path, runfolder.UNCOVERED)
     try:
-        schema.held(_Facts, facts, "it")
+        schema.held(_Facts, facts, "")
         for key, kind in (("strategy", _Named), ("backbone", _Backbone), ("transform", _Transform)):
             schema.held(kind, facts[key], key)
     except ConfigError as error:

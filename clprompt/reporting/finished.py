@@ -175,7 +175,7 @@ def read_run(folder: Path) -> Run:
     """
     text = _read(folder / "config.yaml")
     config = read_written(folder / "config.yaml")
-    _check(_Configuration, config, folder / "config.yaml", "it")
+    _check(_Configuration, config, folder / "config.yaml", "")
     for key in ("strategy", *STREAM):
         schema.check(config[key].get("name"), str, f"config.yaml: {key}.name")
     results = read_results(folder)
@@ -223,7 +223,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / "results.json"
     results = read_json(path)
-    _check(_Results, results, path, "it")
+    _check(_Results, results, path, "")
     _check(_Cost, results.get("cost") or {}, path, "cost")
     for key in _METRICS:
         if key in results:
@@ -274,7 +274,7 @@ def _environment(folder: Path, config: str, is_due: bool) -> tuple[dict[str, Any
         return None, ["environment.json is missing"] * is_due
     try:
         environment = read_json(path)
-        _check(_Environment, environment, path, "it")
+        _check(_Environment, environment, path, "")
         if environment.get("git") is not None:
             _check(_Git, environment["git"], path, "git")
     except ClpromptError as error:

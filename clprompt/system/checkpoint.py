@@ -93,6 +93,6 @@ def check_payload(folder: Path, payload: Mapping[str, Any]) -> None:
         CheckpointError: something is missing, or of another kind.
     """
     try:
-        schema.held(Payload, payload, "it")
+        schema.held(Payload, payload, "")
     except ConfigError as error:
         raise CheckpointError(f"{folder / CHECKPOINT} is not the checkpoint of a run: {error}") from error

@@ -123,11 +123,11 @@ def apply(raw: dict[str, Any], overrides: Sequence[str], sections: Container[str
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not all(key.strip().split(".")):
-            raise ConfigError(f'"{text}" is not an override; write key=value or section.key=value')
+            raise ConfigError(f"{schema.show(text)} is not an override; write key=value or section.key=value")
         try:
             parsed.append((key.strip().replace("[", ".").replace("]", "").split("."), schema.parse(value)))
         except ValueError as error:
-            raise ConfigError(f'the override "{text}" is not valid YAML: {error}') from None
+            raise ConfigError(f"the override {schema.show(text)} is not valid YAML: {error}") from None
         if len(parsed[-1][0]) > plain_yaml.DEPTH:
             raise ConfigError(f'"{text[:40]}..." names a key of more than {plain_yaml.DEPTH} levels')
     for keys, value in sorted(parsed, key=lambda pair: len(pair[0]) > 1):

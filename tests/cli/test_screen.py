@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from pathlib import Path
 
@@ -38,6 +40,12 @@ def test_a_terminal_gets_nothing_that_it_would_obey(
     assert "\\x1b[31m" in out
     assert "\\x1b[31m" in err
     assert not {"\x1b", "\x7f", "\x85", "\x00"} & {*out, *err}
+
+
+def test_data_reach_a_stream_that_takes_text_alone() -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        screen.data("a.png,1,cat\n")
+    assert out.getvalue() == "a.png,1,cat\n"
 
 
 def test_what_is_for_eyes_is_the_same_in_a_pipe(

@@ -64,7 +64,8 @@ def parts(targets: np.ndarray, *, seed: int = 0, pieces: int = 5, order: list[in
 
 @pytest.fixture(autouse=True)
 def toy_registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what is registered here: these tests need no torch."""
+    """Only what is registered here."""
+    registry.load_builtin()  # or a first look-up would register the package's own in the toys
     known = {
         "strategies": Registry("strategy"),
         "scenarios": Registry("scenario"),
