@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import unicodedata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -156,27 +157,28 @@ def test_the_folders_of_runs_are_no_photographs(read: Callable[[Path], list[str]
         assert read(tmp_path) == PLAIN
 
 
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that other users reach, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
 @READERS
-def test_a_folder_that_is_closed_is_named(read: Callable[[Path], list[str]], tmp_path: Path) -> None:
-    closed = classes(tmp_path) / "a" / "closed"
+def test_a_folder_that_is_closed_is_named(read: Callable[[Path], list[str]], reachable: Path) -> None:
+    closed = classes(reachable) / "a" / "closed"
     write(closed / "0.png")
-    os.chmod(tmp_path, 0o755)
     closed.chmod(0)
     before = os.geteuid()
-    places = [tmp_path, *tmp_path.parents][:3]
-    modes = [place.stat().st_mode for place in places]
     try:
         if before == 0:  # root reads everything
-            for place in places:
-                place.chmod(0o755)
             os.seteuid(65534)
         with pytest.raises(DataError, match=r"a/closed: the folder cannot be read: Permission denied"):
-            read(tmp_path)
+            read(reachable)
     finally:
         os.seteuid(before)
         closed.chmod(0o700)
-        for place, mode in zip(places, modes, strict=True):
-            place.chmod(mode)
 
 
 def test_a_pattern_means_the_folders_that_a_shell_would_find(

@@ -14,6 +14,7 @@ from clprompt import fit, load, registry
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.cli.main import main
+from clprompt.data.plan import Plan
 from clprompt.errors import ConfigError
 from clprompt.experiment import config
 from clprompt.prompting.build import construct
@@ -209,7 +210,7 @@ def test_the_strategies_of_avalanche_take_the_argument_and_a_fit_trains_the_keys
     model = L2PModel(tiny_vit(), length=2).plug(Coordination())
     before = model.coordination.keys["prompts"][0].clone()
     train = ToyImages(8)
-    plan: Any = type("Plan", (), {"indices": train.groups()[:1], "classes": CLASSES[:1]})()
+    plan = Plan((train.groups()[0],), (CLASSES[0],), 11)
     fit(model, plan, train, training=Training(train_mb_size=8))
     assert not torch.equal(model.coordination.keys["prompts"][0], before)
 

@@ -163,8 +163,9 @@ def test_a_loaded_optimizer_continues_to_the_same_bits(name, momentum):
 def test_state_of_a_parameter_that_the_model_lacks_is_refused(part):
     model = Growing()
     optimizer = optim.build(model)
+    group, *_ = optim.optimizer_state(optimizer, model)["groups"]
     state = {"moments": {}, "groups": []}
-    state[part] = {"prompts.7": {}} if part == "moments" else [{"names": ["prompts.7"], "group": "x"}]
+    state[part] = {"prompts.7": {}} if part == "moments" else [{**group, "names": ["prompts.7"]}]
     with pytest.raises(CheckpointError, match=r"prompts\.7, which the model lacks"):
         optim.load_optimizer_state(optimizer, model, state)
 
