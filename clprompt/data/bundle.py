@@ -15,8 +15,9 @@ import numpy as np
 
 from clprompt.data.images import MAX_PIXELS, ImageFiles, ImageSource, Selected, reason_of, unreadable
 from clprompt.data.names import class_name
-from clprompt.data.repeats import tell_repeats
+from clprompt.data.repeats import merged, tell_repeats
 from clprompt.data.selection import (
+    Classes,
     Selection,
     chosen_classes,
     drawn_test,
@@ -159,6 +160,48 @@ def assemble_sets(
     train, test = _parts(load, keep, hot, held_out, selection, encoded)
     tell_repeats(name, train, test)
     return DataBundle(name, train, test, list(names), augment, cache)
+
+
+def assemble_set_files(
+    name: str,
+    paths: Sequence[str],
+    hot: np.ndarray,
+    is_test: np.ndarray,
+    *,
+    classes: Classes | None,
+    on_bad_image: OnBadImage,
+    max_pixels: int,
+    augment: Augment,
+    names: Sequence[str],
+) -> DataBundle:
+    """A data set of image files in two parts, a set of labels each; a file's entries in a part are joined.
+
+    Args:
+        name: of the data set; messages begin with it.
+        paths: of the files, n of them.
+        hot: label sets, multi-hot 0/1, [n, C].
+        is_test: which of them are test images, bool [n].
+        classes: the classes to keep.
+        on_bad_image: see :func:`readable`.
+        max_pixels: see :func:`clprompt.data.images.read_image`.
+        augment: see :class:`DataBundle`.
+        names: class names, C of them.
+
+    Raises:
+        DataError: see :func:`readable_files` and :func:`assemble_sets`.
+    """
+    paths, hot, is_test = merged(name, paths, hot, is_test)
+    load, use = readable_files(name, paths, on_bad_image, max_pixels=max_pixels)
+    return assemble_sets(
+        name,
+        Selected(load, use),
+        hot[use],
+        is_test[use],
+        Selection(classes=classes),
+        augment=augment,
+        cache=True,
+        names=names,
+    )
 
 
 def _parts(

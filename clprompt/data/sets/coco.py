@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage, assemble_sets, readable_files
-from clprompt.data.images import MAX_PIXELS, MaxPixels, Selected
+from clprompt.data.bundle import DataBundle, OnBadImage, assemble_set_files
+from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.names import class_name
-from clprompt.data.repeats import merged
-from clprompt.data.selection import Classes, Selection
+from clprompt.data.selection import Classes
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -64,16 +63,15 @@ def coco(
     names = sorted({*train.categories, *test.categories})
     hot = np.concatenate([part.multi_hot(names) for part in (train, test)])
     is_test = np.arange(len(hot)) >= len(train.paths)
-    paths, hot, is_test = merged("coco", train.paths + test.paths, hot, is_test)
-    load, use = readable_files("coco", paths, on_bad_image, max_pixels=max_pixels)
-    return assemble_sets(
+    return assemble_set_files(
         "coco",
-        Selected(load, use),
-        hot[use],
-        is_test[use],
-        Selection(classes=classes),
+        train.paths + test.paths,
+        hot,
+        is_test,
+        classes=classes,
+        on_bad_image=on_bad_image,
+        max_pixels=max_pixels,
         augment=augment,
-        cache=True,
         names=names,
     )
 

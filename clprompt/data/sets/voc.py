@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage, assemble_sets, readable_files
-from clprompt.data.images import MAX_PIXELS, MaxPixels, Selected
+from clprompt.data.bundle import DataBundle, OnBadImage, assemble_set_files
+from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.names import class_name
-from clprompt.data.repeats import merged
-from clprompt.data.selection import Classes, Selection
+from clprompt.data.selection import Classes
 from clprompt.data.transforms import Augment
 from clprompt.errors import DataError, tell
 from clprompt.registry import datasets
@@ -59,16 +58,15 @@ def voc2007(
             raise DataError(f'{folder}: two files *{suffix} are those of the class "{class_name(one)}"')
     (paths, hot), (more, more_hot) = (_read_voc(Path(path), stems, part) for part in (train, test))
     is_test = np.arange(len(paths) + len(more)) >= len(paths)
-    paths, hot, is_test = merged("voc2007", paths + more, np.concatenate([hot, more_hot]), is_test)
-    load, use = readable_files("voc2007", paths, on_bad_image, max_pixels=max_pixels)
-    return assemble_sets(
+    return assemble_set_files(
         "voc2007",
-        Selected(load, use),
-        hot[use],
-        is_test[use],
-        Selection(classes=classes),
+        paths + more,
+        np.concatenate([hot, more_hot]),
+        is_test,
+        classes=classes,
+        on_bad_image=on_bad_image,
+        max_pixels=max_pixels,
         augment=augment,
-        cache=True,
         names=stems,
     )
 
