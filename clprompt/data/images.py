@@ -344,12 +344,17 @@ class Joined:
             position -= count
         raise IndexError(index)
 
-    def fingerprint(self, indices: np.ndarray) -> Fingerprint:
+    def places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The part that holds each image, and the image's position there, int64 [n] each."""
         ends = np.cumsum(self.counts)
-        part_of = np.searchsorted(ends, indices, side="right")  # (n,)
+        part_of = np.searchsorted(ends, indices, side="right")
+        return part_of, indices - (ends - self.counts)[part_of]
+
+    def fingerprint(self, indices: np.ndarray) -> Fingerprint:
+        part_of, positions = self.places(indices)
         parts = [
-            fingerprints.of_images(load, indices[part_of == number] - (end - count))
-            for number, (load, count, end) in enumerate(zip(self.loads, self.counts, ends, strict=True))
+            fingerprints.of_images(load, positions[part_of == number])
+            for number, load in enumerate(self.loads)
         ]
         order = {"order": fingerprints.checksum([part_of.astype(np.int64)])}
         return fingerprints.joined(parts) | order

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -58,16 +59,12 @@ def _(load: Selected, indices: np.ndarray) -> list[Identity]:
 
 @identities.register
 def _(load: Joined, indices: np.ndarray) -> list[Identity]:
-    ends = np.cumsum(load.counts)
-    parts = np.searchsorted(ends, indices, side="right")
-    one_each = [
-        identities(load.loads[part], np.array([index - (ends[part] - load.counts[part])]))
-        for part, index in zip(parts, indices, strict=True)
-    ]
+    part_of, positions = load.places(indices)
+    each = [iter(identities(part, positions[part_of == number])) for number, part in enumerate(load.loads)]
     return [
-        Identity(identity.key, f"{identity.name} of part {part + 1}")
-        for part, some in zip(parts, one_each, strict=True)
-        for identity in some
+        Identity(identity.key, f"{identity.name} of part {number + 1}")
+        for number in part_of.tolist()
+        for identity in itertools.islice(each[number], 1)
     ]
 
 
