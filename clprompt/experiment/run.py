@@ -189,7 +189,8 @@ class Session:
         self.parts = parts
         self.progress = progress
         self.groups = [list(group) for group in parts.plan.classes]
-        self._fingerprints = sameness.fingerprints(parts)
+        self._environment = runfolder.environment(parts.model, parts.device)
+        self._fingerprints = sameness.fingerprints(parts, self._environment["backbone"]["sha256"])
         if checkpoint:
             then = checkpoint.get("fingerprints") or sameness.of_older(folder)
             sameness.check(then, self._fingerprints, config, folder)
@@ -244,7 +245,6 @@ class Session:
             sinks=[registry.sinks.get(name).target for name in registry.sinks.names()],  # type: ignore[misc]
         )
         listeners.append(self.tracker)
-        self._environment = runfolder.environment(parts.model, parts.device)
         self._checkpoint = checkpoint
 
     @property

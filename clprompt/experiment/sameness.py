@@ -27,11 +27,16 @@ _COVERED = {
 }
 
 
-def fingerprints(parts: Parts) -> dict[str, Any]:
-    """What a checkpoint holds of the parts of its run."""
+def fingerprints(parts: Parts, weights: str) -> dict[str, Any]:
+    """What a checkpoint holds of the parts of its run.
+
+    Args:
+        parts: of the run.
+        weights: the fingerprint of the backbone.
+    """
     transform = sorted(parts.backbone.inputs.facts().items())
     return {
-        "backbone weights": parts.backbone.fingerprint(),
+        "backbone weights": weights,
         "image transform": fingerprint.checksum([repr(transform).encode()]),
         "stream": parts.plan.fingerprint(),
         **parts.bundle.fingerprints,
