@@ -133,7 +133,6 @@ def _reader(path: Path, head: bytes) -> Callable[[Path], Any] | str:
     return "it is no safetensors, PyTorch or npz file, or it is damaged"
 
 
-_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz")
 _ARCHIVES = {
     b"\x1f\x8b": "a gzip archive",
     b"BZh": "a bzip2 archive",
