@@ -147,30 +147,21 @@ def test_a_folder_that_was_moved_and_touched_is_known_again(reader: str, tmp_pat
     assert read(reader, tmp_path / "another" / "place") == before
 
 
+@pytest.mark.parametrize(
+    ("image", "part", "other"),
+    [(0, "training images", "test images"), (COUNT - 1, "test images", "training images")],
+)
 @readers
-def test_one_pixel_of_one_training_image_makes_another(
-    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_pixel_of_one_image_makes_another_of_its_part(
+    reader: str, image: int, part: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = read(reader, written(reader, tmp_path / "data"))
-    other = PIXELS.copy()
-    other[0, 3, 3] ^= 1
-    monkeypatch.setitem(globals(), "PIXELS", other)
+    pixels = PIXELS.copy()
+    pixels[image, 3, 3] ^= 1
+    monkeypatch.setitem(globals(), "PIXELS", pixels)
     after = read(reader, written(reader, tmp_path / "other"))
-    assert after["training images"]["contents"] != before["training images"]["contents"]
-    assert after["test images"] == before["test images"]
-
-
-@readers
-def test_one_pixel_of_one_test_image_makes_another(
-    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = read(reader, written(reader, tmp_path / "data"))
-    other = PIXELS.copy()
-    other[COUNT - 1, 3, 3] ^= 1
-    monkeypatch.setitem(globals(), "PIXELS", other)
-    after = read(reader, written(reader, tmp_path / "other"))
-    assert after["test images"]["contents"] != before["test images"]["contents"]
-    assert after["training images"] == before["training images"]
+    assert after[part]["contents"] != before[part]["contents"]
+    assert after[other] == before[other]
 
 
 @readers
