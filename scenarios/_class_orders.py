@@ -1,13 +1,19 @@
-"""Published class orders by name, so that a stream can repeat a paper's."""
+"""Class orders: published ones by name, so that a stream can repeat a paper's, and those of files."""
 
 from __future__ import annotations
 
+import io
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from clprompt import plain_yaml
+from clprompt.data.names import class_name
 from clprompt.errors import ConfigError, nearest
+from clprompt.system.files import read_bytes
 
 _ORDERS = {
     # Rebuffi et al., iCaRL, CVPR 2017; also the first of three orders of Douillard et al., PODNet, ECCV 2020
@@ -20,19 +26,29 @@ _ORDERS = {
 }
 
 
-def class_order(order: Sequence[int] | str, count: int) -> list[int]:
+#: Endings of the files of an order; another file must have a folder in its name, and is read as text.
+_FILES = (".txt", ".json", ".yaml", ".yml", ".npy")
+_LARGEST = 2**24  # bytes of such a file
+
+
+def class_order(
+    order: Sequence[int] | str, count: int, class_names: Sequence[str] | None = None
+) -> list[int]:
     """A class order as a list.
 
     Args:
-        order: a permutation of the class ids; or the name of one:
+        order: a permutation of the class ids; the name of one; or a file of one.
 
             - "numpy-1993" (or another seed): what ``np.random.seed(1993); np.random.permutation(count)``
               gives, the way in which most published code for any data set draws its order.
             - "icarl-cifar100": the fixed order of the iCaRL paper.
+            - a path: a list in JSON or YAML, a .npy array, or text with one a line. Integers throughout are
+              class ids, anything else is class names.
         count: C.
+        class_names: by class id, for files of names; None where nobody knows them.
 
     Raises:
-        ConfigError: an unknown name, or no permutation of 0..C-1.
+        ConfigError: an unknown name, a file that cannot be read, or no permutation of 0..C-1.
     """
     if isinstance(order, str):
         drawn = re.fullmatch(r"numpy[-_](\d{1,9})", order)
@@ -47,12 +63,124 @@ def class_order(order: Sequence[int] | str, count: int) -> list[int]:
                 )
         elif re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", order):  # an override without brackets: 2,0,1
             order = [int(word) for word in order.split(",")]
+        elif order.endswith(_FILES) or "/" in order or "\\" in order:
+            return _of_file(order, count, class_names)
         else:
             names = ["numpy-1993", *_ORDERS]
             raise ConfigError(
-                f'scenario.class_order: there is no order "{order}"{nearest(order, names)}; '
-                f"known: numpy-<seed>, {', '.join(_ORDERS)}, or a list of class ids"
+                f'scenario.class_order: there is no order "{order}"{nearest(order, names)}; known: '
+                f"numpy-<seed>, {', '.join(_ORDERS)}, a list of class ids, or a file ({', '.join(_FILES)})"
             )
-    if sorted(order) != list(range(count)):
-        raise ConfigError(f"scenario.class_order must be a permutation of the class ids 0..{count - 1}")
+    problem = _problem(order, count)
+    if problem:
+        raise ConfigError(
+            f"scenario.class_order must be a permutation of the class ids 0..{count - 1}: {problem[1]}"
+        )
     return [int(c) for c in order]
+
+
+def _problem(order: Sequence[int], count: int) -> tuple[int | None, str] | None:
+    """What keeps ids from being a permutation: the position, if it is at one, and a sentence."""
+    first: dict[int, int] = {}
+    for position, c in enumerate(order):
+        if not 0 <= c < count:
+            return position, f"there is no class {c}"
+        if first.setdefault(c, position) != position:
+            return position, f"class {c} is there twice"
+    missing = [c for c in range(count) if c not in first]
+    if missing:
+        more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+        return None, f"class {missing[0]}{more} missing"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+def _of_file(path: str, count: int, class_names: Sequence[str] | None) -> list[int]:
+    try:
+        entries, unit = _entries(path, read_bytes(path, _LARGEST + 1))
+    except FileNotFoundError:
+        raise ConfigError(f"scenario.class_order: there is no file {path}") from None
+    except (OSError, ValueError) as error:  # a path may hold a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"scenario.class_order: {path} cannot be read: {reason}") from None
+
+    def refused(position: int | None, problem: str) -> ConfigError:
+        place = "" if position is None else f", {unit} {position + 1}"
+        return ConfigError(
+            f"scenario.class_order: {path}{place}: {problem}; it must hold each of the {count} classes once"
+        )
+
+    order = [entry for entry in entries if isinstance(entry, int)]
+    if len(order) < len(entries):
+        order, known = [], _by_name(class_names)
+        for position, entry in enumerate(entries):
+            ids = known.get(class_name(str(entry)), [])
+            if len(ids) != 1:
+                raise refused(position, _unknown(str(entry), len(ids), known))
+            order.extend(ids)
+    problem = _problem(order, count)
+    if problem:
+        raise refused(*problem)
+    return order
+
+
+def _by_name(class_names: Sequence[str] | None) -> dict[str, list[int]]:
+    known: dict[str, list[int]] = {}
+    for c, name in enumerate(class_names or ()):
+        known.setdefault(class_name(str(name)), []).append(c)
+    return known
+
+
+def _unknown(name: str, count: int, known: Mapping[str, Any]) -> str:
+    if count:
+        return f'{count} classes are called "{name}", write class ids'
+    if not known:
+        return f'"{name}" is no class id, and the names of the classes are not known here'
+    return f'there is no class "{name}"{nearest(name, known)}'
+
+
+def _entries(path: str, data: bytes) -> tuple[list[int | str], str]:
+    """What a file lists, and what one position of it is called.
+
+    Raises:
+        ValueError: it is no list of integers and text.
+    """
+    if len(data) > _LARGEST:
+        raise ValueError("it is too large for a class order")
+    if path.endswith(".npy"):
+        values = _array(data)
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise ValueError(f"line {line} is no text in UTF-8") from None
+        if not path.endswith((".json", ".yaml", ".yml")):
+            lines = [line.strip() for line in text.splitlines()]
+            while lines and not lines[-1]:
+                lines.pop()
+            if "" in lines:
+                raise ValueError(f"line {lines.index('') + 1} is empty")
+            if all(re.fullmatch(r"-?\d{1,18}", line) for line in lines):
+                return [int(line) for line in lines], "line"
+            return list(lines), "line"
+        try:
+            values = json.loads(text) if path.endswith(".json") else plain_yaml.read(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"it is broken: {error}") from None
+    if not isinstance(values, list):
+        raise ValueError("it must hold a list of class ids or names")
+    for position, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(f"entry {position + 1} is neither an integer nor text")
+    return values, "entry"
+
+
+def _array(data: bytes) -> Any:
+    try:
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+        return values.tolist() if values.ndim == 1 else None
+    except Exception as error:  # numpy fails in many ways
+        raise ValueError("it is no whole .npy file of numbers or text") from error

@@ -13,6 +13,7 @@ from clprompt import schema
 from clprompt.data.plan import Plan
 from clprompt.errors import ConfigError, DataError
 from clprompt.registry import scenarios
+from clprompt.scenarios._class_orders import class_order as resolve_order
 from clprompt.schema import above, at_least, below
 from clprompt.seeding import derive
 
@@ -50,9 +51,10 @@ def plan(
     seed: int = 0,
     classes_per_experience: Annotated[int, at_least(1)] = 10,
     base_classes: Annotated[int, at_least(0)] = 0,
-    class_order: list[Annotated[int, at_least(0)]] | None = None,
+    class_order: list[Annotated[int, at_least(0)]] | str | None = None,
     shuffle: bool = False,
     threshold: Annotated[float, above(0), below(1)] = 0.8,
+    class_names: Sequence[str] | None = None,
 ) -> MultiLabelPlan:
     """Bx-Cy: x base classes first, then y new ones an experience; a remainder is a last, smaller experience.
 
@@ -64,10 +66,11 @@ def plan(
         seed: decides the class order when ``shuffle`` is on.
         classes_per_experience: y.
         base_classes: x; 0: the first experience is like the others.
-        class_order: a permutation of the class ids.
+        class_order: a permutation of the class ids, the name of a published one, or a file; as for `split`.
         shuffle: draw the class order from the seed; False keeps that of the ids (as published: alphabetical).
         threshold: probability above which a label counts as predicted in CF1 and OF1; the ranking behind mAP
             does not need it.
+        class_names: by class id, for a file of class names; a run gives those of its data.
 
     Raises:
         ConfigError: counts that do not fit, an order that is no permutation, a threshold outside (0, 1).
@@ -81,9 +84,7 @@ def plan(
         raise ConfigError(f"scenario.base_classes must be 0..{count}, got {base_classes}")
     order = list(range(count))
     if class_order is not None:
-        if sorted(class_order) != order:
-            raise ConfigError(f"scenario.class_order must be a permutation of the class ids 0..{count - 1}")
-        order = list(class_order)
+        order = resolve_order(class_order, count, class_names)
     elif shuffle:
         order = np.random.default_rng(derive(seed, "class order")).permutation(count).tolist()
     bounds = [0, *range(base_classes or classes_per_experience, count, classes_per_experience), count]

@@ -28,6 +28,7 @@ def plan(
     classes_per_experience: list[Annotated[int, at_least(1)]] | None = None,
     class_order: list[Annotated[int, at_least(0)]] | str | None = None,
     shuffle: bool = True,
+    class_names: Sequence[str] | None = None,
 ) -> Plan:
     """Class-incremental: every class in exactly one experience; a remainder goes to the first ones.
 
@@ -37,9 +38,11 @@ def plan(
         experiences: T, the number of experiences.
         base_classes: classes of the first experience ("Bk" protocols); 0: the same share as the others.
         classes_per_experience: explicit class counts instead of ``experiences`` and ``base_classes``.
-        class_order: a permutation of the class ids, or the name of a published one: "numpy-1993" (numpy's
-            draw for that seed), "icarl-cifar100".
+        class_order: a permutation of the class ids; the name of a published one: "numpy-1993" (numpy's draw
+            for that seed), "icarl-cifar100"; or a file of all class ids or class names (.txt with one a line,
+            .json, .yaml, .npy).
         shuffle: draw the class order from the seed; False keeps the order of the ids.
+        class_names: by class id, for a file of class names; a run gives those of its data.
 
     Returns:
         The plan; an experience's indices are sorted by class id (the engine shuffles while training).
@@ -50,7 +53,7 @@ def plan(
     targets, count = class_ids(targets)
     sizes = _sizes(count, experiences, base_classes, classes_per_experience)
     if class_order is not None:
-        order = resolve_order(class_order, count)
+        order = resolve_order(class_order, count, class_names)
     elif shuffle:
         order = np.random.default_rng(derive(seed, "class order")).permutation(count).tolist()
     else:

@@ -62,6 +62,8 @@ def places(then: Mapping[str, Any]) -> set[str]:
         then: what the checkpoint holds.
     """
     keys = {"backbone.checkpoint"} if "backbone weights" in then else set()
+    if "stream" in then:
+        keys.add("scenario.class_order")
     if all("contents" in (then.get(part) or ()) for part in ("training images", "test images")):
         keys |= {f"data{source}.{key}" for source in ("", ".source") for key in ("path", "test_path", "root")}
     return keys
@@ -104,6 +106,8 @@ def _differences(key: str, then: Any, now: Any, config: Config) -> list[str]:
         if "number" in kinds:
             texts[kinds.index("number")] = f"number ({now['number']}, not {then['number']})"
         return [f"other {key} (data.name={config.data['name']}): {', '.join(texts)}"] if kinds else []
+    if key == "stream" and isinstance(order := config.scenario.get("class_order"), str):
+        return [f"another stream (scenario.class_order={order})"]
     return [f"another {key}"]
 
 

@@ -24,6 +24,7 @@ from clprompt.cli.main import main
 from clprompt.errors import ClpromptError, Interrupted
 from clprompt.experiment import run as experiment
 from clprompt.reporting import report
+from clprompt.scenarios import split
 from clprompt.system.progress import Progress
 
 VIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -225,6 +226,25 @@ def test_data_that_were_moved_and_changed_are_told(world: Path, tmp_path: Path) 
     other_pixel(tmp_path / "moved")
     with pytest.raises(ClpromptError, match="other training images"):
         resumed(folder)
+
+
+def with_order(world: Path, target: Path, order: list[int]) -> Path:
+    """The interrupted run in a copy, its class order in a file beside it."""
+    folder = Path(shutil.copytree(world / "interrupted", target / "run"))
+    (target / "order.txt").write_text("\n".join(CLASSES[c] for c in order))
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("class_order: null", f"class_order: {target / 'order.txt'}"))
+    return folder
+
+
+def test_of_a_class_order_in_a_file_the_content_counts(world: Path, tmp_path: Path) -> None:
+    order = [c for group in split.plan(np.arange(4), experiences=2).classes for c in group]
+    (tmp_path / "other").mkdir()
+    folder = with_order(world, tmp_path / "other", order[::-1])
+    with pytest.raises(ClpromptError, match=r"another stream \(scenario.class_order=.*order.txt\)"):
+        resumed(folder)
+    expected = json.loads((world / "finished" / "results.json").read_text())
+    assert resumed(with_order(world, tmp_path, order))["average_accuracy"] == expected["average_accuracy"]
 
 
 # -------------------------------------------------------------------------- flipped bits
