@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset, Subset
 
-from clprompt import registry
 from clprompt.data.loading import Images
-from clprompt.data.plan import Plan
+from clprompt.data.plan import Plan, make_plan
 from clprompt.targets import is_label_sets, visible
 
 if TYPE_CHECKING:
@@ -115,7 +114,8 @@ def benchmark(name: str, train: Images, test: Images, *, seed: int = 0, **argume
 
     Args:
         name: a registered scenario; ``clprompt list scenarios`` shows them.
-        train: a data set of (image, label) with ``targets`` (class ids 0..C-1).
+        train: a data set of (image, label) with ``targets`` (class ids 0..C-1), and with ``domains`` (ids
+            0..D-1) for a stream that goes by them.
         test: another.
         seed: of the stream.
         **arguments: the stream's own.
@@ -123,5 +123,9 @@ def benchmark(name: str, train: Images, test: Images, *, seed: int = 0, **argume
     Raises:
         ConfigError, DataError: an unknown name, or arguments that do not fit the data.
     """
-    entry = registry.scenarios.get(name)
-    return to_avalanche(entry.target(train.targets, seed=seed, **arguments), train, test)  # type: ignore[attr-defined]
+    known = {
+        key: arguments.pop(key, getattr(train, key, None))
+        for key in ("class_names", "domains", "domain_names")
+    }
+    plan = make_plan({"name": name, **arguments}, train.targets, seed=seed, **known)  # type: ignore[attr-defined]
+    return to_avalanche(plan, train, test)

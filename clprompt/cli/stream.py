@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from clprompt import registry, schema
+from clprompt.data.bundle import plan_over
+from clprompt.data.plan import make_plan
 from clprompt.errors import ConfigError, DataError, tell
 from clprompt.experiment import config
-from clprompt.experiment.build import make_plan
 from clprompt.reporting.stream_map import StreamMap
 from clprompt.system import overlay
 from clprompt.system.files import open_regular
@@ -45,12 +46,12 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
         raise ConfigError("the stream needs labels: give data=NAME or labels=FILE.npy")
     if files["labels"] is not None:
         targets, names, source = _labels(files["labels"]), None, Path(files["labels"]).name
-        plan = registry.scenarios.get(scenario["name"]).target(targets, seed=seed, **_arguments(scenario))
+        plan = make_plan(scenario, targets, seed=seed, data=source)
     else:
         data = config.named(values["data"], "data")
         bundle = registry.datasets.get(data["name"]).target(**_arguments(data))
         targets, names, source = bundle.train.targets, bundle.class_names, data["name"]
-        plan = make_plan(scenario, bundle, seed)
+        plan = plan_over(bundle, scenario, seed)
     title = f"{scenario['name']} stream of {source}, seed {seed}"
     out = Path(files["out"] or f"stream-{scenario['name']}-seed{seed}.png")
     return StreamMap.of(plan, targets, title, names), out

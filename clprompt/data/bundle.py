@@ -6,8 +6,8 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from clprompt.data.images import MAX_PIXELS, ImageFiles, ImageSource, Selected, reason_of, unreadable
 from clprompt.data.names import class_name
+from clprompt.data.plan import Plan, make_plan
 from clprompt.data.repeats import merged, tell_repeats
 from clprompt.data.selection import (
     Classes,
@@ -40,6 +41,7 @@ class DataBundle:
         class_names: by class id.
         augment: see :func:`clprompt.data.transforms.make_transform`.
         cache: whether prepared images stay in memory between epochs and evaluations.
+        domain_names: by the domain ids of both parts; None where the data have no domains.
     """
 
     name: str
@@ -48,15 +50,30 @@ class DataBundle:
     class_names: list[str]
     augment: Augment = "none"
     cache: bool = True
+    domain_names: list[str] | None = None
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
         """What its parts are known by; see :mod:`clprompt.data.fingerprint`."""
         return {
             "class names": list(self.class_names),
+            **({} if self.domain_names is None else {"domain names": list(self.domain_names)}),
             "training images": self.train.fingerprint(),
             "test images": self.test.fingerprint(),
         }
+
+
+def plan_over(bundle: DataBundle, section: Mapping[str, Any], seed: int) -> Plan:
+    """The plan that a ``scenario`` section names, over the training images; see :func:`make_plan`."""
+    return make_plan(
+        section,
+        bundle.train.targets,
+        seed=seed,
+        data=bundle.name,
+        class_names=bundle.class_names,
+        domains=bundle.train.domains,
+        domain_names=bundle.domain_names,
+    )
 
 
 def assemble(
@@ -70,6 +87,7 @@ def assemble(
     cache: bool,
     encoded: bool = True,
     names: Sequence[str] | None = None,
+    domains: Sequence[Any] | np.ndarray | None = None,
 ) -> DataBundle:
     """A data set from all its images, training and test, with one label each.
 
@@ -83,6 +101,8 @@ def assemble(
         cache: see :class:`DataBundle`.
         encoded: see :class:`ImageSource`.
         names: class names by integer label; the labels themselves by default.
+        domains: where each image comes from, integers or text, [n]; None where the data do not say. They are
+            numbered as labels are, those of the images that are used alone.
 
     Raises:
         DataError: no image, a class without training image, a class that is too small to be split.
@@ -100,9 +120,14 @@ def assemble(
         targets = np.searchsorted(classes, targets[keep])
     held_out = drawn_test(name, targets, class_names, selection) if is_test is None else is_test[keep]
     _check_split(name, targets, held_out, class_names)
-    train, test = _parts(load, keep, targets, held_out, selection, encoded)
+    domain_ids = domain_names = None
+    if domains is not None:
+        domain_ids, domain_names = class_ids(domains, None, f"{name}, domains")
+    train, test = _parts(load, keep, targets, held_out, selection, encoded, domain_ids)
+    if domain_names is not None:
+        train, test, domain_names = _numbered_domains(train, test, domain_names)
     tell_repeats(name, train, test)
-    return DataBundle(name, train, test, class_names, augment, cache)
+    return DataBundle(name, train, test, class_names, augment, cache, domain_names)
 
 
 def assemble_sets(
@@ -211,6 +236,7 @@ def _parts(
     test: np.ndarray,
     selection: Selection,
     encoded: bool,
+    domains: np.ndarray | None = None,
 ) -> list[ImageSource]:
     """Training and test images within their limits.
 
@@ -221,14 +247,29 @@ def _parts(
         test: which of those are test images, bool [n].
         selection: the limits, and the seed of their draws.
         encoded: see :class:`ImageSource`.
+        domains: the domain id of every image that there is.
     """
     parts = []
     for which, limit in ((~test, selection.train_per_class), (test, selection.test_per_class)):
         where = np.flatnonzero(which)
         if limit is not None:
             where = where[ranks(targets[where], selection.split_seed, "subset") < limit]
-        parts.append(ImageSource(Selected(load, keep[where]), targets[where], encoded))
+        rows = keep[where]
+        of_rows = None if domains is None else domains[rows]
+        parts.append(ImageSource(Selected(load, rows), targets[where], encoded, of_rows))
     return parts
+
+
+def _numbered_domains(
+    train: ImageSource, test: ImageSource, names: Sequence[str]
+) -> tuple[ImageSource, ImageSource, list[str]]:
+    """Both parts with domain ids without gaps, and the names of the domains that occur in one of them."""
+    assert train.domains is not None
+    assert test.domains is not None
+    used = np.unique(np.concatenate([train.domains, test.domains]))
+    train = replace(train, domains=np.searchsorted(used, train.domains))
+    test = replace(test, domains=np.searchsorted(used, test.domains))
+    return train, test, [names[domain] for domain in used]
 
 
 def class_ids(

@@ -30,6 +30,7 @@ class ImageDataset(Dataset):
 
     Attributes:
         targets: int64 [n], or multi-hot [n, C].
+        domains: see :class:`ImageSource`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ImageDataset(Dataset):
         self.source = source
         self.transform = transform
         self.targets = source.targets
+        self.domains = source.domains
         self.random_transform = random_transform
         # images that lie in memory need not be remembered unless they are resized
         worth_it = isinstance(transform, Transform) and (source.encoded or not transform.random)

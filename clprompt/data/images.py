@@ -46,11 +46,14 @@ class ImageSource:
         load: index -> PIL image, or tensor [channels, H, W] (uint8, or float in [0, 1]).
         targets: class ids 0..C-1, int64 [n]; or multi-hot 0/1, [n, C].
         encoded: whether ``load`` decodes a file, so that its result is worth remembering.
+        domains: where each image comes from (photographs, sketches, a camera, ...), domain ids 0..D-1, int64
+            [n]; None where the data do not say.
     """
 
     load: Callable[[int], Any]
     targets: np.ndarray
     encoded: bool = False
+    domains: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -60,6 +63,7 @@ class ImageSource:
         return {
             "number": len(self),
             "labels": fingerprints.checksum([self.targets.astype(np.int64)]),
+            **({} if self.domains is None else {"domains": fingerprints.checksum([self.domains])}),
             **fingerprints.of_images(self.load, np.arange(len(self))),
         }
 

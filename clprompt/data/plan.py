@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from clprompt import registry, schema
 from clprompt.data.fingerprint import checksum
 from clprompt.errors import DataError
 
@@ -62,6 +63,50 @@ class Plan:
     def seen_test(self, targets: np.ndarray, experience: int) -> np.ndarray:
         """Test sample indices of all class groups up to an experience's, each once, in data set order."""
         return np.unique(np.concatenate(self.test_groups(targets)[: experience + 1]))
+
+
+def make_plan(
+    section: Mapping[str, Any],
+    targets: Any,
+    *,
+    seed: int,
+    data: str = "the data",
+    class_names: Sequence[str] | None = None,
+    domains: np.ndarray | None = None,
+    domain_names: Sequence[str] | None = None,
+) -> Plan:
+    """The plan of a registered stream, which is given what its arguments ask for beside the targets.
+
+    Args:
+        section: ``name`` and the stream's own arguments.
+        targets: of the training samples, class ids [n] or multi-hot [n, C].
+        seed: of the stream.
+        data: what a message calls the data.
+        class_names: by class id; None where nobody knows them.
+        domains: of the training samples, domain ids [n]; None where the data do not say.
+        domain_names: by domain id; None where nobody knows them.
+
+    Raises:
+        ConfigError: an unknown name, or arguments that do not fit the data.
+        DataError: targets that the stream does not take, or no domains for one that goes by them.
+    """
+    entry = registry.scenarios.get(section["name"])
+    asked, _ = schema.parameters(entry.target)
+    if "domains" in asked and domains is None:
+        raise DataError(
+            f"{data} does not say the domains of its images, by which the stream {entry.name} goes; "
+            f"data sets that do: {', '.join(_sets_with_domains())}"
+        )
+    known = {"class_names": class_names, "domains": domains, "domain_names": domain_names}
+    given = {key: value for key, value in known.items() if key in asked}
+    plan: Plan = registry.make_registered(registry.scenarios, section, targets, seed=seed, **given)
+    return plan
+
+
+def _sets_with_domains() -> list[str]:
+    """The registered data sets that have domains; what is registered as ``domains`` says where."""
+    entries = map(registry.datasets.get, registry.datasets.names())
+    return [f"{entry.name} ({entry.info['domains']})" for entry in entries if entry.info.get("domains")]
 
 
 def class_ids(targets: Any) -> tuple[np.ndarray, int]:

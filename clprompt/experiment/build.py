@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from clprompt import registry, schema
+from clprompt import registry
 from clprompt.backbones.vit import FrozenViT, make_backbone
-from clprompt.data.bundle import DataBundle
+from clprompt.data.bundle import DataBundle, plan_over
 from clprompt.data.plan import Plan
 from clprompt.data.transforms import make_transform
 from clprompt.errors import ConfigError
@@ -51,7 +51,7 @@ class Builder:
         backbone = self._once("backbone", config.backbone, lambda: make_backbone(config.backbone))
         make_transform(backbone)  # refuses a backbone that no image fits
         seed = config.seeds[0]
-        plan = make_plan(config.scenario, bundle, seed)
+        plan = plan_over(bundle, config.scenario, seed)
         model = make_method(config.strategy, backbone, seed=seed)
         if config.online and model.boundaries == "required":
             raise ConfigError(
@@ -71,15 +71,3 @@ class Builder:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
-
-
-def make_plan(section: Mapping[str, Any], bundle: DataBundle, seed: int) -> Plan:
-    """The stream that a section names, over the training images of a data set.
-
-    What the data say beside labels (``class_names``) goes to the streams that have an argument for it.
-    """
-    takes, _ = schema.parameters(registry.scenarios.get(section["name"]).target)
-    known = {"class_names": bundle.class_names}
-    given = {key: value for key, value in known.items() if key in takes}
-    plan: Plan = make_registered(registry.scenarios, section, bundle.train.targets, seed=seed, **given)
-    return plan

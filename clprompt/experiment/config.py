@@ -87,7 +87,7 @@ KEYS = (
 )
 _NAMED = {  # section -> what the caller provides itself
     "data": (),
-    "scenario": ("targets", "seed", "class_names"),
+    "scenario": ("targets", "seed", "class_names", "domains", "domain_names"),
     "strategy": ("backbone", "seed"),
 }
 

@@ -21,6 +21,7 @@ from clprompt.system.documents import read_json
 _COVERED = {
     "number": "number",
     "labels": "labels",
+    "domains": "domains",
     "names": "file names",
     "sizes": "file sizes",
     "contents": "contents",
@@ -98,8 +99,8 @@ def _differences(key: str, then: Any, now: Any, config: Config) -> list[str]:
         file = config.backbone["checkpoint"]
         source = f"backbone.checkpoint={file}" if file else f"backbone.name={config.backbone['name']}"
         return [f"other backbone weights ({source})"]
-    if key == "class names" and isinstance(then, list):
-        return [_class_names(then, now)]
+    if key in ("class names", "domain names") and isinstance(then, list):
+        return [_names(key.removesuffix(" names"), then, now)]
     if isinstance(now, dict) and isinstance(then, dict):
         kinds = [kind for kind in now if kind in then and then[kind] != now[kind]]
         texts = [_COVERED.get(kind, kind) for kind in kinds]
@@ -111,8 +112,8 @@ def _differences(key: str, then: Any, now: Any, config: Config) -> list[str]:
     return [f"another {key}"]
 
 
-def _class_names(then: list[Any], now: list[str]) -> str:
+def _names(kind: str, then: list[Any], now: list[str]) -> str:
     if len(then) != len(now):
-        return f"other class names ({len(now)} classes, not {len(then)})"
+        return f"other {kind} names ({len(now)}, not {len(then)})"
     number = next(number for number, pair in enumerate(zip(then, now, strict=True)) if pair[0] != pair[1])
-    return f'other class names (class {number} is "{now[number]}", not "{then[number]}")'
+    return f'other {kind} names ({kind} {number} is "{now[number]}", not "{then[number]}")'

@@ -17,7 +17,10 @@ from clprompt.registry import Registry
 from clprompt.schema import Bound, Length
 
 #: What the caller provides, and is no key of a configuration.
-PROVIDED = {"strategy": ("backbone", "seed"), "scenario": ("targets", "seed", "class_names")}
+PROVIDED = {
+    "strategy": ("backbone", "seed"),
+    "scenario": ("targets", "seed", "class_names", "domains", "domain_names"),
+}
 
 
 class Nothing:

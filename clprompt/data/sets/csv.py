@@ -21,7 +21,7 @@ from clprompt.errors import DataError, nearest, tell
 from clprompt.registry import datasets
 
 
-@datasets.register("csv")
+@datasets.register("csv", domains="a column domain")
 @schema.checked
 def csv_file(
     *,
@@ -41,9 +41,9 @@ def csv_file(
     """A CSV file with columns path and label, and a column split (train, test, val) or a file for the test.
 
     Labels are any text; where all are integers they are sorted as such. Without a split of either kind, test
-    images are drawn from each class. The case of column names makes no difference; other columns are not
-    read. Lines that name an image again are left out, and a note says how many; another says how many test
-    images are training images.
+    images are drawn from each class. A column domain says where each image comes from, for streams that go by
+    it. The case of column names makes no difference; other columns are not read. Lines that name an image
+    again are left out, and a note says how many; another says how many test images are training images.
 
     Args:
         path: the file.
@@ -81,6 +81,7 @@ def csv_file(
         selection,
         augment=augment,
         cache=cache,
+        domains=_domains(path, table.only(use)),
     )
 
 
@@ -162,12 +163,14 @@ class _Table:
         paths: of the images.
         labels: of each row: one, where rows have a label, or a set.
         places: "train.csv, line 3".
+        domains: of each row; "" where nothing says so.
         is_test: which rows are test images, bool [n]; None where nothing says so.
     """
 
     paths: list[str]
     labels: list[tuple[str, ...]]
     places: list[str]
+    domains: list[str]
     is_test: np.ndarray | None
 
     def only(self, rows: np.ndarray) -> _Table:
@@ -176,6 +179,7 @@ class _Table:
             paths=[self.paths[row] for row in rows],
             labels=[self.labels[row] for row in rows],
             places=[self.places[row] for row in rows],
+            domains=[self.domains[row] for row in rows],
             is_test=None if self.is_test is None else self.is_test[rows],
         )
 
@@ -200,6 +204,7 @@ def _read(path: str, test_path: str | None, root: str | None, *, label_sets: boo
             table.paths + more.paths,
             table.labels + more.labels,
             table.places + more.places,
+            table.domains + more.domains,
             np.arange(len(table.paths) + len(more.paths)) >= len(table.paths),
         )
     elif parts is not None:
@@ -215,12 +220,12 @@ def _read(path: str, test_path: str | None, root: str | None, *, label_sets: boo
 def _rows(path: str, key: str, root: str | None, label_sets: bool) -> tuple[_Table, list[str] | None]:
     """The rows of a file, and its split column if there is one."""
     start = os.path.dirname(path) if root is None else root
-    table, parts = _Table([], [], [], None), []
+    table, parts = _Table([], [], [], [], None), []
     # strict: a quote that is not closed, or that does not close its cell, would swallow the lines that follow
     reader = csv.reader(io.StringIO(_text(path, key), newline=""), skipinitialspace=True, strict=True)
     try:
         first_line = next(reader, [])
-        columns = _columns(path, first_line)
+        columns = _columns(path, first_line, ("path", "label", "split", *(() if label_sets else ("domain",))))
         for row in reader:
             if not any(cell.strip() for cell in row):
                 continue  # spreadsheets write lines of commas below the last one
@@ -233,6 +238,7 @@ def _rows(path: str, key: str, root: str | None, label_sets: bool) -> tuple[_Tab
             names = cells["label"].split(";") if label_sets else [cells["label"]]
             table.labels.append(tuple(class_name(name.strip()) for name in names if name.strip()))
             table.places.append(place)
+            table.domains.append(cells.get("domain", ""))
             parts.append(cells.get("split", ""))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {_reason(error)}") from error
@@ -277,7 +283,7 @@ def _reason(error: csv.Error) -> str:
     return text
 
 
-def _columns(path: str, cells: Sequence[str]) -> dict[str, int]:
+def _columns(path: str, cells: Sequence[str], read: Sequence[str]) -> dict[str, int]:
     """The position of each column that is read; the case of their names makes no difference."""
     names = [cell.strip() for cell in cells]
     columns: dict[str, int] = {}
@@ -285,7 +291,7 @@ def _columns(path: str, cells: Sequence[str]) -> dict[str, int]:
         column = name.lower()
         if column in columns:
             raise DataError(f'{path}, line 1: there are two columns "{column}"; keep one of them')
-        if column in ("path", "label", "split"):
+        if column in read:
             columns[column] = position
     for column in ("path", "label"):
         if column not in columns:
@@ -350,6 +356,17 @@ def _one_row_each(name: str, table: _Table, label_sets: bool) -> _Table:
         f"the first: {table.places[row]}, after {table.places[first]}"
     )
     return replace(table, labels=labels).only(np.array(sorted(rows.values())))
+
+
+def _domains(path: str, table: _Table) -> list[str] | None:
+    """The domain of each row; None where not every row has one."""
+    without = [row for row, domain in enumerate(table.domains) if not domain]
+    if without and any(table.domains):
+        tell(
+            f"{path}: {len(without)} of {len(table.domains)} lines have no domain, the first: "
+            f"{table.places[without[0]]}; the column domain is not used"
+        )
+    return None if without else table.domains
 
 
 def _tell_joined(path: str, table: _Table) -> None:

@@ -30,11 +30,12 @@ from clprompt.errors import DataError, tell
 from clprompt.registry import datasets
 
 
-@datasets.register("imagefolder")
+@datasets.register("imagefolder", domains="data.domain_folders=true")
 @schema.checked
 def imagefolder(
     *,
     path: str = "data",
+    domain_folders: bool = False,
     test_fraction: Share = 0.2,
     split_seed: int = 0,
     classes: Classes | None = None,
@@ -55,6 +56,8 @@ def imagefolder(
 
     Args:
         path: the folder.
+        domain_folders: the class folders lie in a folder for each domain (``photo/dog/1.jpg``, below train/
+            and test/ where there is a split): where an image comes from, for streams that go by it.
         test_fraction: share of each class that is the test set, where there is no test/ or val/.
         split_seed: decides which images those are, and those of ``train_per_class`` and ``test_per_class``.
         classes: the classes to keep: names, or positions in their alphabetical order such as 0-19.
@@ -83,7 +86,10 @@ def imagefolder(
             "per class, or train/ and test/ with such folders"
         )
     split = _split(root)
-    images = _class_folders(name, root) if split is None else _split_folders(name, root, split)
+    if domain_folders:
+        images = _domain_folders(name, root, split)
+    else:
+        images = _class_folders(name, root) if split is None else _split_folders(name, root, split)
     load, use = readable_files(name, images.paths, on_bad_image, max_pixels=max_pixels)
     return assemble(
         name,
@@ -93,16 +99,18 @@ def imagefolder(
         selection,
         augment=augment,
         cache=cache,
+        domains=None if images.domains is None else np.asarray(images.domains)[use],
     )
 
 
 @dataclass(frozen=True)
 class _Images:
-    """Image files, n of them, the class of each, and which are test images, bool [n]."""
+    """Image files, n of them, the class of each, which are test images, bool [n], and the domain of each."""
 
     paths: list[str]
     labels: list[str]
     is_test: np.ndarray | None = None
+    domains: list[str] | None = None
 
 
 # ----------------------------------------------------------------------------------------------- the split
@@ -276,6 +284,50 @@ def _flat_classes(
             f"{name}: {untrained} of {listed} test images are left out: their classes have no training folder"
         )
     return classes
+
+
+def _domain_folders(name: str, root: Path, split: _Split | None) -> _Images:
+    """The images of the class folders in a folder for each domain, and those of the test set behind them.
+
+    Raises:
+        DataError: a domain without class folders, or with a split of its own; a test set without folders.
+    """
+    if split is not None and split.labels is not None:
+        raise DataError(f"{split.test}: nothing says the domain of its images; give each domain a folder")
+    parts = [root] if split is None else [split.train, split.test]
+    folders: list[Path] = []
+    counts, within = [], [root, *parts]
+    for part in parts:
+        domains = folders_in(part)
+        if not domains:
+            raise DataError(f"{part}: there is no domain folder in it, which would hold class folders")
+        for domain in domains:
+            labels = folders_in(part / domain)
+            if not labels:
+                raise DataError(
+                    f"{part / domain}: there is no class folder in it; data.domain_folders wants "
+                    "domain/class/image"
+                )
+            if "train" in map(_part, labels):
+                raise DataError(
+                    f"{part / domain}: it holds {_joined(labels)}; put the domains into {root}/train and "
+                    f"{root}/test instead"
+                )
+            _check_classes(part / domain, labels)
+            folders += [part / domain / label for label in labels]
+            within.append(part / domain)
+        counts.append(len(folders))
+    held = photographs(folders, within)
+    names = [class_name(folder.name) for folder in folders]
+    if split is not None:
+        _check_spelling(split, names[: counts[0]], names[counts[0] :])
+    _check_held(name, folders, held)
+    return _Images(
+        held.paths,
+        [names[number] for number in held.roots],
+        None if split is None else held.roots >= counts[0],
+        [class_name(folders[number].parent.name) for number in held.roots],
+    )
 
 
 # -------------------------------------------------------------------------------------------------- checks

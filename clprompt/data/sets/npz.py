@@ -21,7 +21,7 @@ from clprompt.errors import DataError
 from clprompt.registry import datasets
 
 
-@datasets.register("npz")
+@datasets.register("npz", domains="an array domains")
 @schema.checked
 def npz(
     *,
@@ -45,6 +45,7 @@ def npz(
     labels      integers or text [n]
     split       optional, [n]: 0 (or "train") training, 1 (or "test", "val") test
     names       optional, text by integer label; `wnids` does as well
+    domains     optional, integers or text [n]: where each image comes from, for streams by domain
     =========== ==================================================================================
 
     Args:
@@ -72,7 +73,7 @@ def npz(
     name = f"npz {path}"
     file = _open(path)
     images = _images(file, max_pixels)
-    for key in ("labels", "split"):
+    for key in ("labels", "split", "domains"):
         _check_one_each(file, key, images)
     use, is_test = _use(name, file, images, on_bad_image)
     return assemble(
@@ -85,6 +86,7 @@ def npz(
         cache=cache,
         encoded=images.encoded,
         names=_names(file),
+        domains=file.arrays["domains"][use] if "domains" in file.arrays else None,
     )
 
 
@@ -205,7 +207,7 @@ class _Images:
 
 
 _PARTS = ("train_images", "train_targets", "test_images", "test_targets")
-_WHOLE = ("images", "jpeg", "offsets", "labels", "split")
+_WHOLE = ("images", "jpeg", "offsets", "labels", "split", "domains")
 _NAMES = ("names", "class_names", "wnids")
 
 
