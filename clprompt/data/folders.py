@@ -7,6 +7,7 @@ each real folder is read once, whatever links lead to it; photographs of kinds t
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
@@ -85,6 +86,15 @@ class Walk:
 def visible(name: str) -> bool:
     """Whether a file or folder of this name belongs to what a user has put into a folder."""
     return not name.startswith(".") and name.lower() not in _SYSTEM_FOLDERS
+
+
+_SPLIT = re.compile(r"(?:(train)(?:ing)?|(test)(?:ing)?|(val)(?:id(?:ation)?)?)(?:[ _-]?set)?", re.IGNORECASE)
+
+
+def split_part(name: str) -> str | None:
+    """Whether a folder's name says train, test or val."""
+    match = _SPLIT.fullmatch(name)
+    return match and next(filter(None, match.groups())).lower()
 
 
 def folders_in(folder: str | os.PathLike[str]) -> list[str]:

@@ -9,24 +9,17 @@ most 1 GiB each for training and test set).
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage, assemble, readable_files
-from clprompt.data.flat_labels import FILES, FlatLabels, flat_labels
-from clprompt.data.folders import Photographs, folders_in, photographs
-from clprompt.data.images import EXTENSIONS, MAX_PIXELS, MaxPixels, Selected
-from clprompt.data.names import class_name
+from clprompt.data.bundle import DataBundle, OnBadImage
+from clprompt.data.class_folders import folder_bundle
+from clprompt.data.images import MAX_PIXELS, MaxPixels
+from clprompt.data.lists import Lists
 from clprompt.data.selection import Classes, Limit, Selection, Share
 from clprompt.data.transforms import Augment
-from clprompt.errors import DataError, tell
+from clprompt.errors import DataError
 from clprompt.registry import datasets
 
 
@@ -36,6 +29,7 @@ def imagefolder(
     *,
     path: str = "data",
     domain_folders: bool = False,
+    lists: Lists | None = None,
     test_fraction: Share = 0.2,
     split_seed: int = 0,
     classes: Classes | None = None,
@@ -58,7 +52,8 @@ def imagefolder(
         path: the folder.
         domain_folders: the class folders lie in a folder for each domain (``photo/dog/1.jpg``, below train/
             and test/ where there is a split): where an image comes from, for streams that go by it.
-        test_fraction: share of each class that is the test set, where there is no test/ or val/.
+        lists: two files that name the training and the test images; see :mod:`clprompt.data.lists`.
+        test_fraction: share of each class that is the test set, where there are no lists, test/ or val/.
         split_seed: decides which images those are, and those of ``train_per_class`` and ``test_per_class``.
         classes: the classes to keep: names, or positions in their alphabetical order such as 0-19.
         train_per_class: at most so many training images of each class.
@@ -69,7 +64,8 @@ def imagefolder(
         cache: keep prepared images in memory.
 
     Raises:
-        DataError: a missing or empty folder, a class that is too small, an image that cannot be read.
+        DataError: a missing or empty folder, a class that is too small, an image that cannot be read, a list
+            that is empty, names an image that is not there or that the other has, or contradicts the folders.
     """
     selection = Selection(
         classes=classes,
@@ -85,293 +81,14 @@ def imagefolder(
             f"data.path: there is no folder {path}; give the folder that holds one folder of images "
             "per class, or train/ and test/ with such folders"
         )
-    split = _split(root)
-    if domain_folders:
-        images = _domain_folders(name, root, split)
-    else:
-        images = _class_folders(name, root) if split is None else _split_folders(name, root, split)
-    load, use = readable_files(name, images.paths, on_bad_image, max_pixels=max_pixels)
-    return assemble(
+    return folder_bundle(
         name,
-        Selected(load, use),
-        np.asarray(images.labels)[use],
-        None if images.is_test is None else images.is_test[use],
+        root,
         selection,
         augment=augment,
+        domain_folders=domain_folders,
+        lists=lists,
+        on_bad_image=on_bad_image,
+        max_pixels=max_pixels,
         cache=cache,
-        domains=None if images.domains is None else np.asarray(images.domains)[use],
     )
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Image files, n of them, the class of each, which are test images, bool [n], and the domain of each."""
-
-    paths: list[str]
-    labels: list[str]
-    is_test: np.ndarray | None = None
-    domains: list[str] | None = None
-
-
-# ----------------------------------------------------------------------------------------------- the split
-
-_SPLIT = re.compile(r"(?:(train)(?:ing)?|(test)(?:ing)?|(val)(?:id(?:ation)?)?)(?:[ _-]?set)?", re.IGNORECASE)
-
-
-def _part(name: str) -> str | None:
-    """Whether a folder's name says train, test or val."""
-    match = _SPLIT.fullmatch(name)
-    return match and next(filter(None, match.groups())).lower()
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Training and test folder of a data set, and the labels of the latter where it has no class folders."""
-
-    train: Path
-    test: Path
-    labels: FlatLabels | None = None
-
-
-def _split(root: Path) -> _Split | None:
-    """The folders of a split, where they are there and hold folders: "train" may also be a class.
-
-    Raises:
-        DataError: half of a split, or two folders for one part.
-    """
-    names = folders_in(root)
-    parts: dict[str, list[str]] = {"train": [], "test": [], "val": []}
-    for name in names:
-        if (part := _part(name)) is not None:
-            parts[part].append(name)
-    inner = {name: folders_in(root / name) for name in itertools.chain(*parts.values())}
-    if not any(inner.values()):
-        if len(inner) == len(names) and parts["train"] and (parts["test"] or parts["val"]):
-            raise DataError(
-                f"{root}: {_joined(names)} hold no class folders; each class needs a folder of its images"
-            )
-        return None
-    training = [name for name in parts["train"] if inner[name]]
-    if not training:
-        first = next(name for name in (*parts["test"], *parts["val"]) if inner[name])
-        raise DataError(f"{root}: there is a folder {first}/ but no train/ beside it")
-    train = root / _only(root, training, "training images")
-    classes = inner[train.name]
-    candidates = [*parts["test"], *parts["val"]]
-    # Tiny ImageNet has images without labels in the one folder "images"
-    flat = [name for name in candidates if not inner[name] or inner[name] == ["images"] != classes]
-    sorted_ones = [name for name in candidates if name not in flat]
-    labels = {name: flat_labels(root / name, root) for name in parts["val"] if name in flat}
-    tests = [name for name in parts["test"] if name in sorted_ones]
-    vals = [name for name in parts["val"] if name in sorted_ones or labels[name] is not None]
-    if not tests and not vals:
-        raise DataError(_without_test(root, train, candidates))
-    test = _only(root, tests or vals, "test images")
-    name = f"imagefolder {root}"
-    if others := [candidate for candidate in candidates if candidate != test]:
-        why = "" if tests else ", as nothing says the classes of its images"
-        tell(f"{name}: the test set is {test}/; {_joined(others)} beside it is left out{why}")
-    flat_test = None if tests else labels.get(test)
-    listed = "" if flat_test is None else str(flat_test.file.resolve())
-    devkit = Path(listed).parts[len(root.resolve().parts) :][:1]  # a folder beside the split's
-    others = [folder for folder in names if folder not in inner and folder not in devkit]
-    if others:
-        tell(f"{name}: beside {train.name}/ and {test}/, {_joined(others)} is left out")
-    return _Split(train, root / test, flat_test)
-
-
-def _only(root: Path, names: Sequence[str], what: str) -> str:
-    if len(names) > 1:
-        raise DataError(f"{root}: {_joined(names)} are all folders of {what}; keep one")
-    return names[0]
-
-
-def _without_test(root: Path, train: Path, others: Sequence[str]) -> str:
-    way = f"give data.path={train} to have data.test_fraction of it as the test set"
-    if not others:
-        return f"{root}: there is {train.name}/ but neither test/ nor val/ beside it; add one, or {way}"
-    return (
-        f"{root}: there is {train.name}/ with class folders, but nothing says the classes of the images in "
-        f"{_joined(others)}: sort them into class folders, add {' or '.join(FILES)}, or {way}"
-    )
-
-
-def _joined(names: Sequence[str]) -> str:
-    return " and ".join(f"{name}/" for name in names)
-
-
-# ------------------------------------------------------------------------------------------- class folders
-
-
-def _class_folders(name: str, root: Path) -> _Images:
-    """Every image below a folder's folders, sorted, and its class: the name of the folder."""
-    labels = folders_in(root)
-    if not labels:
-        raise DataError(f"{root}: there is no class folder in it; each class needs a folder of its images")
-    held = photographs([root / label for label in labels], [root])
-    _check_classes(root, labels)
-    inner: dict[int, dict[str, str]] = {}  # of each class, the folders in it that are called as parts are
-    for below in held.below.folders:
-        if below.parts and (part := _part(below.parts[0])):
-            inner.setdefault(below.root, {})[part] = below.parts[0]
-    for number, parts in inner.items():
-        if "train" in parts and len(parts) > 1:
-            folder = root / labels[number]
-            raise DataError(
-                f"{folder}: it holds {_joined(list(parts.values()))}; if it is the data set, give "
-                f"data.path={folder}; if it is a class, put the class folders into train/ and test/"
-            )
-    _check_held(name, [root / label for label in labels], held)
-    return _Images(held.paths, [class_name(labels[number]) for number in held.roots])
-
-
-def _split_folders(name: str, root: Path, split: _Split) -> _Images:
-    """The images of the class folders in train/, and those of the test set behind them."""
-    classes = {part: folders_in(part) for part in (split.train, split.test)}
-    train = [split.train / label for label in classes[split.train]]
-    if split.labels is None:
-        test = [split.test / label for label in classes[split.test]]
-        within = [root, split.train, split.test]
-    else:
-        test, within = [split.test], [root, split.train]
-    held = photographs([*train, *test], within)
-    _check_classes(split.train, classes[split.train])
-    names = [class_name(folder.name) for folder in train]
-    if split.labels is None:
-        _check_classes(split.test, classes[split.test])
-        names += [class_name(folder.name) for folder in test]
-        _check_spelling(split, names[: len(train)], names[len(train) :])
-    _check_held(name, [*train, *test], held)
-    is_test = held.roots >= len(train)
-    if split.labels is not None:
-        held_labels = _flat_classes(name, split.labels, held, is_test, names)
-    else:
-        held_labels = [names[number] for number in held.roots]
-    use = np.flatnonzero([label is not None for label in held_labels])
-    return _Images(
-        [held.paths[row] for row in use],
-        [label for label in held_labels if label is not None],
-        is_test[use],
-    )
-
-
-def _flat_classes(
-    name: str, labels: FlatLabels, held: Photographs, is_test: np.ndarray, names: Sequence[str]
-) -> list[str | None]:
-    """The class of each image; None for test images of classes that are not trained.
-
-    Raises:
-        DataError: a test image that the file does not list, or none of a class that is trained.
-    """
-    classes: list[str | None] = []
-    listed = 0
-    trained = set(names)
-    for path, number, test in zip(held.paths, held.roots, is_test, strict=True):
-        if not test:
-            classes.append(names[number])
-            continue
-        label = labels.classes.get(Path(path).stem)
-        if label is None:
-            raise DataError(f"{path}: {labels.file} does not say the class of this image")
-        listed += 1
-        classes.append(class_name(label) if class_name(label) in trained else None)
-    if (absent := len(labels.classes) - listed) > 0:
-        tell(f"{name}: {absent} of the {len(labels.classes)} images that {labels.file} lists are not there")
-    if untrained := classes.count(None):
-        if untrained == listed:
-            raise DataError(f"{labels.file}: none of its classes has a folder of training images")
-        tell(
-            f"{name}: {untrained} of {listed} test images are left out: their classes have no training folder"
-        )
-    return classes
-
-
-def _domain_folders(name: str, root: Path, split: _Split | None) -> _Images:
-    """The images of the class folders in a folder for each domain, and those of the test set behind them.
-
-    Raises:
-        DataError: a domain without class folders, or with a split of its own; a test set without folders.
-    """
-    if split is not None and split.labels is not None:
-        raise DataError(f"{split.test}: nothing says the domain of its images; give each domain a folder")
-    parts = [root] if split is None else [split.train, split.test]
-    folders: list[Path] = []
-    counts, within = [], [root, *parts]
-    for part in parts:
-        domains = folders_in(part)
-        if not domains:
-            raise DataError(f"{part}: there is no domain folder in it, which would hold class folders")
-        for domain in domains:
-            labels = folders_in(part / domain)
-            if not labels:
-                raise DataError(
-                    f"{part / domain}: there is no class folder in it; data.domain_folders wants "
-                    "domain/class/image"
-                )
-            if "train" in map(_part, labels):
-                raise DataError(
-                    f"{part / domain}: it holds {_joined(labels)}; put the domains into {root}/train and "
-                    f"{root}/test instead"
-                )
-            _check_classes(part / domain, labels)
-            folders += [part / domain / label for label in labels]
-            within.append(part / domain)
-        counts.append(len(folders))
-    held = photographs(folders, within)
-    names = [class_name(folder.name) for folder in folders]
-    if split is not None:
-        _check_spelling(split, names[: counts[0]], names[counts[0] :])
-    _check_held(name, folders, held)
-    return _Images(
-        held.paths,
-        [names[number] for number in held.roots],
-        None if split is None else held.roots >= counts[0],
-        [class_name(folders[number].parent.name) for number in held.roots],
-    )
-
-
-# -------------------------------------------------------------------------------------------------- checks
-
-
-def _check_classes(folder: Path, labels: Sequence[str]) -> None:
-    """Say which class folders are one class, or look like one.
-
-    Raises:
-        DataError: a name that is not text.
-    """
-    for label in labels:
-        if any("\ud800" <= mark <= "\udfff" for mark in label):
-            raise DataError(f"{folder}: the name of a class folder, {os.fsencode(label)!r}, is not UTF-8")
-    spellings: dict[str, dict[str, list[str]]] = {}
-    for label in labels:
-        spellings.setdefault(class_name(label).casefold(), {}).setdefault(class_name(label), []).append(label)
-    for alike in spellings.values():
-        if len(alike) > 1:
-            listed = ", ".join(f'"{label}"' for label in alike)
-            tell(f"{folder}: {listed} differ in letter case alone; they are {len(alike)} classes")
-        for label, forms in alike.items():
-            if len(forms) > 1:
-                tell(f'{folder}: {len(forms)} folders are called "{label}", in two Unicode forms: one class')
-
-
-def _check_spelling(split: _Split, train: Sequence[str], test: Sequence[str]) -> None:
-    """Refuse a test class that is a training class but for its letter case."""
-    close = {label.casefold(): label for label in train}
-    for label in sorted(set(test) - set(train)):
-        if (other := close.get(label.casefold())) is not None:
-            raise DataError(f'{split.test}: class "{label}" is "{other}" in {split.train}; rename one')
-
-
-def _check_held(name: str, roots: Sequence[Path], held: Photographs) -> None:
-    """Say what is left out, and refuse a root without images."""
-    for path, reason in held.below.closed:
-        raise DataError(f"{path}: the folder cannot be read: {reason}")
-    doubles: Mapping[str, str] = dict(held.below.doubles)
-    for root in roots:
-        if str(root) in doubles:
-            raise DataError(f"{root}: this is the folder {doubles[str(root)]}, which is read already")
-    held.tell(name)
-    empty = np.setdiff1d(np.arange(len(roots)), held.roots)
-    if empty.size:
-        more = f"; left out for the extension are {held.counts_left_out()}" if held.left_out else ""
-        raise DataError(f"{roots[empty[0]]}: the class folder holds no image ({', '.join(EXTENSIONS)}){more}")

@@ -1,0 +1,63 @@
+"""Where published data sets come from, and the folder that their archives make, found wherever it was put."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clprompt.data.folders import folders_in
+from clprompt.errors import DataError
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What a data set is distributed as.
+
+    Attributes:
+        folder: the name of the folder that it makes, or the folders that lead to what is read, joined by "/".
+        marks: what lies in that folder; each is a regular expression that one name or more must match.
+        source: what to download and where, such as "imagenet-a.tar from https://...".
+    """
+
+    folder: str
+    marks: tuple[str, ...]
+    source: str
+
+    def top(self, name: str, path: str) -> Path:
+        """The folder of the data set: a path itself, or what the archive made in it.
+
+        Args:
+            name: of the data set; messages begin with it.
+            path: that folder, or the one that holds it.
+
+        Raises:
+            DataError: there is no such folder; the message says what to download, or where it lies.
+        """
+        first = self.folder.partition("/")[0]
+        inner = self.folder.removeprefix(first).removeprefix("/")
+        for place in (path, *(os.path.join(path, *words) for words in ([self.folder], [first, self.folder]))):
+            if self._is_top(place):
+                return Path(place)
+        if inner and self._is_top(os.path.join(path, inner)):
+            return Path(path, inner)
+        wanted = (
+            f"download {self.source}, unpack it, and give data.path the folder {self.folder} that it makes, "
+            "or the folder that holds it"
+        )
+        if not os.path.isdir(path):
+            what = f"{path} is a file" if os.path.exists(path) else f"there is no folder {path}"
+            raise DataError(f"data set {name}: {what}; {wanted}")
+        for place in (*Path(os.path.abspath(path)).parents[:2], *(Path(path, x) for x in folders_in(path))):
+            if self._is_top(place):
+                raise DataError(f"data set {name}: {path} is not its folder; give data.path={place}")
+        raise DataError(f"data set {name}: {path} is not its folder; {wanted}")
+
+    def _is_top(self, folder: str | Path) -> bool:
+        try:
+            names: Sequence[str] = os.listdir(folder)
+        except OSError:
+            return False
+        return all(any(re.fullmatch(mark, name) for name in names) for mark in self.marks)

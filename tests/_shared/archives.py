@@ -1,0 +1,150 @@
+"""Published data sets as their archives lay them out, but for the numbers and the pictures.
+
+Each builder makes the archive's folder in ``root`` and returns the arguments of the data set that reads it.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Arguments = dict[str, Any]
+
+
+@functools.cache
+def jpeg(shade: int, side: int = 8) -> bytes:
+    """A grey picture; no two shades make equal files."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (shade, shade, 255 - shade)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def pictures(folder: Path, names: Sequence[str]) -> list[Path]:
+    """A picture under each name."""
+    paths = [folder / name for name in names]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number % 256))
+    return paths
+
+
+def readme(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.txt").write_text("n01443537 goldfish\n")
+
+
+def wnids(count: int) -> list[str]:
+    """Names of class folders as ImageNet has them, sorted."""
+    return [f"n{1_440_764 + 1009 * number:08d}" for number in range(count)]
+
+
+def imagenet_r(root: Path, classes: int = 20, train: int = 2, test: int = 1) -> Arguments:
+    """imagenet-r/ and, beside it, lists of the published form, whose labels follow no order of names."""
+    folder = root / "imagenet-r"
+    readme(folder)
+    held: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
+    for number, wnid in enumerate(wnids(classes)):
+        names = [f"{wnid}/{'art' if i % 2 else 'toy'}_{i}.jpg" for i in range(train + test)]
+        pictures(folder, names)
+        label = (classes + 3 - number) % classes
+        for name, part in zip(names, ["train"] * train + ["test"] * test, strict=True):
+            held[part].append((f"data/imagenet-r/{name}", label))
+    lists = []
+    for part, rows in held.items():
+        rows = [rows[row] for row in np.random.default_rng(0).permutation(len(rows))]
+        lines = [
+            "data:",
+            *(f"- {path}" for path, _ in rows),
+            "targets:",
+            *(f"- {label}" for _, label in rows),
+        ]
+        lists.append(root / f"imagenet-r_{part}.yaml")
+        lists[-1].write_text("\n".join([*lines, ""]))
+    return {"path": str(folder), "lists": list(map(str, lists))}
+
+
+def imagenet_a(root: Path, classes: int = 20, count: int = 3) -> Arguments:
+    """imagenet-a/: class folders without a split."""
+    names = [f"{wnid}/0.{index}_fox_{index}.jpg" for wnid in wnids(classes) for index in range(count)]
+    pictures(root / "imagenet-a", names)
+    readme(root / "imagenet-a")
+    return {"path": str(root / "imagenet-a")}
+
+
+def tiny_imagenet(root: Path, classes: int = 20, train: int = 2, val: int = 1) -> Arguments:
+    """tiny-imagenet-200/: class folders to train, one folder to test and a table of its labels."""
+    folder = root / "tiny-imagenet-200"
+    names = wnids(classes)
+    pictures(folder / "train", [f"{x}/images/{x}_{i}.JPEG" for x in names for i in range(train)])
+    pictures(folder / "val" / "images", [f"val_{i}.JPEG" for i in range(val * classes)])
+    pictures(folder / "test" / "images", [f"test_{i}.JPEG" for i in range(classes)])
+    rows = [f"val_{i}.JPEG\t{names[i % classes]}\t0\t0\t7\t7\n" for i in range(val * classes)]
+    (folder / "val" / "val_annotations.txt").write_text("".join(rows))
+    (folder / "wnids.txt").write_text("\n".join(reversed(names)))
+    return {"path": str(folder)}
+
+
+def imagenet(root: Path, classes: int = 20, train: int = 2, val: int = 1) -> Arguments:
+    """imagenet/: train/ and val/ with class folders, as torchvision's ImageNet leaves them."""
+    folder = root / "imagenet"
+    for wnid in wnids(classes):
+        pictures(folder / "train" / wnid, [f"{wnid}_{i}.JPEG" for i in range(train)])
+        pictures(folder / "val" / wnid, [f"ILSVRC2012_val_{wnid[1:]}{i}.JPEG" for i in range(val)])
+    return {"path": str(folder)}
+
+
+def cub200(root: Path, classes: int = 20, train: int = 2, test: int = 1) -> Arguments:
+    """CUB_200_2011/: class folders, and files that give each image a number, a class and a part."""
+    folder = root / "CUB_200_2011"
+    files: dict[str, list[str]] = {"images": [], "image_class_labels": [], "train_test_split": []}
+    names = [f"{number:03d}.Bird_{number}" for number in range(1, classes + 1)]
+    number = 0
+    for label, name in enumerate(names, start=1):
+        for index in range(train + test):
+            number += 1
+            path = f"{name}/Bird_{label}_{index:04d}.jpg"
+            pictures(folder / "images", [path])
+            files["images"].append(f"{number} {path}")
+            files["image_class_labels"].append(f"{number} {label}")
+            files["train_test_split"].append(f"{number} {int(index < train)}")
+    files["classes"] = [f"{label} {name}" for label, name in enumerate(names, start=1)]
+    for file, lines in files.items():
+        (folder / f"{file}.txt").write_text("\n".join([*lines, ""]))
+    (root / "attributes.txt").write_text("1 has_bill_shape::curved_(up_or_down)\n")
+    return {"path": str(folder)}
+
+
+def stanford_cars(root: Path, classes: int = 20, train: int = 2, test: int = 1) -> Arguments:
+    """stanford_cars/: one folder of images a part, and tables of MATLAB's."""
+    import scipy.io
+
+    folder = root / "stanford_cars"
+    (folder / "devkit").mkdir(parents=True)
+    columns = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"]
+    for part, count, file in (
+        ("cars_train", train, folder / "devkit" / "cars_train_annos.mat"),
+        ("cars_test", test, folder / "cars_test_annos_withlabels.mat"),
+    ):
+        rows = np.empty((1, count * classes), dtype=[(column, "O") for column in columns])
+        names = [f"{number:05d}.jpg" for number in range(1, count * classes + 1)]
+        pictures(folder / part, names)
+        for number, name in enumerate(names):
+            rows[0, number] = (1, 1, 8, 8, number % classes + 1, name)
+        scipy.io.savemat(file, {"annotations": rows})
+    names = np.empty((1, classes), dtype=object)
+    names[0] = [f"Make Car {number} 2012" for number in range(classes)]
+    scipy.io.savemat(folder / "devkit" / "cars_meta.mat", {"class_names": names})
+    return {"path": str(root)}
+
+
+def sorted_parts(root: Path, name: str, classes: Sequence[str], train: int = 2, test: int = 1) -> Arguments:
+    """NAME/: train/ and test/ with class folders, as PILOT distributes its subsets."""
+    for part, count in (("train", train), ("test", test)):
+        pictures(root / name / part, [f"{label}/{part}_{i}.jpg" for label in classes for i in range(count)])
+    return {"path": str(root / name)}
