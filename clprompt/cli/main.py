@@ -286,7 +286,8 @@ def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
     "--out", metavar="DIR", type=click.Path(), help="Where to write; also out=DIR.  [default: report]"
 )
 @click.option("--against", metavar="LABEL", default="", help="Add a table of differences to this row.")
-def report(runs: tuple[str, ...], out: str | None, against: str) -> None:
+@click.option("--metrics", metavar="NAME,...", default="", help="Show these metrics of results.json.")
+def report(runs: tuple[str, ...], out: str | None, against: str, metrics: str) -> None:
     """Compare finished runs: means and standard errors over seeds, drawings, one self-contained HTML file.
 
     RUN is a run folder, or a folder with run folders somewhere below it.
@@ -298,7 +299,8 @@ def report(runs: tuple[str, ...], out: str | None, against: str) -> None:
         raise click.UsageError("Missing argument 'RUN...'.")
     from clprompt.reporting import report as reports
 
-    comparison = reports.collect(words, against)
+    chosen = [word.strip() for word in metrics.split(",") if word.strip()]
+    comparison = reports.collect(words, against, chosen)
     written = comparison.write(out or (named[-1] if named else "") or "report")
     show(comparison.text())
     show("\n" + "\n".join(map(str, written)))

@@ -33,14 +33,14 @@ from clprompt import schema
 from clprompt.errors import ConfigError, nearest
 from clprompt.experiment import config as configuration
 from clprompt.experiment.config import Config
-from clprompt.metrics.measure import MEASURES
+from clprompt.metrics.measure import MEASURES, check_metrics
 from clprompt.system import overlay
 
 _SHARED = (
     *("seed", "precision", "device", "runs_dir", "export"),
     *("data", "backbone", "training", "online", "memory"),
 )
-KEYS = ("name", *_SHARED, "scenario", "scenarios", "strategies", "sweep", "tuned", "metric")
+KEYS = ("name", *_SHARED, "scenario", "scenarios", "strategies", "sweep", "tuned", "metric", "metrics")
 METRICS = tuple(metric for measure in MEASURES.values() for metric in measure.deciding)
 _SECTIONS = ("data", "backbone", "scenario")
 
@@ -84,6 +84,7 @@ class Study:
         folder: the place of all.
         metric: what decides a sweep; None for the first one of its measure.
         notes: lines worth reading.
+        metrics: what the tables of its report show; none for those of its measure.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Study:
     folder: Path
     metric: str | None = None
     notes: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -113,6 +115,8 @@ def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
     schema.check_keys(values, KEYS, "")
     name = schema.check(values.get("name") or name, str, "name")
     metric = schema.check(values.get("metric"), typing.Literal[METRICS] | None, "metric")
+    metrics = schema.check(values.get("metrics") or [], list[str], "metrics")
+    check_metrics(metrics)
     tuned = schema.check(values.get("tuned"), str | None, "tuned")
     best = _tuned(Path(tuned)) if tuned else {}
     shared = {key: values[key] for key in _SHARED if key in values} | {"name": name}
@@ -158,7 +162,7 @@ def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
         if other is not run:
             raise ConfigError(f'"{other.label}" and "{run.label}" would share the folder {run.folder}')
     notes = [f"not in {tuned}, so with the study's own values: {', '.join(untuned)}"] if untuned else []
-    return Study(name, runs, top, metric, tuple(notes))
+    return Study(name, runs, top, metric, tuple(notes), tuple(metrics))
 
 
 def chosen_runs(study: Study, only: Iterable[str], scenarios: Iterable[str], seeds: Iterable[int]) -> Study:

@@ -203,7 +203,7 @@ def failures(failed: dict[Planned, Outcome], changed: dict[Planned, str]) -> lis
 
 def write_report(study: Study, finished: Sequence[Planned]) -> tuple[str, list[Path]]:
     """The report over the finished runs of a study, for a terminal, and the files it wrote."""
-    comparison = report.collect(run.folder for run in finished)
+    comparison = report.collect((run.folder for run in finished), metrics=study.metrics)
     return comparison.text(), comparison.write(study.folder / "report")
 
 

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from clprompt.metrics.accuracy import accuracy_matrix as accuracy_matrix
     from clprompt.metrics.accuracy import average_accuracy as average_accuracy
     from clprompt.metrics.accuracy import average_incremental_accuracy as average_incremental_accuracy
+    from clprompt.metrics.accuracy import (
+        average_incremental_accuracy_by_samples as average_incremental_accuracy_by_samples,
+    )
     from clprompt.metrics.accuracy import backward_transfer as backward_transfer
     from clprompt.metrics.accuracy import confusion_matrix as confusion_matrix
     from clprompt.metrics.accuracy import forgetting as forgetting
+    from clprompt.metrics.accuracy import nonnegative_forgetting as nonnegative_forgetting
     from clprompt.metrics.accuracy import online_metrics as online_metrics
     from clprompt.metrics.accuracy import per_class_accuracy as per_class_accuracy
     from clprompt.metrics.label_sets import LabelSetEvaluation as LabelSetEvaluation
@@ -43,6 +47,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "accuracy_matrix": "clprompt.metrics.accuracy",
         "average_accuracy": "clprompt.metrics.accuracy",
         "average_incremental_accuracy": "clprompt.metrics.accuracy",
+        "average_incremental_accuracy_by_samples": "clprompt.metrics.accuracy",
         "average_precision": "clprompt.metrics.label_sets",
         "backward_transfer": "clprompt.metrics.accuracy",
         "confusion_matrix": "clprompt.metrics.accuracy",
@@ -52,6 +57,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "measure_named": "clprompt.metrics.measure",
         "measure_of": "clprompt.metrics.measure",
         "multi_label_scores": "clprompt.metrics.label_sets",
+        "nonnegative_forgetting": "clprompt.metrics.accuracy",
         "online_metrics": "clprompt.metrics.accuracy",
         "per_class_accuracy": "clprompt.metrics.accuracy",
         "summarise": "clprompt.metrics.measure",

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clprompt.errors import DataError
+from clprompt.errors import ConfigError, DataError, nearest
 from clprompt.metrics import accuracy, label_sets, text
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
@@ -34,6 +34,7 @@ class Measure(ABC):
         columns: the metrics of ``results.json`` that tables compare by, with short titles; the first one
             ranks.
         reported: those of them that a report over many runs shows, with their titles there.
+        by_choice: further ones, which tables show where they are asked for, with their titles.
         deciding: the metrics by which a sweep may choose, higher being better.
         charts: scalars that belong into one chart, by its title: regular expressions over tags.
         plots: the drawings of an evaluation at the end of an experience, in order; see
@@ -47,6 +48,7 @@ class Measure(ABC):
     by_group: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str]]
     reported: ClassVar[Mapping[str, str]]
+    by_choice: ClassVar[Mapping[str, str]] = {}
     deciding: ClassVar[Sequence[str]]
     charts: ClassVar[Mapping[str, Sequence[str]]]
     plots: ClassVar[Sequence[str]]
@@ -165,7 +167,16 @@ class Accuracy(Measure):
         "average_incremental_accuracy": "incremental",
         "forgetting": "forgetting",
     }
-    deciding: ClassVar[Sequence[str]] = ("average_accuracy", "average_incremental_accuracy", "last_accuracy")
+    by_choice: ClassVar[Mapping[str, str]] = {
+        "average_incremental_accuracy_by_samples": "incremental by samples",
+        "nonnegative_forgetting": "nonnegative forgetting",
+    }
+    deciding: ClassVar[Sequence[str]] = (
+        "average_accuracy",
+        "average_incremental_accuracy",
+        "average_incremental_accuracy_by_samples",
+        "last_accuracy",
+    )
     charts: ClassVar[Mapping[str, Sequence[str]]] = {
         "accuracy per class group": [r"^accuracy/group_\d+$"],
         "average accuracy and forgetting": [r"^accuracy/average$", r"^accuracy/forgetting$"],
@@ -411,6 +422,20 @@ class LabelSets(Measure):
 
 
 MEASURES: dict[str, type[Measure]] = {kind.name: kind for kind in (Accuracy, Online, LabelSets)}
+#: Every metric of ``results.json`` that a table may show, by its title there.
+TITLES = {
+    key: title
+    for kind in MEASURES.values()
+    for key, title in {**kind.columns, **kind.reported, **kind.by_choice}.items()
+}
+
+
+def check_metrics(names: Iterable[str]) -> None:
+    """Raises `ConfigError` at the first name that is none of ``TITLES``."""
+    for name in names:
+        if name not in TITLES:
+            hint = nearest(name, TITLES)
+            raise ConfigError(f'no metric is called "{name}"{hint}; known: {", ".join(TITLES)}')
 
 
 def measure_of(targets: Any, online: bool = False, *, threshold: float = 0.8) -> Measure:

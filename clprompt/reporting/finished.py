@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clprompt import schema
 from clprompt.errors import CheckpointError, ClpromptError, ConfigError
-from clprompt.metrics.measure import MEASURES, Accuracy, Measure, measure_in
+from clprompt.metrics.measure import TITLES, Accuracy, Measure, measure_in
 from clprompt.schema import at_least, at_most
 from clprompt.system.documents import parse_lines, read_json
 from clprompt.system.files import read_bytes
@@ -162,10 +162,6 @@ class _Git:
     modified: bool = False
 
 
-#: Metrics that results.json may hold.
-_METRICS = dict.fromkeys(key for measure in MEASURES.values() for key in measure.columns)
-
-
 def read_run(folder: Path) -> Run:
     """A finished run from its folder.
 
@@ -190,7 +186,7 @@ def read_run(folder: Path) -> Run:
         )
     # most lines are losses, which nobody reads here
     records = [record for record in parse_lines(data, b'"evaluation"') if record.get("kind") == "evaluation"]
-    metrics = {key: results[key] for key in _METRICS if results.get(key) is not None}
+    metrics = {key: results[key] for key in TITLES if results.get(key) is not None}
     if metrics and not records:
         raise CheckpointError(f"{folder / 'metrics.jsonl'} holds no evaluation, results.json does")
     if any(not 0 <= record["experience"] < len(records) for record in records):
@@ -198,7 +194,11 @@ def read_run(folder: Path) -> Run:
     if len({str(record.get("measure")) for record in records}) > 1:
         raise CheckpointError(f"{folder / 'metrics.jsonl'} holds records of several measures")
     measure = measure_in(records)
-    notes = [] if checksums else _disagreements(metrics, measure.summarise(records))
+    summary = measure.summarise(records)
+    notes = [] if checksums else _disagreements(metrics, summary)
+    # of a run from before there were these metrics its records tell them
+    later = {key: summary[key] for key in measure.by_choice if key not in results}
+    results |= {key: None if math.isnan(value) else value for key, value in later.items()}
     environment, more = _environment(folder, _sha256(text), bool(checksums))
     return Run(
         folder,
@@ -225,7 +225,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     results = read_json(path)
     _check(_Results, results, path, "")
     _check(_Cost, results.get("cost") or {}, path, "cost")
-    for key in _METRICS:
+    for key in TITLES:
         if key in results:
             try:
                 schema.check(results[key], _Fraction | None, key)

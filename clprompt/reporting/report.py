@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clprompt.errors import RunFolderError
-from clprompt.metrics.measure import MEASURES, measure_behind
+from clprompt.metrics.measure import MEASURES, TITLES, check_metrics, measure_behind
 from clprompt.reporting import facts, measure_plots, plots
 from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
 from clprompt.reporting.markup import as_markdown, html_image, html_page, html_table, markdown_table
@@ -53,6 +53,7 @@ class Section:
         details: their arguments.
         rows: by strategy, the best by the first metric of the table first.
         shared: the settings that all of them have in common.
+        chosen: the metrics that its table shows; none for those of its measure.
     """
 
     title: str
@@ -60,9 +61,10 @@ class Section:
     details: str
     rows: list[Row]
     shared: str = ""
+    chosen: Sequence[str] = ()
 
     def metrics(self) -> list[str]:
-        """The metrics of results.json that its table shows: those of its measure that some run has.
+        """The metrics of results.json that its table shows: those chosen or of its measure that some run has.
 
         Where the measure's first one was never measured (an online run without periodic evaluations), all
         there are.
@@ -72,10 +74,10 @@ class Section:
             for row in self.rows
             for run in row.runs.values()
         ]
-        shown = measure_behind(results).reported
-        if next(iter(shown)) not in {key for values in results for key in values}:
+        shown: Iterable[str] = self.chosen or measure_behind(results).reported
+        if not self.chosen and next(iter(shown)) not in {key for values in results for key in values}:
             shown = METRICS
-        return [key for key in METRICS if key in shown and any(key in values for values in results)]
+        return [key for key in shown if any(key in values for values in results)]
 
     def table(self) -> list[list[str]]:
         """The header and one line of cells per row."""
@@ -89,7 +91,7 @@ class Section:
                 "strategy",
                 "seeds",
                 *several,
-                *(METRICS[key] for key in used),
+                *(TITLES[key] for key in used),
                 *(_COSTS[key][0] for key in costs),
             ]
         ]
@@ -108,7 +110,7 @@ class Section:
         if base is None:
             return []
         used = self.metrics()
-        lines = [[f"minus {against}", "seeds", *(METRICS[key] for key in used)]]
+        lines = [[f"minus {against}", "seeds", *(TITLES[key] for key in used)]]
         for row in self.rows:
             if row is not base:
                 seeds = str(len(row.runs.keys() & base.runs.keys()))
@@ -245,16 +247,22 @@ _NOTE = (
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def collect(paths: Iterable[str | os.PathLike[str]], against: str = "") -> Report:
+def collect(
+    paths: Iterable[str | os.PathLike[str]], against: str = "", metrics: Sequence[str] = ()
+) -> Report:
     """Read all runs in the given folders.
 
     Args:
         paths: run folders, or folders with run folders somewhere below; files beside them are ignored.
         against: the label of a row; a table of differences to it is added for every stream that it ran on.
+        metrics: of results.json, those that the tables show, in this order; none for those of each measure.
 
     Raises:
-        RunFolderError: a path that is not there, no finished run at all, or no row of that label.
+        ConfigError: a metric that there is not.
+        RunFolderError: a path that is not there, no finished run at all, no row of that label, or a metric
+            that no run has.
     """
+    check_metrics(metrics)
     roots = [Path(path) for path in paths]
     for path in roots:
         if not path.exists():
@@ -286,6 +294,11 @@ def collect(paths: Iterable[str | os.PathLike[str]], against: str = "") -> Repor
     for number, section in enumerate(sections):  # two streams may differ in arguments that no file name shows
         if section.slug in [other.slug for other in sections[:number]]:
             section.slug += f"-{number + 1}"
+    for section in sections:
+        section.chosen = tuple(dict.fromkeys(metrics))
+    absent = set(metrics) - {key for section in sections for key in section.metrics()}
+    if absent:
+        raise RunFolderError(f"no run has the metric {min(absent)}")
     labels = list(dict.fromkeys(row.label for section in sections for row in section.rows))
     if against and against not in labels:
         raise RunFolderError(f"no row {against!r} to compare with; the rows are {', '.join(labels)}")

@@ -160,6 +160,7 @@ def test_a_choice_of_no_run_is_one_line() -> None:
         ),
         ({"sweep": {"training.rate": [1]}}, r'unknown key "training\.rate"'),
         ({"metric": "forgetting"}, "metric must be one of"),
+        ({"metrics": ["forgeting"]}, 'no metric is called "forgeting"; did you mean "forgetting"'),
         ({"tuned": "nowhere.yaml"}, "nowhere.yaml: there is no such file"),
     ],
 )

@@ -106,6 +106,13 @@ def test_the_report_of_a_study_shows_labels(finished: Path, runs: Path) -> None:
     assert all(f"| {label} |" in table for label in ("probe lr=0.001", "probe lr=0.1", "ncm"))
 
 
+def test_the_report_of_a_study_shows_the_metrics_that_it_names(finished: Path, runs: Path) -> None:
+    assert main(["study", str(finished), "metrics=[nonnegative_forgetting]"]) == 0
+    header = (runs / "report" / "report.md").read_text().partition("| strategy ")[2].partition("\n")[0]
+    assert "nonnegative forgetting" in header
+    assert "average accuracy" not in header
+
+
 def test_a_run_of_another_configuration_is_left_out_with_one_line(
     finished: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

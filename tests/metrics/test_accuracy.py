@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from clprompt.metrics import accuracy as metrics
+from clprompt.metrics.accuracy import Evaluation
 
 NAN = float("nan")
 
@@ -90,6 +92,36 @@ def test_forgetting_is_negative_when_old_groups_end_better_than_ever():
     assert metrics.forgetting([[0.5, NAN], [0.8, 0.9]]) == pytest.approx(-0.3)
 
 
+def test_nonnegative_forgetting_counts_a_group_that_ended_better_than_ever_as_0():
+    assert metrics.nonnegative_forgetting(R) == pytest.approx((0.3 + 0.0) / 2)
+    assert metrics.nonnegative_forgetting([[0.5, NAN], [0.8, 0.9]]) == 0
+    assert np.isnan(metrics.nonnegative_forgetting([[0.7]]))
+
+
+def test_nonnegative_forgetting_is_the_maximum_over_all_experiences_less_the_last():
+    draw = np.random.default_rng(0)
+    for size in (2, 3, 7):
+        matrix = np.where(np.tri(size) > 0, draw.random((size, size)), NAN)
+        table = np.nan_to_num(matrix)  # a class that was not learnt yet is never right
+        expected = np.mean([table[:, j].max() - table[-1, j] for j in range(size - 1)])
+        assert metrics.nonnegative_forgetting(matrix) == pytest.approx(expected)
+
+
+def test_incremental_accuracy_by_samples_weighs_groups_by_their_test_samples():
+    # groups of 10 and of 30 test samples: 9 right of 10, then 5 of 10 and 27 of 30
+    first = Evaluation(0.9, [0.9, None], Counter({(0, 0): 9, (0, 1): 1}))
+    second = Evaluation(0.8, [0.5, 0.9], Counter({(0, 0): 5, (0, 1): 5, (1, 1): 27, (1, 0): 3}))
+    records = [
+        {"kind": "evaluation", "when": "experience", "experience": i} | result.record()
+        for i, result in enumerate((first, second))
+    ]
+    records.insert(1, {**records[0], "when": "anytime", "accuracy": 0.1})
+    summary = metrics.summarise(records)
+    assert summary["average_incremental_accuracy"] == pytest.approx((0.9 + 0.7) / 2)
+    assert summary["average_incremental_accuracy_by_samples"] == pytest.approx((0.9 + 0.8) / 2)
+    assert metrics.online_metrics(records)["A_avg"] == summary["average_incremental_accuracy_by_samples"]
+
+
 def test_one_experience_has_an_accuracy_but_no_forgetting():
     assert metrics.average_accuracy([[0.7]]) == metrics.average_incremental_accuracy([[0.7]]) == 0.7
     assert np.isnan(metrics.forgetting([[0.7]]))
@@ -119,7 +151,9 @@ def test_the_summary_has_the_names_of_the_results_file():
         {
             "average_accuracy": 0.8,
             "average_incremental_accuracy": 0.75,
+            "average_incremental_accuracy_by_samples": (0.5 + 0.5 + 0.77) / 3,
             "forgetting": 0.05,
+            "nonnegative_forgetting": 0.15,
             "backward_transfer": -0.05,
             "last_accuracy": 0.77,
         }

@@ -256,7 +256,9 @@ def test_accuracy_is_summed_up_from_its_matrix():
         {
             "average_accuracy": 0.6,
             "average_incremental_accuracy": 0.75,
+            "average_incremental_accuracy_by_samples": 0.75,
             "forgetting": 0.4,
+            "nonnegative_forgetting": 0.4,
             "backward_transfer": -0.4,
             "last_accuracy": 0.6,
         }

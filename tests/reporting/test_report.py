@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from clprompt.cli.main import main
-from clprompt.errors import RunFolderError
+from clprompt.errors import ConfigError, RunFolderError
 from clprompt.reporting import plots, report
 
 
@@ -201,6 +201,29 @@ def test_only_metrics_that_some_run_has_are_columns(tmp_path: Path) -> None:
     assert "A_auc" in header
     assert "forgetting" not in header
     assert "mAP last" not in header
+
+
+def test_a_table_shows_the_metrics_that_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(tmp_path / "a", metrics={"last_accuracy": 0.55})  # as written before there were the other two
+    a_run(tmp_path / "b", strategy="beta", metrics={"nonnegative_forgetting": 0.125})
+    names = "nonnegative_forgetting, average_incremental_accuracy_by_samples,last_accuracy"
+    assert main(["report", str(tmp_path), f"out={tmp_path / 'out'}", "--metrics", names]) == 0
+    text = capsys.readouterr().out
+    asked = ["nonnegative forgetting", "incremental by samples", "last"]
+    assert cells(text, "strategy") == ["strategy", "seeds", *asked, "parameters", "seconds"]
+    # group 1 gains what it had lost, so nothing: its records tell it
+    assert cells(text, "alpha")[1:5] == ["1", "0.0", "50.0", "55.0"]
+    assert cells(text, "beta")[1:5] == ["1", "12.5", "50.0", "-"]
+
+
+def test_a_metric_that_there_is_not_is_one_line(tmp_path: Path) -> None:
+    a_run(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r'no metric is called "forgeting"; did you mean "forgetting"\?'):
+        report.collect([tmp_path], metrics=["forgeting"])
+    with pytest.raises(RunFolderError, match="no run has the metric mAP_last"):
+        report.collect([tmp_path], metrics=["forgetting", "mAP_last"])
 
 
 def test_the_same_run_made_twice_counts_once(tmp_path: Path) -> None:
