@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clprompt.data.folders import folders_in
+from clprompt.data.folders import folders_in, split_part
 from clprompt.errors import DataError
 
 
@@ -38,11 +38,15 @@ class Archive:
         """
         first = self.folder.partition("/")[0]
         inner = self.folder.removeprefix(first).removeprefix("/")
-        for place in (path, *(os.path.join(path, *words) for words in ([self.folder], [first, self.folder]))):
+        places = [path, *(os.path.join(path, *words) for words in ([self.folder], [first, self.folder]))]
+        if inner:
+            places.append(os.path.join(path, inner))
+        for place in map(Path, places):
             if self._is_top(place):
-                return Path(place)
-        if inner and self._is_top(os.path.join(path, inner)):
-            return Path(path, inner)
+                above = Path(os.path.abspath(place)).parent
+                if split_part(place.name) and self._is_top(above):
+                    raise DataError(f"data set {name}: {place} is a part of it; give data.path={above}")
+                return place
         wanted = (
             f"download {self.source}, unpack it, and give data.path the folder {self.folder} that it makes, "
             "or the folder that holds it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,20 +57,57 @@ def folder_bundle(
         images = class_folders(name, root, domain_folders)
     else:
         images = listed_images(name, root, lists, published, domain_folders)
-    names, labels = images.names, images.labels
-    if order is not None and names is None:
+    if order is not None and images.names is None:
         numbers = {label: number for number, label in enumerate(order)}
-        names, labels = list(order), [numbers[label] for label in labels]
+        if others := sorted(set(images.labels) - numbers.keys()):
+            raise DataError(f"{name}: the class {others[0]} is not in its list of classes")
+        labels = [numbers[label] for label in images.labels]
+        images = replace(images, labels=labels, names=list(order))
+    return found_bundle(
+        name,
+        images,
+        selection,
+        augment=augment,
+        on_bad_image=on_bad_image,
+        max_pixels=max_pixels,
+        cache=cache,
+    )
+
+
+def found_bundle(
+    name: str,
+    images: FoundImages,
+    selection: Selection,
+    *,
+    augment: Augment = "none",
+    on_bad_image: OnBadImage,
+    max_pixels: int,
+    cache: bool,
+) -> DataBundle:
+    """A data set of image files.
+
+    Args:
+        name: of the data set; messages begin with it.
+        images: all of them, with their labels.
+        selection: which images are used.
+        augment: see :class:`DataBundle`.
+        on_bad_image: see :func:`clprompt.data.bundle.readable`.
+        max_pixels: see :func:`clprompt.data.images.read_image`.
+        cache: see :class:`DataBundle`.
+
+    Raises:
+        DataError: see :func:`readable_files` and :func:`assemble`.
+    """
     load, use = readable_files(name, images.paths, on_bad_image, images.places, max_pixels)
     return assemble(
         name,
         Selected(load, use),
-        np.asarray(labels)[use],
+        np.asarray(images.labels)[use],
         None if images.is_test is None else images.is_test[use],
         selection,
         augment=augment,
         cache=cache,
-        names=names,
+        names=images.names,
         domains=None if images.domains is None else np.asarray(images.domains)[use],
     )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -126,34 +126,58 @@ def _read(file: str) -> _List:
     if not os.path.isfile(file):
         what = "it is not a file" if os.path.exists(file) else "there is no such file"
         raise DataError(f"data.lists: {file}: {what}")
-    try:
-        with open(file, "rb") as stream:
-            content = stream.read()
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"data.lists: {file}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"data.lists: {file}: this is not text in UTF-8") from error
+    content = _content(file)
     is_yaml = file.lower().endswith((".yaml", ".yml"))
-    paths, places, labels = _of_yaml(file, text) if is_yaml else _of_lines(file, text)
+    paths, places, labels = _of_yaml(file, content) if is_yaml else _of_lines(file, content)
     if not paths:
         raise DataError(f"data.lists: {file}: there is no image in it")
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     return _List(file, blob, paths, places, labels)
 
 
+def _content(file: str | os.PathLike[str]) -> bytes:
+    try:
+        with open(file, "rb") as stream:
+            return stream.read()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from error
+
+
+def _text(file: str | os.PathLike[str], content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: this is not text in UTF-8") from error
+
+
+def numbered_lines(file: str | os.PathLike[str], content: bytes | None = None) -> Iterator[tuple[str, str]]:
+    """The lines of a file that hold something, without the blanks around them, each with its place.
+
+    Args:
+        file: of text in UTF-8.
+        content: what it holds, where that is known.
+
+    Returns:
+        Pairs such as ("train.txt, line 3", "a/0.jpg").
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    text = _text(file, _content(file) if content is None else content)
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield f"{file}, line {number}", line.strip()
+
+
 _LINE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))}))(?:[ \t,]+(\S.*))?", re.IGNORECASE)
 
 
-def _of_lines(file: str, text: str) -> tuple[list[str], list[str], list[int | str] | None]:
+def _of_lines(file: str, content: bytes) -> tuple[list[str], list[str], list[int | str] | None]:
     paths: list[str] = []
     places: list[str] = []
     labels: list[int | str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        place = f"{file}, line {number}"
-        match = _LINE.fullmatch(line.strip())
+    for place, line in numbered_lines(file, content):
+        match = _LINE.fullmatch(line)
         if match is None or "\0" in line:
             raise DataError(
                 f"{place}: it must be the path of an image, and perhaps its label, got {line[:60]!r}"
@@ -168,12 +192,12 @@ def _of_lines(file: str, text: str) -> tuple[list[str], list[str], list[int | st
     return paths, places, labels or None
 
 
-def _of_yaml(file: str, text: str) -> tuple[list[str], list[str], list[int | str] | None]:
+def _of_yaml(file: str, content: bytes) -> tuple[list[str], list[str], list[int | str] | None]:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 24000 images: a second, and ten without it
     try:
-        held = yaml.load(text, Loader=loader)
+        held = yaml.load(_text(file, content), Loader=loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
