@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,11 @@ class ImageSpec:
         antialias: whether resizing to a smaller size smooths.
         mean: subtracted from pixels in [0, 1], one per channel.
         std: divided by, one per channel.
+        test_resize: how an image that is not varied gets the size, see :class:`clprompt.data.Views`.
 
     Raises:
-        ValueError: another number of means or deviations than of channels.
+        ValueError: another number of means or deviations than of channels; fewer pixels to resize to than
+            the size has.
     """
 
     size: tuple[int, int]
@@ -29,6 +31,7 @@ class ImageSpec:
     antialias: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    test_resize: int | Literal["squash"] | None = None
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -36,6 +39,11 @@ class ImageSpec:
                 raise ValueError(
                     f"{name} must have one value per channel ({self.channels}), got {len(values)}"
                 )
+        if isinstance(self.test_resize, int) and self.test_resize < max(self.size):
+            raise ValueError(
+                f"test_resize must be at least {max(self.size)}, the image size of the backbone, "
+                f"got {self.test_resize}"
+            )
 
     @property
     def inputs(self) -> ImageSpec:
@@ -44,7 +52,7 @@ class ImageSpec:
 
     def facts(self) -> dict[str, Any]:
         """What ``model.json`` holds under ``transform``."""
-        return {
+        facts = {
             "image_size": list(self.size),
             "channels": self.channels,
             "interpolation": self.interpolation,
@@ -52,13 +60,15 @@ class ImageSpec:
             "mean": list(self.mean),
             "std": list(self.std),
         }
+        # without it the facts are those of runs from before there was a choice
+        return facts if self.test_resize is None else facts | {"test_resize": self.test_resize}
 
     def updated(self, facts: Mapping[str, Any]) -> ImageSpec:
         """This specification with what :meth:`facts` once said of resizing and normalisation.
 
         Size and channels stay: they follow from the weights. A fact that is not there stays, too.
         """
-        values = {key: facts[key] for key in ("interpolation", "antialias") if key in facts}
+        values = {key: facts[key] for key in ("interpolation", "antialias", "test_resize") if key in facts}
         values |= {key: tuple(facts[key]) for key in ("mean", "std") if key in facts}
         return replace(self, **values)
 

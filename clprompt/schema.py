@@ -26,9 +26,10 @@ import json
 import math
 import operator
 import os
+import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union
 
@@ -169,6 +170,65 @@ def check_fields(settings: Any, path: str = "") -> None:
     for field in dataclasses.fields(settings):
         value = check(getattr(settings, field.name), hints[field.name], _dotted(path, field.name))
         object.__setattr__(settings, field.name, value)
+
+
+def field_parameters(
+    settings: type, *, but: Collection[str] = (), defaults: Mapping[str, Any] | None = None
+) -> list[inspect.Parameter]:
+    """The fields of a dataclass as keyword parameters, for the signature of a function that takes them.
+
+    Args:
+        settings: the dataclass.
+        but: fields that mean nothing to the function.
+        defaults: those that the function has in place of the dataclass's.
+    """
+    hints = typing.get_type_hints(settings, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=(defaults or {}).get(field.name, field.default),
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(settings)
+        if field.name not in but
+    ]
+
+
+def show_fields(
+    wrapper: Callable[..., Any],
+    settings: type,
+    fields: Collection[inspect.Parameter],
+    *,
+    instead_of: str | None = None,
+    before: str | None = None,
+) -> None:
+    """Put the fields of a dataclass into a wrapper's signature, hints and documentation.
+
+    Args:
+        wrapper: made by `functools.wraps`; it gives the fields to what it wraps in some other way.
+        settings: the dataclass; its docstring says under "Attributes" what the fields are.
+        fields: those that the wrapper takes, see `field_parameters`.
+        instead_of: the parameter of what is wrapped in whose place they stand.
+        before: a parameter before which they stand where there is one; else they are the last.
+    """
+    signature = inspect.signature(wrapper)
+    names = list(signature.parameters)
+    at = next((number for number, name in enumerate(names) if name in (instead_of, before)), len(names))
+    others = [parameter for name, parameter in signature.parameters.items() if name != instead_of]
+    hints = {field.name: field.annotation for field in fields}
+    shown = signature.replace(parameters=[*others[:at], *fields, *others[at:]])
+    wrapper.__signature__ = shown  # type: ignore[attr-defined]
+    kept = {name: hint for name, hint in wrapper.__annotations__.items() if name != instead_of}
+    wrapper.__annotations__ = kept | hints
+    texts = re.findall(r"^    (\w+): (.+\n(?:     +.+\n)*)", f"{inspect.getdoc(settings)}\n", re.MULTILINE)
+    arguments, raises, errors = f"{inspect.getdoc(wrapper) or ''}\n".partition("\nRaises:\n")
+    if "\nArgs:\n" not in arguments:
+        arguments += "\nArgs:\n"
+    for name, text in texts:
+        if name in hints and f"\n    {name}: " not in arguments:
+            arguments += f"    {name}: {text}"
+    wrapper.__doc__ = arguments + raises + errors
 
 
 # --------------------------------------------------------------------------------------------- signatures

@@ -108,6 +108,12 @@ class FrozenViT(nn.Module):
         face.around = around
         return face
 
+    def with_inputs(self, inputs: ImageSpec) -> FrozenViT:
+        """The same weights under a face that takes images in another way."""
+        face = copy.copy(self)
+        face.inputs = inputs
+        return face
+
     def train(self, mode: bool = True) -> FrozenViT:
         """Stay in eval mode: a frozen backbone has no dropout and no stochastic depth."""
         return super().train(False)

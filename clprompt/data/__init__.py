@@ -15,7 +15,13 @@ A data set of your own is a function that returns a :class:`DataBundle`; its typ
 keys of the configuration's ``data`` section:
 
     @datasets.register("mine")
-    def mine(*, path: str = "data") -> DataBundle: ..."""
+    @takes_views()
+    @takes_selection()
+    def mine(*, path: str = "data", selection: Selection) -> DataBundle:
+        return assemble(path, ..., selection)
+
+:func:`takes_views` and :func:`takes_selection` give it the arguments that every data set has.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from clprompt.data.bundle import DataBundle as DataBundle
     from clprompt.data.bundle import assemble as assemble
     from clprompt.data.bundle import assemble_sets as assemble_sets
+    from clprompt.data.bundle import takes_views as takes_views
     from clprompt.data.dataset import ImageDataset as ImageDataset
     from clprompt.data.dataset import datasets_for as datasets_for
     from clprompt.data.images import ImageArray as ImageArray
@@ -37,11 +44,13 @@ if TYPE_CHECKING:
     from clprompt.data.loading import training_batches as training_batches
     from clprompt.data.plan import Plan as Plan
     from clprompt.data.selection import Selection as Selection
+    from clprompt.data.selection import takes_selection as takes_selection
     from clprompt.data.sets.digits import digits as digits
     from clprompt.data.sets.letters import letters as letters
     from clprompt.data.sets.mosaic import mosaic as mosaic
     from clprompt.data.sets.synthetic import synthetic as synthetic
     from clprompt.data.transforms import Augment as Augment
+    from clprompt.data.transforms import Views as Views
     from clprompt.data.transforms import make_transform as make_transform
     from clprompt.registry import datasets as datasets
 
@@ -56,6 +65,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "ImageSource": "clprompt.data.images",
         "Plan": "clprompt.data.plan",
         "Selection": "clprompt.data.selection",
+        "Views": "clprompt.data.transforms",
         "assemble": "clprompt.data.bundle",
         "assemble_sets": "clprompt.data.bundle",
         "datasets": "clprompt.registry",
@@ -67,6 +77,8 @@ __all__, __getattr__, __dir__ = lazy_names(
         "mosaic": "clprompt.data.sets.mosaic",
         "sample_stream": "clprompt.data.loading",
         "synthetic": "clprompt.data.sets.synthetic",
+        "takes_selection": "clprompt.data.selection",
+        "takes_views": "clprompt.data.bundle",
         "training_batches": "clprompt.data.loading",
     },
 )

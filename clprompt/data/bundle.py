@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clprompt import schema
 from clprompt.data.images import MAX_PIXELS, ImageFiles, ImageSource, Selected, reason_of, unreadable
 from clprompt.data.names import class_name
 from clprompt.data.plan import Plan, make_plan
@@ -26,31 +28,57 @@ from clprompt.data.selection import (
     listed_classes,
     ranks,
 )
-from clprompt.data.transforms import Augment
+from clprompt.data.transforms import Augment, Views
 from clprompt.errors import DataError, tell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class DataBundle:
-    """A data set: training and test images, class names by class id, and how training images are augmented.
+    """A data set: training and test images, class names by class id, and how images are shown to a model.
 
     Attributes:
         name: what messages call it.
         train: training images and their targets.
         test: test images and their targets.
         class_names: by class id.
-        augment: see :func:`clprompt.data.transforms.make_transform`.
+        views: how they are shown, see :class:`clprompt.data.transforms.Views`.
         cache: whether prepared images stay in memory between epochs and evaluations.
         domain_names: by the domain ids of both parts; None where the data have no domains.
+
+    ``augment`` may be given by itself, in place of the views or to change them.
     """
 
     name: str
     train: ImageSource
     test: ImageSource
     class_names: list[str]
-    augment: Augment = "none"
-    cache: bool = True
-    domain_names: list[str] | None = None
+    views: Views
+    cache: bool
+    domain_names: list[str] | None
+
+    def __init__(
+        self,
+        name: str,
+        train: ImageSource,
+        test: ImageSource,
+        class_names: list[str],
+        views: Views | Augment = Views(),  # noqa: B008 - frozen
+        cache: bool = True,
+        domain_names: list[str] | None = None,
+        *,
+        augment: Augment | None = None,
+    ) -> None:
+        if isinstance(views, str):
+            augment = views
+            views = Views()
+        views = views if augment is None else replace(views, augment=augment)
+        values = {"name": name, "train": train, "test": test, "class_names": class_names}
+        self.__dict__.update(values, views=views, cache=cache, domain_names=domain_names)
+
+    @property
+    def augment(self) -> Augment:
+        """How training images are varied."""
+        return self.views.augment
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
@@ -76,6 +104,29 @@ def plan_over(bundle: DataBundle, section: Mapping[str, Any], seed: int) -> Plan
     )
 
 
+def takes_views(**defaults: Any) -> Callable[[Callable[..., DataBundle]], Callable[..., DataBundle]]:
+    """Decorate a data set's function: the fields of :class:`Views` are among its arguments.
+
+    The function knows nothing of them: they are set in the bundle that it returns. They stand last, or before
+    ``cache`` where it has that argument.
+
+    Args:
+        **defaults: the data set's own: ``augment="standard"``.
+    """
+    fields = schema.field_parameters(Views, defaults=defaults)
+
+    def decorate(function: Callable[..., DataBundle]) -> Callable[..., DataBundle]:
+        @functools.wraps(function)
+        def showing(**named: Any) -> DataBundle:
+            views = Views(**{field.name: named.pop(field.name, field.default) for field in fields})
+            return replace(function(**named), views=views)
+
+        schema.show_fields(showing, Views, fields, before="cache")
+        return showing
+
+    return decorate
+
+
 def assemble(
     name: str,
     load: Callable[[int], Any],
@@ -83,8 +134,8 @@ def assemble(
     is_test: np.ndarray | None,
     selection: Selection,
     *,
-    augment: Augment,
-    cache: bool,
+    augment: Augment = "none",
+    cache: bool = True,
     encoded: bool = True,
     names: Sequence[str] | None = None,
     domains: Sequence[Any] | np.ndarray | None = None,
@@ -97,7 +148,7 @@ def assemble(
         labels: one per image, integers or text, [n].
         is_test: which images are test images, bool [n]; None to draw them by ``selection``.
         selection: which images are used.
-        augment: see :class:`DataBundle`.
+        augment: see :class:`DataBundle`; of no use to a function that :func:`takes_views`.
         cache: see :class:`DataBundle`.
         encoded: see :class:`ImageSource`.
         names: class names by integer label; the labels themselves by default.
@@ -137,8 +188,8 @@ def assemble_sets(
     is_test: np.ndarray | None,
     selection: Selection,
     *,
-    augment: Augment,
-    cache: bool,
+    augment: Augment = "none",
+    cache: bool = True,
     encoded: bool = True,
     names: Sequence[str],
 ) -> DataBundle:
@@ -152,7 +203,7 @@ def assemble_sets(
         hot: label sets, multi-hot 0/1, [n, C].
         is_test: which images are test images, bool [n]; None to draw them by ``selection``.
         selection: which images are used.
-        augment: see :class:`DataBundle`.
+        augment: see :class:`DataBundle`; of no use to a function that :func:`takes_views`.
         cache: see :class:`DataBundle`.
         encoded: see :class:`ImageSource`.
         names: class names, C of them.
@@ -196,7 +247,6 @@ def assemble_set_files(
     classes: Classes | None,
     on_bad_image: OnBadImage,
     max_pixels: int,
-    augment: Augment,
     names: Sequence[str],
 ) -> DataBundle:
     """A data set of image files in two parts, a set of labels each; a file's entries in a part are joined.
@@ -209,7 +259,6 @@ def assemble_set_files(
         classes: the classes to keep.
         on_bad_image: see :func:`readable`.
         max_pixels: see :func:`clprompt.data.images.read_image`.
-        augment: see :class:`DataBundle`.
         names: class names, C of them.
 
     Raises:
@@ -223,7 +272,6 @@ def assemble_set_files(
         hot[use],
         is_test[use],
         Selection(classes=classes),
-        augment=augment,
         cache=True,
         names=names,
     )

@@ -17,7 +17,6 @@ from clprompt.data.images import EXTENSIONS, Selected
 from clprompt.data.lists import FoundImages, Lists, Published, listed_images
 from clprompt.data.names import class_name
 from clprompt.data.selection import Selection
-from clprompt.data.transforms import Augment
 from clprompt.errors import DataError, tell
 
 
@@ -26,7 +25,6 @@ def folder_bundle(
     root: Path,
     selection: Selection,
     *,
-    augment: Augment,
     domain_folders: bool = False,
     lists: Lists | None = None,
     published: Sequence[Published] | None = None,
@@ -41,7 +39,6 @@ def folder_bundle(
         name: of the data set; messages begin with it.
         root: the folder; see :func:`class_folders`.
         selection: which images are used.
-        augment: see :class:`DataBundle`.
         domain_folders: whether the class folders lie in a folder for each domain.
         lists: files that name the training and the test images; see :func:`listed_images`.
         published: lists that publications use; others are told.
@@ -67,7 +64,6 @@ def folder_bundle(
         name,
         images,
         selection,
-        augment=augment,
         on_bad_image=on_bad_image,
         max_pixels=max_pixels,
         cache=cache,
@@ -79,7 +75,6 @@ def found_bundle(
     images: FoundImages,
     selection: Selection,
     *,
-    augment: Augment = "none",
     on_bad_image: OnBadImage,
     max_pixels: int,
     cache: bool,
@@ -90,7 +85,6 @@ def found_bundle(
         name: of the data set; messages begin with it.
         images: all of them, with their labels.
         selection: which images are used.
-        augment: see :class:`DataBundle`.
         on_bad_image: see :func:`clprompt.data.bundle.readable`.
         max_pixels: see :func:`clprompt.data.images.read_image`.
         cache: see :class:`DataBundle`.
@@ -105,7 +99,6 @@ def found_bundle(
         np.asarray(images.labels)[use],
         None if images.is_test is None else images.is_test[use],
         selection,
-        augment=augment,
         cache=cache,
         names=images.names,
         domains=None if images.domains is None else np.asarray(images.domains)[use],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils.data import Dataset
 from clprompt.data.bundle import DataBundle
 from clprompt.data.images import ImageCache, ImageSource
 from clprompt.data.transforms import Transform, make_transform
-from clprompt.inputs import TakesImages
+from clprompt.errors import ConfigError
+from clprompt.inputs import ImageSpec, TakesImages
 
 #: What the prepared images of one data set (training, or test) may take in memory.
 CACHE_BYTES = 2**30
@@ -69,13 +71,26 @@ class ImageDataset(Dataset):
         return self.transform.rest(image)
 
 
+def inputs_for(bundle: DataBundle, backbone: TakesImages) -> ImageSpec:
+    """The images that a backbone takes, shown as a data set wants it.
+
+    Raises:
+        ConfigError: images are resized to less than the backbone's size.
+    """
+    try:
+        return replace(backbone.inputs, test_resize=bundle.views.test_resize)
+    except ValueError as error:
+        raise ConfigError(f"data.{error}") from None
+
+
 def datasets_for(
     bundle: DataBundle, backbone: TakesImages
 ) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
     """The training set augmented, the training set under the evaluation transform, and the test set."""
     limit = CACHE_BYTES if bundle.cache else 0
-    plain = make_transform(backbone)
-    augmented = make_transform(backbone, bundle.augment)
+    inputs = inputs_for(bundle, backbone)
+    plain = make_transform(inputs)
+    augmented = make_transform(inputs, bundle.views.augment, crop_scale=bundle.views.crop_scale)
     clean = ImageDataset(bundle.train, plain, random_transform=False, cache_bytes=limit)
     train = clean
     if augmented.random:

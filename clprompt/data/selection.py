@@ -5,8 +5,9 @@ Labels are class ids [n]; label sets are multi-hot [n, C]. The arguments mean th
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -31,28 +32,50 @@ class Selection:
     """Which images of a data set are used; the arguments of the same names of every data set that has them.
 
     Attributes:
+        test_fraction: share of each class that is the test set, where the data has no split of its own; of
+            label sets, the share of all images.
+        split_seed: decides which images those are, and those of ``train_per_class`` and ``test_per_class``.
         classes: the classes to keep: names, or positions in the sorted class list; "0-19,25" is a list as
             well. Label sets lose their labels of other classes, and keep the order of this list.
         train_per_class: at most so many training images of each class, drawn by ``split_seed``; a smaller
             number keeps some of those that a larger one keeps. An image with several labels is kept where one
             of them has room for it; an image without a label is not.
         test_per_class: the same for test images.
-        test_fraction: share of each class that is the test set, where the data has no split of its own; of
-            label sets, the share of all images.
-        split_seed: decides all these draws.
 
     Raises:
         ConfigError: a number out of range.
     """
 
+    test_fraction: Share = 0.2
+    split_seed: int = 0
     classes: Classes | None = None
     train_per_class: Limit | None = None
     test_per_class: Limit | None = None
-    test_fraction: Share = 0.2
-    split_seed: int = 0
 
     def __post_init__(self) -> None:
         schema.check_fields(self, "data")
+
+
+def takes_selection(*, but: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a data set's function: the fields of :class:`Selection` are among its arguments.
+
+    The function has an argument ``selection``, by which it gets them; the fields stand in its place.
+
+    Args:
+        but: fields that mean nothing to the data set; ``test_fraction`` where it has a split of its own.
+    """
+    fields = schema.field_parameters(Selection, but=but)
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def selecting(**named: Any) -> Any:
+            chosen = {field.name: named.pop(field.name) for field in fields if field.name in named}
+            return function(selection=Selection(**chosen), **named)
+
+        schema.show_fields(selecting, Selection, fields, instead_of="selection")
+        return selecting
+
+    return decorate
 
 
 # ------------------------------------------------------------------------------------- classes and splits

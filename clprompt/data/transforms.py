@@ -4,17 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from clprompt import schema
 from clprompt.errors import ConfigError, DataError
 from clprompt.inputs import TakesImages
+from clprompt.schema import above, at_least, at_most
 
 Augment = Literal["none", "standard", "autoaugment-cifar", "autoaugment-imagenet"]
+#: A share of an image's area.
+Area = Annotated[float, above(0), at_most(1)]
+#: How an image that is not varied gets its size, see :class:`Views`.
+TestResize = Annotated[int, at_least(1)] | Literal["squash"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """How images are shown to a model; the arguments of the same names of every data set that has them.
+
+    Attributes:
+        augment: how training images are varied, see :func:`make_transform`.
+        crop_scale: smallest and largest share of the area that a random crop of "standard" takes.
+        test_resize: how an image gets the backbone's size wherever it is not varied: test images, training
+            images that statistics are taken of, images of ``clprompt predict``. null scales it until it
+            covers that size and keeps the centre; a number of pixels is what its shorter side is scaled to
+            before the centre is kept; "squash" scales both sides, whatever becomes of their ratio.
+
+    Raises:
+        ConfigError: a value of another kind or out of range.
+    """
+
+    augment: Augment = "none"
+    crop_scale: tuple[Area, Area] = (0.08, 1.0)
+    test_resize: TestResize = None
+
+    def __post_init__(self) -> None:
+        schema.check_fields(self, "data")
+        low, high = self.crop_scale
+        if low > high:
+            raise ConfigError(
+                f"data.crop_scale must be [smallest, largest share of the area], got [{low}, {high}]"
+            )
+        object.__setattr__(self, "crop_scale", (low, high))
 
 
 @dataclass(frozen=True)
@@ -36,7 +72,12 @@ class Transform:
         return self.rest(self.fixed(image))
 
 
-def make_transform(backbone: TakesImages, augment: Augment = "none") -> Transform:
+def make_transform(
+    backbone: TakesImages,
+    augment: Augment = "none",
+    *,
+    crop_scale: tuple[float, float] = (0.08, 1.0),
+) -> Transform:
     """Image -> tensor [channels, H, W] as the backbone expects it.
 
     Images of 8 bits are resized in 8 bits, as timm does it: the weights have seen nothing else, and it is
@@ -46,10 +87,12 @@ def make_transform(backbone: TakesImages, augment: Augment = "none") -> Transfor
         backbone: says which images it takes: a backbone, or an :class:`clprompt.inputs.ImageSpec` by itself.
         augment: how training images are varied.
 
-            - "none": scaled until it covers the backbone's size, then the centre of it; no distortion.
-            - "standard": random resized crop (8 to 100 % of the area), horizontal flip.
+            - "none": not at all; the image gets the backbone's size as its ``inputs.test_resize`` says, see
+              :class:`Views`.
+            - "standard": random resized crop, horizontal flip.
             - "autoaugment-cifar", "autoaugment-imagenet": that AutoAugment policy, then as "none", a random
               crop with 4 pixels of padding, horizontal flip.
+        crop_scale: smallest and largest share of the area that the crop of "standard" takes.
 
     Raises:
         ConfigError: an unknown augmentation, or a backbone with neither 1 nor 3 channels.
@@ -63,11 +106,11 @@ def make_transform(backbone: TakesImages, augment: Augment = "none") -> Transfor
         "interpolation": InterpolationMode(spec.interpolation),
         "antialias": spec.antialias,
     }
-    fit, normalise = _Fit(spec.size, **how), _Normalise(spec.mean, spec.std)
+    fit, normalise = _Fit(spec.size, spec.test_resize, **how), _Normalise(spec.mean, spec.std)
     if augment == "none":
         return Transform(_Pixels(spec.channels, fit), normalise, random=False)
     if augment == "standard":
-        crop = [v2.RandomResizedCrop(spec.size, (0.08, 1.0), **how), v2.RandomHorizontalFlip()]
+        crop = [v2.RandomResizedCrop(spec.size, crop_scale, **how), v2.RandomHorizontalFlip()]
         return Transform(_Pixels(spec.channels), v2.Compose([*crop, normalise]), random=True)
     if augment in get_args(Augment):
         policy = v2.AutoAugmentPolicy("cifar10" if augment == "autoaugment-cifar" else "imagenet")
@@ -85,14 +128,19 @@ def make_transform(backbone: TakesImages, augment: Augment = "none") -> Transfor
 
 @dataclass(frozen=True)
 class _Fit:
-    """Scale an image until it covers a size, and keep the centre."""
+    """Bring an image to a size; see :class:`Views` for the ways."""
 
     size: tuple[int, int]
+    resize: TestResize
     interpolation: InterpolationMode
     antialias: bool
 
     def __call__(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
+        if self.resize is not None:
+            sides = list(self.size) if self.resize == "squash" else [self.resize]
+            image = F.resize(image, sides, interpolation=self.interpolation, antialias=self.antialias)
+            return image if self.resize == "squash" else F.center_crop(image, list(self.size))
         scale = max(self.size[0] / height, self.size[1] / width)
         cover = (max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale)))
         if cover != (height, width):

@@ -12,6 +12,7 @@ import torch
 from clprompt import registry
 from clprompt.backbones.vit import FrozenViT, make_backbone
 from clprompt.data.bundle import DataBundle, plan_over
+from clprompt.data.dataset import inputs_for
 from clprompt.data.plan import Plan
 from clprompt.data.transforms import make_transform
 from clprompt.errors import ConfigError
@@ -49,6 +50,7 @@ class Builder:
         device = find_device(config.device)
         bundle = self._once("data", config.data, lambda: make_registered(registry.datasets, config.data))
         backbone = self._once("backbone", config.backbone, lambda: make_backbone(config.backbone))
+        backbone = backbone.with_inputs(inputs_for(bundle, backbone))
         make_transform(backbone)  # refuses a backbone that no image fits
         seed = config.seeds[0]
         plan = plan_over(bundle, config.scenario, seed)

@@ -18,7 +18,7 @@ from clprompt import registry, schema
 from clprompt.backbones.vit import FrozenViT, make_backbone
 from clprompt.data.folders import Walk, photographs, walk
 from clprompt.data.images import EXTENSIONS, MAX_PIXELS, UnreadableImage, read_image
-from clprompt.data.transforms import make_transform
+from clprompt.data.transforms import TestResize, make_transform
 from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
@@ -139,6 +139,7 @@ class _Transform:
     antialias: bool
     mean: list[float]
     std: list[Annotated[float, above(0)]]
+    test_resize: TestResize = None
 
 
 def _read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:

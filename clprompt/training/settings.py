@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import typing
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -144,14 +143,7 @@ def takes_training(*, but: Collection[str] = ()) -> Callable[[Callable[..., Any]
     Returns:
         The decorator; what it makes raises a TypeError for an unknown argument, as Python does.
     """
-    hints = typing.get_type_hints(Training, include_extras=True)
-    keywords = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(Training)
-        if field.name not in but
-    ]
+    keywords = schema.field_parameters(Training, but=but)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)

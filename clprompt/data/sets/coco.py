@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage, assemble_set_files
+from clprompt.data.bundle import DataBundle, OnBadImage, assemble_set_files, takes_views
 from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.names import class_name
 from clprompt.data.selection import Classes
-from clprompt.data.transforms import Augment
 from clprompt.errors import DataError
 from clprompt.registry import datasets
 
 
 @datasets.register("coco", paper="Lin et al., ECCV 2014")
 @schema.checked
+@takes_views(augment="standard")
 def coco(
     *,
     path: str = "data/coco",
@@ -34,7 +34,6 @@ def coco(
     classes: Classes | None = None,
     on_bad_image: OnBadImage = "error",
     max_pixels: MaxPixels = MAX_PIXELS,
-    augment: Augment = "standard",
 ) -> DataBundle:
     """COCO's images and its 80 object categories in alphabetical order; images without an object are kept.
 
@@ -51,7 +50,6 @@ def coco(
             dropped, and images that are left without one.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         max_pixels: an image with more pixels cannot be read.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
 
     Raises:
         DataError: a missing file, one of another content, equal ids of images or of categories, an annotation
@@ -71,7 +69,6 @@ def coco(
         classes=classes,
         on_bad_image=on_bad_image,
         max_pixels=max_pixels,
-        augment=augment,
         names=names,
     )
 

@@ -11,31 +11,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage, assemble, assemble_sets, readable_files
+from clprompt.data.bundle import DataBundle, OnBadImage, assemble, assemble_sets, readable_files, takes_views
 from clprompt.data.images import MAX_PIXELS, MaxPixels, Selected
 from clprompt.data.names import class_name
 from clprompt.data.repeats import resolved
-from clprompt.data.selection import Classes, Limit, Selection, Share, split_column
-from clprompt.data.transforms import Augment
+from clprompt.data.selection import Selection, split_column, takes_selection
 from clprompt.errors import DataError, nearest, tell
 from clprompt.registry import datasets
 
 
 @datasets.register("csv", domains="a column domain")
 @schema.checked
+@takes_views()
+@takes_selection()
 def csv_file(
     *,
     path: str = "data.csv",
     test_path: str | None = None,
     root: str | None = None,
-    test_fraction: Share = 0.2,
-    split_seed: int = 0,
-    classes: Classes | None = None,
-    train_per_class: Limit | None = None,
-    test_per_class: Limit | None = None,
+    selection: Selection,
     on_bad_image: OnBadImage = "error",
     max_pixels: MaxPixels = MAX_PIXELS,
-    augment: Augment = "none",
     cache: bool = True,
 ) -> DataBundle:
     """A CSV file with columns path and label, and a column split (train, test, val) or a file for the test.
@@ -56,20 +52,12 @@ def csv_file(
         test_per_class: at most so many test images of each class.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         max_pixels: an image with more pixels cannot be read.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
     Raises:
         DataError: a missing file or column, an empty or surplus cell, an image with two labels, an image that
             cannot be read.
     """
-    selection = Selection(
-        classes=classes,
-        train_per_class=train_per_class,
-        test_per_class=test_per_class,
-        test_fraction=test_fraction,
-        split_seed=split_seed,
-    )
     name = f"csv {path}"
     table = _read(path, test_path, root, label_sets=False)
     load, use = readable_files(name, table.paths, on_bad_image, table.places, max_pixels)
@@ -79,7 +67,6 @@ def csv_file(
         np.asarray([label for (label,) in table.labels])[use],
         None if table.is_test is None else table.is_test[use],
         selection,
-        augment=augment,
         cache=cache,
         domains=_domains(path, table.only(use)),
     )
@@ -87,19 +74,16 @@ def csv_file(
 
 @datasets.register("multi_label_csv", renamed={"train": "path", "test": "test_path"})
 @schema.checked
+@takes_views(augment="standard")
+@takes_selection()
 def multi_label_csv(
     *,
     path: str = "data.csv",
     test_path: str | None = None,
     root: str | None = None,
-    test_fraction: Share = 0.2,
-    split_seed: int = 0,
-    classes: Classes | None = None,
-    train_per_class: Limit | None = None,
-    test_per_class: Limit | None = None,
+    selection: Selection,
     on_bad_image: OnBadImage = "error",
     max_pixels: MaxPixels = MAX_PIXELS,
-    augment: Augment = "standard",
     cache: bool = True,
 ) -> DataBundle:
     """The files of ``csv`` with a set of labels in each line, joined by semicolons: `a.jpg,cat;dog`.
@@ -121,21 +105,12 @@ def multi_label_csv(
         test_per_class: the same for test images.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         max_pixels: an image with more pixels cannot be read.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet"; "standard" by default,
-            where ``csv`` has "none".
         cache: keep prepared images in memory.
 
     Raises:
         DataError: a missing file, column or cell, a surplus cell, a test label that no training image has, no
             label at all in a part, an image that cannot be read.
     """
-    selection = Selection(
-        classes=classes,
-        train_per_class=train_per_class,
-        test_per_class=test_per_class,
-        test_fraction=test_fraction,
-        split_seed=split_seed,
-    )
     name = f"multi_label_csv {path}"
     table = _read(path, test_path, root, label_sets=True)
     load, use = readable_files(name, table.paths, on_bad_image, table.places, max_pixels)
@@ -149,7 +124,6 @@ def multi_label_csv(
         hot,
         table.is_test,
         selection,
-        augment=augment,
         cache=cache,
         names=names,
     )

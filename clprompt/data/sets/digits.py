@@ -6,21 +6,20 @@ import numpy as np
 import torch
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.images import ImageArray, ImageSource
 from clprompt.data.selection import Share
-from clprompt.data.transforms import Augment
 from clprompt.registry import datasets
 
 
 @datasets.register("digits")
 @schema.checked
-def digits(*, test_fraction: Share = 0.2, augment: Augment = "none") -> DataBundle:
+@takes_views()
+def digits(*, test_fraction: Share = 0.2) -> DataBundle:
     """scikit-learn's 1797 handwritten digits, 8x8, 10 classes; no download.
 
     Args:
         test_fraction: share of each class that is the test set.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -41,5 +40,4 @@ def digits(*, test_fraction: Share = 0.2, augment: Augment = "none") -> DataBund
         train=part(train),
         test=part(test),
         class_names=[str(digit) for digit in range(10)],
-        augment=augment,
     )

@@ -13,31 +13,27 @@ import os
 from pathlib import Path
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage
+from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
 from clprompt.data.class_folders import folder_bundle
 from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.lists import Lists
-from clprompt.data.selection import Classes, Limit, Selection, Share
-from clprompt.data.transforms import Augment
+from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
 
 
 @datasets.register("imagefolder", domains="data.domain_folders=true")
 @schema.checked
+@takes_views()
+@takes_selection()
 def imagefolder(
     *,
     path: str = "data",
     domain_folders: bool = False,
     lists: Lists | None = None,
-    test_fraction: Share = 0.2,
-    split_seed: int = 0,
-    classes: Classes | None = None,
-    train_per_class: Limit | None = None,
-    test_per_class: Limit | None = None,
+    selection: Selection,
     on_bad_image: OnBadImage = "error",
     max_pixels: MaxPixels = MAX_PIXELS,
-    augment: Augment = "none",
     cache: bool = True,
 ) -> DataBundle:
     """A folder with a folder of images per class, or with train/ and test/ (or val/) that hold such folders.
@@ -60,20 +56,12 @@ def imagefolder(
         test_per_class: at most so many test images of each class.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         max_pixels: an image with more pixels cannot be read.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
     Raises:
         DataError: a missing or empty folder, a class that is too small, an image that cannot be read, a list
             that is empty, names an image that is not there or that the other has, or contradicts the folders.
     """
-    selection = Selection(
-        classes=classes,
-        train_per_class=train_per_class,
-        test_per_class=test_per_class,
-        test_fraction=test_fraction,
-        split_seed=split_seed,
-    )
     root = Path(path)
     name = f"imagefolder {path}"
     if not os.path.isdir(root):
@@ -85,7 +73,6 @@ def imagefolder(
         name,
         root,
         selection,
-        augment=augment,
         domain_folders=domain_folders,
         lists=lists,
         on_bad_image=on_bad_image,

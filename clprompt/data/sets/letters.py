@@ -20,10 +20,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, assemble
+from clprompt.data.bundle import DataBundle, assemble, takes_views
 from clprompt.data.images import ImageArray
 from clprompt.data.selection import Selection, Share
-from clprompt.data.transforms import Augment
 from clprompt.errors import ConfigError
 from clprompt.registry import datasets
 from clprompt.schema import at_least
@@ -277,13 +276,13 @@ def _sample(fields: np.ndarray, letter: np.ndarray, font: np.ndarray, points: np
 
 @datasets.register("letters")
 @schema.checked
+@takes_views()
 def letters(
     *,
     count: Annotated[int, at_least(1)] = 3700,
     exclude: str | None = None,
     seed: Annotated[int, at_least(0)] = 0,
     test_fraction: Share = 0.2,
-    augment: Augment = "none",
 ) -> DataBundle:
     """Letters drawn in the manner of the digits, 8x8, 37 classes; no download.
 
@@ -292,7 +291,6 @@ def letters(
         exclude: letters that are left out; null leaves out those with a digit's shape.
         seed: of the drawing, and of the choice of test images.
         test_fraction: share of each class that is the test set.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
     """
     selection = Selection(test_fraction=test_fraction, split_seed=seed)
     left_out = LOOK_LIKE_DIGITS if exclude is None else exclude
@@ -304,7 +302,6 @@ def letters(
         labels,
         None,
         selection,
-        augment=augment,
         cache=True,
         encoded=False,
         names=names,

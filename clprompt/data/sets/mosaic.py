@@ -14,10 +14,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.fingerprint import Fingerprint, checksum, of_images
 from clprompt.data.images import ImageSource
-from clprompt.data.transforms import Augment
 from clprompt.errors import ConfigError
 from clprompt.registry import datasets
 from clprompt.schema import at_least, below
@@ -102,6 +101,7 @@ def _as_tensor(image: Any) -> Tensor:
 
 @datasets.register("mosaic")
 @schema.checked
+@takes_views()
 def mosaic(
     *,
     source: str | dict[str, Any] = "digits",
@@ -111,7 +111,6 @@ def mosaic(
     most: Annotated[int, at_least(1)] | None = None,
     empty: Annotated[float, at_least(0), below(1)] = 0.05,
     seed: int = 0,
-    augment: Augment = "none",
 ) -> DataBundle:
     """Multi-label mosaics of any single-label data set: a grid of cells, each empty or one of its images.
 
@@ -123,7 +122,6 @@ def mosaic(
         most: filled cells at most; null for all of them.
         empty: share of mosaics without any image, and so without labels.
         seed: decides the mosaics, whatever the seed of the run.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
     """
     most = grid * grid if most is None else most
     if most > grid * grid:
@@ -144,7 +142,7 @@ def mosaic(
         )
         for name, part, count in (("train", bundle.train, train_images), ("test", bundle.test, test_images))
     }
-    return DataBundle(f"mosaics of {bundle.name}", parts["train"], parts["test"], bundle.class_names, augment)
+    return DataBundle(f"mosaics of {bundle.name}", parts["train"], parts["test"], bundle.class_names)
 
 
 def _source(section: str | dict[str, Any]) -> DataBundle:
@@ -161,12 +159,12 @@ def _source(section: str | dict[str, Any]) -> DataBundle:
 
 @datasets.register("digit_mosaics")
 @schema.checked
+@takes_views()
 def digit_mosaics(
     *,
     train_images: Annotated[int, at_least(1)] = 1500,
     test_images: Annotated[int, at_least(1)] = 500,
     seed: int = 0,
-    augment: Augment = "none",
 ) -> DataBundle:
     """2x2 mosaics of scikit-learn's digits, 16x16, none to four digits each, 10 classes; no download.
 
@@ -174,6 +172,5 @@ def digit_mosaics(
         train_images: how many mosaics; a digit is in training mosaics or in test mosaics, never both.
         test_images: how many mosaics of test digits.
         seed: decides the mosaics, whatever the seed of the run.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
     """
-    return mosaic(train_images=train_images, test_images=test_images, seed=seed, augment=augment)
+    return mosaic(train_images=train_images, test_images=test_images, seed=seed)

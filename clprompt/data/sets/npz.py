@@ -13,27 +13,23 @@ import torch
 from torch import Tensor
 
 from clprompt import schema
-from clprompt.data.bundle import HINT, DataBundle, OnBadImage, assemble, assemble_sets, readable
+from clprompt.data.bundle import HINT, DataBundle, OnBadImage, assemble, assemble_sets, readable, takes_views
 from clprompt.data.images import MAX_PIXELS, ImageArray, ImageBytes, Joined, MaxPixels, Selected
-from clprompt.data.selection import Classes, Limit, Selection, Share, split_column
-from clprompt.data.transforms import Augment
+from clprompt.data.selection import Selection, split_column, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
 
 
 @datasets.register("npz", domains="an array domains")
 @schema.checked
+@takes_views()
+@takes_selection()
 def npz(
     *,
     path: str = "data.npz",
-    test_fraction: Share = 0.2,
-    split_seed: int = 0,
-    classes: Classes | None = None,
-    train_per_class: Limit | None = None,
-    test_per_class: Limit | None = None,
+    selection: Selection,
     on_bad_image: OnBadImage = "error",
     max_pixels: MaxPixels = MAX_PIXELS,
-    augment: Augment = "none",
     cache: bool = True,
 ) -> DataBundle:
     """One NumPy `.npz` file of raw images, or of encoded ones (JPEG, PNG, ...) put end to end.
@@ -57,19 +53,11 @@ def npz(
         test_per_class: at most so many test images of each class.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         max_pixels: an encoded image with more pixels cannot be read.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
     Raises:
         DataError: a missing file or key, arrays that do not fit together, an image that cannot be read.
     """
-    selection = Selection(
-        classes=classes,
-        train_per_class=train_per_class,
-        test_per_class=test_per_class,
-        test_fraction=test_fraction,
-        split_seed=split_seed,
-    )
     name = f"npz {path}"
     file = _open(path)
     images = _images(file, max_pixels)
@@ -82,7 +70,6 @@ def npz(
         file.arrays["labels"][use],
         is_test,
         selection,
-        augment=augment,
         cache=cache,
         encoded=images.encoded,
         names=_names(file),
@@ -92,17 +79,14 @@ def npz(
 
 @datasets.register("multi_label_npz")
 @schema.checked
+@takes_views()
+@takes_selection()
 def multi_label_npz(
     *,
     path: str = "data.npz",
-    test_fraction: Share = 0.2,
-    split_seed: int = 0,
-    classes: Classes | None = None,
-    train_per_class: Limit | None = None,
-    test_per_class: Limit | None = None,
+    selection: Selection,
     on_bad_image: OnBadImage = "error",
     max_pixels: MaxPixels = MAX_PIXELS,
-    augment: Augment = "none",
     cache: bool = True,
 ) -> DataBundle:
     """The arrays of ``npz`` with a multi-hot set of labels for each image, or arrays for each part.
@@ -129,19 +113,11 @@ def multi_label_npz(
         test_per_class: the same for test images.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         max_pixels: an encoded image with more pixels cannot be read.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
     Raises:
         DataError: a missing file or key, arrays that do not fit together, an image that cannot be read.
     """
-    selection = Selection(
-        classes=classes,
-        train_per_class=train_per_class,
-        test_per_class=test_per_class,
-        test_fraction=test_fraction,
-        split_seed=split_seed,
-    )
     name = f"multi_label_npz {path}"
     file = _open(path)
     is_test: np.ndarray | None
@@ -164,7 +140,6 @@ def multi_label_npz(
         hot[use],
         is_test,
         selection,
-        augment=augment,
         cache=cache,
         encoded=images.encoded,
         names=names,

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.images import ImageArray, ImageSource
-from clprompt.data.transforms import Augment
 from clprompt.registry import datasets
 from clprompt.schema import at_least
 from clprompt.seeding import derive
@@ -18,6 +17,7 @@ from clprompt.seeding import derive
 
 @datasets.register("synthetic")
 @schema.checked
+@takes_views()
 def synthetic(
     *,
     classes: Annotated[int, at_least(1)] = 10,
@@ -27,7 +27,6 @@ def synthetic(
     channels: Literal[1, 3] = 3,
     noise: Annotated[float, at_least(0)] = 0.1,
     seed: int = 0,
-    augment: Augment = "none",
 ) -> DataBundle:
     """Generated images: one coloured blob per class on noise; tiny, for tests and first steps.
 
@@ -39,7 +38,6 @@ def synthetic(
         channels: 1 or 3.
         noise: standard deviation of the pixels' noise, where 1 is the whole range.
         seed: of places, colours and noise.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
 
     Raises:
         ConfigError: a number out of range.
@@ -62,4 +60,4 @@ def synthetic(
 
     names = [f"blob {c}" for c in range(classes)]
     train = source("train", train_per_class)
-    return DataBundle("synthetic", train, source("test", test_per_class), names, augment)
+    return DataBundle("synthetic", train, source("test", test_per_class), names)

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, assemble
+from clprompt.data.bundle import DataBundle, assemble, takes_views
 from clprompt.data.fingerprint import Fingerprint, of_files, of_rows
 from clprompt.data.images import Joined, UnreadableImage
-from clprompt.data.selection import Classes, Limit, Selection, Share
-from clprompt.data.transforms import Augment
+from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
 
@@ -144,9 +143,7 @@ def _labels(part: Any) -> np.ndarray:
     return np.array([label for _, label in part._samples], dtype=np.int64)
 
 
-def _bundle(
-    name: str, path: str, download: bool, selection: Selection, augment: Augment, cache: bool
-) -> DataBundle:
+def _bundle(name: str, path: str, download: bool, selection: Selection, cache: bool) -> DataBundle:
     layout = _SETS[name]
     parts = [_open(name, path, download, layout.train)]
     if layout.test is not None:
@@ -159,7 +156,6 @@ def _bundle(
         labels,
         None if layout.test is None else np.arange(len(labels)) >= len(ids[0]),
         selection,
-        augment=augment,
         cache=cache,
         encoded=not hasattr(parts[0], "data"),  # the others lie in memory
         names=getattr(parts[0], "classes", None),
@@ -175,7 +171,6 @@ _ARGUMENTS = """
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         split_seed: decides which images those are.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
     Raises:
@@ -188,24 +183,15 @@ def _register(name: str) -> Callable[..., DataBundle]:
         *,
         path: str = "data",
         download: bool = False,
-        classes: Classes | None = None,
-        train_per_class: Limit | None = None,
-        test_per_class: Limit | None = None,
-        split_seed: int = 0,
-        augment: Augment = "none",
+        selection: Selection,
         cache: bool = True,
     ) -> DataBundle:
-        selection = Selection(
-            classes=classes,
-            train_per_class=train_per_class,
-            test_per_class=test_per_class,
-            split_seed=split_seed,
-        )
-        return _bundle(name, path, download, selection, augment, cache)
+        return _bundle(name, path, download, selection, cache)
 
     load.__name__ = load.__qualname__ = name
     load.__doc__ = _SETS[name].summary + _ARGUMENTS
-    return datasets.register(name)(schema.checked(load))
+    arguments = takes_views()(takes_selection(but=("test_fraction",))(load))
+    return datasets.register(name)(schema.checked(arguments))
 
 
 for _name, _set in _SETS.items():
@@ -215,16 +201,13 @@ for _name, _set in _SETS.items():
 
 @datasets.register("eurosat")
 @schema.checked
+@takes_views()
+@takes_selection()
 def eurosat(
     *,
     path: str = "data",
     download: bool = False,
-    test_fraction: Share = 0.2,
-    classes: Classes | None = None,
-    train_per_class: Limit | None = None,
-    test_per_class: Limit | None = None,
-    split_seed: int = 0,
-    augment: Augment = "none",
+    selection: Selection,
     cache: bool = True,
 ) -> DataBundle:
     """EuroSAT: 10 kinds of land use, 27000 satellite images, 64x64; test images are drawn from each class.
@@ -237,17 +220,9 @@ def eurosat(
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         split_seed: decides which images those are, test images included.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
         cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, or cannot be read.
     """
-    selection = Selection(
-        classes=classes,
-        train_per_class=train_per_class,
-        test_per_class=test_per_class,
-        test_fraction=test_fraction,
-        split_seed=split_seed,
-    )
-    return _bundle("eurosat", path, download, selection, augment, cache)
+    return _bundle("eurosat", path, download, selection, cache)

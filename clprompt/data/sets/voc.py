@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage, assemble_set_files
+from clprompt.data.bundle import DataBundle, OnBadImage, assemble_set_files, takes_views
 from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.names import class_name
 from clprompt.data.selection import Classes
-from clprompt.data.transforms import Augment
 from clprompt.errors import DataError, tell
 from clprompt.registry import datasets
 
 
 @datasets.register("voc2007", paper="Everingham et al., IJCV 2010")
 @schema.checked
+@takes_views(augment="standard")
 def voc2007(
     *,
     path: str = "data/VOCdevkit/VOC2007",
@@ -29,7 +29,6 @@ def voc2007(
     classes: Classes | None = None,
     on_bad_image: OnBadImage = "error",
     max_pixels: MaxPixels = MAX_PIXELS,
-    augment: Augment = "standard",
 ) -> DataBundle:
     """PASCAL VOC by its image-set files: 20 classes in alphabetical order; "difficult" objects are absent.
 
@@ -41,7 +40,6 @@ def voc2007(
             dropped, and images that are left without one.
         on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
         max_pixels: an image with more pixels cannot be read.
-        augment: "none", "standard", "autoaugment-cifar" or "autoaugment-imagenet".
 
     Raises:
         DataError: a missing file, a line of another form, an image with both flags, files that list other
@@ -66,7 +64,6 @@ def voc2007(
         classes=classes,
         on_bad_image=on_bad_image,
         max_pixels=max_pixels,
-        augment=augment,
         names=stems,
     )
 
