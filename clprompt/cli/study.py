@@ -82,6 +82,10 @@ def _end(study: studies.Study) -> None:
         return
     text, written = study_runs.write_report(study, finished)
     show(text)
+    beside, path = study_runs.write_reported(study, finished)
+    if path is not None:
+        show("\n" + beside)
+        written.append(path)
     lines, path = study_runs.best(study, finished)
     if path is not None:
         show("\n" + "\n".join(lines))

@@ -15,6 +15,17 @@
                                         #   a strategy's key `tuned` names another label
     metric: average_accuracy            # what decides a sweep
 
+or of whole configurations, each with its own data, backbone and settings:
+
+    experiments:
+      cifar100:                         # LABEL of a stream
+        configurations:                 # LABEL: a packaged configuration, or a file
+          l2p: l2p-split-cifar100
+          coda_prompt: coda-prompt-split-cifar100
+        data: {path: /data}             # laid over each of them, as are `data`, `training`, ... of the study:
+                                        #   a section with a name replaces, one without adds its keys
+    reported: split                     # packaged numbers of the literature, shown beside those of the runs
+
 A run's place is `runs_dir/name[/scenario]/label/seedK`, so that a study knows what is finished. Runs are
 ordered by seed first: all strategies have their first run before any has its second.
 """
@@ -27,20 +38,23 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from clprompt import schema
+from clprompt import plain_yaml, schema
 from clprompt.errors import ConfigError, nearest
 from clprompt.experiment import config as configuration
 from clprompt.experiment.config import Config
 from clprompt.metrics.measure import MEASURES, check_metrics
+from clprompt.reporting.finished import NO_MATTER
 from clprompt.system import overlay
 
 _SHARED = (
     *("seed", "precision", "device", "runs_dir", "export"),
     *("data", "backbone", "training", "online", "memory"),
 )
-KEYS = ("name", *_SHARED, "scenario", "scenarios", "strategies", "sweep", "tuned", "metric", "metrics")
+_LAID = (*(key for key in _SHARED if key != "runs_dir"), "scenario", "compare")
+_GRID = ("scenario", "scenarios", "strategies", "sweep", "tuned")
+KEYS = ("name", *_SHARED, *_GRID, "metric", "metrics", "experiments", "reported")
 METRICS = tuple(metric for measure in MEASURES.values() for metric in measure.deciding)
 _SECTIONS = ("data", "backbone", "scenario")
 
@@ -52,9 +66,10 @@ class Planned:
     Attributes:
         label: of its strategy, with the sweep's values.
         base: the label without them.
-        scenario: label, or "".
+        scenario: label of its scenario, or of its stream among `experiments`; or "".
         values: the sweep's values by dotted key.
         config: of this one run.
+        changes: what the study laid over a whole configuration, "key=value", where numbers depend on it.
         folder: its place.
     """
 
@@ -63,6 +78,7 @@ class Planned:
     scenario: str
     values: dict[str, Any]
     config: Config
+    changes: tuple[str, ...]
     folder: Path
 
     @property
@@ -85,6 +101,7 @@ class Study:
         metric: what decides a sweep; None for the first one of its measure.
         notes: lines worth reading.
         metrics: what the tables of its report show; none for those of its measure.
+        reported: the name of the literature's numbers that are shown beside its own; None for none.
     """
 
     name: str
@@ -93,6 +110,18 @@ class Study:
     metric: str | None = None
     notes: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    reported: str | None = None
+
+
+class _Row(NamedTuple):
+    """Runs that differ in their seed alone; see `Planned`."""
+
+    label: str
+    base: str
+    scenario: str
+    values: dict[str, Any]
+    config: Config
+    changes: tuple[str, ...] = ()
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -117,11 +146,39 @@ def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
     metric = schema.check(values.get("metric"), typing.Literal[METRICS] | None, "metric")
     metrics = schema.check(values.get("metrics") or [], list[str], "metrics")
     check_metrics(metrics)
+    reported = schema.check(values.get("reported"), str | None, "reported")
+    if reported is not None:
+        overlay.find(reported, "reported")
+    if values.get("experiments") is None:
+        rows, notes = _grid_rows(values, name)
+    else:
+        rows, notes = _experiment_rows(values, name), []
+    top = Path(rows[0].config.runs_dir) / name
+    runs = [
+        Planned(
+            **row._asdict()
+            | {"config": replace(row.config, seed=row.config.seeds[turn])}
+            | {"folder": _place(top, row.scenario, row.label, row.config.seeds[turn])}
+        )
+        for turn in range(max(len(row.config.seeds) for row in rows))
+        for row in rows
+        if turn < len(row.config.seeds)
+    ]
+    places: dict[Path, Planned] = {}
+    for run in runs:
+        other = places.setdefault(run.folder, run)
+        if other is not run:
+            raise ConfigError(f'"{other.label}" and "{run.label}" would share the folder {run.folder}')
+    return Study(name, runs, top, metric, tuple(notes), tuple(metrics), reported)
+
+
+def _grid_rows(values: Mapping[str, Any], name: str) -> tuple[list[_Row], list[str]]:
+    """Every strategy on every scenario with every value of its sweep, and lines worth reading."""
     tuned = schema.check(values.get("tuned"), str | None, "tuned")
     best = _tuned(Path(tuned)) if tuned else {}
     shared = {key: values[key] for key in _SHARED if key in values} | {"name": name}
     training = _mapping(values.get("training"), "training")
-    configs: list[tuple[str, str, str, dict[str, Any], Config]] = []
+    rows: list[_Row] = []
     untuned = []
     for label, section in _labelled(values, "strategies").items():
         own_training = _mapping(section.pop("training", None), f"strategies.{label}.training")
@@ -149,20 +206,68 @@ def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
                 except ConfigError as error:
                     text = str(error).replace('"strategy.', f'"strategies.{label}.', 1)
                     raise ConfigError(f"strategies.{label}: {text}") from None
-                configs.append((of_run, label, scenario, point, config))
-    top = Path(configs[0][-1].runs_dir) / name
-    runs = [
-        Planned(label, base, scenario, point, replace(config, seed=seed), _place(top, scenario, label, seed))
-        for seed in configs[0][-1].seeds
-        for label, base, scenario, point, config in configs
-    ]
-    places: dict[Path, Planned] = {}
-    for run in runs:
-        other = places.setdefault(run.folder, run)
-        if other is not run:
-            raise ConfigError(f'"{other.label}" and "{run.label}" would share the folder {run.folder}')
+                rows.append(_Row(of_run, label, scenario, point, config))
     notes = [f"not in {tuned}, so with the study's own values: {', '.join(untuned)}"] if untuned else []
-    return Study(name, runs, top, metric, tuple(notes), tuple(metrics))
+    return rows, notes
+
+
+def _experiment_rows(values: Mapping[str, Any], name: str) -> list[_Row]:
+    """Every strategy of every configuration, those that one compares with among them."""
+    for key in _GRID:
+        if values.get(key) is not None:
+            raise ConfigError(f"give experiments (whole configurations) or {key}, not both")
+    shared = {key: values[key] for key in _SHARED if key in values}
+    rows = []
+    example = "experiments: {cifar100: {configurations: {l2p: l2p-split-cifar100}}}"
+    for stream, section in _some_mapping(values["experiments"], "experiments", example).items():
+        path = f"experiments.{stream}"
+        section = _mapping(section, path)
+        configurations = section.pop("configurations", None)
+        schema.check_keys(section, ("configurations", *_LAID), path)
+        for label, of_label in _some_mapping(configurations, f"{path}.configurations", example).items():
+            where = f"{path}.configurations.{label}"
+            found = overlay.find(schema.check(label if of_label is None else of_label, str, where))
+            raw = overlay.read(found)
+            for layer in (shared, section):
+                _lay(layer, over=raw)
+            try:
+                config = configuration.from_dict(overlay.resolve(raw, found) | {"name": name})
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
+            changes = _changes(overlay.read(found), raw)
+            for number, (strategy, training) in enumerate(config.strategies()):
+                of_run = str(strategy["name"]) if number else label
+                alone = replace(config, label=of_run, strategy=strategy, training=training, compare=[])
+                rows.append(_Row(of_run, of_run, stream, {}, alone, changes))
+    return rows
+
+
+def _lay(layer: Mapping[str, Any], *, over: dict[str, Any]) -> None:
+    """Replace what a file holds, in place; of a section without a name, the keys that it has."""
+    layer = plain_yaml.read(overlay.write(layer))  # escaped: what is below is not resolved yet
+    for key, value in layer.items():
+        below = over.get(key)
+        if isinstance(below, str) and key in _SECTIONS:
+            below = {"name": below}
+        if isinstance(value, dict) and isinstance(below, dict) and "name" not in value:
+            value = {**below, **value}
+        over[key] = value
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where two configurations differ so that it shows in numbers.
+
+    That is neither what one compares with nor a value that the first leaves to its user.
+    """
+    values, given = overlay.flat(after), overlay.flat(before)
+    keys = [
+        key for key in overlay.difference(before, after) if key not in NO_MATTER and given.get(key) != "???"
+    ]
+    return tuple(
+        f"{key}={_text(values[key])}" if key in values else f"no {key}"
+        for key in keys
+        if key.partition(".")[0] != "compare"
+    )
 
 
 def chosen_runs(study: Study, only: Iterable[str], scenarios: Iterable[str], seeds: Iterable[int]) -> Study:
@@ -213,19 +318,23 @@ def _mapping(value: Any, path: str) -> dict[str, Any]:
     return dict(value or {})
 
 
+def _some_mapping(sections: Any, path: str, example: str) -> dict[str, Any]:
+    """What is under each label; at least one."""
+    if not isinstance(sections, Mapping) or not sections:
+        raise ConfigError(
+            f"{path} must map labels to sections, such as {example}, got {schema.show(sections)}"
+        )
+    for label in map(str, sections):
+        if not label.strip() or not any(mark.isalnum() for mark in label):
+            raise ConfigError(f"{path}: a label must hold a letter or a digit, got {schema.show(label)}")
+    return {str(label): section for label, section in sections.items()}
+
+
 def _labelled(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     """Sections by label; a missing name is the label, a bare string is the name."""
-    sections = values.get(key)
-    if not isinstance(sections, Mapping) or not sections:
-        example = "strategies: {l2p: , dualprompt: {e_length: 4}}"
-        raise ConfigError(
-            f"{key} must map labels to sections, such as {example}, got {schema.show(sections)}"
-        )
     labelled = {}
-    for label, section in sections.items():
-        label = str(label)
-        if not label.strip() or not any(mark.isalnum() for mark in label):
-            raise ConfigError(f"{key}: a label must hold a letter or a digit, got {schema.show(label)}")
+    example = "strategies: {l2p: , dualprompt: {e_length: 4}}"
+    for label, section in _some_mapping(values.get(key), key, example).items():
         section = {"name": section} if isinstance(section, str) else _mapping(section, f"{key}.{label}")
         labelled[label] = {"name": label} | section
     return labelled

@@ -19,7 +19,7 @@ from clprompt.experiment import folder as runfolder
 from clprompt.experiment.launch import Launcher, Outcome
 from clprompt.experiment.study import Planned, Study
 from clprompt.metrics.measure import measure_behind
-from clprompt.reporting import report
+from clprompt.reporting import report, reported
 from clprompt.reporting.finished import read_results
 from clprompt.reporting.tables import columns, mean_and_error
 from clprompt.system import overlay, runtime
@@ -205,6 +205,32 @@ def write_report(study: Study, finished: Sequence[Planned]) -> tuple[str, list[P
     """The report over the finished runs of a study, for a terminal, and the files it wrote."""
     comparison = report.collect((run.folder for run in finished), metrics=study.metrics)
     return comparison.text(), comparison.write(study.folder / "report")
+
+
+def write_reported(study: Study, finished: Sequence[Planned]) -> tuple[str, Path | None]:
+    """The literature's numbers beside those of the finished runs: for a terminal, and the file with them.
+
+    What the study's own recipe did not make carries a "*" and a line that says what was laid over it.
+
+    Returns:
+        "" and None where the study names no numbers.
+    """
+    if study.reported is None:
+        return "", None
+    literature = reported.read(study.reported)
+    rows: dict[tuple[str, str], list[Planned]] = {}
+    for run in finished:
+        rows.setdefault((run.scenario, run.base), []).append(run)
+    ours, notes = {}, []
+    for (stream, label), runs in rows.items():
+        results = [results_of(run.folder) for run in runs]
+        cell = " / ".join(mean_and_error([of.get(key) for of in results]) for key in literature.metrics)
+        ours[stream, label] = cell + (" *" if runs[0].changes else "")
+        if runs[0].changes:
+            notes.append(f"* {label} on {stream}: not the packaged recipe, but {', '.join(runs[0].changes)}")
+    path = study.folder / "reported.md"
+    atomic_write(path, "\n".join([*literature.markdown(ours), *[""] * bool(notes), *notes, ""]))
+    return "\n".join([literature.title, *columns(literature.table(ours)), *notes]), path
 
 
 def best(study: Study, finished: Sequence[Planned]) -> tuple[list[str], Path | None]:
