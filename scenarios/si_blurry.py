@@ -15,6 +15,7 @@ from clprompt.data.plan import Plan, class_ids
 from clprompt.errors import ConfigError
 from clprompt.registry import scenarios
 from clprompt.scenarios import _si_blurry_reference as reference
+from clprompt.scenarios._long_tail import Imbalance, LongTail, long_tailed
 from clprompt.schema import at_least, at_most
 from clprompt.seeding import derive
 
@@ -54,6 +55,8 @@ def plan(
     variant: Literal["stochastic", "fixed"] = "stochastic",
     min_classes_per_session: Literal[0, 1] = 1,
     compat: Literal["reference"] | None = None,
+    long_tail: LongTail | None = None,
+    imbalance: Imbalance | None = None,
 ) -> SiBlurryPlan:
     """Si-Blurry: N % disjoint classes in one session each; M % of the other classes' samples are scattered.
 
@@ -73,26 +76,39 @@ def plan(
             allows empty sessions, and more sessions than classes.
         compat: "reference" for the released generator's index lists, in which classes and samples get lost;
             they are trained in their own order.
+        long_tail: "ordered" (class sizes fall along the home sessions), "shuffled" (places in the tail are
+            drawn) or "by_class_id"; None uses all samples. The M % are those of what is left.
+        imbalance: the largest class of a long tail over the smallest; None for 100.
 
     Returns:
         The plan; indices are shuffled within each session.
 
     Raises:
-        ConfigError: percentages outside 0..100, or more sessions than there are classes or samples for.
+        ConfigError: percentages outside 0..100, more sessions than there are classes or samples for, an
+            imbalance that leaves a class without a sample, a long tail with ``compat``.
         DataError: targets that are not class ids.
     """
     targets, count = class_ids(targets)
     _check(len(targets), count, sessions, n, m, min_classes_per_session, compat)
+    if compat and (long_tail is not None or imbalance is not None):
+        raise ConfigError("scenario.long_tail has no released form; leave scenario.compat out")
     quotas: Sequence[int] | np.ndarray
+    left_out = ""
     if compat == "reference":
         home, kinds, indices, moved, quotas = reference.draw(
             targets, count, sessions, int(n), int(m), seed, stochastic=variant == "stochastic"
         )
+        left_out = "the released generator loses them"
     else:
         rng = np.random.default_rng(derive(seed, "si_blurry"))
         home, blurry = _homes(rng, count, sessions, n, variant, min_classes_per_session)
         kinds = np.where(blurry, KINDS[1], KINDS[0])
-        indices, moved, quotas = _scatter(rng, targets, home, blurry, sessions, m, variant)
+        order = np.lexsort((np.arange(count), home))
+        keep, left_out = long_tailed(targets, order, long_tail, imbalance, seed)
+        parts, away, quotas = _scatter(rng, targets[keep], home, blurry, sessions, m, variant)
+        indices = tuple(keep[part] for part in parts)
+        moved = np.zeros(len(targets), dtype=bool)
+        moved[keep] = away
     groups = tuple(tuple(np.flatnonzero(home == t).tolist()) for t in range(sessions))
     scattered = tuple(int(quota) for quota in quotas)
     return SiBlurryPlan(
@@ -104,6 +120,7 @@ def plan(
         kinds=kinds,
         moved=moved,
         is_ordered=compat == "reference",
+        left_out=left_out,
     )
 
 

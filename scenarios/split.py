@@ -13,6 +13,7 @@ from clprompt.data.plan import Plan, class_ids, group_indices
 from clprompt.errors import ConfigError
 from clprompt.registry import scenarios
 from clprompt.scenarios._class_orders import class_order as resolve_order
+from clprompt.scenarios._long_tail import Imbalance, LongTail, long_tailed
 from clprompt.schema import at_least
 from clprompt.seeding import derive
 
@@ -28,6 +29,8 @@ def plan(
     classes_per_experience: list[Annotated[int, at_least(1)]] | None = None,
     class_order: list[Annotated[int, at_least(0)]] | str | None = None,
     shuffle: bool = True,
+    long_tail: LongTail | None = None,
+    imbalance: Imbalance | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Plan:
     """Class-incremental: every class in exactly one experience; a remainder goes to the first ones.
@@ -42,13 +45,17 @@ def plan(
             for that seed), "icarl-cifar100"; or a file of all class ids or class names (.txt with one a line,
             .json, .yaml, .npy).
         shuffle: draw the class order from the seed; False keeps the order of the ids.
+        long_tail: "ordered" (class sizes fall along the stream), "shuffled" (places in the tail are drawn) or
+            "by_class_id"; None uses all samples.
+        imbalance: the largest class of a long tail over the smallest; None for 100.
         class_names: by class id, for a file of class names; a run gives those of its data.
 
     Returns:
         The plan; an experience's indices are sorted by class id (the engine shuffles while training).
 
     Raises:
-        ConfigError: counts that do not fit the number of classes, an order that is no permutation.
+        ConfigError: counts that do not fit the number of classes, an order that is no permutation, an
+            imbalance that leaves a class without a sample.
     """
     targets, count = class_ids(targets)
     sizes = _sizes(count, experiences, base_classes, classes_per_experience)
@@ -60,7 +67,9 @@ def plan(
         order = list(range(count))
     bounds = np.cumsum([0, *sizes])
     groups = [tuple(int(c) for c in order[a:b]) for a, b in itertools.pairwise(bounds)]
-    return Plan(tuple(group_indices(targets, groups, count)), tuple(groups), count)
+    keep, left_out = long_tailed(targets, order, long_tail, imbalance, seed)
+    indices = tuple(keep[index] for index in group_indices(targets[keep], groups, count))
+    return Plan(indices, tuple(groups), count, left_out=left_out)
 
 
 def _sizes(count: int, experiences: int, base: int, explicit: Sequence[int] | None) -> list[int]:

@@ -26,6 +26,7 @@ class Plan:
         moved: whether a training sample arrives away from its class's experience, bool [n]; None for none.
         threshold: probability above which a label counts as predicted; read for multi-hot targets alone.
         is_ordered: the indices of an experience are in their final order; otherwise training shuffles them.
+        left_out: why training samples take no part; "" where nothing is meant to be left out.
     """
 
     indices: tuple[np.ndarray, ...]
@@ -35,6 +36,7 @@ class Plan:
     moved: np.ndarray | None = field(default=None, kw_only=True)
     threshold: float = field(default=0.8, kw_only=True)
     is_ordered: bool = field(default=False, kw_only=True)
+    left_out: str = field(default="", kw_only=True)
 
     def __len__(self) -> int:
         """The number of experiences."""
@@ -52,9 +54,16 @@ class Plan:
 
     def notes(self, train: np.ndarray, test: np.ndarray) -> list[str]:
         """What of the data takes no part in the stream, in a sentence each."""
+        sentences = []
+        left = len(train) - len(np.unique(np.concatenate(self.indices)))
+        if left:
+            reason = f": {self.left_out}" if self.left_out else ""
+            sentences.append(f"{left} of {len(train)} training images take no part{reason}")
         never = set(np.unique(test).tolist()) - {c for group in self.classes for c in group}
-        said = f"test samples of {len(never)} classes that the stream never trains are left out"
-        return [said] if never else []
+        if never:
+            named = f"{len(never)} classes that the stream never trains"
+            sentences.append(f"test samples of {named} are left out")
+        return sentences
 
     def test_groups(self, targets: np.ndarray) -> tuple[np.ndarray, ...]:
         """Test sample indices of each class group, in data set order."""
