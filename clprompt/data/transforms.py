@@ -16,7 +16,7 @@ from clprompt.errors import ConfigError, DataError
 from clprompt.inputs import TakesImages
 from clprompt.schema import above, at_least, at_most
 
-Augment = Literal["none", "standard", "autoaugment-cifar", "autoaugment-imagenet"]
+Augment = Literal["none", "standard", "crop", "padded-crop", "autoaugment-cifar", "autoaugment-imagenet"]
 #: A share of an image's area.
 Area = Annotated[float, above(0), at_most(1)]
 #: How an image that is not varied gets its size, see :class:`Views`.
@@ -90,8 +90,9 @@ def make_transform(
             - "none": not at all; the image gets the backbone's size as its ``inputs.test_resize`` says, see
               :class:`Views`.
             - "standard": random resized crop, horizontal flip.
-            - "autoaugment-cifar", "autoaugment-imagenet": that AutoAugment policy, then as "none", a random
-              crop with 4 pixels of padding, horizontal flip.
+            - "crop": resized as for "none", a random crop in place of the centre, horizontal flip.
+            - "padded-crop": as "none", a random crop with 4 pixels of padding, horizontal flip.
+            - "autoaugment-cifar", "autoaugment-imagenet": that AutoAugment policy, then as "padded-crop".
         crop_scale: smallest and largest share of the area that the crop of "standard" takes.
 
     Raises:
@@ -112,6 +113,14 @@ def make_transform(
     if augment == "standard":
         crop = [v2.RandomResizedCrop(spec.size, crop_scale, **how), v2.RandomHorizontalFlip()]
         return Transform(_Pixels(spec.channels), v2.Compose([*crop, normalise]), random=True)
+    if augment in ("crop", "padded-crop"):
+        resized, cut = (
+            (fit.scaled, v2.RandomCrop(spec.size))
+            if augment == "crop"
+            else (fit, v2.RandomCrop(spec.size, padding=4))
+        )
+        cropped = [cut, v2.RandomHorizontalFlip(), normalise]
+        return Transform(_Pixels(spec.channels, resized), v2.Compose(cropped), random=True)
     if augment in get_args(Augment):
         policy = v2.AutoAugmentPolicy("cifar10" if augment == "autoaugment-cifar" else "imagenet")
         chain = [
@@ -136,16 +145,19 @@ class _Fit:
     antialias: bool
 
     def __call__(self, image: Tensor) -> Tensor:
+        image = self.scaled(image)
+        return image if tuple(image.shape[-2:]) == self.size else F.center_crop(image, list(self.size))
+
+    def scaled(self, image: Tensor) -> Tensor:
+        """The image before its centre is kept."""
         height, width = image.shape[-2:]
-        if self.resize is not None:
-            sides = list(self.size) if self.resize == "squash" else [self.resize]
-            image = F.resize(image, sides, interpolation=self.interpolation, antialias=self.antialias)
-            return image if self.resize == "squash" else F.center_crop(image, list(self.size))
         scale = max(self.size[0] / height, self.size[1] / width)
-        cover = (max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale)))
-        if cover != (height, width):
-            image = F.resize(image, list(cover), interpolation=self.interpolation, antialias=self.antialias)
-        return image if cover == self.size else F.center_crop(image, list(self.size))
+        cover = [max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale))]
+        if self.resize is not None:
+            cover = list(self.size) if self.resize == "squash" else [self.resize]
+        elif cover == [height, width]:
+            return image
+        return F.resize(image, cover, interpolation=self.interpolation, antialias=self.antialias)
 
 
 @dataclass(frozen=True)
@@ -153,7 +165,7 @@ class _Pixels:
     """An image of any kind -> uint8 or float32 [channels, H, W], resized if asked for."""
 
     channels: int
-    fit: _Fit | None = None
+    fit: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, image: Any) -> Tensor:
         tensor = image if isinstance(image, Tensor) else F.to_image(image)

@@ -71,6 +71,27 @@ def test_an_autoaugmented_image_gets_its_size_as_a_test_image_does(test_resize: 
         assert torch.equal((image * 255).round().to(torch.uint8), expected)
 
 
+@pytest.mark.parametrize(
+    ("augment", "test_resize", "published"),
+    [
+        ("crop", 36, [v2.Resize(36, **BICUBIC), v2.RandomCrop(32)]),
+        ("crop", None, [v2.Resize((32, 53), **BICUBIC), v2.RandomCrop(32)]),
+        ("padded-crop", "squash", [v2.Resize((32, 32), **BICUBIC), v2.RandomCrop(32, padding=4)]),
+    ],
+)
+def test_crops_at_random_are_those_of_released_codes(
+    augment: str, test_resize: object, published: list[v2.Transform]
+) -> None:
+    spec = dataclasses.replace(SPEC, test_resize=test_resize)
+    chain = v2.Compose([*published, v2.RandomHorizontalFlip()])
+    for seed in range(3):
+        with preserved_rng(seed):
+            expected = chain(PICTURE)
+        with preserved_rng(seed):
+            image = make_transform(spec, augment)(PICTURE)  # type: ignore[arg-type]
+        assert torch.equal((image * 255).round().to(torch.uint8), expected)
+
+
 # ------------------------------------------------------------------------------------------------- crop_scale
 
 
