@@ -91,11 +91,15 @@ def tiny_imagenet(root: Path, classes: int = 20, train: int = 2, val: int = 1) -
 
 
 def imagenet(root: Path, classes: int = 20, train: int = 2, val: int = 1) -> Arguments:
-    """imagenet/: train/ and val/ with class folders, as torchvision's ImageNet leaves them."""
-    folder = root / "imagenet"
-    for wnid in wnids(classes):
-        pictures(folder / "train" / wnid, [f"{wnid}_{i}.JPEG" for i in range(train)])
-        pictures(folder / "val" / wnid, [f"ILSVRC2012_val_{wnid[1:]}{i}.JPEG" for i in range(val)])
+    """ILSVRC/ and LOC_val_solution.csv, as Kaggle distributes them: class folders to train alone."""
+    folder = root / "ILSVRC" / "Data" / "CLS-LOC"
+    names = wnids(classes)
+    pictures(folder / "train", [f"{x}/{x}_{i}.JPEG" for x in names for i in range(train)])
+    stems = [f"ILSVRC2012_val_{number:08d}" for number in range(1, val * classes + 1)]
+    pictures(folder / "val", [f"{stem}.JPEG" for stem in stems])
+    pictures(folder / "test", [f"ILSVRC2012_test_{number:08d}.JPEG" for number in range(1, classes + 1)])
+    rows = [f"{stem},{names[i % classes]} 1 1 8 8 \n" for i, stem in enumerate(stems)]
+    (root / "LOC_val_solution.csv").write_text("".join(["ImageId,PredictionString\n", *rows]))
     return {"path": str(folder)}
 
 
@@ -125,7 +129,7 @@ def stanford_cars(root: Path, classes: int = 20, train: int = 2, test: int = 1) 
     import scipy.io
 
     folder = root / "stanford_cars"
-    (folder / "devkit").mkdir(parents=True)
+    (folder / "devkit").mkdir(parents=True, exist_ok=True)
     columns = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"]
     for part, count, file in (
         ("cars_train", train, folder / "devkit" / "cars_train_annos.mat"),
@@ -140,7 +144,7 @@ def stanford_cars(root: Path, classes: int = 20, train: int = 2, test: int = 1) 
     names = np.empty((1, classes), dtype=object)
     names[0] = [f"Make Car {number} 2012" for number in range(classes)]
     scipy.io.savemat(folder / "devkit" / "cars_meta.mat", {"class_names": names})
-    return {"path": str(root)}
+    return {"path": str(folder)}
 
 
 def sorted_parts(root: Path, name: str, classes: Sequence[str], train: int = 2, test: int = 1) -> Arguments:
