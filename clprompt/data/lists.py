@@ -211,11 +211,13 @@ def _of_yaml(file: str, content: bytes) -> tuple[list[str], list[str], list[int 
         raise DataError(
             f"data.lists: {file}: of {len(paths)} data there must be as many targets, not {count}"
         )
-    for key, entries, kinds in (("data", paths, str), ("targets", targets or [], int | str)):
-        for position, entry in enumerate(entries):
-            if not isinstance(entry, kinds) or isinstance(entry, bool) or (key == "data" and "\0" in entry):
-                what = "a path" if key == "data" else "an integer or text"
-                raise DataError(f"data.lists: {file}, {key}[{position}] must be {what}, got {entry!r:.60}")
+    for position, path in enumerate(paths):
+        if not isinstance(path, str) or "\0" in path:
+            raise DataError(f"data.lists: {file}, data[{position}] must be a path, got {path!r:.60}")
+    for position, label in enumerate(targets or []):
+        if not isinstance(label, int | str) or isinstance(label, bool):
+            place = f"data.lists: {file}, targets[{position}]"
+            raise DataError(f"{place} must be an integer or text, got {label!r:.60}")
     return paths, [f"{file}, data[{position}]" for position in range(len(paths))], targets
 
 
@@ -297,4 +299,4 @@ def _numbered(
     if not all(isinstance(label, int) for label in folder_of):
         return folders, None
     order = {label: number for number, label in enumerate(sorted(folder_of))}  # type: ignore[type-var]
-    return np.array([order[label] for label in labels]), [folder_of[label] for label in order]
+    return [order[label] for label in labels], [folder_of[label] for label in order]

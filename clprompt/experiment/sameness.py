@@ -66,7 +66,8 @@ def places(then: Mapping[str, Any]) -> set[str]:
     if "stream" in then:
         keys.add("scenario.class_order")
     if all("contents" in (then.get(part) or ()) for part in ("training images", "test images")):
-        keys |= {f"data{source}.{key}" for source in ("", ".source") for key in ("path", "test_path", "root")}
+        names = ("path", "test_path", "root", "lists", "class_list")
+        keys |= {f"data{source}.{name}" for source in ("", ".source") for name in names}
     return keys
 
 

@@ -106,45 +106,60 @@ def imagenet(root: Path, classes: int = 20, train: int = 2, val: int = 1) -> Arg
 def cub200(root: Path, classes: int = 20, train: int = 2, test: int = 1) -> Arguments:
     """CUB_200_2011/: class folders, and files that give each image a number, a class and a part."""
     folder = root / "CUB_200_2011"
-    files: dict[str, list[str]] = {"images": [], "image_class_labels": [], "train_test_split": []}
     names = [f"{number:03d}.Bird_{number}" for number in range(1, classes + 1)]
-    number = 0
-    for label, name in enumerate(names, start=1):
-        for index in range(train + test):
-            number += 1
-            path = f"{name}/Bird_{label}_{index:04d}.jpg"
-            pictures(folder / "images", [path])
-            files["images"].append(f"{number} {path}")
-            files["image_class_labels"].append(f"{number} {label}")
-            files["train_test_split"].append(f"{number} {int(index < train)}")
-    files["classes"] = [f"{label} {name}" for label, name in enumerate(names, start=1)]
-    for file, lines in files.items():
-        (folder / f"{file}.txt").write_text("\n".join([*lines, ""]))
+    rows = [
+        (f"{name}/Bird_{index:04d}.jpg", label, index >= train)
+        for label, name in enumerate(names)
+        for index in range(train + test)
+    ]
+    pictures(folder / "images", [path for path, *_ in rows])
+    cub200_tables(folder, rows, names)
     (root / "attributes.txt").write_text("1 has_bill_shape::curved_(up_or_down)\n")
     return {"path": str(folder)}
 
 
+def cub200_tables(folder: Path, rows: Sequence[tuple[str, int, bool]], names: Sequence[str]) -> None:
+    """The files beside images/: of each image its path, class and whether it is a test image."""
+    files = {
+        "images": [path for path, *_ in rows],
+        "image_class_labels": [label + 1 for _, label, _ in rows],
+        "train_test_split": [int(not is_test) for *_, is_test in rows],
+        "classes": names,
+    }
+    for file, values in files.items():
+        lines = [f"{number} {value}\n" for number, value in enumerate(values, start=1)]
+        (folder / f"{file}.txt").write_text("".join(lines))
+
+
 def stanford_cars(root: Path, classes: int = 20, train: int = 2, test: int = 1) -> Arguments:
     """stanford_cars/: one folder of images a part, and tables of MATLAB's."""
+    folder = root / "stanford_cars"
+    rows = [
+        (f"{number + 1:05d}.jpg", number % classes, is_test)
+        for is_test, count in ((False, train), (True, test))
+        for number in range(count * classes)
+    ]
+    for part, wanted in (("cars_train", False), ("cars_test", True)):
+        pictures(folder / part, [name for name, _, is_test in rows if is_test == wanted])
+    stanford_cars_tables(folder, rows, [f"Make Car {number} 2012" for number in range(classes)])
+    return {"path": str(folder)}
+
+
+def stanford_cars_tables(folder: Path, rows: Sequence[tuple[str, int, bool]], names: Sequence[str]) -> None:
+    """The tables beside cars_train/ and cars_test/; rows as those of CUB-200."""
     import scipy.io
 
-    folder = root / "stanford_cars"
     (folder / "devkit").mkdir(parents=True, exist_ok=True)
     columns = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"]
-    for part, count, file in (
-        ("cars_train", train, folder / "devkit" / "cars_train_annos.mat"),
-        ("cars_test", test, folder / "cars_test_annos_withlabels.mat"),
-    ):
-        rows = np.empty((1, count * classes), dtype=[(column, "O") for column in columns])
-        names = [f"{number:05d}.jpg" for number in range(1, count * classes + 1)]
-        pictures(folder / part, names)
-        for number, name in enumerate(names):
-            rows[0, number] = (1, 1, 8, 8, number % classes + 1, name)
-        scipy.io.savemat(file, {"annotations": rows})
-    names = np.empty((1, classes), dtype=object)
-    names[0] = [f"Make Car {number} 2012" for number in range(classes)]
-    scipy.io.savemat(folder / "devkit" / "cars_meta.mat", {"class_names": names})
-    return {"path": str(folder)}
+    for file, wanted in (("devkit/cars_train_annos.mat", False), ("cars_test_annos_withlabels.mat", True)):
+        some = [(1, 1, 8, 8, label + 1, name) for name, label, is_test in rows if is_test == wanted]
+        annotations = np.empty((1, len(some)), dtype=[(column, "O") for column in columns])
+        for number, row in enumerate(some):
+            annotations[0, number] = row
+        scipy.io.savemat(folder / file, {"annotations": annotations})
+    held = np.empty((1, len(names)), dtype=object)
+    held[0] = list(names)
+    scipy.io.savemat(folder / "devkit" / "cars_meta.mat", {"class_names": held})
 
 
 def sorted_parts(root: Path, name: str, classes: Sequence[str], train: int = 2, test: int = 1) -> Arguments:

@@ -17,12 +17,15 @@ from clprompt.data import DataBundle, ImageSource
 from clprompt.data import fingerprint as fingerprints
 from clprompt.data.sets.coco import coco
 from clprompt.data.sets.csv import csv_file, multi_label_csv
+from clprompt.data.sets.cub200 import cub200
 from clprompt.data.sets.digits import digits
 from clprompt.data.sets.imagefolder import imagefolder
 from clprompt.data.sets.mosaic import mosaic
 from clprompt.data.sets.npz import multi_label_npz, npz
+from clprompt.data.sets.stanford_cars import stanford_cars
 from clprompt.data.sets.synthetic import synthetic
 from clprompt.data.sets.voc import voc2007
+from tests._shared.archives import cub200_tables, stanford_cars_tables
 
 COUNT, SIDE = 8, 6
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE), dtype=np.uint8)
@@ -98,10 +101,43 @@ def in_voc(root: Path) -> None:
         picture(root / "JPEGImages" / f"{number}.jpg", number)
 
 
+def in_lists(root: Path) -> None:
+    for part, which in (("train", TRAINS), ("test", ~TRAINS)):
+        paths = [f"images/{'ab'[LABELS[number]]}/{number}.bmp" for number in np.flatnonzero(which)]
+        for path in paths:
+            picture(root / path, int(Path(path).stem))
+        (root / f"{part}.txt").write_text("\n".join(paths))
+
+
+def _rows() -> list[tuple[str, int, bool]]:
+    return [(f"{number}.bmp", int(LABELS[number]), not TRAINS[number]) for number in range(COUNT)]
+
+
+def in_cub200(root: Path) -> None:
+    for number in range(COUNT):
+        picture(root / "images" / f"{number}.bmp", number)
+    cub200_tables(root, _rows(), ["a", "b"])
+
+
+def in_stanford_cars(root: Path) -> None:
+    for number in range(COUNT):
+        part = "cars_train" if TRAINS[number] else "cars_test"
+        picture(root / "stanford_cars" / part / f"{number}.bmp", number)
+    stanford_cars_tables(root / "stanford_cars", _rows(), ["a", "b"])
+
+
 Read = Callable[[Path], DataBundle]
 #: every reader of files: what writes them, and what reads them from a folder
 READERS: dict[str, tuple[Callable[[Path], None], Read]] = {
     "imagefolder": (in_folders, lambda root: imagefolder(path=str(root))),
+    "imagefolder, lists": (
+        in_lists,
+        lambda root: imagefolder(
+            path=str(root / "images"), lists=(str(root / "train.txt"), str(root / "test.txt"))
+        ),
+    ),
+    "cub200": (in_cub200, lambda root: cub200(path=str(root))),
+    "stanford_cars": (in_stanford_cars, lambda root: stanford_cars(path=str(root))),
     "csv": (in_csv, lambda root: csv_file(path=str(root / "data.csv"))),
     "multi_label_csv": (in_csv, lambda root: multi_label_csv(path=str(root / "data.csv"))),
     "npz": (in_npz, lambda root: npz(path=str(root / "data.npz"))),

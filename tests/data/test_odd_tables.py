@@ -23,6 +23,7 @@ from PIL import Image
 from clprompt import registry
 from clprompt.data import DataBundle
 from clprompt.errors import ClpromptError, DataWarning
+from tests._shared.archives import cub200_tables, stanford_cars_tables
 
 # ------------------------------------------------------------------------------------------------- outcomes
 
@@ -65,7 +66,7 @@ Outcome = Used | Told | Refused | NotThere
 
 def check(reader: str, arguments: dict[str, Any], outcome: Outcome) -> DataBundle | None:
     """Read, and compare with what a cell says."""
-    read = registry.datasets.get(reader).target
+    read = registry.datasets.get(reader.partition(",")[0]).target
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if isinstance(outcome, Refused):
@@ -998,6 +999,48 @@ def write_folders(folder: Path, images: Path, rows: Sequence[Row]) -> dict[str, 
     return {"path": str(folder)}
 
 
+def linked(folder: Path, images: Path, image: str) -> str:
+    """A link to an image of the folder of images; its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f"{image}.png"
+    if not place.is_symlink():
+        place.symlink_to((images / f"{image}.png").resolve())
+    return place.name
+
+
+def write_lists(folder: Path, images: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    for part in ("train", "test"):
+        some = [row for row in rows if row.part == part]
+        names = [f"{row.labels[0]}/{linked(folder / row.labels[0], images, row.image)}\n" for row in some]
+        (folder / f"{part}.txt").write_text("".join(names))
+    return {"path": str(folder), "lists": (str(folder / "train.txt"), str(folder / "test.txt"))}
+
+
+def write_cub200(folder: Path, images: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    names = sorted({row.labels[0] for row in rows})
+    held = [
+        (linked(folder / "images", images, row.image), names.index(row.labels[0]), row.part == "test")
+        for row in rows
+    ]
+    cub200_tables(folder, held, names)
+    return {"path": str(folder)}
+
+
+def write_cars(folder: Path, images: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    names = sorted({row.labels[0] for row in rows})
+    folder = folder / "stanford_cars"
+    held = [
+        (
+            linked(folder / f"cars_{row.part}", images, row.image),
+            names.index(row.labels[0]),
+            row.part == "test",
+        )
+        for row in rows
+    ]
+    stanford_cars_tables(folder, held, names)
+    return {"path": str(folder)}
+
+
 READERS: dict[str, Callable[[Path, Path, Sequence[Row]], dict[str, Any]]] = {
     "csv": write_csv,
     "multi_label_csv": write_csv,
@@ -1006,7 +1049,12 @@ READERS: dict[str, Callable[[Path, Path, Sequence[Row]], dict[str, Any]]] = {
     "coco": write_coco,
     "voc2007": write_voc,
     "imagefolder": write_folders,
+    "imagefolder, lists": write_lists,
+    "cub200": write_cub200,
+    "stanford_cars": write_cars,
 }
+#: Each image is a link below the folder of the data set.
+LINKED = ("imagefolder", "imagefolder, lists", "cub200", "stanford_cars")
 
 ONE_LABEL = NotThere("an image has one label")
 SHARED = Told(r"1 of 5 test images are training images as well; the first: .*0", test=5)
@@ -1018,7 +1066,16 @@ SKIPPED = Told(r"1 of 9 images are left out; the first: .*: the image cannot be 
 
 SCENES: dict[str, tuple[list[Row], dict[str, Any], dict[str, Outcome]]] = {
     "as it should be": (ROWS, {}, dict.fromkeys(READERS, Used())),
-    "an image in both parts": ([*ROWS, Row("0", ("cat",), "test")], {}, dict.fromkeys(READERS, SHARED)),
+    "an image in both parts": (
+        [*ROWS, Row("0", ("cat",), "test")],
+        {},
+        dict.fromkeys(READERS, SHARED)
+        | {
+            "imagefolder, lists": Refused(
+                r"test\.txt, line 5: cat/0\.png is a training image, too \(.*line 1\)"
+            )
+        },
+    ),
     "an image in both parts by a link": (
         [*ROWS, Row("link", ("cat",), "test")],
         {},
@@ -1036,7 +1093,7 @@ SCENES: dict[str, tuple[list[Row], dict[str, Any], dict[str, Outcome]]] = {
             "voc2007": Told(
                 (r"cat_trainval\.txt: 1 of 5 lines repeat an earlier one", r"dog_trainval\.txt: 1 of 5 lines")
             ),
-            "imagefolder": Told("1 of 9 images come again with the same label", train=5),
+            **dict.fromkeys(LINKED, Told("1 of 9 images come again with the same label", train=5)),
         },
     ),
     "an image with two labels in two rows": (
@@ -1050,6 +1107,9 @@ SCENES: dict[str, tuple[list[Row], dict[str, Any], dict[str, Outcome]]] = {
             "coco": Told("1 of 9 entries name an image again, their labels joined"),
             "voc2007": Refused(r"cat_trainval\.txt, line 5: the image 0 has -1, and 1 above"),
             "imagefolder": Told(f"1 of 9 {ANOTHER}.*8.png, which is .*0.png", train=5),
+            "imagefolder, lists": Told(f"1 of 9 {ANOTHER}.*dog/0.png, which is .*cat/0.png", train=5),
+            "cub200": Told(f"1 of 9 {ANOTHER}.*0.png", train=5),
+            "stanford_cars": Told(f"1 of 9 {ANOTHER}.*0.png", train=5),
         },
     ),
     "a test label that no training image has": (
@@ -1076,7 +1136,7 @@ SCENES: dict[str, tuple[list[Row], dict[str, Any], dict[str, Outcome]]] = {
             "multi_label_npz": Refused("no test image has a label"),
             "coco": Refused("no test image has a label"),
             "voc2007": Refused("no test image has a label"),
-            "imagefolder": ONE_LABEL,
+            **dict.fromkeys(LINKED, ONE_LABEL),
         },
     ),
     "no training image has a label": (
@@ -1089,7 +1149,7 @@ SCENES: dict[str, tuple[list[Row], dict[str, Any], dict[str, Outcome]]] = {
             "multi_label_npz": Refused("no training image has a label"),
             "coco": Refused("no training image has a label"),
             "voc2007": Refused("no training image has a label"),
-            "imagefolder": ONE_LABEL,
+            **dict.fromkeys(LINKED, ONE_LABEL),
         },
     ),
     "a missing image": (
@@ -1097,7 +1157,9 @@ SCENES: dict[str, tuple[list[Row], dict[str, Any], dict[str, Outcome]]] = {
         {},
         dict.fromkeys(READERS, Refused(NO_FILE))
         | dict.fromkeys(NPZ, IN_FILE)
-        | {"imagefolder": Refused("the image cannot be read: it is a link to a file that is not there; ")},
+        | dict.fromkeys(
+            LINKED, Refused("the image cannot be read: it is a link to a file that is not there; ")
+        ),
     ),
     "a missing image, skipped": (
         [*ROWS, Row("99", ("cat",), "train")],
@@ -1134,6 +1196,8 @@ SCENES: dict[str, tuple[list[Row], dict[str, Any], dict[str, Outcome]]] = {
             "multi_label_npz": NotThere("labels are numbers; see the table of npz files"),
             "voc2007": Refused(r'two files \*_trainval\.txt are those of the class "\u00e9"'),
             "coco": Used(train=6, test=5, names=("cat", "dog", E_COMPOSED)),
+            "cub200": Refused('class "\u00e9" has test images, but no training image'),
+            "stanford_cars": Refused('class "\u00e9" has test images, but no training image'),
         },
     ),
     "a class chosen in the other Unicode form": (
@@ -1150,7 +1214,8 @@ SCENES: dict[str, tuple[list[Row], dict[str, Any], dict[str, Outcome]]] = {
     "no image that can be read": (
         [Row("damaged", ("cat",), "train"), Row("empty", ("cat",), "test")],
         {"on_bad_image": "skip"},
-        dict.fromkeys(READERS, Refused("there is no image")),
+        dict.fromkeys(READERS, Refused("there is no image"))
+        | {"stanford_cars": NotThere("torchvision reads tables of two rows or more")},
     ),
     "a class that is not there": (
         ROWS,
