@@ -148,8 +148,8 @@ class _Counted(PromptStrategy):
 
     engine: MemoryEngine
 
-    def _progress(self) -> tuple[int, int]:
-        return self.engine._at
+    def _progress(self) -> tuple[int, int, int]:
+        return *self.engine._at, 1
 
     def _place(self) -> tuple[int, int]:
         at = self.engine.position

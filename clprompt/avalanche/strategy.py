@@ -328,8 +328,10 @@ class PromptStrategy(SupervisedTemplate):
         self.watch.check()
         settings = self.training_settings
         if self.model.trains and settings.moves_rate:
-            at, steps = self._progress()
-            optim.set_learning_rate(self.optimizer, settings.schedule, at, steps, settings.warmup)
+            at, steps, epochs = self._progress()
+            optim.set_learning_rate(
+                self.optimizer, settings.schedule, at, steps, settings.warmup, epochs=epochs
+            )
         where = (self.clock.train_exp_counter, self.clock.train_exp_iterations, 0)
         images, soft = soften(
             self.model.placed(self.mb_x),
@@ -347,9 +349,10 @@ class PromptStrategy(SupervisedTemplate):
         """The number of this step and of its experience, both from 1."""
         return self.clock.train_iterations + 1, self.clock.train_exp_counter + 1
 
-    def _progress(self) -> tuple[int, int]:
-        """Which step of how many in the experience this is: what the schedule follows."""
-        return self.clock.train_exp_iterations, self.train_epochs * len(self.dataloader)  # type: ignore[arg-type]
+    def _progress(self) -> tuple[int, int, int]:
+        """Which step of how many in how many epochs of the experience this is: the schedule follows it."""
+        epochs = self.train_epochs
+        return self.clock.train_exp_iterations, epochs * len(self.dataloader), epochs  # type: ignore[arg-type]
 
     def criterion(self) -> Tensor:
         """The method's loss in training; in evaluation the cross-entropy, see :func:`evaluation_loss`."""

@@ -362,13 +362,14 @@ class PromptModel(nn.Module, ABC):
     def _check_soft(self, soft: SoftLabels) -> None:
         if not self.soft_labels:
             raise ProtocolError(
-                f"{type(self).__name__} has a loss of its own, which takes neither training.mixup nor "
-                "training.label_smoothing"
+                f"{type(self).__name__} has a loss of its own, which takes neither training.mixup and "
+                "training.cutmix nor training.label_smoothing"
             )
         if soft.labels.ndim == 2 and self.counts_received():
             names = ", ".join(plugin.name for plugin in self.plugins if overrides(plugin, "received"))
             raise ProtocolError(
-                f"training.mixup is refused: {names} counts features, and mixed ones are no class's"
+                f"training.mixup and training.cutmix are refused: {names} counts features, and mixed ones "
+                "are no class's"
             )
 
     def base_loss(self, logits: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Tensor:

@@ -293,7 +293,12 @@ class Engine:
             lr = self.training.lr
             if self.optimizer is not None:
                 lr = optim.set_learning_rate(
-                    self.optimizer, self.training.schedule, step, steps, self.training.warmup
+                    self.optimizer,
+                    self.training.schedule,
+                    step,
+                    steps,
+                    self.training.warmup,
+                    epochs=1 if self.online else self.training.train_epochs,
                 )
             where = (at.experience, step, iteration)
             mixed, soft = soften(images, targets, self.training, self.model.num_classes, self.seed, *where)

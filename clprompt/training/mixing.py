@@ -1,6 +1,8 @@
-"""Mixed images and soft labels: mixup and label smoothing as parts of the training section."""
+"""Mixed images and soft labels: mixup, CutMix and label smoothing as parts of the training section."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -18,10 +20,12 @@ def check_mixing(model: PromptModel, training: Training) -> None:
     Raises:
         ConfigError: naming the setting.
     """
-    if training.mixup and model.counts_received():
-        raise ConfigError(
-            "training.mixup must be 0: a plug-in counts features, and those of mixed images are no class's"
-        )
+    for name in ("mixup", "cutmix"):
+        if getattr(training, name) and model.counts_received():
+            raise ConfigError(
+                f"training.{name} must be 0: a plug-in counts features, and those of mixed images are no "
+                "class's"
+            )
 
 
 def soften(
@@ -32,7 +36,7 @@ def soften(
     Args:
         images: [B, 3, H, W].
         targets: [B].
-        training: its ``mixup``, ``mixup_probability`` and ``label_smoothing``.
+        training: its ``mixup`` and ``cutmix``, the probability of each, and ``label_smoothing``.
         classes: C, columns of the model's logits.
         seed: decides the draw, with the position.
         *position: of the step in the run, so that any step can be entered again.
@@ -42,20 +46,32 @@ def soften(
 
     Raises:
         ProtocolError: multi-hot targets.
+
+    Source: mixup, Zhang et al., ICLR 2018; CutMix, Yun et al., ICCV 2019.
     """
-    if not training.mixup and not training.label_smoothing:
+    if not training.mixup and not training.cutmix and not training.label_smoothing:
         return images, None
     if is_label_sets(targets):
         raise ProtocolError(
-            "training.mixup and training.label_smoothing need one label per image, not multi-hot"
+            "training.mixup, training.cutmix and training.label_smoothing need one label per image, "
+            "not multi-hot"
         )
-    labels = targets
-    if training.mixup:
-        from torchvision.transforms import v2
-
-        mix = v2.RandomApply(
-            [v2.MixUp(alpha=training.mixup, num_classes=classes)], p=training.mixup_probability
-        )
-        with preserved_rng(derive(seed, "mixup", *position), devices=False):  # it draws from the global state
-            images, labels = mix(images, targets)
+    labels, left = targets, 1.0  # the share of batches that are neither cut nor mixed before
+    for name in ("cutmix", "mixup"):
+        alpha, share = getattr(training, name), getattr(training, f"{name}_probability")
+        if alpha and labels is targets:
+            mix = _one_in(min(share / left, 1.0), name, alpha, classes)
+            left -= share
+            with preserved_rng(
+                derive(seed, name, *position), devices=False
+            ):  # it draws from the global state
+                images, labels = mix(images, targets)
     return images, SoftLabels(labels, training.label_smoothing)
+
+
+def _one_in(share: float, name: str, alpha: float, classes: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What mixes the images and labels of so large a share of batches."""
+    from torchvision.transforms import v2
+
+    kind = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[name]
+    return v2.RandomApply([kind(alpha=alpha, num_classes=classes)], p=share)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from clprompt import schema
 from clprompt.errors import CheckpointError, ConfigError
 from clprompt.prompting.model import PromptModel
-from clprompt.training.settings import Training
+from clprompt.training.settings import Schedule, Training
 
 #: Adam's eps for weights in float16, where a second moment (beta2 = 0.999) that is too small is 0, as are the
 #: usual 1e-8: nan. With this one the step of such a weight is no longer than the learning rate.
@@ -110,23 +110,37 @@ def _padded(value: Any, like: Tensor) -> Any:
 
 def set_learning_rate(
     optimizer: Optimizer,
-    schedule: Literal["constant", "cosine"],
+    schedule: Schedule,
     step: int,
     steps: int,
     warmup: float = 0.0,
+    epochs: int = 1,
 ) -> float:
     """Set every group's rate for step ``step`` of ``steps`` of an experience; returns the first group's.
 
     The rate rises linearly over the first ``warmup`` share of the steps (its last step has the full rate) and
     then follows the schedule. It is a function of the step alone, so any step can be entered again.
+
+    Args:
+        optimizer: whose groups have their full rate under ``initial_lr``.
+        schedule: "constant"; "cosine" falls to 0 by half a cosine from the end of the warm-up on, step by
+            step; "cosine-coda" has the rate cos(99 pi e / (200 (E - 1))) in epoch e of E, the full one where
+            E is 1. A warm-up is a factor of that: no epoch is shifted.
+        step: from 0.
+        steps: of all epochs of the experience.
+        warmup: see above.
+        epochs: E, of equal length.
+
+    Source: "cosine-coda", ``utils/schedulers.py`` of the released code of CODA-Prompt (Smith et al., CVPR
+    2023), which divides by zero where E is 1.
     """
     rising = int(warmup * steps)
-    if step < rising:
-        factor = (step + 1) / rising
-    elif schedule == "constant":
-        factor = 1.0
-    else:
+    factor = (step + 1) / rising if step < rising else 1.0
+    if schedule == "cosine" and step >= rising:
         factor = (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
+    if schedule == "cosine-coda":
+        epoch = step * epochs // max(steps, 1)
+        factor *= math.cos(99 * math.pi * epoch / (200 * max(epochs - 1, 1)))
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from clprompt.prompting.model import PromptModel
 
 Count = Annotated[int, at_least(1)]
+#: How the learning rate goes within an experience, see :func:`clprompt.training.optim.set_learning_rate`.
+Schedule = Literal["constant", "cosine", "cosine-coda"]
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,18 @@ class Training:
     """of the optimizer"""
     momentum: Annotated[float, at_least(0), below(1)] = 0.0
     """of sgd"""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """of the learning rate within an experience"""
+    schedule: Schedule = "constant"
+    """of the learning rate within an experience; "cosine" falls step by step, "cosine-coda" epoch by epoch"""
     warmup: Annotated[float, at_least(0), below(1)] = 0.0
     """share of an experience's steps over which the learning rate rises to its full value"""
     mixup: Annotated[float, at_least(0)] = 0.0
     """alpha of the beta distribution that images and labels of a batch are mixed by; 0 for none"""
     mixup_probability: Annotated[float, above(0), at_most(1)] = 1.0
     """share of batches that are mixed"""
+    cutmix: Annotated[float, at_least(0)] = 0.0
+    """alpha of the beta distribution of how much of an image a box of another one covers; 0 for none"""
+    cutmix_probability: Annotated[float, above(0), at_most(1)] = 1.0
+    """share of batches with such boxes; with mixup beside it the two shares are of different batches"""
     label_smoothing: Annotated[float, at_least(0), below(1)] = 0.0
     """share of a label that is spread over all classes that compete"""
     clip_grad: Annotated[float, above(0)] | None = None
@@ -112,6 +118,12 @@ class Training:
 
     def __post_init__(self) -> None:
         schema.check_fields(self, "training")
+        shares = self.mixup_probability, self.cutmix_probability
+        if self.mixup and self.cutmix and sum(shares) > 1:
+            raise ConfigError(
+                "training.mixup_probability and training.cutmix_probability must be 1 or less together where "
+                f"mixup and cutmix are both on, as a batch gets one of them; got {shares[0]} and {shares[1]}"
+            )
 
     @property
     def moves_rate(self) -> bool:

@@ -82,7 +82,7 @@ def test_a_run_without_a_memory_says_that_it_is_rehearsal_free(tmp_path):
     assert json.loads((result.folder / "results.json").read_text())["rehearsal_free"] is True
 
 
-def engine(model, train, stream, **arguments):
+def engine(model, train, stream, *, schedule="constant", **arguments):
     test = Dense(6, "test")
     return MemoryEngine(
         model,
@@ -90,7 +90,7 @@ def engine(model, train, stream, **arguments):
         stream.indices,
         stream.classes,
         evaluator=Evaluator(test, test.targets, list(stream.test_groups(test.targets)), batch_size=16),
-        training=Training(**TRAINING),
+        training=Training(**TRAINING, schedule=schedule),
         online=Online(iterations=2, eval_every=30),
         memory=Memory(size=24),
         **arguments,
@@ -152,6 +152,14 @@ def test_the_steps_are_those_of_a_script_with_avalanches_plugin():
         for experience in to_online_avalanche(stream, train, test, batch_size=8).train_stream:
             script.train(experience)
     assert not changed(ours.method_state(), script.model.method_state())
+
+
+@pytest.mark.parametrize(("schedule", "constant"), [("cosine-coda", True), ("cosine", False)])
+def test_the_steps_on_one_batch_are_no_epochs_of_a_schedule(schedule, constant):
+    train, log = Dense(4), Log()
+    engine(model_of(), train, plan(train.targets, sessions=1), schedule=schedule, listeners=[log]).run()
+    rates = {record["lr"] for record in log.records if record["kind"] == "train"}
+    assert (rates == {0.02}) == constant
 
 
 def test_what_is_kept_for_a_resume_is_which_samples_are_held():

@@ -509,14 +509,17 @@ def test_a_plug_in_that_was_refused_can_be_plugged_elsewhere():
 MIXED = Training(train_mb_size=8, mixup=0.5)
 
 
-def test_mixed_images_are_refused_before_training_where_a_plug_in_counts():
+@pytest.mark.parametrize("mixed", ["mixup", "cutmix"])
+def test_mixed_images_are_refused_before_training_where_a_plug_in_counts(mixed):
     bench = Workbench(LinearProbeModel, plugins=[Recorder()])
-    bench.training = lambda epochs=1: MIXED  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match=r"training\.mixup must be 0") as caught:
+    bench.training = lambda epochs=1: Training(train_mb_size=8, **{mixed: 0.5})  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=rf"training\.{mixed} must be 0") as caught:
         bench.engine(bench.make())
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match=r"training\.mixup must be 0"):
-        make_strategy(LinearProbeModel)(backbone=tiny_vit(), plugins=[Recorder()], mixup=0.5, evaluator=None)
+    with pytest.raises(ConfigError, match=rf"training\.{mixed} must be 0"):
+        make_strategy(LinearProbeModel)(
+            backbone=tiny_vit(), plugins=[Recorder()], evaluator=None, **{mixed: 0.5}
+        )
 
 
 def in_a_loop_of_ones_own() -> tuple[PromptModel, Tensor, Tensor]:

@@ -181,6 +181,31 @@ def test_the_rate_is_a_function_of_the_step_alone():
     assert optim.set_learning_rate(optimizer, "constant", 7, 10) == pytest.approx(0.1)
 
 
+def rates(schedule: str, epochs: int, per_epoch: int, warmup: float = 0.0) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.001)
+    optimizer.param_groups[0]["initial_lr"] = 0.001
+    steps = epochs * per_epoch
+    return [
+        optim.set_learning_rate(optimizer, schedule, step, steps, warmup, epochs) for step in range(steps)
+    ]
+
+
+def test_the_schedule_of_coda_prompt_is_a_quarter_cosine_over_the_epochs():
+    published = [0.001 * math.cos(99 * math.pi * epoch / (200 * (20 - 1))) for epoch in range(20)]
+    assert rates("cosine-coda", 20, 3) == [rate for rate in published for _ in range(3)]
+    assert sum(published) / 20 == pytest.approx(0.00064, abs=1e-5)
+    assert published[-1] == pytest.approx(0.001 * math.cos(0.495 * math.pi))
+
+
+def test_the_schedule_of_coda_prompt_has_the_full_rate_in_a_single_epoch():
+    assert rates("cosine-coda", 1, 4) == [0.001] * 4
+
+
+def test_a_warm_up_is_a_factor_of_the_schedule_of_coda_prompt():
+    plain, risen = rates("cosine-coda", 5, 2), rates("cosine-coda", 5, 2, warmup=0.3)
+    assert risen == pytest.approx([plain[0] / 3, plain[1] * 2 / 3, plain[2], *plain[3:]])
+
+
 def test_the_gradient_is_clipped_over_all_groups_together():
     model = Growing()
     optimizer = optim.build(model)
