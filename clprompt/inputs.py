@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -16,7 +17,7 @@ class ImageSpec:
         channels: colour channels.
         interpolation: how images are resized, in torchvision's words ("bicubic", "bilinear", ...).
         antialias: whether resizing to a smaller size smooths.
-        mean: subtracted from pixels in [0, 1], one per channel.
+        mean: subtracted from pixels in [0, 1], one per channel; nan where a data set is still to tell.
         std: divided by, one per channel.
         test_resize: how an image that is not varied gets the size, see :class:`clprompt.data.Views`.
 
@@ -50,6 +51,15 @@ class ImageSpec:
         """Itself, so that a transform takes a specification as it takes whatever has one."""
         return self
 
+    @property
+    def awaits_data(self) -> bool:
+        """Whether mean and deviation are a data set's that is not known yet: no image can be shown so far."""
+        return any(map(math.isnan, (*self.mean, *self.std)))
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> ImageSpec:
+        """This specification with another normalisation; see :func:`per_channel`."""
+        return replace(self, mean=per_channel(mean, self.channels), std=per_channel(std, self.channels))
+
     def facts(self) -> dict[str, Any]:
         """What ``model.json`` holds under ``transform``."""
         facts = {
@@ -71,6 +81,13 @@ class ImageSpec:
         values = {key: facts[key] for key in ("interpolation", "antialias", "test_resize") if key in facts}
         values |= {key: tuple(facts[key]) for key in ("mean", "std") if key in facts}
         return replace(self, **values)
+
+
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Normalisation constants for another number of channels than they were made for: their mean repeated."""
+    if len(values) != channels:
+        values = [sum(values) / len(values)] * channels
+    return tuple(float(value) for value in values)
 
 
 class TakesImages(Protocol):

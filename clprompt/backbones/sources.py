@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from clprompt import schema
 from clprompt.backbones.checkpoints import check_finite, load_weights
 from clprompt.errors import BackboneError
-from clprompt.inputs import ImageSpec
+from clprompt.inputs import ImageSpec, per_channel
 from clprompt.seeding import preserved_rng
+
+#: What is subtracted from pixels and what they are divided by, see :func:`image_spec`.
+Normalise = Literal["backbone", "unit", "dataset"]
 
 
 def create_vit(
@@ -126,20 +131,29 @@ def check_supported(vit: nn.Module, name: str) -> None:
             raise BackboneError(f"backbone {name}: {type(block.attn).__name__} is not supported; {allowed}")
 
 
-def image_spec(vit: Any, config: Mapping[str, Any], normalise: Literal["backbone", "unit"]) -> ImageSpec:
+def image_spec(vit: Any, config: Mapping[str, Any], normalise: Normalise) -> ImageSpec:
     """The images that a timm module takes.
 
     Args:
         vit: the module.
         config: its data configuration.
-        normalise: "backbone" for its own mean and standard deviation, "unit" for pixels in [0, 1].
+        normalise: "backbone" for its own mean and standard deviation, "unit" for pixels in [0, 1], "dataset"
+            for those of a data set, which are nan until it tells them.
 
     Raises:
         BackboneError: an unknown normalisation.
     """
-    if normalise not in ("backbone", "unit"):
-        raise BackboneError(f'backbone.normalise must be backbone or unit, got "{normalise}"')
-    mean, std = ([0.0], [1.0]) if normalise == "unit" else (config["mean"], config["std"])
+    constants = {
+        "backbone": (config["mean"], config["std"]),
+        "unit": ([0.0], [1.0]),
+        "dataset": ([math.nan], [math.nan]),
+    }
+    if normalise not in get_args(Normalise):
+        raise BackboneError(
+            f"backbone.normalise must be one of {', '.join(get_args(Normalise))}, "
+            f"got {schema.show(normalise)}"
+        )
+    mean, std = constants[normalise]
     channels = int(vit.patch_embed.proj.in_channels)
     height, width = vit.patch_embed.img_size
     return ImageSpec(
@@ -147,16 +161,9 @@ def image_spec(vit: Any, config: Mapping[str, Any], normalise: Literal["backbone
         channels=channels,
         interpolation=str(config.get("interpolation", "bicubic")),
         antialias=bool(config.get("antialias", True)),
-        mean=_per_channel(mean, channels),
-        std=_per_channel(std, channels),
+        mean=per_channel(mean, channels),
+        std=per_channel(std, channels),
     )
-
-
-def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Normalisation constants for another number of channels than they were made for: their mean repeated."""
-    if len(values) != channels:
-        values = [sum(values) / len(values)] * channels
-    return tuple(float(value) for value in values)
 
 
 def _one_line(error: BaseException) -> str:

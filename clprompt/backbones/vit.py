@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from clprompt.backbones.attention import (
     prompted_block,
     residual_mlp,
 )
-from clprompt.backbones.sources import check_supported, create_vit, image_spec
+from clprompt.backbones.sources import Normalise, check_supported, create_vit, image_spec
 from clprompt.errors import ConfigError
 from clprompt.inputs import ImageSpec
 
@@ -44,7 +44,9 @@ class FrozenViT(nn.Module):
             torchvision, CLIP or JAX. Wrappers (``state_dict``, ``model.``, ``teacher.backbone.``) are undone
             with a notice, a classifier is left out, position embeddings are resampled to the image size.
         normalise: "backbone" gives images the mean and standard deviation that the weights were trained with;
-            "unit" leaves pixels in [0, 1], as several published recipes do.
+            "unit" leaves pixels in [0, 1], as several published recipes do; "dataset" takes those of the data
+            set, as others do: a run puts them in, and a script by :func:`clprompt.data.inputs_for` and
+            :meth:`with_inputs`.
         **timm_kwargs: passed to ``timm.create_model`` (``img_size=112``, ``depth=4``, ...).
 
     Attributes:
@@ -72,7 +74,7 @@ class FrozenViT(nn.Module):
         *,
         pretrained: bool = False,
         checkpoint: str | Path | None = None,
-        normalise: Literal["backbone", "unit"] = "backbone",
+        normalise: Normalise = "backbone",
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()

@@ -37,12 +37,14 @@ if TYPE_CHECKING:
     from clprompt.data.bundle import takes_views as takes_views
     from clprompt.data.dataset import ImageDataset as ImageDataset
     from clprompt.data.dataset import datasets_for as datasets_for
+    from clprompt.data.dataset import inputs_for as inputs_for
     from clprompt.data.images import ImageArray as ImageArray
     from clprompt.data.images import ImageFiles as ImageFiles
     from clprompt.data.images import ImageSource as ImageSource
     from clprompt.data.loading import image_stream as image_stream
     from clprompt.data.loading import sample_stream as sample_stream
     from clprompt.data.loading import training_batches as training_batches
+    from clprompt.data.normalisation import Normalisation as Normalisation
     from clprompt.data.plan import Plan as Plan
     from clprompt.data.selection import Selection as Selection
     from clprompt.data.selection import takes_selection as takes_selection
@@ -64,6 +66,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "ImageDataset": "clprompt.data.dataset",
         "ImageFiles": "clprompt.data.images",
         "ImageSource": "clprompt.data.images",
+        "Normalisation": "clprompt.data.normalisation",
         "Plan": "clprompt.data.plan",
         "Selection": "clprompt.data.selection",
         "Views": "clprompt.data.transforms",
@@ -73,6 +76,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "datasets_for": "clprompt.data.dataset",
         "digits": "clprompt.data.sets.digits",
         "image_stream": "clprompt.data.loading",
+        "inputs_for": "clprompt.data.dataset",
         "letters": "clprompt.data.sets.letters",
         "make_transform": "clprompt.data.transforms",
         "mosaic": "clprompt.data.sets.mosaic",

@@ -17,6 +17,7 @@ import numpy as np
 from clprompt import schema
 from clprompt.data.images import MAX_PIXELS, ImageFiles, ImageSource, Selected, reason_of, unreadable
 from clprompt.data.names import class_name
+from clprompt.data.normalisation import Normalisation
 from clprompt.data.plan import Plan, make_plan
 from clprompt.data.repeats import merged, tell_repeats
 from clprompt.data.selection import (
@@ -44,6 +45,7 @@ class DataBundle:
         views: how they are shown, see :class:`clprompt.data.transforms.Views`.
         cache: whether prepared images stay in memory between epochs and evaluations.
         domain_names: by the domain ids of both parts; None where the data have no domains.
+        normalisation: published mean and deviation of its pixels; None where there are none.
 
     ``augment`` may be given by itself, in place of the views or to change them.
     """
@@ -55,6 +57,7 @@ class DataBundle:
     views: Views
     cache: bool
     domain_names: list[str] | None
+    normalisation: Normalisation | None
 
     def __init__(
         self,
@@ -65,15 +68,23 @@ class DataBundle:
         views: Views | Augment = Views(),  # noqa: B008 - frozen
         cache: bool = True,
         domain_names: list[str] | None = None,
+        normalisation: Normalisation | None = None,
         *,
         augment: Augment | None = None,
     ) -> None:
         if isinstance(views, str):
             augment = views
             views = Views()
-        views = views if augment is None else replace(views, augment=augment)
-        values = {"name": name, "train": train, "test": test, "class_names": class_names}
-        self.__dict__.update(values, views=views, cache=cache, domain_names=domain_names)
+        self.__dict__.update(
+            name=name,
+            train=train,
+            test=test,
+            class_names=class_names,
+            views=views if augment is None else replace(views, augment=augment),
+            cache=cache,
+            domain_names=domain_names,
+            normalisation=normalisation,
+        )
 
     @property
     def augment(self) -> Augment:
@@ -104,13 +115,16 @@ def plan_over(bundle: DataBundle, section: Mapping[str, Any], seed: int) -> Plan
     )
 
 
-def takes_views(**defaults: Any) -> Callable[[Callable[..., DataBundle]], Callable[..., DataBundle]]:
+def takes_views(
+    *, normalisation: Normalisation | None = None, **defaults: Any
+) -> Callable[[Callable[..., DataBundle]], Callable[..., DataBundle]]:
     """Decorate a data set's function: the fields of :class:`Views` are among its arguments.
 
     The function knows nothing of them: they are set in the bundle that it returns. They stand last, or before
     ``cache`` where it has that argument.
 
     Args:
+        normalisation: set in the bundle, too.
         **defaults: the data set's own: ``augment="standard"``.
     """
     fields = schema.field_parameters(Views, defaults=defaults)
@@ -119,7 +133,8 @@ def takes_views(**defaults: Any) -> Callable[[Callable[..., DataBundle]], Callab
         @functools.wraps(function)
         def showing(**named: Any) -> DataBundle:
             views = Views(**{field.name: named.pop(field.name, field.default) for field in fields})
-            return replace(function(**named), views=views)
+            bundle = function(**named)
+            return replace(bundle, views=views, normalisation=normalisation or bundle.normalisation)
 
         schema.show_fields(showing, Views, fields, before="cache")
         return showing

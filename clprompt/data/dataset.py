@@ -75,18 +75,31 @@ def inputs_for(bundle: DataBundle, backbone: TakesImages) -> ImageSpec:
     """The images that a backbone takes, shown as a data set wants it.
 
     Raises:
-        ConfigError: images are resized to less than the backbone's size.
+        ConfigError: images are resized to less than the backbone's size; they are to be normalised as the
+            data set says, and it says nothing.
     """
     try:
-        return replace(backbone.inputs, test_resize=bundle.views.test_resize)
+        inputs = replace(backbone.inputs, test_resize=bundle.views.test_resize)
     except ValueError as error:
         raise ConfigError(f"data.{error}") from None
+    if not inputs.awaits_data:
+        return inputs
+    if bundle.normalisation is None:
+        raise ConfigError(
+            f"backbone.normalise=dataset: no published mean and deviation of {bundle.name} are known; use "
+            "backbone (its weights' own) or unit (pixels in [0, 1])"
+        )
+    return inputs.normalised(bundle.normalisation.mean, bundle.normalisation.std)
 
 
 def datasets_for(
     bundle: DataBundle, backbone: TakesImages
 ) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
-    """The training set augmented, the training set under the evaluation transform, and the test set."""
+    """The training set augmented, the training set under the evaluation transform, and the test set.
+
+    Raises:
+        ConfigError: see :func:`inputs_for` and :func:`make_transform`.
+    """
     limit = CACHE_BYTES if bundle.cache else 0
     inputs = inputs_for(bundle, backbone)
     plain = make_transform(inputs)

@@ -96,13 +96,19 @@ def make_transform(
         crop_scale: smallest and largest share of the area that the crop of "standard" takes.
 
     Raises:
-        ConfigError: an unknown augmentation, or a backbone with neither 1 nor 3 channels.
+        ConfigError: an unknown augmentation, a backbone with neither 1 nor 3 channels, or one whose images
+            are normalised as a data set says that is not known here.
 
     Source: AutoAugment, Cubuk et al., CVPR 2019.
     """
     spec = backbone.inputs
     if spec.channels not in (1, 3):
         raise ConfigError(f"images have 1 or 3 channels, the backbone takes {spec.channels}")
+    if spec.awaits_data:
+        raise ConfigError(
+            "backbone.normalise=dataset: the mean and deviation of the data set are not known here; "
+            "inputs_for(bundle, backbone) gives the images, backbone.with_inputs(...) takes them"
+        )
     how: dict[str, Any] = {
         "interpolation": InterpolationMode(spec.interpolation),
         "antialias": spec.antialias,

@@ -42,6 +42,10 @@ class Learner:
         side, channels = check_frame(self.backbone, settings.pad), self.backbone.in_chans
         self.pad = default_pad(side) if settings.pad is None else settings.pad
         self.places = frame_places(channels, side, self.pad).to(self.device)
+        if self.backbone.inputs.awaits_data:
+            raise ConfigError(
+                "backbone.normalise must be backbone or unit: the sources are several data sets"
+            )
         self.material = gather(settings, self.backbone)
         self.per_epoch = min(-(-len(m.train) // settings.train_mb_size) for m in self.material)
         self.steps = settings.steps or settings.epochs * self.per_epoch

@@ -270,5 +270,5 @@ def test_pixels_may_stay_in_the_unit_interval():
     assert FrozenViT("vit_letters").inputs.mean == (0.5,)
     unit = FrozenViT("vit_letters", normalise="unit")
     assert (unit.inputs.mean, unit.inputs.std) == ((0.0,), (1.0,))
-    with pytest.raises(BackboneError, match="normalise must be backbone or unit"):
+    with pytest.raises(BackboneError, match="normalise must be one of backbone, unit, dataset, got "):
         FrozenViT("vit_letters", normalise="imagenet")

@@ -450,6 +450,19 @@ MODEL: list[dict[str, Any]] = [
     {"transform": {"interpolation": "cubist", "antialias": True, "mean": [0.5], "std": [0.5]}},
     {"transform": {"interpolation": "bicubic", "antialias": True, "mean": [0.5], "std": [0.0]}},
     {"transform": {"interpolation": "bicubic", "antialias": True, "mean": [0.5, 0.5], "std": [0.5, 0.5]}},
+    {"transform": {"interpolation": "bicubic", "antialias": True, "mean": [], "std": []}},
+    *(
+        {
+            "transform": {
+                "interpolation": "bicubic",
+                "antialias": True,
+                "mean": [0.5],
+                "std": [0.5],
+                "test_resize": odd,
+            }
+        }
+        for odd in (3, 0, "stretch", True, [])
+    ),
     {"multi_label": "no"},
     {"tensors_sha256": 5},
     {"tensors_sha256": "0"},

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from clprompt import schema
+from clprompt.data import normalisation
 from clprompt.data.bundle import DataBundle, assemble, takes_views
 from clprompt.data.fingerprint import Fingerprint, of_files, of_rows
 from clprompt.data.images import Joined, UnreadableImage
+from clprompt.data.normalisation import Normalisation
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -28,6 +30,7 @@ class _Set:
         train: the arguments that select the training images.
         test: the arguments that select the test images; None where there is only one part.
         summary: the first line of the documentation.
+        normalisation: published mean and deviation of the pixels.
     """
 
     kind: str
@@ -35,16 +38,25 @@ class _Set:
     train: dict[str, Any]
     test: dict[str, Any] | None
     summary: str
+    normalisation: Normalisation | None = None
 
 
 _BOOL = ({"train": True}, {"train": False})
 _SPLIT = ({"split": "train"}, {"split": "test"})
 _SETS = {
     "cifar10": _Set(
-        "CIFAR10", "cifar-10-batches-py", *_BOOL, "CIFAR-10: 10 classes, 50000 + 10000 images, 32x32."
+        "CIFAR10",
+        "cifar-10-batches-py",
+        *_BOOL,
+        "CIFAR-10: 10 classes, 50000 + 10000 images, 32x32.",
+        normalisation.CIFAR10,
     ),
     "cifar100": _Set(
-        "CIFAR100", "cifar-100-python", *_BOOL, "CIFAR-100: 100 classes, 50000 + 10000 images, 32x32."
+        "CIFAR100",
+        "cifar-100-python",
+        *_BOOL,
+        "CIFAR-100: 100 classes, 50000 + 10000 images, 32x32.",
+        normalisation.CIFAR100,
     ),
     "dtd": _Set("DTD", "dtd", *_SPLIT, "Describable textures: 47 classes, 1880 + 1880 images (partition 1)."),
     "flowers102": _Set(
@@ -61,7 +73,11 @@ _SETS = {
     ),
     "stl10": _Set("STL10", "stl10_binary", *_SPLIT, "STL-10: 10 classes, 5000 + 8000 images, 96x96."),
     "svhn": _Set(
-        "SVHN", "train_32x32.mat", *_SPLIT, "Street view house numbers: 10 digits, 73257 + 26032 images."
+        "SVHN",
+        "train_32x32.mat",
+        *_SPLIT,
+        "Street view house numbers: 10 digits, 73257 + 26032 images.",
+        normalisation.SVHN,
     ),
     "eurosat": _Set(
         "EuroSAT", "eurosat", {}, None, "EuroSAT: 10 kinds of land use, 27000 images, 64x64, no split."
@@ -190,7 +206,9 @@ def _register(name: str) -> Callable[..., DataBundle]:
 
     load.__name__ = load.__qualname__ = name
     load.__doc__ = _SETS[name].summary + _ARGUMENTS
-    arguments = takes_views()(takes_selection(but=("test_fraction",))(load))
+    arguments = takes_views(normalisation=_SETS[name].normalisation)(
+        takes_selection(but=("test_fraction",))(load)
+    )
     return datasets.register(name)(schema.checked(arguments))
 
 
