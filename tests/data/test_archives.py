@@ -67,6 +67,24 @@ def test_every_image_is_read_once_with_the_class_of_its_folder(name: str, tmp_pa
     assert np.asarray(bundle.train.load(0)).shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [
+        ("imagenet_r", (0.485, 0.456, 0.406)),
+        ("imagenet", (0.485, 0.456, 0.406)),
+        ("imagenet100", (0.485, 0.456, 0.406)),
+        ("cub200", (0.485, 0.456, 0.406)),
+        ("tiny_imagenet", (0.4802, 0.4481, 0.3975)),
+        ("imagenet_a", None),
+    ],
+)
+def test_the_mean_of_the_pixels_is_that_of_released_codes_or_none(
+    name: str, mean: tuple[float, ...] | None, tmp_path: Path
+) -> None:
+    published = read(name, **build(name, tmp_path)).normalisation
+    assert (published and published.mean) == mean
+
+
 @every_set
 def test_the_folder_of_an_archive_is_found_in_the_one_that_holds_it(name: str, tmp_path: Path) -> None:
     known = read(name, **build(name, tmp_path / "data")).fingerprints

@@ -180,6 +180,23 @@ def test_images_labels_and_names_are_torchvisions(
         assert torch.stack([dataset[i][0] for i in range(4)]).shape == (4, 3, 16, 16)
 
 
+@pytest.mark.parametrize(
+    ("layout", "std"),
+    [
+        (cifar10, (0.2470, 0.2435, 0.2616)),
+        (cifar100, (0.2675, 0.2565, 0.2761)),
+        (svhn, (0.1980, 0.2010, 0.1970)),
+        (dtd, None),
+    ],
+)
+def test_the_deviation_of_the_pixels_is_that_of_released_codes_or_none(
+    layout: Callable, std: tuple[float, ...] | None, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    layout(tmp_path, monkeypatch)
+    published = datasets.get(layout.__name__).target(path=str(tmp_path)).normalisation
+    assert (published and published.std) == std
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_images_are_known_by_their_contents_wherever_they_lie(
     layout: Callable, tmp_path: Path, monkeypatch: Patch

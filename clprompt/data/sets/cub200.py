@@ -13,6 +13,7 @@ from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
 from clprompt.data.class_folders import found_bundle
 from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.lists import FoundImages, numbered_lines
+from clprompt.data.normalisation import IMAGENET
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -26,7 +27,7 @@ _ARCHIVE = Archive(
 
 @datasets.register("cub200", paper="Wah et al., 2011")
 @schema.checked
-@takes_views()
+@takes_views(normalisation=IMAGENET)
 @takes_selection(but=("test_fraction",))
 def cub200(
     *,

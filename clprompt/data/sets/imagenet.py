@@ -13,6 +13,7 @@ from clprompt.data.folders import folders_in
 from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.lists import FoundImages, Lists, Published, listed_images, numbered_lines
 from clprompt.data.names import class_name
+from clprompt.data.normalisation import IMAGENET, TINY_IMAGENET
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError, nearest, tell
 from clprompt.registry import datasets
@@ -40,7 +41,7 @@ _IMAGENET_R_LISTS = (
 
 @datasets.register("imagenet_r", paper="Hendrycks et al., ICCV 2021")
 @schema.checked
-@takes_views()
+@takes_views(normalisation=IMAGENET)
 @takes_selection()
 def imagenet_r(
     *,
@@ -147,7 +148,7 @@ _TINY_IMAGENET = Archive(
 
 @datasets.register("tiny_imagenet", paper="Le & Yang, 2015")
 @schema.checked
-@takes_views()
+@takes_views(normalisation=TINY_IMAGENET)
 @takes_selection(but=("test_fraction",))
 def tiny_imagenet(
     *,
@@ -209,7 +210,7 @@ _IMAGENET100_LISTS = (
 
 @datasets.register("imagenet", paper="Russakovsky et al., IJCV 2015")
 @schema.checked
-@takes_views()
+@takes_views(normalisation=IMAGENET)
 @takes_selection(but=("test_fraction",))
 def imagenet(
     *,
@@ -248,7 +249,7 @@ def imagenet(
 
 @datasets.register("imagenet100", paper="Hou et al., CVPR 2019; Tian et al., ECCV 2020")
 @schema.checked
-@takes_views()
+@takes_views(normalisation=IMAGENET)
 @takes_selection(but=("test_fraction",))
 def imagenet100(
     *,
