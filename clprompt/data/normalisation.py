@@ -2,7 +2,8 @@
 
 A data set gives its own with ``@takes_views(normalisation=...)``. Codes differ in the third digit of some
 deviations; these are those of Si-Blurry's released code (Moon et al., ICCV 2023, ``datasets/__init__.py`` at
-c4024ce), which has ImageNet's for ImageNet-R and CUB-200 as well.
+c4024ce), which has ImageNet's for ImageNet-R and CUB-200 as well. DTD has ImageNet's in the released codes of
+DAM-VP (dec5821) and TCPA (dce8b3a), ``data_utils/transforms.py``.
 """
 
 from __future__ import annotations

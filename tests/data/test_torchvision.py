@@ -186,7 +186,8 @@ def test_images_labels_and_names_are_torchvisions(
         (cifar10, (0.2470, 0.2435, 0.2616)),
         (cifar100, (0.2675, 0.2565, 0.2761)),
         (svhn, (0.1980, 0.2010, 0.1970)),
-        (dtd, None),
+        (dtd, (0.229, 0.224, 0.225)),
+        (gtsrb, None),
     ],
 )
 def test_the_deviation_of_the_pixels_is_that_of_released_codes_or_none(

@@ -169,7 +169,7 @@ def test_a_mistake_is_one_line(changes: dict[str, Any], line: str) -> None:
         a_study(**changes)
 
 
-PACKAGED = [name for name, _ in overlay.names("study")]
+PACKAGED = [name for name, _ in overlay.names("study") if not name.startswith("published-")]
 
 
 @pytest.mark.parametrize("name", PACKAGED)

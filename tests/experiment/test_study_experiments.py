@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from warm_process import WarmProcess
 
+from clprompt.cli.main import main
 from clprompt.errors import ConfigError
 from clprompt.experiment import config, launch, study, study_runs
 from clprompt.reporting import reported
@@ -164,3 +166,30 @@ def test_every_packaged_number_has_a_source(name: str) -> None:
     held = reported.read(name)
     used = {letter for row in held.rows for cell in row.values() for letter in re.findall(r"\[(\w+)\]", cell)}
     assert used == set(held.sources)
+
+
+PUBLISHED = [name for name, _ in overlay.names("study") if name.startswith("published-")]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_study_of_published_runs_fills_every_cell_that_is_empty(name: str) -> None:
+    found = study.load(name)
+    held = reported.read(found.reported)
+    empty = {(stream, row["label"]) for row in held.rows if "label" in row for stream in held.streams}
+    runs = {(run.scenario, run.label) for run in found.runs}
+    assert empty == {(stream, label) for stream, label in runs if stream in held.streams}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_study_of_published_runs_changes_no_recipe(name: str) -> None:
+    assert {run.changes for run in study.load(name).runs} == {()}
+
+
+def test_the_commands_of_a_study_of_published_runs_name_stream_and_method(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["study", "published-split", "--dry-run", "--only", "coda_prompt"]) == 0
+    assert [shlex.split(line)[2:] for line in capsys.readouterr().out.splitlines()] == [
+        ["published-split", "--only", "coda_prompt", "--scenario", stream, "--seed", "0"]
+        for stream in ("cifar100", "imagenet-r")
+    ]

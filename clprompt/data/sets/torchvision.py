@@ -58,7 +58,13 @@ _SETS = {
         "CIFAR-100: 100 classes, 50000 + 10000 images, 32x32.",
         normalisation.CIFAR100,
     ),
-    "dtd": _Set("DTD", "dtd", *_SPLIT, "Describable textures: 47 classes, 1880 + 1880 images (partition 1)."),
+    "dtd": _Set(
+        "DTD",
+        "dtd",
+        *_SPLIT,
+        "Describable textures: 47 classes, 1880 + 1880 images (partition 1).",
+        normalisation.IMAGENET,
+    ),
     "flowers102": _Set(
         "Flowers102", "flowers-102", *_SPLIT, "Oxford flowers: 102 classes, 1020 + 6149 images."
     ),
