@@ -75,6 +75,18 @@ def of_files(paths: Sequence[str]) -> Fingerprint:
         }
 
 
+def of_encoded(read: Callable[[int], bytes], indices: np.ndarray) -> Fingerprint:
+    """Of image files that something else holds; of at most ``FILES`` the size, and both ends of the contents.
+
+    Args:
+        read: index -> the bytes of a file.
+        indices: of the images.
+    """
+    chosen = np.unique(np.linspace(0, len(indices) - 1, min(len(indices), FILES)).astype(np.int64))
+    files = (read(int(index)) for index in indices[chosen])
+    return {"contents": checksum(b"%d\0" % len(file) + file[:ENDS] + file[-ENDS:] for file in files)}
+
+
 def joined(parts: Iterable[Fingerprint]) -> Fingerprint:
     """The fingerprint of several, by what each covers."""
     kinds: dict[str, list[bytes]] = {}
