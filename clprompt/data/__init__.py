@@ -8,7 +8,8 @@ synthetic                                 generated coloured blobs, of any size 
 imagefolder, csv, npz                     your own images, see :mod:`clprompt.data.sets.imagefolder`
 multi_label_csv, multi_label_npz          the same with a set of labels for each image
 cifar100, flowers102, ...                 torchvision's, see :mod:`clprompt.data.sets.torchvision`
-imagenet_r, cub200, ...                   other published sets, each by its archive's own layout
+imagenet_r, cub200, domainnet, ...        other published sets, each by its archive's own layout
+hf                                        data sets of Hugging Face's library
 coco, voc2007, mosaic, digit_mosaics      label sets of published images, or composed of labelled ones
 ========================================= ==========================================================
 

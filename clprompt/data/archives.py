@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +47,8 @@ class Archive:
                     raise DataError(f"data set {name}: {place} is a part of it; give data.path={above}")
                 return place
         wanted = (
-            f"download {self.source}, unpack it, and give data.path the folder {self.folder} that it makes, "
-            "or the folder that holds it"
+            f"download {self.source}, unpack it, and give data.path the folder {self.folder} with its files, "
+            "or the folder that holds that one"
         )
         if not os.path.isdir(path):
             what = f"{path} is a file" if os.path.exists(path) else f"there is no folder {path}"
@@ -57,11 +56,19 @@ class Archive:
         for place in (*Path(os.path.abspath(path)).parents[:2], *(Path(path, x) for x in folders_in(path))):
             if self._is_top(place):
                 raise DataError(f"data set {name}: {path} is not its folder; give data.path={place}")
+        for folder in places:
+            if 0 < len(lacking := self._lacking(folder)) < len(self.marks):
+                what = " and ".join(mark.replace("\\", "") for mark in lacking)
+                raise DataError(f"data set {name}: {folder} lacks {what}; {wanted}")
         raise DataError(f"data set {name}: {path} is not its folder; {wanted}")
 
     def _is_top(self, folder: str | Path) -> bool:
+        return not self._lacking(folder)
+
+    def _lacking(self, folder: str | Path) -> list[str]:
+        """The marks that nothing in a folder matches."""
         try:
-            names: Sequence[str] = os.listdir(folder)
+            names = os.listdir(folder)
         except OSError:
-            return False
-        return all(any(re.fullmatch(mark, name) for name in names) for mark in self.marks)
+            names = []
+        return [mark for mark in self.marks if not any(re.fullmatch(mark, name) for name in names)]

@@ -167,3 +167,70 @@ def sorted_parts(root: Path, name: str, classes: Sequence[str], train: int = 2, 
     for part, count in (("train", train), ("test", test)):
         pictures(root / name / part, [f"{label}/{part}_{i}.jpg" for label in classes for i in range(count)])
     return {"path": str(root / name)}
+
+
+def write_lines(file: Path, lines: Sequence[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join([*lines, ""]))
+
+
+def mit67(root: Path, classes: int = 20, train: int = 2, test: int = 1) -> Arguments:
+    """MIT67/: Images/ with class folders, and the authors' two lists beside it."""
+    folder = root / "MIT67"
+    names = {
+        part: [f"room_{c:02d}/{part}_{i} gallery.jpg" for i in range(count) for c in range(classes)]
+        for part, count in (("Train", train), ("Test", test))
+    }
+    for part, images in names.items():
+        pictures(folder / "Images", images)
+        write_lines(folder / f"{part}Images.txt", images)
+    pictures(folder / "Images", ["room_00/of no list.jpg"])
+    return {"path": str(folder)}
+
+
+def resisc45(root: Path, classes: int = 20, train: int = 2, test: int = 1) -> Arguments:
+    """NWPU-RESISC45/: class folders and, beside it, torchgeo's lists of file names."""
+    folder = root / "NWPU-RESISC45"
+    labels = ["airplane", *(f"field_{c:02d}" for c in range(2, classes)), "wetland"]
+    number = 0
+    for part, count in (("train", train), ("val", 1), ("test", test)):
+        images = [(label, f"{label}_{number + i:03d}.jpg") for i in range(count) for label in labels]
+        pictures(folder, [f"{label}/{name}" for label, name in images])
+        write_lines(root / f"resisc45-{part}.txt", [name for _, name in images])
+        number += count
+    return {"path": str(folder), "lists": str(root)}
+
+
+STYLES = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+
+
+def domainnet(
+    root: Path,
+    classes: int = 20,
+    train: int = 2,
+    test: int = 1,
+    styles: Sequence[str] = STYLES,
+    splits: str = "",
+) -> Arguments:
+    """DomainNet/: for each style a folder with class folders, and two lists with the classes' ids."""
+    folder = root / "DomainNet"
+    for style in styles:
+        for part, count in (("train", train), ("test", test)):
+            images = [
+                (f"{style}/thing_{c:03d}/{part}_{i}.jpg", c) for i in range(count) for c in range(classes)
+            ]
+            pictures(folder, [name for name, _ in images])
+            write_lines(
+                folder / splits / f"{style}_{part}.txt", [f"{name} {c}" for name, c in reversed(images)]
+            )
+    return {"path": str(folder)}
+
+
+def core50(root: Path, objects: Sequence[int] = (1, 2, 6), frames: int = 2) -> Arguments:
+    """core50_128x128/: frames of each object in each of 11 sessions."""
+    folder = root / "core50_128x128"
+    for session in range(1, 12):
+        for number in objects:
+            names = [f"s{session}/o{number}/C_{session:02d}_{number:02d}_{i:03d}.png" for i in range(frames)]
+            pictures(folder, names)
+    return {"path": str(folder)}

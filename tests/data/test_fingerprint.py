@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -16,12 +17,17 @@ from PIL import Image
 from clprompt.data import DataBundle, ImageSource
 from clprompt.data import fingerprint as fingerprints
 from clprompt.data.sets.coco import coco
+from clprompt.data.sets.core50 import core50
 from clprompt.data.sets.csv import csv_file, multi_label_csv
 from clprompt.data.sets.cub200 import cub200
 from clprompt.data.sets.digits import digits
+from clprompt.data.sets.domainnet import domainnet
+from clprompt.data.sets.hf import hf
 from clprompt.data.sets.imagefolder import imagefolder
+from clprompt.data.sets.mit67 import mit67
 from clprompt.data.sets.mosaic import mosaic
 from clprompt.data.sets.npz import multi_label_npz, npz
+from clprompt.data.sets.resisc45 import resisc45
 from clprompt.data.sets.stanford_cars import stanford_cars
 from clprompt.data.sets.synthetic import synthetic
 from clprompt.data.sets.voc import voc2007
@@ -126,6 +132,61 @@ def in_stanford_cars(root: Path) -> None:
     stanford_cars_tables(root / "stanford_cars", _rows(), ["a", "b"])
 
 
+def in_mit67(root: Path) -> None:
+    lines: dict[str, list[str]] = {"Train": [], "Test": []}
+    for number in range(COUNT):
+        name = f"{'ab'[LABELS[number]]}/{number}.jpg"
+        picture(root / "Images" / name, number)
+        lines["Train" if TRAINS[number] else "Test"].append(name)
+    for part, names in lines.items():
+        (root / f"{part}Images.txt").write_text("\n".join(names) + "\n")
+
+
+def in_resisc45(root: Path) -> None:
+    names: dict[str, list[str]] = {"train": [], "val": ["8.jpg"], "test": []}
+    for number in range(COUNT):
+        picture(root / ("airplane", "wetland")[LABELS[number]] / f"{number}.jpg", number)
+        names["train" if TRAINS[number] else "test"].append(f"{number}.jpg")
+    (root / "wetland" / "8.jpg").write_bytes(b"left out")
+    for part, held in names.items():
+        (root / f"resisc45-{part}.txt").write_text("\n".join(held) + "\n")
+
+
+def in_domainnet(root: Path) -> None:
+    lines: dict[str, list[str]] = {}
+    for number in range(COUNT):
+        style, part = ("real", "sketch")[number >= COUNT // 2], "train" if TRAINS[number] else "test"
+        name = f"{style}/{'ab'[LABELS[number]]}/{number}.png"
+        picture(root / name, number)
+        lines.setdefault(f"{style}_{part}.txt", []).append(f"{name} {LABELS[number]}")
+    for file, held in lines.items():
+        (root / file).write_text("\n".join(held) + "\n")
+
+
+def in_core50(root: Path) -> None:
+    for session in range(1, 12):
+        for thing in ("o1", "o2"):
+            (root / f"s{session}" / thing).mkdir(parents=True)
+            (root / f"s{session}" / thing / "filler.pgm").write_bytes(b"P5 1 1 255 0")
+    for number in range(COUNT):
+        session = 1 if TRAINS[number] else 3
+        picture(root / f"s{session}" / f"o{LABELS[number] + 1}" / f"{number}.png", number)
+
+
+def in_hf(root: Path) -> None:
+    import datasets
+
+    parts = {}
+    for part, which in (("train", TRAINS), ("test", ~TRAINS)):
+        rows = []
+        for number in np.flatnonzero(which):
+            picture(root / "image.bmp", number)
+            rows.append({"bytes": (root / "image.bmp").read_bytes(), "path": None})
+        held = {"image": rows, "label": LABELS[which].tolist()}
+        parts[part] = datasets.Dataset.from_dict(held).cast_column("image", datasets.Image())
+    datasets.DatasetDict(parts).save_to_disk(root / "saved")
+
+
 Read = Callable[[Path], DataBundle]
 #: every reader of files: what writes them, and what reads them from a folder
 READERS: dict[str, tuple[Callable[[Path], None], Read]] = {
@@ -149,12 +210,24 @@ READERS: dict[str, tuple[Callable[[Path], None], Read]] = {
     ),
     "coco": (in_coco, lambda root: coco(path=str(root))),
     "voc2007": (in_voc, lambda root: voc2007(path=str(root))),
+    "mit67": (in_mit67, lambda root: mit67(path=str(root))),
+    "resisc45": (in_resisc45, lambda root: resisc45(path=str(root), lists=str(root))),
+    "domainnet": (in_domainnet, lambda root: domainnet(path=str(root), domains=["real", "sketch"])),
+    "core50": (in_core50, lambda root: core50(path=str(root))),
+    "hf": (in_hf, lambda root: hf(path=str(root / "saved"))),
     "mosaic": (
         in_npz,
         lambda root: mosaic(source={"name": "npz", "path": str(root / "data.npz")}, train_images=4),
     ),
 }
-readers = pytest.mark.parametrize("reader", READERS)
+without_hf = pytest.mark.skipif(
+    importlib.util.find_spec("datasets") is None,
+    reason="datasets is not installed: pip install 'clprompt[hf]'",
+)
+readers = pytest.mark.parametrize(
+    "reader", [pytest.param(name, marks=[without_hf] if name == "hf" else []) for name in READERS]
+)
+pytestmark = pytest.mark.filterwarnings("ignore:.*validation image")
 
 
 def read(reader: str, root: Path) -> dict[str, Any]:

@@ -344,7 +344,7 @@ def test_a_wrong_argument_is_one_line(name: str, arguments: dict, message: str) 
 def test_every_data_set_has_typed_keyword_arguments_with_defaults_and_a_summary() -> None:
     entries = [datasets.get(name) for name in datasets.names()]
     own = [entry for entry in entries if entry.module.startswith("clprompt.data.sets.")]
-    assert len(own) == 32
+    assert len(own) == 46
     for entry in own:
         assert entry.summary.endswith((".", ";"))
         hints = typing.get_type_hints(entry.target)

@@ -153,12 +153,96 @@ def gtsrb(root: Path, patch: Patch) -> None:
         )
 
 
-LAYOUTS = [cifar10, cifar100, svhn, stl10, flowers102, food101, dtd, oxford_pets, gtsrb]
+def fgvc_aircraft(root: Path, patch: Patch) -> None:
+    folder = root / "fgvc-aircraft-2013b" / "data"
+    for part, shade in (("trainval", 0), ("test", 100)):
+        lines = [f"{part}{i} {('apple', 'bee')[i % 2]}\n" for i in range(4)]
+        for i in range(4):
+            image(folder / "images" / f"{part}{i}.jpg", shade + 10 * i)
+        (folder / f"images_variant_{part}.txt").write_text("".join(lines))
+    (folder / "variants.txt").write_text("apple\nbee\n")
+
+
+def idx(path: Path, array: np.ndarray, kind: int = 8) -> None:
+    """The format of MNIST: kind and shape, then the bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = [kind << 8 | array.ndim, *array.shape]
+    path.write_bytes(np.array(header, ">i4").tobytes() + array.tobytes())
+
+
+def mnist_files(folder: Path, train: str, test: str, first: int = 0) -> None:
+    for part, shade in ((train, 0), (test, 100)):
+        shades = shade + 10 * np.arange(4, dtype=np.uint8)
+        idx(folder / f"{part}-images-idx3-ubyte", np.broadcast_to(shades[:, None, None], (4, 28, 28)))
+        idx(folder / f"{part}-labels-idx1-ubyte", np.array([0, 1, 0, 1], np.uint8) + first)
+
+
+def mnist(root: Path, patch: Patch) -> None:
+    mnist_files(root / "MNIST" / "raw", "train", "t10k")
+
+
+def fashion_mnist(root: Path, patch: Patch) -> None:
+    mnist_files(root / "FashionMNIST" / "raw", "train", "t10k")
+
+
+def kmnist(root: Path, patch: Patch) -> None:
+    mnist_files(root / "KMNIST" / "raw", "train", "t10k")
+
+
+def emnist(root: Path, patch: Patch) -> None:
+    folder = root / "EMNIST" / "raw"
+    mnist_files(folder, "emnist-balanced-train", "emnist-balanced-test")
+    mnist_files(folder, "emnist-letters-train", "emnist-letters-test", first=1)
+
+
+def qmnist(root: Path, patch: Patch) -> None:
+    folder = root / "QMNIST" / "raw"
+    mnist_files(folder, "qmnist-train", "qmnist-test")
+    for part in ("train", "test"):
+        facts = np.zeros((4, 8), ">i4")
+        facts[:, 0] = [0, 1, 0, 1]
+        facts[:, 1:] = 7  # who wrote it, and more
+        idx(folder / f"qmnist-{part}-labels-idx2-int", facts, kind=12)
+
+
+def caltech101(root: Path, patch: Patch) -> None:
+    folder = root / "caltech101" / "101_ObjectCategories"
+    for i in range(10):
+        image(folder / ("apple", "bee")[i % 2] / f"image_{1 + i // 2:04d}.jpg", 10 * i)
+    image(folder / "BACKGROUND_Google" / "image_0001.jpg", 255)
+
+
+def sun397(root: Path, patch: Patch) -> None:
+    folder = root / "SUN397"
+    for i in range(10):
+        image(folder / ("a/apple", "b/bee/outdoor")[i % 2] / f"sun_{i}.jpg", 10 * i)
+    (folder / "ClassName.txt").write_text("/a/apple\n/b/bee/outdoor\n")
+
+
+def eurosat(root: Path, patch: Patch) -> None:
+    for i in range(10):
+        image(root / "eurosat" / "2750" / ("apple", "bee")[i % 2] / f"{i}.jpg", 10 * i)
+
+
+MNISTS = [mnist, fashion_mnist, kmnist, emnist, qmnist]
+LAYOUTS = [
+    *(cifar10, cifar100, svhn, stl10, flowers102, food101, dtd, oxford_pets, gtsrb, fgvc_aircraft),
+    *MNISTS,
+]
+#: without a split: 10 images of the shades 0, 10, ..., labelled 0, 1, 0, 1, ...
+UNSPLIT = [eurosat, caltech101, sun397]
+ALL = [layout.__name__ for layout in [*LAYOUTS, *UNSPLIT]]
 NAMES = {
+    mnist: ["0 - zero", "1 - one"],
+    fashion_mnist: ["T-shirt/top", "Trouser"],
+    kmnist: ["o", "ki"],
+    emnist: ["0", "1"],
+    qmnist: ["0 - zero", "1 - one"],
     svhn: ["0", "1"],
     gtsrb: ["0", "1"],
     flowers102: ["pink primrose", "hard-leaved pocket orchid"],
     oxford_pets: ["Apple", "Bee"],
+    sun397: ["apple", "bee/outdoor"],
 }
 
 
@@ -171,8 +255,7 @@ def test_images_labels_and_names_are_torchvisions(
     assert bundle.class_names == NAMES.get(layout, ["apple", "bee"])
     for part, shade in ((bundle.train, 0), (bundle.test, 100)):
         found = [
-            (round(int(np.asarray(part.load(i))[0, 0, 0]), -1), int(part.targets[i]))
-            for i in range(len(part))
+            (round(int(np.asarray(part.load(i)).flat[0]), -1), int(part.targets[i])) for i in range(len(part))
         ]
         assert sorted(found) == [(shade + 10 * i, i % 2) for i in range(4)]
     vit = FrozenViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, num_heads=2, depth=1)
@@ -186,6 +269,8 @@ def test_images_labels_and_names_are_torchvisions(
         (cifar10, (0.2470, 0.2435, 0.2616)),
         (cifar100, (0.2675, 0.2565, 0.2761)),
         (svhn, (0.1980, 0.2010, 0.1970)),
+        (mnist, (0.3081,)),
+        (fashion_mnist, (0.3530,)),
         (dtd, (0.229, 0.224, 0.225)),
         (gtsrb, None),
     ],
@@ -198,7 +283,7 @@ def test_the_deviation_of_the_pixels_is_that_of_released_codes_or_none(
     assert (published and published.std) == std
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *UNSPLIT], ids=lambda layout: layout.__name__)
 def test_images_are_known_by_their_contents_wherever_they_lie(
     layout: Callable, tmp_path: Path, monkeypatch: Patch
 ) -> None:
@@ -224,23 +309,152 @@ def test_classes_and_limits_select(layout: Callable, tmp_path: Path, monkeypatch
         load(path=str(tmp_path), classes="0-99")
 
 
-def test_eurosat_has_no_split_and_gets_one(tmp_path: Path) -> None:
-    for i in range(20):
-        image(tmp_path / "eurosat" / "2750" / ("River", "Forest")[i % 2] / f"{i}.jpg", i)
-    load = datasets.get("eurosat").target
-    bundle = load(path=str(tmp_path), test_fraction=0.3)
-    assert bundle.class_names == ["Forest", "River"]
-    assert np.bincount(bundle.test.targets).tolist() == [3, 3]
-    shades = [
-        int(np.asarray(part.load(i))[0, 0, 0])
+@pytest.mark.parametrize("layout", UNSPLIT, ids=lambda layout: layout.__name__)
+def test_a_set_without_a_split_gets_one(layout: Callable, tmp_path: Path, monkeypatch: Patch) -> None:
+    layout(tmp_path, monkeypatch)
+    bundle = datasets.get(layout.__name__).target(path=str(tmp_path), test_fraction=0.4)
+    assert bundle.class_names == NAMES.get(layout, ["apple", "bee"])
+    assert np.bincount(bundle.test.targets).tolist() == [2, 2]
+    found = [
+        (round(int(np.asarray(part.load(i)).flat[0]), -1), int(part.targets[i]))
         for part in (bundle.train, bundle.test)
         for i in range(len(part))
     ]
-    assert sorted(shades) == list(range(20))
-    assert load(path=str(tmp_path), split_seed=1).test.targets.tolist() == [0, 0, 1, 1]
+    assert sorted(found) == [(10 * i, i % 2) for i in range(10)]
 
 
-@pytest.mark.parametrize("name", [*(layout.__name__ for layout in LAYOUTS), "eurosat"])
+@pytest.mark.parametrize(
+    "layout",
+    [each for each in [*LAYOUTS, *UNSPLIT] if each is not svhn],  # its files lie in no folder of their own
+    ids=lambda layout: layout.__name__,
+)
+def test_the_path_may_be_torchvisions_own_folder(
+    layout: Callable, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    layout(tmp_path, monkeypatch)
+    load = datasets.get(layout.__name__).target
+    (own,) = tmp_path.iterdir()
+    assert load(path=str(own)).fingerprints == load(path=str(tmp_path)).fingerprints
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, *UNSPLIT], ids=lambda layout: layout.__name__)
+def test_a_set_that_lies_a_level_deeper_is_one_line_that_says_where(
+    layout: Callable, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    layout(tmp_path / "inner", monkeypatch)
+    line = f"^data set {layout.__name__}: it lies one level deeper, in {tmp_path}/inner; give data.path="
+    with pytest.raises(DataError, match=line):
+        datasets.get(layout.__name__).target(path=str(tmp_path))
+
+
+def test_an_archive_that_was_unpacked_into_its_own_folder_is_one_line(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    (tmp_path / "SUN397").mkdir()
+    sun397(tmp_path / "SUN397", monkeypatch)
+    load = datasets.get("sun397").target
+    with pytest.raises(DataError, match=f"one level deeper, in {tmp_path}/SUN397; give data.path="):
+        load(path=str(tmp_path))
+    assert len(load(path=str(tmp_path / "SUN397")).train) == 8
+
+
+@pytest.mark.parametrize("place", ["SUN397", ".", "Partitions", "SUN397/Partitions"])
+def test_a_partition_of_sun397_is_its_split(place: str, tmp_path: Path, monkeypatch: Patch) -> None:
+    sun397(tmp_path, monkeypatch)
+    (tmp_path / place).mkdir(exist_ok=True)
+    for part, numbers in (("Training", [0, 2, 1, 3]), ("Testing", [4, 5])):
+        lines = [f"/{('a/apple', 'b/bee/outdoor')[i % 2]}/sun_{i}.jpg\n" for i in numbers]
+        (tmp_path / place / f"{part}_02.txt").write_text("".join(lines))
+    load = datasets.get("sun397").target
+    bundle = load(path=str(tmp_path), partition=2)
+    shades = [
+        [round(int(np.asarray(p.load(i)).flat[0]), -1) for i in range(len(p))]
+        for p in (bundle.train, bundle.test)
+    ]
+    assert shades == [[0, 20, 10, 30], [40, 50]]
+    assert bundle.train.targets.tolist() == [0, 0, 1, 1]
+    with pytest.raises(
+        DataError, match=r"there is no Training_01\.txt in .*/SUN397 or beside it; download Partit"
+    ):
+        load(path=str(tmp_path), partition=1)
+    with open(tmp_path / place / "Testing_02.txt", "a") as file:
+        file.write("/a/apple/sun_9.jpg\n")
+    with pytest.raises(
+        DataError, match=r"Testing_02\.txt, line 3: there is no image /a/apple/sun_9\.jpg in "
+    ):
+        load(path=str(tmp_path), partition=2)
+
+
+def test_the_order_of_sun397_is_not_the_file_systems(tmp_path: Path, monkeypatch: Patch) -> None:
+    sun397(tmp_path, monkeypatch)
+    load = datasets.get("sun397").target
+    known = load(path=str(tmp_path)).fingerprints
+    listing = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(list(listing(self, pattern))))
+    assert load(path=str(tmp_path)).fingerprints == known
+
+
+def test_a_subset_of_emnist_has_names_of_its_own(tmp_path: Path, monkeypatch: Patch) -> None:
+    emnist(tmp_path, monkeypatch)
+    bundle = datasets.get("emnist").target(path=str(tmp_path), subset="letters")
+    assert (bundle.class_names, bundle.train.targets.tolist()) == (["a", "b"], [0, 1, 0, 1])
+    with pytest.raises(DataError, match=r"data set emnist: .*EMNIST is incomplete or damaged"):
+        datasets.get("emnist").target(path=str(tmp_path), subset="digits")
+
+
+# -------------------------------------------------------------------------------------- five of them in a row
+
+FIVE = {"cifar10": cifar10, "mnist": mnist, "svhn": svhn, "fashion_mnist": fashion_mnist}
+
+
+@pytest.fixture
+def five(tmp_path: Path, monkeypatch: Patch) -> Path:
+    """The five of 5-datasets, with two classes each; of notMNIST an image that cannot be read."""
+    for layout in FIVE.values():
+        layout(tmp_path, monkeypatch)
+    for part, shade in (("Train", 0), ("Test", 100)):
+        for i in range(4):
+            image(tmp_path / "notMNIST" / part / "AB"[i % 2] / f"{i}.png", shade + 10 * i)
+    (tmp_path / "notMNIST" / "Train" / "A" / "broken.png").write_bytes(b"junk")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:not_mnist. 1 of 9 images are left out")
+@pytest.mark.parametrize("order", [None, ["svhn", "mnist", "cifar10", "not_mnist", "fashion_mnist"]])
+def test_five_datasets_follow_one_another_with_their_own_splits(order: list | None, five: Path) -> None:
+    bundle = datasets.get("five_datasets").target(
+        path=str(five), **({} if order is None else {"order": order})
+    )
+    parts = order or ["cifar10", "mnist", "svhn", "not_mnist", "fashion_mnist"]
+    names = {layout: NAMES.get(FIVE[layout], ["apple", "bee"]) for layout in FIVE} | {"not_mnist": ["A", "B"]}
+    assert bundle.class_names == [f"{part} {name}" for part in parts for name in names[part]]
+    for part, shade in ((bundle.train, 0), (bundle.test, 100)):
+        found = [
+            (round(int(np.asarray(part.load(i)).flat[0]), -1), int(part.targets[i])) for i in range(len(part))
+        ]
+        assert sorted(found) == sorted((shade + 10 * i, 2 * k + i % 2) for k in range(5) for i in range(4))
+    assert "contents" in bundle.fingerprints["training images"]
+
+
+def test_what_five_datasets_lack_is_one_line(five: Path) -> None:
+    load = datasets.get("five_datasets").target
+    with pytest.raises(DataError, match=r"broken\.png: the image cannot be read: .*data\.on_bad_image=skip"):
+        [load(path=str(five), on_bad_image="error").train.load(i) for i in range(21)]
+    (five / "notMNIST").rename(five / "other")
+    with pytest.raises(
+        DataError,
+        match=r"there is no notMNIST/ with Train/ and Test/ in .*; download https://.*notMNIST\.zip",
+    ):
+        load(path=str(five))
+    (five / "MNIST").rename(five / "more")
+    with pytest.raises(DataError, match=r"data set mnist: .*/MNIST is not there; set data.download=true"):
+        load(path=str(five))
+    with pytest.raises(ConfigError, match=r"order must hold each of cifar10, .* once, got mnist, mnist"):
+        load(path=str(five), order=["mnist", "mnist"])
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_missing_folder_is_one_line_that_says_how_to_get_the_data(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as told:
         datasets.get(name).target(path=str(tmp_path / "data"))
