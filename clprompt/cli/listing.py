@@ -1,10 +1,11 @@
-"""What ``clprompt list`` prints: what is there of each kind."""
+"""What ``clprompt list`` prints: what is there of each kind, and what ``clprompt config`` does of one."""
 
 from __future__ import annotations
 
 import importlib.resources
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from clprompt import registry, schema
@@ -42,6 +43,26 @@ def listing(kind: str, short: bool = False) -> list[str]:
         year = entry.info.get("year") or "-"
         rows.append((entry.name, str(year), _boundaries(entry.target, backbone), str(paper)))
     return columns(rows)
+
+
+def beside_released(config: str, overrides: Sequence[str]) -> list[str]:
+    """The lines of `clprompt config CONFIG --against released`."""
+    from clprompt.experiment import published
+
+    run, rows = published.against(config, overrides)
+    differing = [row for row in rows if row.differs]
+    table = [("field", "released", "ours", "")]
+    for row in rows:
+        remark = f"differs: {row.reason}" if row.reason else "differs"
+        table.append((row.field, row.released, row.ours, remark if row.differs else ""))
+    return [
+        f"released: {run.run}",
+        f"https://github.com/{run.repository}/tree/{run.commit}",
+        "",
+        *columns(table),
+        "",
+        f"{len(differing)} of {len(rows)} fields differ",
+    ]
 
 
 def timm_backbones() -> list[str]:

@@ -482,9 +482,20 @@ def list_(kind: str | None) -> None:
 @group.command("config", short_help="Print a configuration, resolved; nothing is run.")
 @_config_argument
 @_overrides_argument
+@click.option(
+    "--against",
+    type=click.Choice(["released"]),
+    help="Print the configuration beside the values of the code that was released for its paper instead.",
+)
 @_import_option
-def config_(config: str, overrides: tuple[str, ...]) -> None:
+def config_(config: str, overrides: tuple[str, ...], against: str | None) -> None:
     """Print a configuration with every default and override written out; nothing is run."""
     from clprompt.experiment import config as configs
 
-    data(configs.to_yaml(configs.load(config, overrides)))
+    if against is None:
+        data(configs.to_yaml(configs.load(config, overrides)))
+        return
+    from clprompt.cli.listing import beside_released
+
+    for line in beside_released(config, overrides):
+        show(line)
