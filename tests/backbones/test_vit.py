@@ -270,5 +270,9 @@ def test_pixels_may_stay_in_the_unit_interval():
     assert FrozenViT("vit_letters").inputs.mean == (0.5,)
     unit = FrozenViT("vit_letters", normalise="unit")
     assert (unit.inputs.mean, unit.inputs.std) == ((0.0,), (1.0,))
-    with pytest.raises(BackboneError, match="normalise must be one of backbone, unit, dataset, got "):
-        FrozenViT("vit_letters", normalise="imagenet")
+    for odd in ("imagenet", "", "a\nb", 5, True, None, [], {"mean": 0.5}):
+        with pytest.raises(
+            BackboneError, match="normalise must be one of backbone, unit, dataset, got "
+        ) as told:
+            FrozenViT("vit_letters", normalise=odd)
+        assert "\n" not in str(told.value)

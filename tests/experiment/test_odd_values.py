@@ -21,7 +21,8 @@ ODD = [
     *([], [[1]], [None], {}, {"a": 1}, {1: 2}, {None: 1}),
     *({"name": 5}, {"name": ["l2p"]}, {"name": "l2p", "training": 5}, [{"name": "l2p", "training": [1]}]),
 ]
-STREAM = {"data": {"name": "digits", "test_fraction": 0.5}, "scenario": {"name": "split", "experiences": 2}}
+DATA = {"name": "digits", "test_fraction": 0.5, "crop_scale": [0.1, 1.0], "test_resize": "squash"}
+STREAM = {"data": DATA, "scenario": {"name": "split", "experiences": 2}}
 BASES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "configuration": (
         config.load,
@@ -31,7 +32,7 @@ BASES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
             "backbone": {"name": "vit_letters", "pretrained": False},
             "strategy": {"name": "l2p", "pool_size": 3},
             "compare": [{"name": "ncm", "training": {"lr": 0.1}}],
-            "training": {"optimizer": "sgd"},
+            "training": {"optimizer": "sgd", "schedule": "cosine-coda", "cutmix": 1.0},
             "online": None,
         },
     ),

@@ -52,6 +52,9 @@ def test_a_box_of_another_image_weighs_as_much_as_it_covers():
         hot, weight = F.one_hot(TARGETS, 7).float(), own[0].float().mean()
         torch.testing.assert_close(soft.labels, weight * hot + (1 - weight) * hot.roll(1, 0))
         boxes += bool(other.any())
+        logits = torch.randn(6, 7)
+        parts = [F.cross_entropy(logits, labels) for labels in (TARGETS, TARGETS.roll(1, 0))]
+        torch.testing.assert_close(soft.loss(logits, None), weight * parts[0] + (1 - weight) * parts[1])
     assert boxes > 4
 
 
