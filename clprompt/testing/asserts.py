@@ -26,7 +26,7 @@ def same_bits(first: Any, second: Any) -> bool:
     """Whether nested dictionaries, sequences, tensors and plain values are equal, tensors bit for bit."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         same = first.shape == second.shape and first.dtype == second.dtype
-        return same and first.detach().numpy().tobytes() == second.detach().numpy().tobytes()
+        return same and first.detach().cpu().numpy().tobytes() == second.detach().cpu().numpy().tobytes()
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return first.keys() == second.keys() and all(same_bits(first[k], second[k]) for k in first)
     if isinstance(first, Sequence) and isinstance(second, Sequence) and not isinstance(first, str):
@@ -99,8 +99,8 @@ def steady(model: PromptModel, images: Tensor, alone: Tensor) -> Tensor:
     There the rounding of another batch shape may tip the choice, which is nobody's mistake: the logits jump
     when the image itself changes by a hundred thousandth.
     """
-    kept = torch.ones(len(images), dtype=torch.bool)
-    noise = 1e-5 * torch.randn(images.shape, generator=generator(0, "steady"))
+    kept = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    noise = 1e-5 * torch.randn(images.shape, generator=generator(0, "steady")).to(images.device)
     for moved in (images + noise, images - noise):
         kept &= _distance(chunked(model, moved, 1), alone) < 1e-2 * scale(alone)
     share = float(kept.float().mean())

@@ -76,23 +76,25 @@ class ToyImages:
     Args:
         per_class: samples per class.
         part: "train" and "test" draw different noise around the same patterns.
+        device: where ``images`` lies; items come from memory of the host, as those of any loader.
     """
 
     random_transform = False
 
-    def __init__(self, per_class: int, part: str = "train") -> None:
+    def __init__(self, per_class: int, part: str = "train", device: str = "cpu") -> None:
         ids = [c for group in CLASSES for c in group]
         self.targets = np.repeat(np.array(ids, dtype=np.int64), per_class)
         shape = (3, SIDE, SIDE)
         patterns = {c: torch.randn(shape, generator=generator(0, "pattern", c)) for c in ids}
         noise = torch.randn(len(self.targets), *shape, generator=generator(0, "noise", part))
-        self.images = torch.stack([patterns[int(c)] for c in self.targets]) + 0.5 * noise
+        self._items = torch.stack([patterns[int(c)] for c in self.targets]) + 0.5 * noise
+        self.images = self._items.to(device)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.targets[index])
+        return self._items[index], int(self.targets[index])
 
     def groups(self) -> list[np.ndarray]:
         """Sample indices of each experience."""
@@ -150,20 +152,27 @@ class Workbench:
     Args:
         model_class: the method.
         plugins: every model gets copies of them.
+        device: where models and the batches made for them lie.
         **arguments: its own, and short forms of plug-ins; every check constructs it with them.
     """
 
     def __init__(
-        self, model_class: type[PromptModel], *, plugins: Sequence[Plugin] = (), **arguments: Any
+        self,
+        model_class: type[PromptModel],
+        *,
+        plugins: Sequence[Plugin] = (),
+        device: str = "cpu",
+        **arguments: Any,
     ) -> None:
         self.model_class = model_class
         self.plugins = plugins
+        self.device = device
         self.arguments = arguments
         self.train, self.test = self.images(17), self.images(6, "test")  # 17: the last batch is a small one
 
     def images(self, per_class: int, part: str = "train") -> Any:
         """The toy data."""
-        return ToyImages(per_class, part)
+        return ToyImages(per_class, part, self.device)
 
     def evaluator(self) -> Evaluator:
         """An evaluator of the toy stream's test images."""
@@ -172,7 +181,7 @@ class Workbench:
     @cached_property
     def backbones(self) -> dict[str, FrozenViT]:
         """One backbone of each kind."""
-        return {kind: tiny_vit(kind) for kind in KINDS}
+        return {kind: tiny_vit(kind).to(self.device) for kind in KINDS}
 
     @cached_property
     def online(self) -> bool:
@@ -182,7 +191,8 @@ class Workbench:
     def make(self, kind: str = "class token", seed: int = 0) -> PromptModel:
         """A new model."""
         backbone = self.backbones[kind]
-        return construct(self.model_class, backbone, seed=seed, plugins=self.plugins, **self.arguments)
+        model = construct(self.model_class, backbone, seed=seed, plugins=self.plugins, **self.arguments)
+        return model.to(self.device)
 
     def training(self, epochs: int = 1) -> Training:
         """The training section of every run here."""
@@ -289,13 +299,13 @@ class Workbench:
         """Training samples of an experience, classes mixed: [B, 3, 16, 16] and [B]."""
         indices = np.array(self.arrived(self.train.groups(), experience))
         indices = indices[np.linspace(0, len(indices) - 1, size).astype(int)]
-        return self.train.images[indices], torch.from_numpy(self.train.targets[indices])
+        return self.train.images[indices], torch.from_numpy(self.train.targets[indices]).to(self.device)
 
     def samples(self, experience: int) -> Samples:
         """Streams what an experience trains on, with visible labels."""
         indices = np.array(self.arrived(self.train.groups(), experience))
         classes = self.arrived(CLASSES, experience)
-        targets = visible(torch.as_tensor(self.train.targets[indices]), classes)
+        targets = visible(torch.as_tensor(self.train.targets[indices]).to(self.device), classes)
         return lambda: zip(self.train.images[indices].split(16), targets.split(16), strict=True)
 
     def begun(self, steps: int = 0, experience: int = 1) -> tuple[PromptModel, Optimizer | None]:

@@ -10,11 +10,13 @@ method: what is expected follows from what it declares (``boundaries``, ``trains
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import Plugin
+from clprompt.system.runtime import reproducible
 from clprompt.testing import label_sets, state
 from clprompt.testing.bench import Workbench
 from clprompt.testing.label_sets import ScenesBench
@@ -47,6 +49,7 @@ def check_strategy(
     *,
     multi_label: bool = False,
     plugins: Sequence[Plugin] = (),
+    device: str = "cpu",
     **arguments: Any,
 ) -> None:
     """Run a method through every check, on tiny vision transformers and a toy stream, in a few seconds.
@@ -57,18 +60,21 @@ def check_strategy(
         model_class: the method, a PromptModel; it need not be registered.
         multi_label: run it on multi-hot targets instead, through the checks that have a meaning there.
         plugins: every model gets copies of them.
+        device: where it is tried, such as "cuda"; there with deterministic algorithms, as in any run.
         **arguments: its own and short forms of plug-ins, for all checks. The backbones have 5 blocks, width
             32 and 16 patches.
 
     Raises:
         AssertionError: one sentence: the check, what was expected, and the numbers.
     """
-    bench = (ScenesBench if multi_label else Workbench)(model_class, plugins=plugins, **arguments)
+    kind = ScenesBench if multi_label else Workbench
+    bench = kind(model_class, plugins=plugins, device=device, **arguments)
     named = {**arguments, **({"plugins": [plugin.name for plugin in plugins]} if plugins else {})}
     settings = ", ".join(f"{key}={value!r}" for key, value in named.items())
     for check in MULTI_LABEL_CHECKS if multi_label else CHECKS:
         try:
-            check(bench)
+            with reproducible() if device != "cpu" else contextlib.nullcontext():
+                check(bench)
         except Exception as error:
             text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
             raise AssertionError(f"{model_class.__name__}({settings}): {check.__name__}: {text}") from error

@@ -23,11 +23,12 @@ class ToyScenes:
     Args:
         per_class: every class is the first of so many images; half of the images show a second one.
         part: "train" and "test" draw different scenes of the same patterns.
+        device: where ``images`` and ``hot`` lie; items come from memory of the host.
     """
 
     random_transform = False
 
-    def __init__(self, per_class: int, part: str = "train") -> None:
+    def __init__(self, per_class: int, part: str = "train", device: str = "cpu") -> None:
         count, shape = per_class * len(_IDS), (3, SIDE, SIDE)
         first = torch.tensor(_IDS).repeat_interleave(per_class)
         second = torch.tensor(_IDS)[
@@ -40,15 +41,15 @@ class ToyScenes:
             [torch.randn(shape, generator=generator(0, "pattern", c)) for c in range(hot.shape[1])]
         )
         noise = torch.randn(count, *shape, generator=generator(0, "noise", part))
-        self.images = torch.einsum("nc,cxyz->nxyz", hot.float(), patterns) + 0.3 * noise
-        self.hot = hot
+        self._items = torch.einsum("nc,cxyz->nxyz", hot.float(), patterns) + 0.3 * noise
         self.targets = hot.numpy()
+        self.images, self.hot = self._items.to(device), hot.to(device)
 
     def __len__(self) -> int:
         return len(self.hot)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.hot[index]
+        return self._items[index], torch.from_numpy(self.targets[index])
 
     def groups(self) -> list[np.ndarray]:
         """Sample indices of each experience: the images with one of its labels."""
@@ -64,7 +65,7 @@ class ScenesBench(Workbench):
         return False
 
     def images(self, per_class: int, part: str = "train") -> ToyScenes:
-        return ToyScenes(per_class, part)
+        return ToyScenes(per_class, part, self.device)
 
     def evaluator(self) -> Evaluator:
         return Evaluator(self.test, self.test.targets, batch_size=16)
@@ -125,6 +126,7 @@ def check_multi_label_refusals(bench: Workbench) -> None:
     model, optimizer = bench.begun()
     images, targets = bench.batch(1)
     receive(model, optimizer, targets)
+    targets = targets.cpu()  # labels are looked at where that makes nobody wait
     wrong = targets.clone()
     wrong[-1, 2] = 1
     refused(lambda: model.training_loss(images, wrong), "a label that was never observed")

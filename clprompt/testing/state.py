@@ -29,7 +29,7 @@ def check_growth(bench: Workbench) -> None:
     kept = steady(model, images, alone)
     moments = None if optimizer is None else copy.deepcopy(_moments(optimizer, model))
     parameters = dict(model.named_parameters())
-    far = torch.tensor([model.num_classes + 3])
+    far = torch.tensor([model.num_classes + 3], device=model.device)
     grew = model.observe(far)
     replaced = [name for name, p in model.named_parameters() if p is not parameters.get(name)]
     require(grew or not replaced, f"observe returned False, but made new parameters: {replaced}")

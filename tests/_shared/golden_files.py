@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from devices import DEVICE
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -45,7 +46,7 @@ class Golden:
         self.arrays = arrays(name)
 
     def __getitem__(self, key: str) -> Tensor:
-        value = torch.from_numpy(self.arrays[key].copy())
+        value = torch.from_numpy(self.arrays[key].copy()).to(DEVICE)
         return value.to(self.dtype) if value.is_floating_point() else value
 
     def __contains__(self, key: str) -> bool:
@@ -68,7 +69,7 @@ class Golden:
             img_size=side * patch, patch_size=patch, embed_dim=width, depth=depth, num_heads=2, num_classes=0
         )
         vit.load_state_dict(weights)
-        return FrozenViT(vit).to(self.dtype)
+        return FrozenViT(vit).to(self.dtype).to(DEVICE)
 
     def check(self, actual: Tensor | None, key: str, *, scaled: float | None = None) -> None:
         """Compare with the expected tensor; ``scaled``: instead, a fraction of its largest entry, as atol."""

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from devices import DEVICE, as_in_a_run
 
 from clprompt import registry, testing
 from clprompt.errors import ClpromptError
@@ -64,7 +65,7 @@ def title(form: tuple[str, tuple[tuple[str, Any], ...]]) -> str:
 @cache
 def bench(form: tuple[str, tuple[tuple[str, Any], ...]]) -> Workbench:
     """One workbench for all checks of a form: its stream is trained on once."""
-    return Workbench(registry.strategies.get(form[0]).target, **dict(form[1]))
+    return Workbench(registry.strategies.get(form[0]).target, device=DEVICE, **dict(form[1]))
 
 
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
@@ -72,7 +73,8 @@ def bench(form: tuple[str, tuple[tuple[str, Any], ...]]) -> Workbench:
 def test_strategy_keeps_its_promise(
     form: tuple[str, tuple[tuple[str, Any], ...]], check: Callable[[Workbench], None]
 ) -> None:
-    check(bench(form))
+    with as_in_a_run():
+        check(bench(form))
 
 
 def multi_label_forms() -> list[tuple[str, tuple[tuple[str, Any], ...]]]:
@@ -86,7 +88,7 @@ def multi_label_forms() -> list[tuple[str, tuple[tuple[str, Any], ...]]]:
 
 @cache
 def scenes(form: tuple[str, tuple[tuple[str, Any], ...]]) -> ScenesBench:
-    return ScenesBench(registry.strategies.get(form[0]).target, **dict(form[1]))
+    return ScenesBench(registry.strategies.get(form[0]).target, device=DEVICE, **dict(form[1]))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,8 @@ def scenes(form: tuple[str, tuple[tuple[str, Any], ...]]) -> ScenesBench:
 def test_strategy_keeps_its_promise_on_multi_hot_targets(
     form: tuple[str, tuple[tuple[str, Any], ...]], check: Callable[[Workbench], None]
 ) -> None:
-    check(scenes(form))
+    with as_in_a_run():
+        check(scenes(form))
 
 
 def test_every_kind_of_backbone_serves_some_form_of_every_strategy() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE
 from torch import Tensor
 
 from clprompt.backbones.attention import BlockPrompt
@@ -23,7 +24,7 @@ def cosine(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def allowed_classes(base, run: str) -> Tensor | None:
-    allowed = torch.zeros(10, dtype=torch.bool)
+    allowed = torch.zeros(10, dtype=torch.bool, device=DEVICE)
     if run in ("train", "experience"):
         allowed[base["current_classes"]] = True
     elif run in ("online_batch", "batch"):
@@ -136,7 +137,7 @@ def dualprompt(base, backbone, images: Tensor, leaves: dict[str, Tensor], run: s
     stem = backbone.stem(images, min(g_layers))
     similarity = cosine(backbone.features(stem, start=min(g_layers)), leaves["key"])
     if run == "train":
-        chosen = torch.full((len(images),), int(base["task"]))
+        chosen = torch.full((len(images),), int(base["task"]), device=DEVICE)
     else:
         chosen = similarity.argmax(1)
     expert = pick(leaves["e_prompt"], chosen)  # (L, 2, B, P, H, d)
@@ -246,7 +247,7 @@ def coda(backbone, images: Tensor, components: dict[str, Tensor]):
 def orthogonality(rows: Tensor) -> Tensor:
     """Mean over all entries of (X X^T - I)^2."""
     rows = rows.flatten(1)
-    return (rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype)).square().mean()
+    return (rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=DEVICE)).square().mean()
 
 
 def test_coda_factored_weights_equal_the_cosine_of_every_pair(golden):
@@ -348,7 +349,7 @@ def test_nearest_class_mean_from_float64_sums(base):
     backbone, labels = base.backbone(), base["online_labels"]
     counts = torch.bincount(labels, minlength=10)
     base.check(counts, "ncm.counts")
-    sums = torch.zeros(10, 32, dtype=FLOAT64)
+    sums = torch.zeros(10, 32, dtype=FLOAT64, device=DEVICE)
     sums.index_add_(0, labels, backbone.features(base["images"]).double())
     means = sums / counts[:, None].clamp_min(1)
     base.check(sums.to(base.dtype), "ncm.sums", scaled=1e-5)

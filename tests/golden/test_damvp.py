@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor
 
 from clprompt.strategies.damvp import DAMVPModel
@@ -23,7 +24,7 @@ def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
 
 def build(damvp, **arguments) -> DAMVPModel:
     settings = {"pad": 4, "min_cluster_size": 1, "max_clusters": None, "threshold": 5.200856, **arguments}
-    return DAMVPModel(damvp.backbone(), **settings).to(damvp.dtype)
+    return DAMVPModel(damvp.backbone(), **settings).to(DEVICE, damvp.dtype)
 
 
 def adopt(model: DAMVPModel, prototypes: Tensor, frames: Tensor) -> None:
@@ -49,19 +50,19 @@ def test_clusters_and_prototypes(golden, clusters):
     assert sorted(match.tolist()) == list(range(clusters))
     torch.testing.assert_close(model.prototypes, expected[match], rtol=1e-6, atol=1e-6)
     labels = cluster(damvp["train.features"], float(damvp[f"cluster.k{clusters}.threshold"]))
-    assert same_partition(labels, damvp[f"cluster.k{clusters}.labels"].numpy())
+    assert same_partition(labels, damvp[f"cluster.k{clusters}.labels"].cpu().numpy())
 
 
 def test_a_merge_at_the_threshold_is_not_made(golden):
     damvp = golden("damvp")
     labels = cluster(damvp["cluster.tie.points"], float(damvp["cluster.tie.threshold"]))
-    assert same_partition(labels, damvp["cluster.tie.labels"].numpy())
+    assert same_partition(labels, damvp["cluster.tie.labels"].cpu().numpy())
 
 
 def test_the_cap_cuts_the_same_tree(golden):
     damvp = golden("damvp")
     capped = cluster(damvp["train.features"], float(damvp["cluster.k6.threshold"]), max_clusters=3)
-    assert same_partition(capped, damvp["cluster.k3.labels"].numpy())
+    assert same_partition(capped, damvp["cluster.k3.labels"].cpu().numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -81,7 +82,7 @@ def test_active_coordinates(golden, classes):
     damvp.check(rank, "active.order")
     model = build(damvp, head="active", active_order="sorted")
     model.rank.copy_(rank)
-    model.observe(torch.arange(classes))
+    model.observe(torch.arange(classes, device=DEVICE))
     damvp.check(model.logits(damvp["assign.features"]), f"active.logits{classes}")
 
 
@@ -98,7 +99,7 @@ def test_fifteen_steps_of_both_adaptation_modes(golden, kind, clusters):
     prototypes = damvp["cluster.k1.prototypes" if clusters == "generic" else "cluster.k3.prototypes"]
     model = build(damvp, head="active" if kind == "hf" else "linear", active_order="sorted").train()
     model.begin_experience(range(5))
-    model.observe(torch.arange(5))
+    model.observe(torch.arange(5, device=DEVICE))
     adopt(model, prototypes, damvp["adapt.init"].expand(len(prototypes), -1))
     model.to(torch.float64)
     top, decay, epochs = damvp[f"adapt.{kind}.args"].tolist()
@@ -164,7 +165,7 @@ def test_only_the_first_thousand_features_count(golden):
     damvp = golden("damvp")
     features = damvp["cluster.truncate.features"][:1000]
     labels = cluster(features, float(damvp["cluster.truncate.threshold"]))
-    assert same_partition(labels, damvp["cluster.truncate.labels"].numpy())
+    assert same_partition(labels, damvp["cluster.truncate.labels"].cpu().numpy())
     expected = damvp["cluster.truncate.labels"]
     damvp.check(clusters_of(features, expected).prototypes, "cluster.truncate.prototypes")
     tied = clusters_of(damvp["cluster.tie.points"], damvp["cluster.tie.labels"])

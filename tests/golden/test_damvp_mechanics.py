@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE
 from torch import Tensor
 
 SIDE, PAD = 32, 4
@@ -17,7 +18,7 @@ def damvp(request, golden):
 
 def border() -> Tensor:
     """Where each entry of a frame vector lies in a flattened [3, S, S] image: up, down, left, right."""
-    places = torch.arange(3 * SIDE * SIDE).view(3, SIDE, SIDE)
+    places = torch.arange(3 * SIDE * SIDE, device=DEVICE).view(3, SIDE, SIDE)
     inner = slice(PAD, SIDE - PAD)
     parts = (places[:, :PAD], places[:, -PAD:], places[:, inner, :PAD], places[:, inner, -PAD:])
     return torch.cat([part.flatten() for part in parts])
@@ -114,7 +115,8 @@ def test_offsets_are_exactly_zero_on_patches_that_the_frame_does_not_touch(golde
 def test_zero_frames_give_the_features_of_the_bare_model(golden):
     damvp = golden("damvp")
     backbone, images = damvp.backbone(), damvp["eval.images"]
-    frames, index = torch.zeros(1, 1344, dtype=torch.float64), torch.zeros(6, dtype=torch.int64)
+    frames = torch.zeros(1, 1344, dtype=torch.float64, device=DEVICE)
+    index = torch.zeros(6, dtype=torch.int64, device=DEVICE)
     bare = backbone.features(images)
     for prompted in (prompted_in_pixels, prompted_in_patches):
         torch.testing.assert_close(prompted(backbone, images, frames, index), bare, rtol=0, atol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor, nn
 
 from clprompt.strategies.damvp.clustering import cluster, clusters_of
@@ -18,7 +19,7 @@ def test_sources_are_clustered_as_the_reference_clusters_them(golden, source):
     damvp = golden("damvp")
     features = damvp.backbone().features(damvp[f"meta.{source}.images"])
     labels = cluster(features, float(damvp["meta.threshold"]))
-    assert same_partition(labels, damvp[f"meta.{source}.cluster_labels"].numpy())
+    assert same_partition(labels, damvp[f"meta.{source}.cluster_labels"].cpu().numpy())
     expected = damvp[f"meta.{source}.cluster_labels"]
     damvp.check(clusters_of(features, expected).prototypes, f"meta.{source}.prototypes")
 
@@ -33,7 +34,7 @@ def sources(damvp, kind: str, clusters: str) -> list[Source]:
             columns = damvp["active.order"][:classes].sort().values
             found.append(Source(name, prototypes, columns=columns))
             continue
-        head = nn.Linear(32, classes).to(damvp.dtype)
+        head = nn.Linear(32, classes).to(DEVICE, damvp.dtype)
         head.load_state_dict({part: damvp[f"meta.head_{name}.{part}"] for part in ("weight", "bias")})
         found.append(Source(name, prototypes, head))
     return found
@@ -86,7 +87,7 @@ def test_two_meta_steps_of_both_modes(golden, kind, clusters):
         damvp.check(frame, f"{prefix}.after{step}", scaled=1e-6)
         with torch.no_grad():
             final = torch.stack([batch.loss(frame[None]) for batch in batches]).mean()
-        curve = [*torch.tensor(curves, dtype=damvp.dtype).mean(0), final]
+        curve = [*torch.tensor(curves, dtype=damvp.dtype, device=DEVICE).mean(0), final]
         damvp.check(torch.stack(curve), f"{prefix}.loss_curve{step}")
     if kind == "ht":
         for source in every:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE
 from torch import Tensor
 
 from clprompt.backbones.attention import finish_attention, project, project_stream, residual_mlp, split_heads
@@ -81,7 +82,7 @@ def run_lanes(lanes, backbone, leaves, tasks: slice, images: Tensor) -> Lanes:
 def masks(lanes) -> tuple[Tensor, Tensor, int]:
     """Classes of the current task, classes seen, and the task's index."""
     task, groups = int(lanes["config.task_index"]), lanes["config.class_mask"]
-    current, seen = torch.zeros(2, 10, dtype=torch.bool)
+    current, seen = torch.zeros(2, 10, dtype=torch.bool, device=DEVICE)
     current[groups[task]] = True
     seen[groups[: task + 1].flatten()] = True
     return current, seen, task

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor
 
 from clprompt.prompting.losses import mask_logits
@@ -44,8 +45,8 @@ def build(mvp, variant: str, **arguments) -> MVPModel:
         e_layers=tuple(mvp["pos_e"].tolist()),
         e_length=int(mvp["len_e"]),
         **{**RELEASED, **arguments},
-    ).to(mvp.dtype)
-    model.observe(torch.arange(10))
+    ).to(DEVICE, mvp.dtype)
+    model.observe(torch.arange(10, device=DEVICE))
     model.seen.copy_(mvp["seen"] == 1)
     with torch.no_grad():
         for name, parameter in model.trainable().items():
@@ -159,7 +160,7 @@ def test_under_bfloat16_losses_are_finite_and_selections_the_same(golden):
     mvp = golden("mvp_forward", torch.float32)
     model = build(mvp, "pt", **{"focal_weighting": "per_sample", "count_pairing": "own"})
     images = torch.cat([mvp["images"], mvp["eval_images"]]).repeat(8, 1, 1, 1)
-    images = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    images = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     exact = model.select(model._query(images, None)[1])[1]
     with autocast(images.device, "bf16"):
         rough = model.select(model._query(images, None)[1])[1]

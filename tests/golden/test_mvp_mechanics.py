@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE
 from torch import Tensor
 
 from clprompt.backbones.attention import BlockPrompt
@@ -83,7 +84,7 @@ def leaves_of(mvp, variant: str) -> dict[str, Tensor]:
 def losses(mvp, out: Forward, key: Tensor, *, count, afs=True, gsf=True, contrastive=True):
     """All parts of the loss in closed form, the head's per-sample gradients included."""
     labels, unseen = mvp["labels"], mvp["seen"] == 0
-    rows = torch.arange(len(labels))
+    rows = torch.arange(len(labels), device=DEVICE)
     weight = out.head[0].detach()
     feature = out.feature.detach()
     compensation = 1 - F.cosine_similarity(weight[labels], feature) + mvp["margin"]

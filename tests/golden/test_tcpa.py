@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor
 
 from clprompt.strategies.tcpa import TCPAModel
@@ -60,9 +61,9 @@ def build(tcpa, variant: str, *, classes=range(10), **arguments) -> TCPAModel:
     }
     model = Recorded(tcpa.backbone(), matching_weight=float(tcpa["config.weight"]), **settings)
     model.file = tcpa
-    model.to(tcpa.dtype)
+    model.to(DEVICE, tcpa.dtype)
     model.begin_experience(classes)
-    model.observe(torch.arange(10))
+    model.observe(torch.arange(10, device=DEVICE))
     model.to(tcpa.dtype)
     with torch.no_grad():
         for name, parameter in PARAMETERS.items():

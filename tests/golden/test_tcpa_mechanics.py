@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE
 from torch import Tensor
 
 from clprompt.backbones.attention import BlockPrompt
@@ -132,7 +133,7 @@ def forward(tcpa, name: str, form: str, leaves):
 
 def losses(tcpa, logits: Tensor, record: Coordination) -> dict[str, Tensor]:
     labels = tcpa["input.labels"]
-    outside = torch.ones(10, dtype=torch.bool)
+    outside = torch.ones(10, dtype=torch.bool, device=DEVICE)
     outside[tcpa["input.task_classes"]] = False
     parts = {
         "ce": F.cross_entropy(logits, labels),
