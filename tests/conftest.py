@@ -5,12 +5,23 @@ from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import devices
 import pytest
 import torch
 from drawing import same_picture
 from warm_process import WarmProcess
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", default="cpu", help='where the golden and conformance tests compute, such as "cuda"'
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    devices.DEVICE = config.getoption("--device")
 
 
 @pytest.fixture(scope="session")

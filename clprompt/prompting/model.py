@@ -306,7 +306,7 @@ class PromptModel(nn.Module, ABC):
 
         Args:
             images: [B, 3, H, W].
-            targets: labels [B] or multi-hot [B, C].
+            targets: labels [B] or multi-hot [B, C], on any device.
             soft: what to train towards in place of the labels.
 
         Raises:
@@ -317,6 +317,7 @@ class PromptModel(nn.Module, ABC):
         targets = checked_targets(targets)
         _check_batch(images, targets)
         self.check_targets(targets)
+        targets = targets.to(self.device)
         if soft is not None:
             self._check_soft(soft)
         with self._collecting() as collected:
@@ -409,7 +410,7 @@ class PromptModel(nn.Module, ABC):
         if self.num_classes == 0:
             return torch.zeros_like(labels, dtype=torch.bool)
         inside = labels.clamp(0, self.num_classes - 1)
-        return self.seen[inside] & (inside == labels)
+        return self.seen[inside].to(labels.device) & (inside == labels)
 
     def observe(self, targets: Tensor) -> bool:
         """Mark the classes of a received batch as seen, and grow for new ones.

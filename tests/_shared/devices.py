@@ -1,11 +1,11 @@
-"""Where the golden and the conformance tests compute: CLPROMPT_TEST_DEVICE, such as "cuda", or the CPU."""
+"""Where the golden and the conformance tests compute."""
 
 import contextlib
-import os
 
 from clprompt.system.runtime import reproducible
 
-DEVICE = os.environ.get("CLPROMPT_TEST_DEVICE", "cpu")
+#: What ``pytest --device`` says; set before any test module is imported.
+DEVICE = "cpu"
 
 
 def as_in_a_run() -> contextlib.AbstractContextManager[None]:

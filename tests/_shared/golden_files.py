@@ -80,7 +80,9 @@ class Golden:
             rtol, atol, fraction = 0.0, 1e-12, scaled
         if not expected.is_floating_point():
             rtol, atol = 0.0, 0.0
-        elif fraction:
+        if DEVICE != "cpu" and expected.dtype == torch.float32:
+            atol *= 2  # sums are made in another order
+        if fraction and expected.is_floating_point():
             atol += fraction * expected[expected.isfinite()].abs().max().item()
         torch.testing.assert_close(
             actual.detach(), expected, rtol=rtol, atol=atol, msg=lambda text: f"{self.name}, {key}: {text}"

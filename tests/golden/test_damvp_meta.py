@@ -44,7 +44,7 @@ def sources(damvp, kind: str, clusters: str) -> list[Source]:
 @pytest.mark.parametrize("kind", ["hf", "ht"])
 def test_two_meta_steps_of_both_modes(golden, kind, clusters):
     damvp = golden("damvp")
-    backbone, places, prefix = damvp.backbone(), frame_places(3, 32, 4), f"meta.{kind}.{clusters}"
+    backbone, places, prefix = damvp.backbone(), frame_places(3, 32, 4).to(DEVICE), f"meta.{kind}.{clusters}"
     lr, decay, step_size, steps, total = damvp[f"meta.{kind}.args"].tolist()
     frame: Tensor = damvp["meta.init"]
     every = sources(damvp, kind, clusters)
