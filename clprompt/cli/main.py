@@ -124,7 +124,10 @@ def _complete_override(context: click.Context, parameter: click.Parameter, word:
     from clprompt.experiment import config
     from clprompt.training.settings import Online, Training
 
-    keys = [f"{key}=" for key in ("seed", "precision", "device", "runs_dir", "export", "name", *SECTIONS)]
+    keys = [
+        f"{key}="
+        for key in ("seed", "precision", "device", "deterministic", "runs_dir", "export", "name", *SECTIONS)
+    ]
     for section, settings in (
         ("training", Training),
         ("online", Online),

@@ -32,6 +32,7 @@ class Config:
         seed: one, or several that are run one after the other.
         precision: float32, or bf16 (autocast).
         device: "auto", or a torch device.
+        deterministic: the same bits from the same seed; False takes what is faster on a GPU.
         runs_dir: where run folders are written.
         export: what model.safetensors holds at the end: the method's tensors alone, which need the backbone's
             source to be loaded, or "full" with those of the backbone.
@@ -55,6 +56,7 @@ class Config:
     seed: int | list[int] = 0
     precision: Literal["float32", "bf16"] = "float32"
     device: str = "auto"
+    deterministic: bool = True
     runs_dir: str = "runs"
     export: Literal["method", "full"] = "method"
     compare: list[dict[str, Any]] = field(default_factory=list)
@@ -81,8 +83,9 @@ class Config:
 
 
 # The order of the keys in a resolved configuration, which is the order of the packaged files.
+PLAIN_KEYS = ("name", "label", "seed", "precision", "device", "deterministic", "runs_dir", "export")
 KEYS = (
-    *("name", "label", "seed", "precision", "device", "runs_dir", "export"),
+    *PLAIN_KEYS,
     *("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory"),
 )
 _NAMED = {  # section -> what the caller provides itself
@@ -128,7 +131,7 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bo
     if fields.get("name") is None:
         fields["name"] = name
     hints = typing.get_type_hints(Config)
-    for key in ("name", "label", "seed", "precision", "device", "runs_dir", "export"):
+    for key in PLAIN_KEYS:
         if key in fields:  # what costs no import is checked first
             fields[key] = schema.check(fields[key], hints[key], key)
     _check_name(fields["name"])

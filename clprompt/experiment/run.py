@@ -33,7 +33,7 @@ from clprompt.system import overlay
 from clprompt.system.documents import write_json
 from clprompt.system.files import FolderLock
 from clprompt.system.progress import Stopwatch
-from clprompt.system.runtime import reproducible, stop_signal
+from clprompt.system.runtime import find_device, reproducible, stop_signal
 from clprompt.tracking.records import RECORDS, read_records
 from clprompt.tracking.tracker import RunTracker
 from clprompt.training.engine import Engine, Listener, ProgressLike
@@ -142,7 +142,11 @@ def _run_folder(
         raise RunFolderError(f"{folder} is not a run folder: there is no such folder")
     config = runfolder.read_config(folder)
     # The same global random state whatever ran before in this process, for methods that draw from it.
-    with FolderLock(folder), reproducible(), preserved_rng(derive(config.seeds[0], "run")):
+    with (
+        FolderLock(folder),
+        reproducible(find_device(config.device), deterministic=config.deterministic),
+        preserved_rng(derive(config.seeds[0], "run")),
+    ):
         runfolder.refuse_finished(folder)
         checkpoint = state.load_checkpoint(folder)
         if checkpoint is not None:

@@ -49,7 +49,7 @@ from clprompt.reporting.finished import NO_MATTER
 from clprompt.system import overlay
 
 _SHARED = (
-    *("seed", "precision", "device", "runs_dir", "export"),
+    *("seed", "precision", "device", "deterministic", "runs_dir", "export"),
     *("data", "backbone", "training", "online", "memory"),
 )
 _LAID = (*(key for key in _SHARED if key != "runs_dir"), "scenario", "compare")

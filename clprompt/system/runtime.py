@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from clprompt.errors import ConfigError
+from clprompt.errors import ClpromptError, ConfigError
 
 
 def find_device(name: str) -> torch.device:
@@ -57,17 +58,48 @@ def stop_signal() -> Iterator[Callable[[], int | None]]:
 
 
 @contextlib.contextmanager
-def reproducible() -> Iterator[None]:
-    """Ask torch for deterministic algorithms while a run lasts."""
+def reproducible(device: torch.device, *, deterministic: bool = True) -> Iterator[None]:
+    """Ask torch for deterministic algorithms while a run lasts.
+
+    On a GPU what has none is refused, since attention takes its deterministic form only then.
+
+    Args:
+        device: of the run.
+        deterministic: False asks for none.
+
+    Raises:
+        ConfigError: an operation that has no deterministic form there, or more memory than there is.
+    """
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # matrix products are refused without
+    memory: Any = torch.utils.deterministic  # a property of the module
+    fill = memory.fill_uninitialized_memory
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     benchmark = torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(deterministic, warn_only=not on_gpu)
+    memory.fill_uninitialized_memory = fill and not on_gpu  # a twelfth of a step there
     torch.backends.cudnn.benchmark = False
     try:
         yield
+    except ClpromptError:
+        raise
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if "deterministic" in text:
+            raise ConfigError(
+                f"{text.partition(', but you set')[0]}; set deterministic=false to run without equal bits"
+            ) from error
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+            raise ConfigError(
+                f"{device} has too little memory left; make training.train_mb_size or eval_mb_size smaller "
+                f"({text.partition('. ')[0]})"
+            ) from error
+        raise
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = fill
         torch.backends.cudnn.benchmark = benchmark

@@ -14,6 +14,8 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import Plugin
 from clprompt.system.runtime import reproducible
@@ -73,7 +75,7 @@ def check_strategy(
     settings = ", ".join(f"{key}={value!r}" for key, value in named.items())
     for check in MULTI_LABEL_CHECKS if multi_label else CHECKS:
         try:
-            with reproducible() if device != "cpu" else contextlib.nullcontext():
+            with reproducible(torch.device(device)) if device != "cpu" else contextlib.nullcontext():
                 check(bench)
         except Exception as error:
             text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"

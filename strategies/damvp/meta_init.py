@@ -226,7 +226,7 @@ def run(settings: MetaInit, out: Path, *, progress: Progress, command: Sequence[
             raise CheckpointError(
                 f"{partial} is of other settings ({', '.join(different)}); remove it, or give another file"
             )
-    with reproducible(), stop_signal() as stop:
+    with reproducible(find_device(settings.device)), stop_signal() as stop:
         learner = Learner(settings)
         partial.mkdir(exist_ok=True)
         with FolderLock(partial):

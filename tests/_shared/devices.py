@@ -2,6 +2,8 @@
 
 import contextlib
 
+import torch
+
 from clprompt.system.runtime import reproducible
 
 #: What ``pytest --device`` says; set before any test module is imported.
@@ -10,4 +12,4 @@ DEVICE = "cpu"
 
 def as_in_a_run() -> contextlib.AbstractContextManager[None]:
     """Deterministic algorithms where a device has others, too."""
-    return contextlib.nullcontext() if DEVICE == "cpu" else reproducible()
+    return contextlib.nullcontext() if DEVICE == "cpu" else reproducible(torch.device(DEVICE))

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+import devices
 import numpy as np
 import torch
-from devices import DEVICE
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -46,7 +46,7 @@ class Golden:
         self.arrays = arrays(name)
 
     def __getitem__(self, key: str) -> Tensor:
-        value = torch.from_numpy(self.arrays[key].copy()).to(DEVICE)
+        value = torch.from_numpy(self.arrays[key].copy()).to(devices.DEVICE)
         return value.to(self.dtype) if value.is_floating_point() else value
 
     def __contains__(self, key: str) -> bool:
@@ -69,7 +69,7 @@ class Golden:
             img_size=side * patch, patch_size=patch, embed_dim=width, depth=depth, num_heads=2, num_classes=0
         )
         vit.load_state_dict(weights)
-        return FrozenViT(vit).to(self.dtype).to(DEVICE)
+        return FrozenViT(vit).to(self.dtype).to(devices.DEVICE)
 
     def check(self, actual: Tensor | None, key: str, *, scaled: float | None = None) -> None:
         """Compare with the expected tensor; ``scaled``: instead, a fraction of its largest entry, as atol."""
@@ -80,7 +80,7 @@ class Golden:
             rtol, atol, fraction = 0.0, 1e-12, scaled
         if not expected.is_floating_point():
             rtol, atol = 0.0, 0.0
-        if DEVICE != "cpu" and expected.dtype == torch.float32:
+        if devices.DEVICE != "cpu" and expected.dtype == torch.float32:
             atol *= 2  # sums are made in another order
         if fraction and expected.is_floating_point():
             atol += fraction * expected[expected.isfinite()].abs().max().item()
