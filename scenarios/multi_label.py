@@ -29,11 +29,11 @@ class MultiLabelPlan(Plan):
             table[row, list(group)] = np.asarray(targets)[index][:, list(group)].sum(0)
         return table
 
-    def test_groups(self, targets: np.ndarray) -> tuple[np.ndarray, ...]:
+    def test_groups(self, targets: np.ndarray, domains: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         """Test images with a label that is new in each experience; an image may be in several groups."""
         return tuple(np.flatnonzero(np.asarray(targets)[:, list(g)].any(1)) for g in self.classes)
 
-    def notes(self, train: np.ndarray, test: np.ndarray) -> list[str]:
+    def notes(self, train: np.ndarray, test: np.ndarray, domains: np.ndarray | None = None) -> list[str]:
         """What does not take part, in a sentence each."""
         sentences = []
         for name, targets in (("training", train), ("test", test)):

@@ -54,9 +54,8 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
             subsets.append(as_taskaware_classification_dataset(labelled))
         return subsets
 
-    benchmark = benchmark_from_datasets(
-        train=parts(train, plan.indices), test=parts(test, plan.test_groups(test.targets))
-    )
+    tested = plan.test_groups(test.targets, getattr(test, "domains", None))
+    benchmark = benchmark_from_datasets(train=parts(train, plan.indices), test=parts(test, tested))
     made = with_task_labels(with_classes_timeline(benchmark))
     return keep_order(made) if plan.is_ordered else made
 

@@ -67,6 +67,6 @@ def to_online_avalanche(
         ]
     runs = sessions if cut_at_sessions else [np.concatenate(sessions)]
     batches = [run[i : i + batch_size] for run in runs for i in range(0, len(run), batch_size)]
-    tested = np.concatenate(plan.test_groups(np.asarray(test.targets)))
+    tested = np.concatenate(plan.test_groups(np.asarray(test.targets), getattr(test, "domains", None)))
     made = benchmark_from_datasets(train=[part(train, batch) for batch in batches], test=[part(test, tested)])
     return keep_order(made) if plan.is_ordered else made

@@ -18,6 +18,7 @@ def results(finished: Sequence[Result]) -> str:
     Args:
         finished: what was run, of one or several strategies and seeds.
     """
+    from clprompt.metrics.accuracy import group_names
     from clprompt.reporting import summary
 
     groups: dict[str, dict[int, Result]] = {}  # strategy -> seed -> result
@@ -34,7 +35,8 @@ def results(finished: Sequence[Result]) -> str:
         for seed, result in of_seeds.items()
     }
     tables = {label: (result.matrix, result.summary) for label, result in labelled.items()}
-    parts = [summary.text_summary(tables).rstrip("\n")]
+    names = {label: group_names(result.records) for label, result in labelled.items()}
+    parts = [summary.text_summary(tables, names).rstrip("\n")]
     if several:
         parts.append("\n".join(_over_seeds(groups)))
     parts.append("\n".join(columns([(label, str(result.folder)) for label, result in labelled.items()])))

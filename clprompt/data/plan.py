@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,13 +20,15 @@ class Plan:
 
     Attributes:
         indices: training sample indices, one array per experience.
-        classes: the class ids that are new with each experience; also the class groups of the metrics.
+        classes: the class ids of each experience.
         num_classes: C; class ids are 0..C-1.
         kinds: a word for each class, [C]; None where the stream makes no difference between classes.
         moved: whether a training sample arrives away from its class's experience, bool [n]; None for none.
         threshold: probability above which a label counts as predicted; read for multi-hot targets alone.
         is_ordered: the indices of an experience are in their final order; otherwise training shuffles them.
         left_out: why training samples take no part; "" where nothing is meant to be left out.
+        base_classes: class ids that the metrics tell from all others, the novel ones; None for no such.
+        in_turn: test group t is evaluated from experience t on; otherwise as soon as a class of it is seen.
     """
 
     indices: tuple[np.ndarray, ...]
@@ -37,10 +39,27 @@ class Plan:
     threshold: float = field(default=0.8, kw_only=True)
     is_ordered: bool = field(default=False, kw_only=True)
     left_out: str = field(default="", kw_only=True)
+    base_classes: tuple[int, ...] | None = field(default=None, kw_only=True)
+    in_turn: ClassVar[bool] = False
 
     def __len__(self) -> int:
         """The number of experiences."""
         return len(self.indices)
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The class groups of the metrics: the classes that are new with each experience."""
+        groups: list[tuple[int, ...]] = []
+        met: set[int] = set()
+        for classes in self.classes:
+            groups.append(tuple(c for c in classes if c not in met))
+            met.update(classes)
+        return tuple(groups)
+
+    @property
+    def session_names(self) -> list[str] | None:
+        """What the experiences are called; None for their numbers."""
+        return None
 
     def fingerprint(self) -> str:
         """A checksum of what arrives when: the samples and the classes of each experience."""
@@ -52,8 +71,19 @@ class Plan:
         rows = [np.bincount(targets[index], minlength=self.num_classes) for index in self.indices]
         return np.stack(rows)
 
-    def notes(self, train: np.ndarray, test: np.ndarray) -> list[str]:
-        """What of the data takes no part in the stream, in a sentence each."""
+    def notes(
+        self,
+        train: np.ndarray,
+        test: np.ndarray,
+        domains: np.ndarray | None = None,
+    ) -> list[str]:
+        """What of the data takes no part in the stream, in a sentence each.
+
+        Args:
+            train: targets of the training samples.
+            test: of the test samples.
+            domains: of the test samples; see :class:`clprompt.data.images.ImageSource`.
+        """
         sentences = []
         left = len(train) - len(np.unique(np.concatenate(self.indices)))
         if left:
@@ -65,13 +95,28 @@ class Plan:
             sentences.append(f"test samples of {named} are left out")
         return sentences
 
-    def test_groups(self, targets: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Test sample indices of each class group, in data set order."""
-        return tuple(np.flatnonzero(np.isin(targets, group)) for group in self.classes)
+    def test_groups(self, targets: np.ndarray, domains: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+        """Test sample indices of each group of the metrics, in data set order: by class, unless it says else.
 
-    def seen_test(self, targets: np.ndarray, experience: int) -> np.ndarray:
-        """Test sample indices of all class groups up to an experience's, each once, in data set order."""
-        return np.unique(np.concatenate(self.test_groups(targets)[: experience + 1]))
+        Args:
+            targets: of the test samples.
+            domains: theirs, for groups that go by them.
+        """
+        return tuple(np.flatnonzero(np.isin(targets, group)) for group in self.groups)
+
+    def group_names(self, domains: np.ndarray | None = None) -> list[str] | None:
+        """What the groups of the metrics are called; None for their numbers.
+
+        Args:
+            domains: of the test samples.
+        """
+        return None
+
+    def seen_test(
+        self, targets: np.ndarray, experience: int, domains: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Test sample indices of all groups up to an experience's, each once, in data set order."""
+        return np.unique(np.concatenate(self.test_groups(targets, domains)[: experience + 1]))
 
 
 def make_plan(
@@ -101,7 +146,7 @@ def make_plan(
     """
     entry = registry.scenarios.get(section["name"])
     asked, _ = schema.parameters(entry.target)
-    if "domains" in asked and domains is None:
+    if domains is None and "domains" in asked and asked["domains"].required:
         raise DataError(
             f"{data} does not say the domains of its images, by which the stream {entry.name} goes; "
             f"data sets that do: {', '.join(_sets_with_domains())}"

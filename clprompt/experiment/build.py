@@ -64,8 +64,8 @@ class Builder:
             model.check_stream(plan.classes)
         if config.memory:
             config.memory.check_model(model, bundle.train.targets)
-        model.meet([bundle.class_names[c] for group in plan.classes for c in group])
-        groups = list(plan.test_groups(bundle.test.targets))
+        model.meet([bundle.class_names[c] for group in plan.groups for c in group])
+        groups = list(plan.test_groups(bundle.test.targets, bundle.test.domains))
         return Parts(bundle, backbone, plan, model.to(device), device, groups)
 
     def _once(self, kind: str, section: dict[str, Any], make: Callable[[], Any]) -> Any:

@@ -192,7 +192,7 @@ class Session:
         self.config = config
         self.parts = parts
         self.progress = progress
-        self.groups = [list(group) for group in parts.plan.classes]
+        self.groups = [list(group) for group in parts.plan.groups]
         self._environment = runfolder.environment(parts.model, parts.device)
         self._fingerprints = sameness.fingerprints(parts, self._environment["backbone"]["sha256"])
         if checkpoint:
@@ -341,7 +341,8 @@ class Session:
             of_config = {"config_sha256": runfolder.config_checksum(folder)}
             write_json(folder / "environment.json", {**self._environment, **of_config})
             runfolder.log(folder, f"start: {config.strategy['name']}, seed {config.seeds[0]}")
-            notes = parts.plan.notes(parts.bundle.train.targets, parts.bundle.test.targets)
+            test = parts.bundle.test
+            notes = parts.plan.notes(parts.bundle.train.targets, test.targets, test.domains)
             for note in [*notes, str(config.memory)] if config.memory else notes:
                 runfolder.log(folder, note)
                 if self.progress:

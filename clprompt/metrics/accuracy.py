@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,17 @@ class Evaluation:
         groups: per class group; None where no class of the group was seen.
         confusion: (target, predicted) -> count.
         measure: the name of the measure, as the records say it.
+        group_names: of the groups, where they are domains and no class groups.
+        of_parts: "base_accuracy" and "novel_accuracy" of a few-shot stream, over samples; None for a part of
+            which no sample was evaluated.
     """
 
     accuracy: float
     groups: list[float | None]
     confusion: Counter[tuple[int, int]]
     measure: str = "accuracy"
+    group_names: list[str] | None = None
+    of_parts: dict[str, float | None] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """The JSON form; the confusion as sorted cells [target, predicted, count]."""
@@ -48,6 +53,8 @@ class Evaluation:
             "accuracy": self.accuracy,
             "groups": self.groups,
             "confusion": cells,
+            **({} if self.group_names is None else {"group_names": self.group_names}),
+            **self.of_parts,
         }
 
 
@@ -84,6 +91,54 @@ def accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
             raise ValueError(f"experience {experience} was reported, but there are {size} class groups")
         matrix[experience] = [np.nan if value is None else value for value in groups]
     return matrix
+
+
+def group_names(records: Iterable[Mapping[str, Any]]) -> list[str] | None:
+    """The domains that are the groups of a run; None where they are class groups, which have numbers."""
+    for record in records:
+        if record.get("kind") == "evaluation" and record.get("group_names") is not None:
+            return [str(name) for name in record["group_names"]]
+    return None
+
+
+def harmonic_mean(first: float | None, second: float | None) -> float:
+    """2 a b / (a + b); 0 where both are 0, nan where one is not defined."""
+    first, second = _number(first), _number(second)
+    return 0.0 if first == second == 0 else 2 * first * second / (first + second)
+
+
+def few_shot_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The metrics of a few-shot stream besides those of any other.
+
+    base_accuracy, novel_accuracy: after the last experience, over the test samples of the classes of the
+    first experience and of all others. harmonic_mean_accuracy: of the two. average_harmonic_mean_accuracy:
+    its mean over the experiences from the second on. performance_drop: accuracy on all classes after the
+    first experience less that after the last.
+
+    Sources: Tao et al. 2020 (arXiv 2004.10956; the protocol, the drop), Peng et al. 2022 (ALICE, arXiv
+    2208.00147; the harmonic mean).
+    """
+    ends = _session_ends(records)
+    first, last = (ends[0], ends[-1]) if ends else ({}, {})
+    base, novel = last.get("base_accuracy"), last.get("novel_accuracy")
+    return {
+        "harmonic_mean_accuracy": harmonic_mean(base, novel),
+        "base_accuracy": _number(base),
+        "novel_accuracy": _number(novel),
+        "average_harmonic_mean_accuracy": _mean(harmonic_mean_curve(ends)),
+        "performance_drop": _number(first.get("accuracy")) - _number(last.get("accuracy")),
+    }
+
+
+def harmonic_mean_curve(records: Iterable[Mapping[str, Any]]) -> FloatArray:
+    """The harmonic mean of base and novel accuracy after each experience of a few-shot stream, [T]."""
+    return np.array(
+        [
+            harmonic_mean(record["base_accuracy"], record["novel_accuracy"])
+            for record in _session_ends(records)
+        ],
+        dtype=np.float64,
+    )
 
 
 def average_accuracy(matrix: ArrayLike) -> float:

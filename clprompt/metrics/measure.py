@@ -1,4 +1,4 @@
-"""What a run is measured by: accuracy, accuracy under the online protocol, or the precision of label sets.
+"""What a run is measured by: accuracy, that of an online or a few-shot protocol, or precision of label sets.
 
 A measure is chosen once, by :func:`measure_of`, and named in every evaluation record (``"measure"``). The
 evaluator walks and caches, the measure scores; tracker, summary, report and study ask it what to chart, print
@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,7 +51,7 @@ class Measure(ABC):
     reported: ClassVar[Mapping[str, str]]
     by_choice: ClassVar[Mapping[str, str]] = {}
     deciding: ClassVar[Sequence[str]]
-    charts: ClassVar[Mapping[str, Sequence[str]]]
+    charts: Mapping[str, Sequence[str]]
     plots: ClassVar[Sequence[str]]
     final_plots: ClassVar[Sequence[str]] = ()
     curve_titles: ClassVar[Mapping[str, tuple[str, str]]]
@@ -111,8 +112,15 @@ class Measure(ABC):
         """
 
     @abstractmethod
-    def matrix_lines(self, matrix: NDArray[np.float64]) -> list[str]:
-        """The lines that are printed of :meth:`matrix`."""
+    def matrix_lines(
+        self, matrix: NDArray[np.float64], group_names: Sequence[str] | None = None
+    ) -> list[str]:
+        """The lines that are printed of :meth:`matrix`.
+
+        Args:
+            matrix: what it gives.
+            group_names: of the groups where they are domains; None where they are class groups.
+        """
 
     def headline(self, summary: Mapping[str, float | None]) -> str:
         """The line that is printed of a run's metrics: all columns.
@@ -152,7 +160,11 @@ class Measure(ABC):
 
 
 class Accuracy(Measure):
-    """One label per sample: the accuracy on each class group, and what is forgotten of it."""
+    """One label per sample: the accuracy on each group, and what is forgotten of it.
+
+    Args:
+        group_names: of the groups where they are domains; None where they are class groups.
+    """
 
     name = "accuracy"
     columns: ClassVar[Mapping[str, str]] = {
@@ -177,16 +189,26 @@ class Accuracy(Measure):
         "average_incremental_accuracy_by_samples",
         "last_accuracy",
     )
-    charts: ClassVar[Mapping[str, Sequence[str]]] = {
+    charts: Mapping[str, Sequence[str]] = {
         "accuracy per class group": [r"^accuracy/group_\d+$"],
         "average accuracy and forgetting": [r"^accuracy/average$", r"^accuracy/forgetting$"],
     }
     plots: ClassVar[Sequence[str]] = ("accuracy_matrix", "accuracy_curves", "confusion_matrix")
     final_plots: ClassVar[Sequence[str]] = ("forgetting",)
     curve_titles: ClassVar[Mapping[str, tuple[str, str]]] = {
-        "average_accuracy": ("Average accuracy over the class groups seen", "accuracy (%)"),
+        "average_accuracy": ("Average accuracy over the groups seen", "accuracy (%)"),
         "forgetting": ("Average forgetting", "forgetting (percentage points)"),
     }
+
+    def __init__(self, group_names: Sequence[str] | None = None) -> None:
+        self.group_names = None if group_names is None else list(group_names)
+        if group_names is not None:
+            average = "average accuracy and forgetting"
+            self.charts = {
+                "accuracy per domain": ["^accuracy/domain_"],
+                "forgetting per domain": ["^forgetting/domain_"],
+                average: Accuracy.charts[average],
+            }
 
     def checked(self, targets: Any) -> NDArray[Any]:
         labels = np.asarray(targets)
@@ -214,6 +236,7 @@ class Accuracy(Measure):
             groups=[float(right[rows].sum() / len(rows)) if len(rows) else None for rows in groups],
             confusion=Counter(zip(targets.tolist(), predicted.tolist(), strict=True)),
             measure=self.name,
+            group_names=self.group_names,
         )
 
     def scalars(
@@ -223,9 +246,12 @@ class Accuracy(Measure):
             return {"anytime/accuracy": record["accuracy"]}
         row = record["experience"]
         matrix = accuracy.accuracy_matrix(records)[: row + 1, : row + 1]
-        scalars = _by_group("accuracy", record["groups"])
+        names = accuracy.group_names([record])
+        scalars = _by_group("accuracy", record["groups"], names)
         scalars["accuracy/average"] = accuracy.average_accuracy(matrix)
         scalars["accuracy/forgetting"] = accuracy.forgetting(matrix)
+        if names is not None:
+            scalars |= _by_group("forgetting", accuracy.group_forgetting(matrix), names)
         # A group that was not seen yet has no point, and no forgetting is defined after one experience.
         return _defined(scalars)
 
@@ -236,8 +262,10 @@ class Accuracy(Measure):
         """The accuracy matrix, [T, T]."""
         return accuracy.accuracy_matrix(records)
 
-    def matrix_lines(self, matrix: NDArray[np.float64]) -> list[str]:
-        return text.accuracy_lines(matrix)
+    def matrix_lines(
+        self, matrix: NDArray[np.float64], group_names: Sequence[str] | None = None
+    ) -> list[str]:
+        return text.accuracy_lines(matrix, group_names)
 
     def headline(self, summary: Mapping[str, float | None]) -> str:
         """Average accuracy and forgetting, in words."""
@@ -258,9 +286,13 @@ class Accuracy(Measure):
         if last is None:
             return {}
         matrix = accuracy.accuracy_matrix(records)
-        header: list[object] = ["after_experience", *_group_titles(len(matrix))]
+        group_names = accuracy.group_names(records)
+        header: list[object] = ["after_experience", *(group_names or _group_titles(len(matrix)))]
         lines: Rows = [[i + 1, *map(_cell, row)] for i, row in enumerate(matrix)]
         tables: dict[str, Rows] = {"accuracy_matrix.csv": [header, *lines]}
+        if group_names is not None:
+            done = last["experience"] + 1
+            tables["per_domain_accuracy.csv"] = _domain_rows(matrix[:done, :done], group_names)
         if last.get("confusion") is not None:
             counts = accuracy.confusion_matrix(last["confusion"], len(names))
             tables["per_class_accuracy.csv"] = _class_rows(counts, names, groups)
@@ -317,6 +349,94 @@ class Online(Accuracy):
         }
 
 
+class FewShot(Accuracy):
+    """Accuracy on a few-shot stream: on base and on novel classes, and their harmonic mean.
+
+    Args:
+        base_classes: the class ids of the first experience; all others are novel.
+    """
+
+    name = "few_shot"
+    columns: ClassVar[Mapping[str, str]] = {
+        "harmonic_mean_accuracy": "harmonic mean",
+        "base_accuracy": "base",
+        "novel_accuracy": "novel",
+        "average_harmonic_mean_accuracy": "average harmonic",
+        "performance_drop": "drop",
+        "last_accuracy": "last",
+    }
+    reported: ClassVar[Mapping[str, str]] = columns
+    by_choice: ClassVar[Mapping[str, str]] = {**Accuracy.reported, **Accuracy.by_choice}
+    deciding: ClassVar[Sequence[str]] = (
+        *("harmonic_mean_accuracy", "average_harmonic_mean_accuracy"),
+        *("base_accuracy", "novel_accuracy", "last_accuracy"),
+    )
+    charts: Mapping[str, Sequence[str]] = {
+        "base and novel accuracy": [r"^accuracy/(base|novel|harmonic_mean)$"],
+        **Accuracy.charts,
+    }
+    curve_titles: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "harmonic_mean_accuracy": ("Harmonic mean of base and novel accuracy", "harmonic mean (%)"),
+        **Accuracy.curve_titles,
+    }
+
+    def __init__(self, base_classes: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.base_classes = frozenset(base_classes)
+
+    def score(
+        self,
+        logits: NDArray[Any],
+        targets: NDArray[Any],
+        seen: NDArray[np.int64],
+        groups: Sequence[NDArray[np.int64]],
+    ) -> Evaluation:
+        """As of all labels, and the accuracy over the samples of base and of novel classes."""
+        evaluation = super().score(logits, targets, seen, groups)
+        right: Counter[bool] = Counter()
+        all_of: Counter[bool] = Counter()
+        for (target, predicted), count in evaluation.confusion.items():
+            all_of[target in self.base_classes] += count
+            right[target in self.base_classes] += count * (target == predicted)
+        return replace(
+            evaluation,
+            of_parts={
+                name: right[base] / all_of[base] if all_of[base] else None
+                for name, base in (("base_accuracy", True), ("novel_accuracy", False))
+            },
+        )
+
+    def scalars(
+        self, records: Sequence[Record], record: Record, groups: Sequence[Sequence[int]]
+    ) -> dict[str, float | None]:
+        scalars = super().scalars(records, record, groups)
+        if record["when"] == "experience":
+            base, novel = record["base_accuracy"], record["novel_accuracy"]
+            scalars |= {"accuracy/base": base, "accuracy/novel": novel}
+            scalars["accuracy/harmonic_mean"] = accuracy.harmonic_mean(base, novel)
+        return _defined(scalars)
+
+    def summarise(self, records: Iterable[Record]) -> dict[str, float]:
+        """The protocol's own metrics, then those of :class:`Accuracy`."""
+        records = list(records)
+        return {**accuracy.few_shot_metrics(records), **super().summarise(records)}
+
+    def headline(self, summary: Mapping[str, float | None]) -> str:
+        """All columns, where :class:`Accuracy` names two of its own."""
+        return Measure.headline(self, summary)
+
+    def curves(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
+        records = list(records)
+        harmonic = accuracy.harmonic_mean_curve(records)
+        return {"harmonic_mean_accuracy": harmonic, **super().curves(records)}
+
+    def tables(
+        self, records: Sequence[Record], names: Sequence[str], groups: Sequence[Sequence[int]]
+    ) -> dict[str, Rows]:
+        tables = super().tables(records, names, groups)
+        return {**tables, "few_shot.csv": _few_shot_rows(records)} if tables else tables
+
+
 class LabelSets(Measure):
     """Any number of labels per sample: mAP and F1 over one set of all samples with a seen label.
 
@@ -340,7 +460,7 @@ class LabelSets(Measure):
         "OF1": "OF1",
     }
     deciding: ClassVar[Sequence[str]] = ("mAP_last", "mAP_average", "CF1", "OF1")
-    charts: ClassVar[Mapping[str, Sequence[str]]] = {
+    charts: Mapping[str, Sequence[str]] = {
         "mAP per class group": [r"^mAP/group_\d+$"],
         "mAP over the seen classes": [r"^mAP/seen$"],
         "F1": [r"^multi_label/(CF1|OF1)$"],
@@ -399,7 +519,9 @@ class LabelSets(Measure):
         records = list(records)
         return np.column_stack([label_sets.group_matrix(records, groups), label_sets.curve(records)])
 
-    def matrix_lines(self, matrix: NDArray[np.float64]) -> list[str]:
+    def matrix_lines(
+        self, matrix: NDArray[np.float64], group_names: Sequence[str] | None = None
+    ) -> list[str]:
         return text.map_lines(matrix)
 
     def curves(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
@@ -421,7 +543,7 @@ class LabelSets(Measure):
         return {"map_matrix.csv": [header, *lines], "per_class_ap.csv": classes}
 
 
-MEASURES: dict[str, type[Measure]] = {kind.name: kind for kind in (Accuracy, Online, LabelSets)}
+MEASURES: dict[str, type[Measure]] = {kind.name: kind for kind in (Accuracy, Online, FewShot, LabelSets)}
 #: Every metric of ``results.json`` that a table may show, by its title there.
 TITLES = {
     key: title
@@ -438,17 +560,28 @@ def check_metrics(names: Iterable[str]) -> None:
             raise ConfigError(f'no metric is called "{name}"{hint}; known: {", ".join(TITLES)}')
 
 
-def measure_of(targets: Any, online: bool = False, *, threshold: float = 0.8) -> Measure:
+def measure_of(
+    targets: Any,
+    online: bool = False,
+    *,
+    threshold: float = 0.8,
+    group_names: Sequence[str] | None = None,
+    base_classes: Sequence[int] | None = None,
+) -> Measure:
     """The measure of a run, from what is evaluated.
 
     Args:
         targets: of the test set: labels [n], or multi-hot [n, C].
         online: the run is evaluated while its stream goes on.
         threshold: of label sets, the probability above which a label counts as predicted.
+        group_names: see :class:`Accuracy`.
+        base_classes: of a few-shot stream, which is measured as such unless online; None for others.
     """
     if np.ndim(targets) == 2:
         return LabelSets(threshold)
-    return Online() if online else Accuracy()
+    if base_classes is not None and not online:
+        return FewShot(base_classes)
+    return Online(group_names) if online else Accuracy(group_names)
 
 
 def measure_named(name: str) -> Measure:
@@ -474,13 +607,15 @@ def measure_in(records: Iterable[Record]) -> Measure:
             return measure_named(record["measure"])
     if any("mAP" in record for record in evaluations):
         return LabelSets()
+    if any("novel_accuracy" in record for record in evaluations):
+        return FewShot()
     return Online() if any("nominal" in record for record in evaluations) else Accuracy()
 
 
 def measure_behind(summaries: Iterable[Mapping[str, Any]]) -> Measure:
     """The measure behind metrics of ``results.json``, which names none: its first column is among them."""
     summaries = list(summaries)
-    for kind in (LabelSets, Online):
+    for kind in (LabelSets, Online, FewShot):
         if any(next(iter(kind.columns)) in summary for summary in summaries):
             return kind()
     return Accuracy()
@@ -500,9 +635,13 @@ def last_evaluation(records: Sequence[Record]) -> Record | None:
     return None
 
 
-def _by_group(metric: str, values: Iterable[float | None]) -> dict[str, Any]:
-    """Scalars by tag, numbered so that the tags sort by group."""
+def _by_group(
+    metric: str, values: Iterable[float | None], names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Scalars by tag: with the names of domains, or numbered so that the tags sort by group."""
     values = list(values)
+    if names is not None:
+        return {f"{metric}/domain_{name}": value for name, value in zip(names, values, strict=False)}
     width = max(2, len(str(len(values))))
     return {f"{metric}/group_{j + 1:0{width}d}": value for j, value in enumerate(values)}
 
@@ -517,6 +656,27 @@ def _cell(value: float | None) -> float | None:
 
 def _group_titles(count: int) -> list[str]:
     return [f"group_{j + 1}" for j in range(count)]
+
+
+def _domain_rows(matrix: NDArray[np.float64], names: Sequence[str]) -> Rows:
+    """Accuracy of each domain after the last experience of a matrix [T, T], and what was forgotten of it."""
+    rows: Rows = [["domain", "accuracy", "forgetting"]]
+    lost = accuracy.group_forgetting(matrix)
+    rows += [
+        [name, _cell(now), _cell(less)] for name, now, less in zip(names, matrix[-1], lost, strict=False)
+    ]
+    return rows
+
+
+def _few_shot_rows(records: Iterable[Record]) -> Rows:
+    """Accuracy on base and novel classes and their harmonic mean, after each experience."""
+    rows: Rows = [["after_experience", "accuracy", "base", "novel", "harmonic_mean"]]
+    for record in records:
+        if record.get("when") == "experience" and "novel_accuracy" in record:
+            base, novel = record["base_accuracy"], record["novel_accuracy"]
+            mean = _cell(accuracy.harmonic_mean(base, novel))
+            rows.append([record["experience"] + 1, _cell(record["accuracy"]), base, novel, mean])
+    return rows
 
 
 def _group_of(groups: Sequence[Sequence[int]]) -> dict[int, int]:

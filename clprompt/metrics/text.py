@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+_WIDTH = 100  # columns of the printed text
 _SHOWN = 15  # class groups that fit into 100 columns
 _NOTHING = "no evaluation at the end of an experience"
 
@@ -16,20 +19,25 @@ def percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def accuracy_lines(matrix: NDArray[np.float64]) -> list[str]:
+def accuracy_lines(matrix: NDArray[np.float64], domains: Sequence[str] | None = None) -> list[str]:
     """The accuracy matrix; of many groups every n-th, the first and the last always among them.
 
     Args:
         matrix: [T, T], fractions.
+        domains: the names of the groups where they are domains; None where they are class groups.
     """
     size = len(matrix)
     if size == 0:
         return [_NOTHING]
     shown = np.unique(np.linspace(0, size - 1, min(size, _SHOWN)).round().astype(int))
-    lines = ["accuracy (%) on each class group, after each experience"]
-    lines.append("group   " + "".join(f"{j + 1:6d}" for j in shown))
+    word = "class group" if domains is None else "domain"
+    lines = [f"accuracy (%) on each {word}, after each experience"]
+    lines.append(f"{word[-6:].strip():8}" + "".join(f"{j + 1:6d}" for j in shown))
     for i in shown:
         lines.append(f"after{i + 1:3d}" + "".join(f"{percent(matrix[i, j]):>6}" for j in shown))
+    if domains is not None:
+        listed = ", ".join(f"{j + 1} {domains[j]}" for j in shown)
+        lines += textwrap.wrap(f"domains: {listed}", _WIDTH, break_on_hyphens=False)
     if len(shown) < size:
         lines.append(f"({len(shown)} of {size} experiences and groups; all of them: accuracy_matrix.csv)")
     return lines

@@ -75,11 +75,13 @@ def _drawings(names: Sequence[str], drawn: _Drawn) -> dict[str, Figure]:
 
 
 def _accuracy_matrix(drawn: _Drawn) -> Figure:
-    return plots.accuracy_matrix(accuracy.accuracy_matrix(drawn.records))
+    names = accuracy.group_names(drawn.records)
+    return plots.accuracy_matrix(accuracy.accuracy_matrix(drawn.records), names)
 
 
 def _accuracy_curves(drawn: _Drawn) -> Figure:
-    return plots.accuracy_curves(accuracy.accuracy_matrix(drawn.records))
+    names = accuracy.group_names(drawn.records)
+    return plots.accuracy_curves(accuracy.accuracy_matrix(drawn.records), names)
 
 
 def _anytime_accuracy(drawn: _Drawn) -> Figure:
@@ -94,7 +96,8 @@ def _confusion_matrix(drawn: _Drawn) -> Figure | None:
 
 
 def _forgetting(drawn: _Drawn) -> Figure:
-    return plots.forgetting(accuracy.accuracy_matrix(drawn.records))
+    names = accuracy.group_names(drawn.records)
+    return plots.forgetting(accuracy.accuracy_matrix(drawn.records), names)
 
 
 def _map_curves(drawn: _Drawn) -> Figure:

@@ -45,8 +45,13 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
     return buffer.getvalue()
 
 
-def accuracy_matrix(matrix: ArrayLike) -> Figure:
-    """Heat map of the accuracy matrix R [T, T] in percent; grey where a group had not been seen."""
+def accuracy_matrix(matrix: ArrayLike, names: Sequence[str] | None = None) -> Figure:
+    """Heat map of the accuracy matrix R [T, T] in percent; grey where a group had not been seen.
+
+    Args:
+        matrix: fractions, [T, T].
+        names: of the groups where they are domains; None where they are class groups.
+    """
     percent = 100 * np.asarray(matrix, dtype=np.float64)
     size = max(len(percent), 1)
     side = float(np.clip(1.6 + 0.5 * size, 4.0, 9.5))
@@ -56,15 +61,20 @@ def accuracy_matrix(matrix: ArrayLike) -> Figure:
     if size <= _ANNOTATED:
         _annotate(axes, percent, image.to_rgba(percent), ".1f" if size <= 10 else ".0f", font=9)
     ticks = _ticks(size, _ANNOTATED)
-    axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])
+    _group_ticks(axes, ticks, names)
     axes.set_yticks(ticks, [str(tick + 1) for tick in ticks])
-    axes.set(xlabel="class group", ylabel="after experience", title="Accuracy per class group")
+    axes.set(ylabel="after experience", title=f"Accuracy per {_group_word(names)}")
     figure.colorbar(image, ax=axes, label="accuracy (%)", fraction=0.046, pad=0.03)
     return figure
 
 
-def accuracy_curves(matrix: ArrayLike) -> Figure:
-    """One line per class group over the experiences, with their average: how each group is remembered."""
+def accuracy_curves(matrix: ArrayLike, names: Sequence[str] | None = None) -> Figure:
+    """One line per group over the experiences, with their average: how each group is remembered.
+
+    Args:
+        matrix: fractions, [T, T].
+        names: see :func:`accuracy_matrix`.
+    """
     percent = 100 * np.asarray(matrix, dtype=np.float64)
     size = len(percent)
     figure = Figure(figsize=(8.0, 4.8))
@@ -81,7 +91,7 @@ def accuracy_curves(matrix: ArrayLike) -> Figure:
             marker=marker,
             markersize=4,
             linewidth=1.3 if size <= _ANNOTATED else 0.8,
-            label=f"group {group + 1}",
+            label=f"group {group + 1}" if names is None else _text(short(names[group])),
         )
     axes.plot(
         experiences,
@@ -91,7 +101,7 @@ def accuracy_curves(matrix: ArrayLike) -> Figure:
         markersize=4,
         label="average",
     )
-    _experience_axis(axes, size, "How each class group is remembered")
+    _experience_axis(axes, size, f"How each {_group_word(names)} is remembered")
     axes.set(ylabel="accuracy (%)", ylim=(-2, 102))
     if size <= 12:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
@@ -99,7 +109,9 @@ def accuracy_curves(matrix: ArrayLike) -> Figure:
         axes.legend(handles=axes.lines[-1:], loc="lower left")
         norm = BoundaryNorm(np.arange(size + 1) + 0.5, size)
         scale = ScalarMappable(norm, ListedColormap(colours))
-        figure.colorbar(scale, ax=axes, label="class group", ticks=_ticks(size, 10) + 1)
+        bar = figure.colorbar(scale, ax=axes, label=_group_word(names), ticks=_ticks(size, 10) + 1)
+        if names is not None:
+            bar.set_ticklabels([short(names[tick]) for tick in _ticks(size, 10)], parse_math=False)
     return figure
 
 
@@ -148,8 +160,13 @@ def anytime_accuracy(records: Iterable[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def forgetting(matrix: ArrayLike) -> Figure:
-    """Average forgetting over the experiences, and what each class group lost by the last one."""
+def forgetting(matrix: ArrayLike, names: Sequence[str] | None = None) -> Figure:
+    """Average forgetting over the experiences, and what each group lost by the last one.
+
+    Args:
+        matrix: fractions, [T, T].
+        names: see :func:`accuracy_matrix`.
+    """
     percent = 100 * np.asarray(matrix, dtype=np.float64)
     size = len(percent)
     figure = Figure(figsize=(9.5, 4.0))
@@ -164,8 +181,10 @@ def forgetting(matrix: ArrayLike) -> Figure:
     done = int(evaluated[-1]) + 1 if evaluated.size else 0
     lost = accuracy.group_forgetting(percent[:done, :done])
     bars.bar(np.arange(1, done + 1), np.nan_to_num(lost), color="#d55e00")
-    _experience_axis(bars, size, f"Lost per class group by experience {done}")
-    bars.set(xlabel="class group", ylabel="best earlier accuracy - accuracy now")
+    _experience_axis(bars, size, f"Lost per {_group_word(names)} by experience {done}")
+    bars.set(xlabel=_group_word(names), ylabel="best earlier accuracy - accuracy now")
+    if names is not None:
+        _group_ticks(bars, _ticks(size, _ANNOTATED), names, first=1)
     for axes in (curve, bars):
         axes.axhline(0, color="black", linewidth=0.8)
         low, high = axes.get_ylim()
@@ -215,7 +234,7 @@ def overlay(
             marker=_MARKERS[number % len(_MARKERS)] if size <= _ANNOTATED else None,
             markersize=5,
             linewidth=1.6,
-            label=name.replace("$", r"\$"),  # a name is text, not a formula
+            label=_text(name),
         )
         axes.fill_between(experiences, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
     if at is None:
@@ -280,6 +299,27 @@ def _annotate(
 def _ticks(size: int, most: int) -> NDArray[np.int64]:
     """At most `most` evenly spaced indices of 0..size-1, the first included."""
     return np.arange(0, size, max(1, -(-size // most)))
+
+
+def _group_word(names: Sequence[str] | None) -> str:
+    return "class group" if names is None else "domain"
+
+
+def _group_ticks(
+    axes: Axes, ticks: NDArray[np.int64], names: Sequence[str] | None, *, first: int = 0
+) -> None:
+    """Number the groups on a horizontal axis, the first of which stands at ``first``, or name the domains."""
+    axes.set_xlabel(_group_word(names))
+    if names is None:
+        axes.set_xticks(ticks + first, [str(tick + 1) for tick in ticks])
+    else:
+        labels = [short(names[tick]) for tick in ticks]
+        axes.set_xticks(ticks + first, labels, rotation=90, parse_math=False)
+
+
+def _text(name: str) -> str:
+    """A name for a legend, where it is text and not a formula."""
+    return name.replace("$", r"\$")
 
 
 def _experience_axis(axes: Axes, size: int, title: str) -> None:

@@ -37,6 +37,7 @@ class StreamMap:
         kinds: a word for each class, [C]; all the same where the plan makes no difference.
         home: the session to which a class belongs, [C]; -1 for none.
         class_names: [C].
+        session_names: [T], such as domains; None for their numbers.
     """
 
     title: str
@@ -45,6 +46,7 @@ class StreamMap:
     kinds: np.ndarray
     home: np.ndarray
     class_names: list[str]
+    session_names: list[str] | None = None
 
     @classmethod
     def of(
@@ -59,10 +61,10 @@ class StreamMap:
                 row += np.bincount(targets[indices[plan.moved[indices]]], minlength=count)
         home = np.full(count, -1)
         for session, group in enumerate(plan.classes):
-            home[list(group)] = session
+            home[[c for c in group if home[c] < 0]] = session
         kinds = np.full(count, "samples") if plan.kinds is None else np.asarray(plan.kinds)
         names = [str(c) for c in range(count)] if class_names is None else [str(name) for name in class_names]
-        return cls(title, counts, moved, kinds, home, names)
+        return cls(title, counts, moved, kinds, home, names, plan.session_names)
 
     @property
     def kind_names(self) -> list[str]:
@@ -79,7 +81,9 @@ class StreamMap:
         several = len(self.kind_names) > 1
         kinds = self.kind_names if several else []
         settled = self.counts - self.moved
+        named = self.session_names is not None
         titles = ["session", "samples", "classes", *kinds, *(["moved"] if several else [])]
+        titles += ["name"] * named
         rows = [
             [
                 str(t + 1),
@@ -87,12 +91,13 @@ class StreamMap:
                 str((row > 0).sum()),
                 *(str(settled[t, self.kinds == kind].sum()) for kind in kinds),
                 *([str(self.moved[t].sum())] if several else []),
+                *([self.session_names[t][:20]] if self.session_names is not None else []),
             ]
             for t, row in enumerate(self.counts)
         ]
         parts = (settled[:, self.kinds == kind].sum() for kind in kinds)
         last = [self.counts.sum(), (self.counts.sum(0) > 0).sum(), *parts]
-        rows.append(["all", *map(str, last), *([str(self.moved.sum())] if several else [])])
+        rows.append(["all", *map(str, last), *([str(self.moved.sum())] if several else []), *[""] * named])
         return _aligned(titles, rows)
 
     def _classes(self) -> list[str]:
@@ -168,7 +173,12 @@ class StreamMap:
             cells.grid(which="minor", axis="y", color="#eeeeee", linewidth=0.6)
             cells.tick_params(axis="y", which="minor", length=0)
         step = max(1, -(-sessions // 20))
-        cells.set_xticks(range(1, sessions + 1, step))
+        shown = range(1, sessions + 1, step)
+        if self.session_names is None:
+            cells.set_xticks(shown)
+        else:
+            labels = [self.session_names[t - 1][:20] for t in shown]
+            cells.set_xticks(shown, labels, rotation=90, parse_math=False)
         cells.set(xlabel="session", ylabel="class (by home session)")
         if several:
             handles = [Patch(color=colour, label=kind) for kind, colour in colours.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,18 +15,23 @@ Summary = Mapping[str, float | None]
 _WIDTH = 100  # columns of the printed text
 
 
-def text_summary(results: Mapping[str, tuple[ArrayLike, Summary]]) -> str:
+def text_summary(
+    results: Mapping[str, tuple[ArrayLike, Summary]],
+    group_names: Mapping[str, Sequence[str] | None] | None = None,
+) -> str:
     """The block that is printed at the end of a run, plain text of at most 100 columns.
 
     Args:
         results: by strategy, the matrix of its measure and the metrics of `results.json`
             (:meth:`clprompt.metrics.measure.Measure.matrix` and ``summarise``); with more than one strategy a
             table compares them.
+        group_names: by strategy, the domains that are its groups; None for class groups.
     """
     blocks = []
     for name, (matrix, summary) in results.items():
         title, measure = _shortened(name, _WIDTH), measure_behind([summary])
-        lines = measure.matrix_lines(np.asarray(matrix, dtype=np.float64))
+        names = (group_names or {}).get(name)
+        lines = measure.matrix_lines(np.asarray(matrix, dtype=np.float64), names)
         blocks.append("\n".join([title, "=" * len(title), *lines, measure.headline(summary)]))
     if len(results) > 1:
         columns = measure_behind(summary for _, summary in results.values()).columns

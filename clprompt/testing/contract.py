@@ -30,6 +30,7 @@ from clprompt.testing.learning import (
     check_kinds_of_backbone,
     check_learning,
     check_refusals,
+    check_repeated_classes,
     check_soft_labels,
 )
 from clprompt.testing.prediction import (
@@ -87,6 +88,7 @@ CHECKS: tuple[Check, ...] = (
     check_declarations,
     check_learning,
     check_boundaries,
+    check_repeated_classes,
     check_frozen_backbone,
     check_declared_parameters,
     check_unseen_classes,

@@ -14,7 +14,8 @@ from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import PromptModel
 from clprompt.targets import MOST_CLASSES, is_label_sets
 from clprompt.testing.asserts import bits, changed, chunked, finite_losses, near, refused, require, steady
-from clprompt.testing.bench import CLASSES, KINDS, Workbench, tiny_vit
+from clprompt.testing.bench import CLASSES, KINDS, Log, Workbench, tiny_vit
+from clprompt.training.engine import Engine
 from clprompt.training.steps import receive, train_step
 
 # ------------------------------------------------------------------------------------------ what it declares
@@ -67,6 +68,31 @@ def check_boundaries(bench: Workbench) -> None:
         refused(lambda: model.train().training_loss(images, targets), "a step before begin_experience")
     else:  # the form that the other checks do not try
         finite_losses(bench.run(model, online=False, epochs=2, experiences=2), " of a stream with boundaries")
+
+
+def check_repeated_classes(bench: Workbench) -> None:
+    """Classes that come again after their experience are a new experience, or refused before training."""
+    model, log = bench.make(), Log()
+    rows = bench.train.groups()[0]
+    parts = [rows[::2], rows[1::2]]
+    try:
+        engine = Engine(
+            model,
+            bench.train,
+            parts,
+            [CLASSES[0]] * len(parts),
+            evaluator=bench.evaluator(),
+            training=bench.training(),
+            listeners=[log],
+        )
+    except ConfigError as error:
+        require("\n" not in str(error), f"a stream that is refused is one line, got {error}")
+        return
+    engine.run()
+    finite_losses(log.records, " of a stream whose classes come again")
+    if model.boundaries != "unused" and model.revisits != "last":
+        began = int(model.experience) + 1
+        require(began == len(parts), f"{len(parts)} experiences of the same classes, {began} were begun")
 
 
 # ------------------------------------------------------------------------------------------------ learning

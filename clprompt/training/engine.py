@@ -348,7 +348,7 @@ class Engine:
         if self.evaluator is None:
             return None
         at = self.position
-        evaluation = self.evaluator.run(self.model)
+        evaluation = self.evaluator.run(self.model, at.experience)
         record = {
             "kind": "evaluation",
             "when": when,
@@ -359,7 +359,8 @@ class Engine:
             **(marks(when, at.evaluated) if self.online else {}),
         }
         if when == "anytime":
-            record.pop("confusion", None)
+            for key in ("confusion", "group_names"):
+                record.pop(key, None)
         for listener in self.listeners:
             listener.record(record)
         self._clock, self._since = time.perf_counter(), 0

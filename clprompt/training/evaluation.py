@@ -40,6 +40,8 @@ class Evaluator:
         workers: loader processes.
         precision: "float32" or "bf16".
         cache_bytes: how much a model may keep between evaluations; 0 switches the cache off.
+        in_turn: group number t is evaluated from experience t on, and not before; needs to be told the
+            experience.
 
     Raises:
         DataError: targets that the measure is not defined on.
@@ -56,6 +58,7 @@ class Evaluator:
         workers: int = 0,
         precision: str = "float32",
         cache_bytes: int = 2**30,
+        in_turn: bool = False,
     ) -> None:
         self.test = test
         self.measure = measure or measure_of(targets)
@@ -65,6 +68,7 @@ class Evaluator:
         self.cache_bytes = cache_bytes
         self.groups = [np.asarray(group) for group in groups]
         self.batch_size = batch_size
+        self.in_turn = in_turn
         #: The classes by the evaluation that met them first, in order: what a checkpoint has to keep.
         self.exposed: list[list[int]] = []
         self.restore([])
@@ -76,6 +80,7 @@ class Evaluator:
         self._chunks: list[tuple[int, list[int]]] = []
         self._kept: dict[int, Cache] = {}
         self._kept_bytes = 0
+        self._last: int | None = None  # the experience of the last evaluation; None: all groups have come
         for classes in exposed:
             self._expose(list(classes))
 
@@ -102,9 +107,16 @@ class Evaluator:
         if new.size:
             self._expose(new.tolist())
 
+    def _evaluated(self) -> list[tuple[int, int, list[int]]]:
+        """The batches of an evaluation: number, group, sample indices."""
+        numbered = [(key, number, batch) for key, (number, batch) in enumerate(self._chunks)]
+        if not self.in_turn or self._last is None:
+            return numbered
+        return [chunk for chunk in numbered if chunk[1] <= self._last]
+
     def sample(self, limit: int) -> Iterator[Tensor]:
         """At most ``limit`` of the images that the last evaluation saw, evenly spaced, in batches."""
-        order = [index for _, batch in self._chunks for index in batch]
+        order = [index for _, _, batch in self._evaluated() for index in batch]
         indices = order[:: max(1, -(-len(order) // limit))]
         batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
         for images, *_ in fixed_batches(self.test, batches, self.workers):
@@ -116,7 +128,7 @@ class Evaluator:
         An image with labels of several groups stands in the one that was seen first.
         """
         met: dict[int, list[int]] = {}
-        for number, batch in sorted(self._chunks, key=lambda chunk: chunk[0]):
+        for _, number, batch in sorted(self._evaluated(), key=lambda chunk: chunk[1]):
             met.setdefault(number, []).extend(batch)
         parts = [np.sort(part) for part in met.values()]
         places = [np.linspace(0, len(part) - 1, min(count, len(part))).astype(int) for part in parts]
@@ -124,8 +136,12 @@ class Evaluator:
         return [images for images, *_ in fixed_batches(self.test, batches)]
 
     @torch.no_grad()
-    def run(self, model: PromptModel) -> Evaluation | LabelSetEvaluation:
+    def run(self, model: PromptModel, experience: int | None = None) -> Evaluation | LabelSetEvaluation:
         """Evaluate on the samples of seen classes; the model's mode is restored afterwards.
+
+        Args:
+            model: on its device.
+            experience: the index of the current one, for groups that come in turn; None for all of them.
 
         Raises:
             ClpromptError: the method's state or a logit of a seen class is not finite.
@@ -133,20 +149,23 @@ class Evaluator:
         check_state(model, "no evaluation is recorded")
         seen = np.flatnonzero(model.seen.cpu().numpy())
         self._follow(seen)
-        batches = [batch for _, batch in self._chunks]
+        self._last = experience
+        evaluated = self._evaluated()
+        batches = [batch for _, _, batch in evaluated]
         was_training = model.training
         model.eval()
         parts: list[np.ndarray] = []  # logits, (b, C) each
         try:
-            for key, (images, *_) in enumerate(fixed_batches(self.test, batches, self.workers)):
+            loaded = fixed_batches(self.test, batches, self.workers)
+            for (key, _, batch), (images, *_) in zip(evaluated, loaded, strict=True):
                 images = model.placed(images)
                 logits = self._logits(model, images, key)
-                check_logits(model, logits, images, partial(_name, batches[key]))
+                check_logits(model, logits, images, partial(_name, batch))
                 parts.append(logits.float().cpu().numpy())
         finally:
             model.train(was_training)
         order = np.array([index for batch in batches for index in batch], dtype=np.int64)
-        numbers = np.array([number for number, batch in self._chunks for _ in batch], dtype=np.int64)
+        numbers = np.array([number for _, number, batch in evaluated for _ in batch], dtype=np.int64)
         groups = [np.flatnonzero(numbers == number) for number in range(len(self.groups))]
         return self.measure.score(_stacked(parts, len(model.seen)), self.targets[order], seen, groups)
 
@@ -212,15 +231,23 @@ def evaluator_for(
     """The evaluator of a stream.
 
     Args:
-        plan: the stream, with its class groups and, for multi-hot targets, its ``threshold``.
-        test: (image, target) items under the evaluation transform.
+        plan: the stream, with the groups of its metrics and, for multi-hot targets, its ``threshold``.
+        test: (image, target) items under the evaluation transform, with ``domains`` [n] for groups that go
+            by them.
         targets: the targets of ``test``, [n] or [n, C].
         online: the run is evaluated while its stream goes on.
         **arguments: see :class:`Evaluator`.
     """
-    measure = measure_of(targets, online, threshold=plan.threshold)
-    groups = plan.test_groups(np.asarray(targets)) if measure.by_group else ()
-    return Evaluator(test, targets, groups, measure=measure, **arguments)
+    domains = getattr(test, "domains", None)
+    measure = measure_of(
+        targets,
+        online,
+        threshold=plan.threshold,
+        group_names=plan.group_names(domains),
+        base_classes=plan.base_classes,
+    )
+    groups = plan.test_groups(np.asarray(targets), domains) if measure.by_group else ()
+    return Evaluator(test, targets, groups, measure=measure, in_turn=plan.in_turn, **arguments)
 
 
 def _name(batch: Sequence[int], row: int) -> str:

@@ -105,6 +105,7 @@ def provided() -> dict[str, dict[str, Any]]:
         "strategy": {"backbone": FrozenViT(vit)},
         "scenario": {"targets": np.repeat(np.arange(4), 5)},
         "multi_label": {"targets": np.eye(4, dtype=np.int64)},
+        "domain": {"targets": np.repeat(np.arange(4), 5), "domains": np.arange(20) % 2},
     }
 
 

@@ -91,7 +91,18 @@ def label_sets():
     ]
 
 
-RECORDS = {"accuracy": accuracies, "online": onlines, "label_sets": label_sets}
+def few_shots():
+    """The same as of a few-shot stream whose base are the classes 0 and 1."""
+    parts = ({"base_accuracy": 0.9, "novel_accuracy": None}, {"base_accuracy": 0.5, "novel_accuracy": 0.7})
+    return [{**record, **part} for record, part in zip(accuracies("few_shot"), parts, strict=True)]
+
+
+RECORDS = {
+    "accuracy": accuracies,
+    "online": onlines,
+    "few_shot": few_shots,
+    "label_sets": label_sets,
+}
 
 # ------------------------------------------------------------------------------------------------ choosing
 
@@ -130,7 +141,7 @@ def test_the_metrics_of_results_tell_their_measure(name):
 
 
 def test_an_unknown_measure_is_one_line_with_those_there_are():
-    with pytest.raises(DataError, match='"f2"; known: accuracy, online, label_sets') as caught:
+    with pytest.raises(DataError, match='"f2"; known: accuracy, online, few_shot, label_sets') as caught:
         measure_named("f2")
     assert "\n" not in str(caught.value)
 

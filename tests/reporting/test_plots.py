@@ -34,6 +34,22 @@ def test_every_figure_can_be_drawn_for_any_number_of_groups(size):
         assert Image.open(io.BytesIO(data)).format == "PNG"
 
 
+def test_domains_stand_in_the_drawings_by_name():
+    names = ["$x$/y", "a very long name of a domain", "art"]
+    matrix, curves, lost = (
+        draw(lower_triangle(3), names)
+        for draw in (plots.accuracy_matrix, plots.accuracy_curves, plots.forgetting)
+    )
+    expected = [plots.short(name) for name in names]
+    assert [label.get_text() for label in matrix.axes[0].get_xticklabels()] == expected
+    assert [label.get_text() for label in lost.axes[1].get_xticklabels()] == expected
+    legend = [text.get_text() for text in curves.axes[0].get_legend().get_texts()]
+    assert legend == [r"\$x\$/y", *expected[1:], "average"]
+    for figure in (matrix, curves, lost):
+        assert "class group" not in str([axes.get_title() + axes.get_xlabel() for axes in figure.axes])
+        assert plots.png(figure, dpi=30)
+
+
 def test_cells_carry_numbers_as_long_as_they_fit():
     assert [text.get_text() for text in plots.accuracy_matrix([[0.5, NAN], [0.25, 1]]).axes[0].texts] == [
         "50.0",

@@ -11,7 +11,7 @@ from clprompt.errors import ConfigError, DataWarning
 from clprompt.experiment import config
 from clprompt.reporting import plots
 from clprompt.reporting.stream_map import StreamMap
-from clprompt.scenarios import si_blurry, split
+from clprompt.scenarios import domain, si_blurry, split
 
 TARGETS = np.arange(600) % 10
 
@@ -29,6 +29,18 @@ def test_every_sample_is_counted_once_and_apart_by_kind(blurry):
     at_home[blurry.home, np.arange(10)] = 1
     assert ((blurry.counts > blurry.moved) <= at_home).all()
     assert (blurry.moved[:, blurry.kinds == "disjoint"] == 0).all()
+
+
+def test_sessions_that_have_names_are_called_by_them():
+    targets, domains = np.arange(12) % 3, np.arange(12) // 4
+    names = ["$a$", "b" * 30, "c"]
+    made = domain.plan(targets, domains=domains, domain_names=names, shuffle=False)
+    drawn = StreamMap.of(made, targets, "domains")
+    lines = drawn.table().splitlines()
+    assert lines[2].split()[-1] == "name"
+    assert [line.split()[-1] for line in lines[4:7]] == ["$a$", "b" * 20, "c"]
+    ticks = drawn.figure().axes[1].get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == ["$a$", "b" * 20, "c"]
 
 
 def test_the_table_adds_up_and_is_narrow(blurry):
