@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 
 from clprompt.data import DataBundle
 from clprompt.data.sets.hf import hf
-from clprompt.errors import ConfigError, DataError, DataWarning
+from clprompt.errors import DataError, DataWarning
 from tests._shared.archives import jpeg
 
 library = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'clprompt[hf]'")
@@ -292,9 +291,3 @@ def test_reading_leaves_the_librarys_switches_as_they_were(forms: dict[str, Path
     with pytest.raises(DataError):
         hf(path="someone/unknown")
     assert before == (library.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE)
-
-
-def test_without_the_library_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"needs Hugging Face's datasets: pip install 'clprompt\[hf\]'$"):
-        hf(path="data")

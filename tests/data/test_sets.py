@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import pickle
 import string
+import sys
 import typing
 from typing import get_args
 
@@ -339,6 +340,12 @@ def test_a_wrong_argument_is_one_line(name: str, arguments: dict, message: str) 
     with pytest.raises((ConfigError, DataError), match=message) as told:
         datasets.get(name).target(**arguments)
     assert "\n" not in str(told.value)
+
+
+def test_without_hugging_faces_library_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"needs Hugging Face's datasets: pip install 'clprompt\[hf\]'$"):
+        datasets.get("hf").target(path="data")
 
 
 def test_every_data_set_has_typed_keyword_arguments_with_defaults_and_a_summary() -> None:
