@@ -2,7 +2,8 @@
 
     python scripts/published_runs.py  # needs clprompt installed
 
-Everything between the two marks is made of configs/released/*.yaml and the presets; the rest is left alone.
+Everything between two marks is made of configs/released/*.yaml and the presets, or of
+configs/reported/*.yaml; the rest is left alone.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from clprompt.experiment import config, published
+from clprompt.reporting import reported
 from clprompt.system import overlay
 
 PAGE = Path(__file__).parents[1] / "docs" / "published-runs.md"
 BEGIN, END = "<!-- scripts/published_runs.py: begin -->", "<!-- scripts/published_runs.py: end -->"
+BEGIN_REPORTED, END_REPORTED = BEGIN.replace("begin", "begin reported"), END.replace("end", "end reported")
 
 
 def tables() -> str:
@@ -53,11 +56,18 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def literature() -> str:
+    """The literature's numbers, beside cells for ours that stay empty, as nothing of it was run."""
+    return "\n\n".join("\n".join(reported.read(name).markdown()) for name, _ in overlay.names("reported"))
+
+
 def page(text: str) -> str:
     """The page with its tables made anew."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
+    for begin, end, made in ((BEGIN, END, tables), (BEGIN_REPORTED, END_REPORTED, literature)):
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n\n{made()}\n\n{end}{after}"
+    return text
 
 
 if __name__ == "__main__":

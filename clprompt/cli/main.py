@@ -272,7 +272,8 @@ def resume(runs: tuple[str, ...]) -> None:
 @click.option("--launcher", default="local", show_default=True, help="local, or ray (extra clprompt[ray]).")
 @_import_option
 def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
-    """Run a grid of strategies, scenarios and seeds, each run in a process and a folder of its own.
+    """Run a grid of strategies, scenarios and seeds, or several configurations as they are; each run has a
+    process and a folder of its own.
 
     STUDY is the name of a packaged study (`clprompt list studies`) or a path to a .yaml file;
     overrides are those of `clprompt run`. What is finished is skipped, what was interrupted goes on;
