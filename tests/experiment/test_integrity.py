@@ -221,6 +221,19 @@ def test_a_run_goes_on_with_data_and_weights_that_were_moved(world: Path, tmp_pa
     assert resumed(moved(world, tmp_path / "moved"))["average_accuracy"] == expected["average_accuracy"]
 
 
+def test_a_run_goes_on_with_lists_that_name_the_same_images(world: Path, tmp_path: Path) -> None:
+    folder = moved(world, tmp_path / "moved")
+    lists = []
+    for part in ("train", "test"):
+        paths = [f"{part}/{label}/{number}.bmp\n" for label in sorted(CLASSES) for number in range(4)]
+        lists.append(tmp_path / f"{part}.txt")
+        lists[-1].write_text("".join(paths))
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("lists: null", f"lists: {list(map(str, lists))}"))
+    expected = json.loads((world / "finished" / "results.json").read_text())
+    assert resumed(folder)["average_accuracy"] == expected["average_accuracy"]
+
+
 def test_data_that_were_moved_and_changed_are_told(world: Path, tmp_path: Path) -> None:
     folder = moved(world, tmp_path / "moved")
     other_pixel(tmp_path / "moved")
