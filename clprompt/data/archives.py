@@ -69,6 +69,6 @@ class Archive:
         """The marks that nothing in a folder matches."""
         try:
             names = os.listdir(folder)
-        except OSError:
+        except (OSError, ValueError):  # a NUL byte is no error of the system
             names = []
         return [mark for mark in self.marks if not any(re.fullmatch(mark, name) for name in names)]

@@ -55,11 +55,12 @@ def folder_bundle(
     else:
         images = listed_images(name, root, lists, published, domain_folders)
     if order is not None and images.names is None:
+        order = list(dict.fromkeys(order))
         numbers = {label: number for number, label in enumerate(order)}
         if others := sorted(set(images.labels) - numbers.keys()):
             raise DataError(f"{name}: the class {others[0]} is not in its list of classes")
         labels = [numbers[label] for label in images.labels]
-        images = replace(images, labels=labels, names=list(order))
+        images = replace(images, labels=labels, names=order)
     return found_bundle(
         name,
         images,

@@ -3,7 +3,8 @@
 A data set gives its own with ``@takes_views(normalisation=...)``. Codes differ in the third digit of some
 deviations; these are those of Si-Blurry's released code (Moon et al., ICCV 2023, ``datasets/__init__.py`` at
 c4024ce), which has ImageNet's for ImageNet-R and CUB-200 as well. DTD has ImageNet's in the released codes of
-DAM-VP (dec5821) and TCPA (dce8b3a), ``data_utils/transforms.py``.
+DAM-VP (dec5821) and TCPA (dce8b3a), ``data_utils/transforms.py``; Stanford Cars' are those of FlyGCL
+(79a6b51), ``utils/data_loader.py``.
 """
 
 from __future__ import annotations
@@ -26,3 +27,4 @@ MNIST = Normalisation((0.1307,), (0.3081,))
 FASHION_MNIST = Normalisation((0.2860,), (0.3530,))
 TINY_IMAGENET = Normalisation((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+STANFORD_CARS = Normalisation((0.46951303, 0.45906875, 0.45407656), (0.29279903, 0.2917511, 0.2999349))

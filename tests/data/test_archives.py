@@ -105,6 +105,14 @@ def test_a_missing_archive_is_one_line_that_says_what_to_download(name: str, tmp
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "README.txt"])
+def test_a_path_that_can_be_no_folder_is_one_line(path: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.txt").touch()
+    what = "README.txt is a file" if path == "README.txt" else "there is no folder "
+    mistaken("imagenet_a", f"data set imagenet_a: {what}", path=path)
+
+
 @every_set
 def test_another_folder_is_one_line_that_says_what_to_download(name: str, tmp_path: Path) -> None:
     (tmp_path / "data" / "other").mkdir(parents=True)
@@ -184,6 +192,13 @@ def test_a_split_into_folders_is_read_as_it_is(name: str, tmp_path: Path) -> Non
     bundle = read(name, **arguments)
     assert (len(bundle.train), len(bundle.test)) == (2 * CLASSES, CLASSES)
     mistaken(name, rf"train is a part of it; give data\.path=.*/{folder}$", path=f"{arguments['path']}/train")
+
+
+def test_a_class_that_tiny_imagenet_lists_twice_counts_once(tmp_path: Path) -> None:
+    arguments = archives.tiny_imagenet(tmp_path, CLASSES)
+    names = [*archives.wnids(CLASSES), "n99999999", *archives.wnids(CLASSES)]
+    (Path(arguments["path"]) / "wnids.txt").write_text("\n".join(names))
+    assert read("tiny_imagenet", **arguments).class_names == archives.wnids(CLASSES)
 
 
 def test_a_class_that_tiny_imagenet_does_not_list_is_one_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
 from clprompt.data.class_folders import found_bundle
 from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.lists import FoundImages
+from clprompt.data.normalisation import STANFORD_CARS
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -24,7 +25,7 @@ _ARCHIVE = Archive(
 
 @datasets.register("stanford_cars", paper="Krause et al., 3dRR 2013")
 @schema.checked
-@takes_views()
+@takes_views(normalisation=STANFORD_CARS)
 @takes_selection(but=("test_fraction",))
 def stanford_cars(
     *,
