@@ -12,7 +12,7 @@ import pytest
 
 from clprompt.data import DataBundle
 from clprompt.data.sets.hf import hf
-from clprompt.errors import DataError, DataWarning
+from clprompt.errors import ConfigError, DataError, DataWarning
 from tests._shared.archives import jpeg
 
 library = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'clprompt[hf]'")
@@ -219,6 +219,13 @@ def test_a_wrong_argument_is_one_line(arguments: dict, message: str, forms: dict
         hf(path=str(forms["saved"]), **arguments)
     assert str(told.value).startswith(f"hf {forms['saved']}")
     assert "\n" not in str(told.value)
+
+
+def test_one_split_is_not_both_parts(forms: dict[str, Path]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"data\.test_split must be another split than data\.train_split, train"
+    ):
+        hf(path=str(forms["saved"]), test_split="train")
 
 
 @pytest.mark.parametrize(

@@ -492,6 +492,16 @@ def test_a_download_that_fails_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(told.value)
 
 
+def test_what_is_there_is_not_downloaded_again(tmp_path: Path, monkeypatch: Patch) -> None:
+    for layout in (dtd, sun397, caltech101):
+        layout(tmp_path, monkeypatch)
+        load = datasets.get(layout.__name__).target
+        (own,) = tmp_path.iterdir()
+        for path in (tmp_path, own):  # the network is closed
+            assert len(load(path=str(path), download=True).test) > 0
+        own.rename(tmp_path.parent / f"{tmp_path.name}-{own.name}")
+
+
 def test_an_unreadable_image_is_one_line(tmp_path: Path, monkeypatch: Patch) -> None:
     dtd(tmp_path, monkeypatch)
     (tmp_path / "dtd" / "dtd" / "images" / "apple" / "train2.jpg").write_bytes(b"junk")

@@ -69,7 +69,7 @@ def hf(
         cache: keep prepared images in memory.
 
     Raises:
-        ConfigError: ``datasets`` is not installed.
+        ConfigError: ``datasets`` is not installed; one split in both parts.
         DataError: no such folder, name, configuration, split or column; a column of another kind; an image
             that cannot be read.
     """
@@ -79,6 +79,8 @@ def hf(
     if test_split is None:
         test_split = next((each for each in _TESTS if each in splits and each != train_split), None)
     if test_split is not None:
+        if test_split == train_split:
+            raise ConfigError(f"data.test_split must be another split than data.train_split, {train_split}")
         parts.append(_part(name, splits, test_split, "test_split", image, max_pixels))
     used = [part.split for part in parts]
     if others := [each for each in splits if each not in used]:

@@ -177,11 +177,11 @@ def _open(name: str, path: str, download: bool, arguments: dict[str, Any]) -> An
     """A part of a data set, from the folder that holds torchvision's, or from torchvision's itself."""
     layout = _SETS[name]
     above, here = os.path.split(os.path.abspath(path))
-    places = [path, *([above] if here == layout.folder and not download else [])]
+    places = [path, *([above] if here == layout.folder else [])]
     errors = []
-    for place in places:
+    for place, fetch in [*((place, False) for place in places), *([(path, True)] if download else [])]:
         try:
-            return _made(layout, place, download, arguments)
+            return _made(layout, place, fetch, arguments)
         except ImportError:
             raise
         except Exception as error:  # network, disk, checksums and parsers each fail in their own way
@@ -189,7 +189,7 @@ def _open(name: str, path: str, download: bool, arguments: dict[str, Any]) -> An
     # of two places the one that has something there is the one that was meant
     folders = [os.path.join(place, layout.folder) for place in places]
     meant = next((number for number, folder in enumerate(folders) if os.path.exists(folder)), 0)
-    where, cause = folders[meant], errors[meant]
+    where, cause = folders[meant], errors[-1 if download else meant]
     reason = " ".join(str(cause).split())[:200]
     if download:
         text = f"data set {name} could not be downloaded to {path}: {reason}"
