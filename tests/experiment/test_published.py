@@ -63,6 +63,19 @@ def test_a_head_says_a_published_run_or_that_there_is_none():
         assert not (head.none and name in RELEASED)
 
 
+@pytest.mark.parametrize("name", [name for name, _ in overlay.names() if "siblurry" in name])
+def test_the_head_of_a_preset_without_boundaries_says_which_classes_compete_in_training(name):
+    masks = {section.get("mask") or "seen" for section, _ in config.load(name).strategies()}
+    told = re.search(
+        r"^# Which classes compete in training: those (of the|that were) (\w+)", _text(name), re.M
+    )
+    assert {told[2]} == masks
+
+
+def _text(name):
+    return overlay.find(name).read_text(encoding="utf-8")
+
+
 def test_a_line_of_a_head_may_run_on(tmp_path):
     (tmp_path / "own.yaml").write_text(
         "# A preset\n# differs from the published run:\n#   training.lr: ours 1, released 2 (a reason\n"
