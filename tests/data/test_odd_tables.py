@@ -23,7 +23,7 @@ from PIL import Image
 from clprompt import registry
 from clprompt.data import DataBundle
 from clprompt.errors import ClpromptError, DataWarning
-from tests._shared.archives import cub200_tables, stanford_cars_tables
+from tests._shared.archives import cub200_tables, stanford_cars_tables, write_lines
 
 # ------------------------------------------------------------------------------------------------- outcomes
 
@@ -1041,6 +1041,28 @@ def write_cars(folder: Path, images: Path, rows: Sequence[Row]) -> dict[str, Any
     return {"path": str(folder)}
 
 
+def write_mit67(folder: Path, images: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    for row in rows:
+        place = folder / "Images" / row.labels[0]
+        lines[row.part].append(f"{row.labels[0]}/{linked(place, images, row.image)}")
+    for part, held in lines.items():
+        write_lines(folder / f"{part.title()}Images.txt", held)
+    return {"path": str(folder)}
+
+
+def write_domainnet(folder: Path, images: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    names = sorted({row.labels[0] for row in rows})
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    for row in rows:
+        (name,) = row.labels
+        file = linked(folder / "real" / name, images, row.image)
+        lines[row.part].append(f"real/{name}/{file} {names.index(name)}")
+    for part, held in lines.items():
+        write_lines(folder / f"real_{part}.txt", held)
+    return {"path": str(folder), "domains": ["real"]}
+
+
 READERS: dict[str, Callable[[Path, Path, Sequence[Row]], dict[str, Any]]] = {
     "csv": write_csv,
     "multi_label_csv": write_csv,
@@ -1052,9 +1074,13 @@ READERS: dict[str, Callable[[Path, Path, Sequence[Row]], dict[str, Any]]] = {
     "imagefolder, lists": write_lists,
     "cub200": write_cub200,
     "stanford_cars": write_cars,
+    "mit67": write_mit67,
+    "domainnet": write_domainnet,
 }
 #: Each image is a link below the folder of the data set.
 LINKED = ("imagefolder", "imagefolder, lists", "cub200", "stanford_cars")
+#: Readers that answer as another does, and what they answer otherwise.
+ALIKE = {"mit67": "imagefolder, lists", "domainnet": "cub200"}
 
 ONE_LABEL = NotThere("an image has one label")
 SHARED = Told(r"1 of 5 test images are training images as well; the first: .*0", test=5)
@@ -1223,6 +1249,11 @@ SCENES: dict[str, tuple[list[Row], dict[str, Any], dict[str, Outcome]]] = {
         dict.fromkeys(READERS, Refused(r'data\.classes: there is no class "dgo"; did you mean "dog"')),
     ),
 }
+for scene in SCENES.values():
+    scene[2].update({reader: scene[2][other] for reader, other in ALIKE.items()})
+SCENES["an image in both parts"][2]["mit67"] = Refused(
+    r"TestImages\.txt, line 5: cat/0\.png is a training image, too \(.*TrainImages\.txt, line 1\)"
+)
 
 
 @pytest.mark.filterwarnings("error")
