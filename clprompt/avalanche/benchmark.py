@@ -49,7 +49,7 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
             subset = Subset(dataset, positions)
             subset.targets = [int(dataset.targets[i]) for i in positions]  # type: ignore[attr-defined]
             # One task label for all samples: plugins such as LwF ask for it.
-            labels = TaskLabels(ConstantSequence(0, len(positions)))
+            labels = TaskLabels(ConstantSequence(0, len(positions)) if positions else [])
             labelled = as_classification_dataset(subset).update_data_attribute("targets_task_labels", labels)
             subsets.append(as_taskaware_classification_dataset(labelled))
         return subsets
@@ -57,6 +57,9 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
     tested = plan.test_groups(test.targets, getattr(test, "domains", None))
     benchmark = benchmark_from_datasets(train=parts(train, plan.indices), test=parts(test, tested))
     made = with_task_labels(with_classes_timeline(benchmark))
+    for experience in made.test_stream:
+        if not len(experience.dataset):  # nothing new came, or no test image of it: Avalanche has no label
+            experience.task_label, experience.task_labels = 0, [0]
     return keep_order(made) if plan.is_ordered else made
 
 

@@ -1,4 +1,4 @@
-"""Streams by domain and of few shots as Avalanche benchmarks: the same experiences, and the same bits."""
+"""Streams by domain, of few shots and with repetition as Avalanche benchmarks: the same bits."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def images(per_class: int, part: str = "train") -> Any:
 SECTIONS: dict[str, dict[str, Any]] = {
     "domain": {"domain_order": [1, 0]},
     "few_shot": {"base_classes": 2, "ways": 2, "shots": 3},
+    "repetition": {"experiences": 4, "probability": 0.6, "samples_per_experience": 12},
 }
 
 

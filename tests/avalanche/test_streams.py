@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from avalanche.benchmarks import (
     benchmark_from_datasets,
+    dataset_benchmark,
     nc_benchmark,
     ni_benchmark,
     with_classes_timeline,
@@ -29,6 +30,8 @@ from torch.utils.data import Subset
 from clprompt.avalanche.unseen import LARGEST_LOSS
 from clprompt.errors import ProtocolError
 from clprompt.registry import strategies
+from clprompt.scenarios import benchmark
+from clprompt.scenarios.repetition import plan
 from clprompt.testing.bench import CLASSES, ToyImages
 
 pytestmark = [
@@ -84,6 +87,27 @@ def repetition() -> tuple[Any, Any]:
     return parts([a[:2] + b, b[2:] + c + d, a + e + f])
 
 
+def released_repetition() -> tuple[Any, Any]:
+    """As the released generators of classes that come back make it: one whole test set."""
+    train, test = data()
+    rows = plan(train.targets, experiences=3, slots=4, seed=2).indices
+    parts = []
+    for positions in rows:
+        subset = Subset(train, positions.tolist())
+        subset.targets = train.targets[positions].tolist()  # type: ignore[attr-defined]
+        parts.append(as_classification_dataset(subset))
+    whole = [as_classification_dataset(test)]
+    made = dataset_benchmark(train_datasets=parts, test_datasets=whole, complete_test_set_only=True)
+    return made.train_stream, made.test_stream
+
+
+def our_repetition() -> tuple[Any, Any]:
+    arguments = {"experiences": 3, "probability": 0.6, "samples_per_experience": 12}
+    made = benchmark("repetition", *data(), seed=2, **arguments)
+    assert sum(len(experience.classes_in_this_experience) for experience in made.train_stream) > len(ORDER)
+    return made.train_stream, made.test_stream
+
+
 def domains() -> tuple[Any, Any]:
     """All classes in every experience, other images in each."""
     count = len(data()[0])
@@ -102,12 +126,14 @@ STREAMS = {
     "unequal experiences": lambda: split(per_exp_classes={0: 3, 1: 1}),
     "instances": instances,
     "repetition": repetition,
+    "released repetition": released_repetition,
+    "our repetition": our_repetition,
     "domains": domains,
     "online": lambda: online(False),
     "online with boundaries": lambda: online(True),
 }
 #: Streams in which classes come back.
-COMING_BACK = ("instances", "repetition", "domains")
+COMING_BACK = ("instances", "repetition", "released repetition", "our repetition", "domains")
 
 
 @functools.cache
