@@ -47,14 +47,16 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
     if files["labels"] is not None:
         targets, names, source = _labels(files["labels"]), None, Path(files["labels"]).name
         plan = make_plan(scenario, targets, seed=seed, data=source)
+        notes = plan.notes(targets, targets)
     else:
         data = config.named(values["data"], "data")
         bundle = registry.datasets.get(data["name"]).target(**_arguments(data))
         targets, names, source = bundle.train.targets, bundle.class_names, data["name"]
         plan = plan_over(bundle, scenario, seed)
+        notes = plan.notes(targets, bundle.test.targets, bundle.test.domains)
     title = f"{scenario['name']} stream of {source}, seed {seed}"
     out = Path(files["out"] or f"stream-{scenario['name']}-seed{seed}.png")
-    return StreamMap.of(plan, targets, title, names), out
+    return StreamMap.of(plan, targets, title, names, notes), out
 
 
 def _values(name: str, overrides: Sequence[str]) -> dict[str, Any]:

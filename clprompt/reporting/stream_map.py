@@ -7,6 +7,7 @@ and no model is built; a label vector is enough.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class StreamMap:
         home: the session to which a class belongs, [C]; -1 for none.
         class_names: [C].
         session_names: [T], such as domains; None for their numbers.
+        notes: what takes no part, in a sentence each.
     """
 
     title: str
@@ -47,12 +49,18 @@ class StreamMap:
     home: np.ndarray
     class_names: list[str]
     session_names: list[str] | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, plan: Plan, targets: np.ndarray, title: str, class_names: Sequence[str] | None = None
+        cls,
+        plan: Plan,
+        targets: np.ndarray,
+        title: str,
+        class_names: Sequence[str] | None = None,
+        notes: Sequence[str] = (),
     ) -> StreamMap:
-        """Count a plan over the labels it was made from, [n]."""
+        """Count a plan over the labels it was made from, [n]; notes stand below the table."""
         targets, count = np.asarray(targets), plan.num_classes
         counts = plan.describe(targets)
         moved = np.zeros_like(counts)
@@ -64,7 +72,7 @@ class StreamMap:
             home[[c for c in group if home[c] < 0]] = session
         kinds = np.full(count, "samples") if plan.kinds is None else np.asarray(plan.kinds)
         names = [str(c) for c in range(count)] if class_names is None else [str(name) for name in class_names]
-        return cls(title, counts, moved, kinds, home, names, plan.session_names)
+        return cls(title, counts, moved, kinds, home, names, plan.session_names, tuple(notes))
 
     @property
     def kind_names(self) -> list[str]:
@@ -75,6 +83,7 @@ class StreamMap:
         """Plain text of at most 100 columns: a line per session, and one per class where they fit."""
         blocks = [self.title, "\n".join(self._sessions())]
         blocks.append("\n".join(self._classes()))
+        blocks.append("\n".join(textwrap.fill(note, _WIDTH) for note in self.notes))
         return "\n\n".join(block for block in blocks if block)
 
     def _sessions(self) -> list[str]:

@@ -81,6 +81,13 @@ def test_a_million_labels_of_many_classes_take_seconds():
 # ------------------------------------------------------------------------------ the command
 
 
+def test_the_command_says_which_images_take_no_part(tmp_path, capsys):
+    tail = ["scenario.long_tail=ordered", "scenario.imbalance=20", "scenario.experiences=5"]
+    assert main(["stream", "split", "data=digits", *tail, f"out={tmp_path / 'map.png'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "957 of 1437 training images take no part: a long tail (ordered, imbalance 20)" in printed
+
+
 def test_the_command_shows_the_stream(tmp_path, capsys):
     out = tmp_path / "map.png"
     words = ["si-blurry", "data=digits", "scenario.n=50", "scenario.m=10", "seed=3", f"out={out}"]
