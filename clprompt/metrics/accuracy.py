@@ -101,6 +101,22 @@ def group_names(records: Iterable[Mapping[str, Any]]) -> list[str] | None:
     return None
 
 
+def domain_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Accuracy after the last experience and forgetting of each domain, by name; {} of other runs."""
+    records = list(records)
+    names = group_names(records)
+    if names is None:
+        return {}
+    matrix = accuracy_matrix(records)
+    done = 1 + max((int(record["experience"]) for record in _session_ends(records)), default=-1)
+    matrix = matrix[:done, :done]
+    last, lost = (matrix[-1], group_forgetting(matrix)) if done else ((), ())
+    return {
+        metric: dict(zip(names, map(float, values), strict=False))
+        for metric, values in (("accuracy", last), ("forgetting", lost))
+    }
+
+
 def harmonic_mean(first: float | None, second: float | None) -> float:
     """2 a b / (a + b); 0 where both are 0, nan where one is not defined."""
     first, second = _number(first), _number(second)

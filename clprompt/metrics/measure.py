@@ -291,8 +291,7 @@ class Accuracy(Measure):
         lines: Rows = [[i + 1, *map(_cell, row)] for i, row in enumerate(matrix)]
         tables: dict[str, Rows] = {"accuracy_matrix.csv": [header, *lines]}
         if group_names is not None:
-            done = last["experience"] + 1
-            tables["per_domain_accuracy.csv"] = _domain_rows(matrix[:done, :done], group_names)
+            tables["per_domain_accuracy.csv"] = _domain_rows(accuracy.domain_metrics(records))
         if last.get("confusion") is not None:
             counts = accuracy.confusion_matrix(last["confusion"], len(names))
             tables["per_class_accuracy.csv"] = _class_rows(counts, names, groups)
@@ -658,14 +657,11 @@ def _group_titles(count: int) -> list[str]:
     return [f"group_{j + 1}" for j in range(count)]
 
 
-def _domain_rows(matrix: NDArray[np.float64], names: Sequence[str]) -> Rows:
-    """Accuracy of each domain after the last experience of a matrix [T, T], and what was forgotten of it."""
+def _domain_rows(metrics: Mapping[str, Mapping[str, float]]) -> Rows:
+    """A line for each domain, from :func:`clprompt.metrics.accuracy.domain_metrics`."""
+    lost = metrics["forgetting"]
     rows: Rows = [["domain", "accuracy", "forgetting"]]
-    lost = accuracy.group_forgetting(matrix)
-    rows += [
-        [name, _cell(now), _cell(less)] for name, now, less in zip(names, matrix[-1], lost, strict=False)
-    ]
-    return rows
+    return rows + [[name, _cell(value), _cell(lost[name])] for name, value in metrics["accuracy"].items()]
 
 
 def _few_shot_rows(records: Iterable[Record]) -> Rows:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from clprompt import schema
 from clprompt.errors import CheckpointError, ClpromptError, ConfigError
+from clprompt.metrics.accuracy import domain_metrics
 from clprompt.metrics.measure import TITLES, Accuracy, Measure, measure_in
 from clprompt.schema import at_least, at_most
 from clprompt.system.documents import parse_lines, read_json
@@ -48,6 +49,8 @@ class Run:
         environment: its environment.json; None where there is none that can be read.
         notes: what a reader should know of it, a line each.
         has_checksums: whether its records could be checked; older versions wrote none.
+        domains: accuracy and forgetting of each domain by name, see
+            :func:`clprompt.metrics.accuracy.domain_metrics`; {} where the groups are class groups.
     """
 
     folder: Path
@@ -61,6 +64,7 @@ class Run:
     environment: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     has_checksums: bool = False
+    domains: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def experiences(self) -> int:
@@ -213,6 +217,7 @@ def read_run(folder: Path) -> Run:
         environment,
         (*notes, *more),
         bool(checksums),
+        domain_metrics(records),
     )
 
 

@@ -26,7 +26,7 @@ from clprompt.reporting import facts, measure_plots, plots
 from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
 from clprompt.reporting.markup import as_markdown, html_image, html_page, html_table, markdown_table
 from clprompt.reporting.rows import Row, difference, labels_of, rates_of
-from clprompt.reporting.tables import columns
+from clprompt.reporting.tables import columns, mean_and_error
 from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.overlay import flat
 
@@ -104,6 +104,20 @@ class Section:
             lines.append(cells)
         return lines
 
+    def of_domains(self) -> list[list[list[str]]]:
+        """Accuracy and forgetting of each domain, a table each; [] where the groups are class groups."""
+        runs = [run for row in self.rows for run in row.runs.values()]
+        tables = []
+        for metric in dict.fromkeys(metric for run in runs for metric in run.domains):
+            names = sorted({name for run in runs for name in run.domains.get(metric, ())})
+            lines = [[f"{metric} per domain", "seeds", *names]]
+            for row in self.rows:
+                of_runs = [run.domains.get(metric, {}) for run in row.runs.values()]
+                cells = (mean_and_error([values.get(name) for values in of_runs]) for name in names)
+                lines.append([row.label, str(len(row.runs)), *cells])
+            tables.append(lines)
+        return tables
+
     def differences(self, against: str) -> list[list[str]]:
         """The metrics of every row less those of one of them, on the seeds that both have; [] without it."""
         base = next((row for row in self.rows if row.label == against), None)
@@ -180,8 +194,9 @@ class Report:
         return "\n\n".join(parts)
 
     def tables(self, section: Section) -> list[list[list[str]]]:
-        """What a section shows: its table, and the differences where they were asked for."""
-        return [table for table in (section.table(), section.differences(self.against)) if table]
+        """What a section shows: its table, the differences where they were asked for, its domains."""
+        differences = section.differences(self.against)
+        return [table for table in (section.table(), differences, *section.of_domains()) if table]
 
     def machines(self) -> list[str]:
         """Hardware and versions of the runs, a line each, and how many could not be checked."""
@@ -238,9 +253,9 @@ class Report:
 
 
 _NOTE = (
-    "Percent, mean +- standard error over seeds. Average accuracy: over the class groups after the last "
-    "experience; incremental: its mean over the experiences. Parameters: of the method beside the backbone; "
-    "seconds: per run; peak MiB: of the process, of the allocator on a GPU."
+    "Percent, mean +- standard error over seeds. Average accuracy: over the class groups (or domains) after "
+    "the last experience; incremental: its mean over the experiences. Parameters: of the method beside the "
+    "backbone; seconds: per run; peak MiB: of the process, of the allocator on a GPU."
 )
 
 
@@ -328,7 +343,7 @@ def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
         }
     )
     names = [str(first.config[key]["name"]) for key in STREAM]
-    count = f"{first.experiences} class groups"
+    count = f"{first.experiences} {'domains' if first.domains else 'class groups'}"
     online = "online" if first.config.get("online") is not None else ""
     title = ", ".join(filter(None, [" on ".join(reversed(names)), online, count]))
     slug = "-".join(filter(None, [*names, online, str(first.experiences)]))

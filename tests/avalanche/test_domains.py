@@ -56,8 +56,9 @@ def test_an_experience_holds_what_the_plan_says(name: str) -> None:
         assert list(tested.targets) == test.targets[groups[number]].tolist()
 
 
-@pytest.mark.parametrize("scenario", SECTIONS)
-@pytest.mark.parametrize("name", ["dualprompt", "linear_probe", "ncm"])
+@pytest.mark.parametrize(
+    ("name", "scenario"), [("dualprompt", "domain"), ("ncm", "domain"), ("linear_probe", "few_shot")]
+)
 def test_both_front_ends_train_to_the_same_bits(name: str, scenario: str) -> None:
     plan, train, _, made = stream(scenario)
     strategy = trained(name, made)

@@ -16,9 +16,10 @@ from clprompt import registry
 from clprompt.cli import results as results_
 from clprompt.data import DataBundle, ImageArray, ImageSource
 from clprompt.data.dataset import datasets_for
+from clprompt.data.plan import make_plan
 from clprompt.errors import ClpromptError, ConfigError, Interrupted
 from clprompt.experiment import run as experiment
-from clprompt.metrics import accuracy
+from clprompt.metrics import accuracy, text
 from clprompt.reporting import report
 from clprompt.scenarios.domain import plan
 from clprompt.testing.bench import tiny_vit
@@ -66,9 +67,9 @@ def settings(folder: Path, **changed: Any) -> dict[str, Any]:
     return {**values, **changed}
 
 
-def bundle() -> DataBundle:
+def bundle(train: int = 90, test: int = 45) -> DataBundle:
     parts = []
-    for part, count in (("train", 90), ("test", 45)):
+    for part, count in (("train", train), ("test", test)):
         data = arrays(count, part)
         domains = np.searchsorted(sorted(NAMES), data["domains"])
         images = torch.from_numpy(data["images"])[:, None].repeat(1, 3, 2, 2)
@@ -125,16 +126,20 @@ def test_tensorboard_has_a_curve_for_each_domain(whole: experiment.Result) -> No
 
 
 def test_the_printed_matrix_is_of_domains(whole: experiment.Result) -> None:
-    text = results_.results([whole])
-    assert "accuracy (%) on each domain, after each experience" in text
+    printed = results_.results([whole])
+    assert "accuracy (%) on each domain, after each experience" in printed
     listed = ", ".join(f"{n} {name}" for n, name in enumerate(names_of(whole), start=1))
-    assert f"domains: {listed}" in text
+    assert f"domains: {listed}" in printed
 
 
 def test_a_report_compares_runs_by_domain(whole: experiment.Result) -> None:
-    shown = report.collect([str(whole.folder)]).text()
-    assert "linear_probe" in shown
-    assert "left out" not in shown
+    section = report.collect([str(whole.folder)]).sections[0]
+    assert section.title == "domain on npz, 3 domains"
+    for table_of, metric in zip(section.of_domains(), ("accuracy", "forgetting"), strict=True):
+        assert table_of[0] == [f"{metric} per domain", "seeds", *sorted(NAMES)]
+        by_name = accuracy.domain_metrics(whole.records)[metric]
+        expected = [text.percent(by_name[name]) for name in sorted(NAMES)]
+        assert table_of[1] == ["linear_probe", "1", *expected]
 
 
 def test_an_interrupted_run_continues_to_the_same_records(whole: experiment.Result, tmp_path: Path) -> None:
@@ -229,15 +234,18 @@ def test_a_strategy_that_needs_new_classes_is_refused_before_anything_is_written
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("scenario", ["domain", "few_shot"])
 @pytest.mark.parametrize("name", registry.strategies.names())
-def test_every_strategy_is_trained_by_domain_or_refused_in_one_line(name: str) -> None:
-    data, target = bundle(), registry.strategies.get(name).target
+def test_every_strategy_is_trained_or_refused_in_one_line(name: str, scenario: str) -> None:
+    data, target = bundle(train=36, test=18), registry.strategies.get(name).target
     model = target(tiny_vit(), **({"components_per_experience": 4} if name == "coda_prompt" else {}))
     train, clean, test = datasets_for(data, model.backbone)
-    stream = plan(train.targets, domains=train.domains, domain_names=data.domain_names)
+    arguments: dict[str, Any] = {"base_classes": 1, "ways": 1, "shots": 2} if scenario == "few_shot" else {}
+    known = {"domains": train.domains, "domain_names": data.domain_names}
+    stream = make_plan({"name": scenario, **arguments}, train.targets, seed=0, **known)
     online = Online(eval_every=None) if model.boundaries == "unused" else None
-    arguments: dict[str, Any] = {"clean": clean, "training": Training(lr=0.01), "online": online}
-    if name == "multilane":
+    arguments = {"clean": clean, "training": Training(lr=0.01), "online": online}
+    if name == "multilane" and scenario == "domain":
         with pytest.raises(ConfigError, match=r"^class 0 is in the experiences 1 and 2; .* not overlap$"):
             fit(model, stream, train, test, **arguments)
         return

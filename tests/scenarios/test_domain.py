@@ -32,7 +32,7 @@ def data(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(targets, return_inverse=True)[1], domains
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data(), st.integers(0, 2**32 - 1), st.booleans())
 def test_every_sample_comes_once_with_its_domain(
     samples: tuple[np.ndarray, np.ndarray], seed: int, shuffle: bool
@@ -47,7 +47,7 @@ def test_every_sample_comes_once_with_its_domain(
         assert (np.diff(targets[index]) >= 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data(), st.lists(st.integers(0, 7), min_size=1, max_size=30))
 def test_a_test_image_is_in_one_group_at_most_and_in_none_where_its_domain_is_not_trained(
     samples: tuple[np.ndarray, np.ndarray], test: list[int]

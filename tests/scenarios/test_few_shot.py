@@ -25,7 +25,7 @@ def streams(draw: st.DrawFn) -> tuple[np.ndarray, dict]:
     return targets, chosen | {"seed": draw(st.integers(0, 2**32 - 1)), "shuffle": draw(st.booleans())}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(streams())
 def test_the_base_is_whole_and_each_novel_class_has_its_shots(stream: tuple[np.ndarray, dict]) -> None:
     targets, chosen = stream
@@ -43,7 +43,7 @@ def test_the_base_is_whole_and_each_novel_class_has_its_shots(stream: tuple[np.n
     assert len(set(everything)) == len(everything)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(streams())
 def test_what_takes_no_part_is_said_to_the_image(stream: tuple[np.ndarray, dict]) -> None:
     targets, chosen = stream
