@@ -80,6 +80,8 @@ def inputs_for(bundle: DataBundle, backbone: TakesImages) -> ImageSpec:
     """
     try:
         inputs = replace(backbone.inputs, test_resize=bundle.views.test_resize)
+        if bundle.views.interpolation is not None:
+            inputs = replace(inputs, interpolation=bundle.views.interpolation)
     except ValueError as error:
         raise ConfigError(f"data.{error}") from None
     if not inputs.awaits_data:
@@ -103,7 +105,10 @@ def datasets_for(
     limit = CACHE_BYTES if bundle.cache else 0
     inputs = inputs_for(bundle, backbone)
     plain = make_transform(inputs)
-    augmented = make_transform(inputs, bundle.views.augment, crop_scale=bundle.views.crop_scale)
+    views = bundle.views
+    augmented = make_transform(
+        inputs, views.augment, crop_scale=views.crop_scale, crop_interpolation=views.crop_interpolation
+    )
     clean = ImageDataset(bundle.train, plain, random_transform=False, cache_bytes=limit)
     train = clean
     if augmented.random:

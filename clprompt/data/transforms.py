@@ -21,6 +21,8 @@ Augment = Literal["none", "standard", "crop", "padded-crop", "autoaugment-cifar"
 Area = Annotated[float, above(0), at_most(1)]
 #: How an image that is not varied gets its size, see :class:`Views`.
 TestResize = Annotated[int, at_least(1)] | Literal["squash"] | None
+#: How pixels are found between pixels, in torchvision's words; None for what the weights have seen.
+Interpolation = Literal["bilinear", "bicubic"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class Views:
             images that statistics are taken of, images of ``clprompt predict``. null scales it until it
             covers that size and keeps the centre; a number of pixels is what its shorter side is scaled to
             before the centre is kept; "squash" scales both sides, whatever becomes of their ratio.
+        interpolation: how images are resized; null as those that the backbone's weights have seen.
+        crop_interpolation: how the random crop of "standard" is resized; null as all images.
 
     Raises:
         ConfigError: a value of another kind or out of range.
@@ -42,6 +46,8 @@ class Views:
     augment: Augment = "none"
     crop_scale: tuple[Area, Area] = (0.08, 1.0)
     test_resize: TestResize = None
+    interpolation: Interpolation = None
+    crop_interpolation: Interpolation = None
 
     def __post_init__(self) -> None:
         schema.check_fields(self, "data")
@@ -77,6 +83,7 @@ def make_transform(
     augment: Augment = "none",
     *,
     crop_scale: tuple[float, float] = (0.08, 1.0),
+    crop_interpolation: Interpolation = None,
 ) -> Transform:
     """Image -> tensor [channels, H, W] as the backbone expects it.
 
@@ -94,6 +101,7 @@ def make_transform(
             - "padded-crop": as "none", a random crop with 4 pixels of padding, horizontal flip.
             - "autoaugment-cifar", "autoaugment-imagenet": that AutoAugment policy, then as "padded-crop".
         crop_scale: smallest and largest share of the area that the crop of "standard" takes.
+        crop_interpolation: how that crop is resized; None as all images.
 
     Raises:
         ConfigError: an unknown augmentation, a backbone with neither 1 nor 3 channels, or one whose images
@@ -117,6 +125,8 @@ def make_transform(
     if augment == "none":
         return Transform(_Pixels(spec.channels, fit), normalise, random=False)
     if augment == "standard":
+        if crop_interpolation is not None:
+            how["interpolation"] = InterpolationMode(crop_interpolation)
         crop = [v2.RandomResizedCrop(spec.size, crop_scale, **how), v2.RandomHorizontalFlip()]
         return Transform(_Pixels(spec.channels), v2.Compose([*crop, normalise]), random=True)
     if augment in ("crop", "padded-crop"):

@@ -92,6 +92,42 @@ def test_crops_at_random_are_those_of_released_codes(
         assert torch.equal((image * 255).round().to(torch.uint8), expected)
 
 
+# ---------------------------------------------------------------------------------------------- interpolation
+
+
+@pytest.mark.parametrize("word", ["bilinear", "bicubic"])
+def test_interpolation_is_that_of_a_test_image(word: str) -> None:
+    published = v2.Resize((32, 32), v2.InterpolationMode(word), antialias=True)
+    assert torch.equal(shown(PICTURE, test_resize="squash", interpolation=word), published(PICTURE))
+
+
+def test_interpolation_is_among_the_facts_of_a_run() -> None:
+    assert inputs_for(digits(interpolation="bilinear"), SPEC).facts()["interpolation"] == "bilinear"
+    assert inputs_for(digits(), SPEC).facts()["interpolation"] == "bicubic"
+
+
+@pytest.mark.parametrize(
+    ("views", "word"),
+    [
+        ({"crop_interpolation": "bilinear"}, "bilinear"),
+        ({"interpolation": "bilinear"}, "bilinear"),
+        ({"interpolation": "bilinear", "crop_interpolation": "bicubic"}, "bicubic"),
+        ({}, "bicubic"),
+    ],
+)
+def test_a_random_crop_is_resized_as_it_says_itself_or_as_all_images(
+    views: dict[str, object], word: str
+) -> None:
+    crop = v2.RandomResizedCrop(32, (0.08, 1.0), interpolation=v2.InterpolationMode(word), antialias=True)
+    source = ImageSource(lambda index: PICTURE, np.zeros(1, dtype=np.int64))
+    bundle = DataBundle("one", source, source, ["a"], Views(augment="standard", **views))  # type: ignore[arg-type]
+    with preserved_rng(3):
+        expected = v2.Compose([crop, v2.RandomHorizontalFlip()])(PICTURE)
+    with preserved_rng(3):
+        image, _ = datasets_for(bundle, SPEC)[0][0]
+    assert torch.equal((image * 255).round().to(torch.uint8), expected)
+
+
 # ------------------------------------------------------------------------------------------------- crop_scale
 
 
@@ -151,7 +187,8 @@ def mine(*, path: str = "data", selection: Selection, cache: bool = True) -> Dat
 
 
 def test_the_arguments_of_every_data_set_stand_in_the_signature_of_a_new_one() -> None:
-    keys = "path split_seed classes train_per_class test_per_class augment crop_scale test_resize cache"
+    keys = "path split_seed classes train_per_class test_per_class "
+    keys += "augment crop_scale test_resize interpolation crop_interpolation cache"
     assert list(inspect.signature(mine).parameters) == keys.split()
     allowed, is_open = schema.parameters(mine)
     assert not is_open
@@ -183,7 +220,8 @@ def test_every_data_set_of_ours_takes_views() -> None:
     for name in datasets.names():
         entry = datasets.get(name)
         if entry.module.startswith("clprompt.data.sets."):
-            assert {"augment", "crop_scale", "test_resize"} <= set(inspect.signature(entry.target).parameters)
+            keys = {field.name for field in dataclasses.fields(Views)}
+            assert keys <= set(inspect.signature(entry.target).parameters)
 
 
 # -------------------------------------------------------------------------------------- a loader of before
