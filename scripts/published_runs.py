@@ -58,7 +58,10 @@ def _cell(text: str) -> str:
 
 def literature() -> str:
     """The literature's numbers, beside cells for ours that stay empty, as nothing of it was run."""
-    return "\n\n".join("\n".join(reported.read(name).markdown()) for name, _ in overlay.names("reported"))
+    names = sorted(
+        (name for name, _ in overlay.names("reported")), key=lambda name: not name.startswith("split")
+    )
+    return "\n\n".join("\n".join(reported.read(name).markdown()) for name in names)
 
 
 def page(text: str) -> str:
