@@ -46,6 +46,7 @@ from clprompt.experiment import config as configuration
 from clprompt.experiment.config import Config
 from clprompt.metrics.measure import MEASURES, check_metrics
 from clprompt.reporting.finished import NO_MATTER
+from clprompt.reporting.reported import REPORTED
 from clprompt.system import overlay
 
 _SHARED = (
@@ -148,7 +149,7 @@ def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
     check_metrics(metrics)
     reported = schema.check(values.get("reported"), str | None, "reported")
     if reported is not None:
-        overlay.find(reported, "reported")
+        overlay.find(reported, REPORTED)
     if values.get("experiments") is None:
         rows, notes = _grid_rows(values, name)
     else:
@@ -226,15 +227,16 @@ def _experiment_rows(values: Mapping[str, Any], name: str) -> list[_Row]:
         schema.check_keys(section, ("configurations", *_LAID), path)
         for label, of_label in _some_mapping(configurations, f"{path}.configurations", example).items():
             where = f"{path}.configurations.{label}"
-            found = overlay.find(schema.check(label if of_label is None else of_label, str, where))
-            raw = overlay.read(found)
-            for layer in (shared, section):
-                _lay(layer, over=raw)
+            named = schema.check(label if of_label is None else of_label, str, where)
             try:
+                found = overlay.find(named)
+                before, raw = overlay.read(found), overlay.read(found)
+                for layer in (shared, section):
+                    _lay(layer, over=raw)
                 config = configuration.from_dict(overlay.resolve(raw, found) | {"name": name})
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from None
-            changes = _changes(overlay.read(found), raw)
+            changes = _changes(before, raw)
             for number, (strategy, training) in enumerate(config.strategies()):
                 of_run = str(strategy["name"]) if number else label
                 alone = replace(config, label=of_run, strategy=strategy, training=training, compare=[])

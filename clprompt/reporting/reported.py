@@ -24,6 +24,7 @@ from clprompt.reporting.markup import markdown_table
 from clprompt.system import overlay
 
 OURS = "clprompt"
+REPORTED = "table of the literature"  # as messages call such a file
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def read(name: str) -> Reported:
     Raises:
         ConfigError: no such file, or something in it is not as it must be.
     """
-    path = overlay.find(name, "reported")
+    path = overlay.find(name, REPORTED)
     values = overlay.read(path)
     try:
         return _checked(values)

@@ -203,7 +203,8 @@ def find(name: str, kind: str = "configuration") -> Path:
 
 def _packaged(kind: str = "configuration") -> list[Path]:
     home = Path(str(importlib.resources.files("clprompt.configs")))
-    return sorted((home / {"configuration": "", "study": "studies"}.get(kind, kind)).glob("*.yaml"))
+    folders = {"configuration": "", "study": "studies", "table of the literature": "reported"}
+    return sorted((home / folders.get(kind, kind)).glob("*.yaml"))
 
 
 # -------------------------------------------------------------------------------------------- showing

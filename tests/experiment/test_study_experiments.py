@@ -99,10 +99,24 @@ def test_what_a_recipe_leaves_to_its_user_is_no_change(folder: Path) -> None:
             {"experiments": {"digits": {"configurations": {"probe": "recipe.yaml"}, "strategy": "ncm"}}},
             r'unknown key "experiments\.digits\.strategy"',
         ),
-        ({"experiments": {"d": {"configurations": {"q": "quickstrat"}}}}, 'did you mean "quickstart"'),
+        (
+            {"experiments": {"d": {"configurations": {"q": "quickstrat"}}}},
+            r'experiments\.d\.configurations\.q: no configuration is called .* did you mean "quickstart"',
+        ),
+        (
+            {"experiments": {"d": {"configurations": {"q": "no.yaml"}}}},
+            r"\.q: no\.yaml: there is no such file",
+        ),
+        ({"experiments": {"d": {"configurations": "quickstart"}}}, r"d\.configurations must map labels"),
+        ({"experiments": {"d": 3}}, r"experiments\.d must be a mapping, got 3"),
+        ({"experiments": {"-": {}}}, "a label must hold a letter or a digit"),
+        ({"data": 3}, r"experiments\.digits\.configurations\.probe: data must be a name or a mapping"),
+        ({"training": [1]}, r"\.probe: training must be a mapping"),
+        ({"seed": [0, 0]}, r"\.probe: seed names a seed twice"),
         ({"experiments": {"d": {"configurations": {"q": 3}}}}, r"experiments\.d\.configurations\.q must be"),
         ({"training": {"lr": -1}}, r"experiments\.digits\.configurations\.probe: training\.lr must be above"),
-        ({"reported": "nothing"}, 'no reported is called "nothing"'),
+        ({"reported": "nothing"}, 'no table of the literature is called "nothing"; known: '),
+        ({"reported": 3}, "reported must be str or null, got 3"),
     ],
 )
 @pytest.mark.usefixtures("folder")
