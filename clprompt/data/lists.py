@@ -139,8 +139,8 @@ def _content(file: str | os.PathLike[str]) -> bytes:
     try:
         with open(file, "rb") as stream:
             return stream.read()
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a NUL byte is no part of a path
+        raise DataError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _text(file: str | os.PathLike[str], content: bytes) -> str:

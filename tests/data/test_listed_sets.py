@@ -207,6 +207,8 @@ def test_a_list_of_resisc45_that_is_missing_or_empty_is_one_line(tmp_path: Path)
         read()
     with pytest.raises(DataError, match=r"nowhere/resisc45-train\.txt: No such file"):
         read(lists=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="embedded null byte"):
+        read(lists="a\0b")
 
 
 # ------------------------------------------------------------------------------------------------- styles
