@@ -59,7 +59,7 @@ class DomainPlan(Plan):
         if not self._is_apart(domains):
             return self.session_names
         apart = [self._name(domain) for domain in np.unique(domains)]
-        return [" + ".join(apart), *[f"no test images: {name}" for name in self.session_names[1:]]]
+        return [" + ".join(apart), *[f"{name} (no test images)" for name in self.session_names[1:]]]
 
     def notes(self, train: np.ndarray, test: np.ndarray, domains: np.ndarray | None = None) -> list[str]:
         """What does not take part, and which classes and images a domain lacks, in a sentence each."""
@@ -122,7 +122,8 @@ def plan(
         targets: class ids 0..C-1 of the training samples, [n].
         domains: their domain ids 0..D-1, [n]; a run gives those of its data.
         seed: decides the order when ``shuffle`` is on and no ``domain_order`` is given.
-        domain_order: all trained domains, by name or id, in the order in which they arrive.
+        domain_order: all trained domains, by name, or by id where no name is a number, in the order in which
+            they arrive.
         shuffle: draw the order from the seed; False keeps that of the ids (their names' alphabetical order).
         domain_names: by domain id; a run gives those of its data.
 
@@ -170,12 +171,13 @@ def _domain_ids(domains: Any, samples: int) -> np.ndarray:
 def _given_order(given: Sequence[int | str] | str, trained: list[int], names: Sequence[str]) -> list[int]:
     """The ids of an order that was given by names or ids."""
     ids = {class_name(name): domain for domain, name in enumerate(names) if domain in trained}
+    numbered = any(name.isdecimal() for name in names)  # then a number is a name
     order: list[int] = []
     for word in given.split(",") if isinstance(given, str) else given:
         text = class_name(str(word).strip())
-        if text in ids:  # a name goes before a number, as domains may be called 1, 2, 3
+        if text in ids:
             domain = ids[text]
-        elif text.isdecimal() and int(text) in trained:
+        elif text.isdecimal() and int(text) in trained and not numbered:
             domain = int(text)
         else:
             raise ConfigError(

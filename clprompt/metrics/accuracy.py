@@ -102,7 +102,10 @@ def group_names(records: Iterable[Mapping[str, Any]]) -> list[str] | None:
 
 
 def domain_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Accuracy after the last experience and forgetting of each domain, by name; {} of other runs."""
+    """Accuracy after the last experience and forgetting of each domain, by name; {} of other runs.
+
+    A domain without test images has neither.
+    """
     records = list(records)
     names = group_names(records)
     if names is None:
@@ -112,7 +115,11 @@ def domain_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, 
     matrix = matrix[:done, :done]
     last, lost = (matrix[-1], group_forgetting(matrix)) if done else ((), ())
     return {
-        metric: dict(zip(names, map(float, values), strict=False))
+        metric: {
+            name: float(value)
+            for name, value, column in zip(names, values, matrix.T, strict=False)
+            if not np.isnan(column).all()
+        }
         for metric, values in (("accuracy", last), ("forgetting", lost))
     }
 

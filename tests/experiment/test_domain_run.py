@@ -216,7 +216,8 @@ def test_a_test_set_of_other_domains_is_evaluated_whole_after_every_experience()
     data, model = bundle(), registry.strategies.get("ncm").target(tiny_vit())
     train, _, test = datasets_for(data, model.backbone)
     rows = np.flatnonzero(train.domains != 2)
-    stream = plan(train.targets[rows], domains=train.domains[rows], domain_names=data.domain_names)
+    known = {"domains": train.domains[rows], "domain_names": data.domain_names}
+    stream = plan(train.targets[rows], **known, shuffle=False)
     test.domains = np.full(len(test), 2)
     evaluator = evaluator_for(stream, test, test.targets)
     assert [len(group) for group in evaluator.groups] == [45, 0]
@@ -225,7 +226,9 @@ def test_a_test_set_of_other_domains_is_evaluated_whole_after_every_experience()
     for experience in range(2):
         found = evaluator.run(model, experience)
         assert found.groups == [found.accuracy, None]
-        assert found.group_names[0] == "photo"
+        assert found.group_names == ["photo", "clip/art (no test images)"]
+    record = {"kind": "evaluation", "when": "experience", "experience": 0, **found.record()}
+    assert accuracy.domain_metrics([record])["accuracy"] == {"photo": found.accuracy}
 
 
 def test_a_strategy_that_needs_new_classes_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -79,6 +79,11 @@ def test_an_order_is_given_by_names_or_ids(order: list[int | str] | str) -> None
     assert found.session_names == ["sketch", "clipart", "real"]
 
 
+def test_a_number_is_no_id_where_domains_are_called_by_numbers() -> None:
+    with pytest.raises(ConfigError, match='no training image is of a domain "2"'):
+        made(domain_names=["1", "3", "4"], domain_order=["1", "2", "4"])
+
+
 def test_a_domain_that_is_called_as_another_is_numbered_goes_by_its_name() -> None:
     assert made(domain_names=["2", "1", "0"], domain_order=["2", "1", "0"]).order == (0, 1, 2)
 
