@@ -42,6 +42,7 @@ def class_order(
             - "numpy-1993" (or another seed): what ``np.random.seed(1993); np.random.permutation(count)``
               gives, the way in which most published code for any data set draws its order.
             - "icarl-cifar100": the fixed order of the iCaRL paper.
+            - "alphabetical": that of the class names, whatever their ids: of folders, as loaders sort them.
             - a path: a list in JSON or YAML, a .npy array, or text with one a line. Integers throughout are
               class ids, anything else is class names.
         count: C.
@@ -61,15 +62,22 @@ def class_order(
                 raise ConfigError(
                     f"scenario.class_order {key} is an order of {len(order)} classes, the data has {count}"
                 )
+        elif key == "alphabetical":
+            if class_names is None:
+                raise ConfigError(
+                    "scenario.class_order alphabetical: the names of the classes are not known here"
+                )
+            return sorted(range(count), key=lambda c: str(class_names[c]))
         elif re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", order):  # an override without brackets: 2,0,1
             order = [int(word) for word in order.split(",")]
         elif order.endswith(_FILES) or "/" in order or "\\" in order:
             return _of_file(order, count, class_names)
         else:
-            names = ["numpy-1993", *_ORDERS]
+            names = ["numpy-1993", "alphabetical", *_ORDERS]
             raise ConfigError(
                 f'scenario.class_order: there is no order "{order}"{nearest(order, names)}; known: '
-                f"numpy-<seed>, {', '.join(_ORDERS)}, a list of class ids, or a file ({', '.join(_FILES)})"
+                f"numpy-<seed>, alphabetical, {', '.join(_ORDERS)}, a list of class ids, "
+                f"or a file ({', '.join(_FILES)})"
             )
     problem = _problem(order, count)
     if problem:

@@ -42,8 +42,8 @@ def plan(
         base_classes: classes of the first experience ("Bk" protocols); 0: the same share as the others.
         classes_per_experience: explicit class counts instead of ``experiences`` and ``base_classes``.
         class_order: a permutation of the class ids; the name of a published one: "numpy-1993" (numpy's draw
-            for that seed), "icarl-cifar100"; or a file of all class ids or class names (.txt with one a line,
-            .json, .yaml, .npy).
+            for that seed), "icarl-cifar100"; "alphabetical", by class name; or a file of all class ids or
+            class names (.txt with one a line, .json, .yaml, .npy).
         shuffle: draw the class order from the seed; False keeps the order of the ids.
         long_tail: "ordered" (class sizes fall along the stream), "shuffled" (places in the tail are drawn) or
             "by_class_id"; None uses all samples.

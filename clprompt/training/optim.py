@@ -124,23 +124,24 @@ def set_learning_rate(
     Args:
         optimizer: whose groups have their full rate under ``initial_lr``.
         schedule: "constant"; "cosine" falls to 0 by half a cosine from the end of the warm-up on, step by
-            step; "cosine-coda" has the rate cos(99 pi e / (200 (E - 1))) in epoch e of E, the full one where
-            E is 1. A warm-up is a factor of that: no epoch is shifted.
+            step; "cosine-coda" has the full rate in the first two epochs of E and then cos(99 pi (e - 1) /
+            (200 (E - 1))) of it in epoch e = 2 ... E - 1. A warm-up is a factor of that: no epoch is shifted.
         step: from 0.
         steps: of all epochs of the experience.
         warmup: see above.
         epochs: E, of equal length.
 
     Source: "cosine-coda", ``utils/schedulers.py`` of the released code of CODA-Prompt (Smith et al., CVPR
-    2023), which divides by zero where E is 1.
+    2023), which divides by zero where E is 1. Its first step before the second epoch has the number 0 again:
+    the scheduler counts from -1 once it is made.
     """
     rising = int(warmup * steps)
     factor = (step + 1) / rising if step < rising else 1.0
     if schedule == "cosine" and step >= rising:
         factor = (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
     if schedule == "cosine-coda":
-        epoch = step * epochs // max(steps, 1)
-        factor *= math.cos(99 * math.pi * epoch / (200 * max(epochs - 1, 1)))
+        number = max(step * epochs // max(steps, 1) - 1, 0)  # the second epoch is number 0, too
+        factor *= math.cos(99 * math.pi * number / (200 * max(epochs - 1, 1)))
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

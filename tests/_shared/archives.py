@@ -6,12 +6,17 @@ Each builder makes the archive's folder in ``root`` and returns the arguments of
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
+import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torchvision
 from PIL import Image
 
 Arguments = dict[str, Any]
@@ -233,4 +238,68 @@ def core50(root: Path, objects: Sequence[int] = (1, 2, 6), frames: int = 2) -> A
         for number in objects:
             names = [f"s{session}/o{number}/C_{session:02d}_{number:02d}_{i:03d}.png" for i in range(frames)]
             pictures(folder, names)
+    return {"path": str(folder)}
+
+
+def cifar100(root: Path, patch: pytest.MonkeyPatch, classes: int = 20) -> Arguments:
+    """cifar-100-python/, an image a class in each part; torchvision is told the checksums of these files."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    kind = torchvision.datasets.CIFAR100
+    for name, files in (("train", "train_list"), ("test", "test_list")):
+        pixels = np.random.default_rng(len(name)).integers(0, 256, (classes, 3072), dtype=np.uint8)
+        check = _pickled(folder / name, {"data": pixels, "fine_labels": list(range(classes))})
+        patch.setattr(kind, files, [[name, check]])
+    names = {"fine_label_names": [f"class {number:02d}" for number in range(classes)]}
+    patch.setattr(kind, "meta", kind.meta | {"md5": _pickled(folder / "meta", names)})
+    return {"path": str(root)}
+
+
+def _pickled(path: Path, value: object) -> str:
+    path.write_bytes(pickle.dumps(value))
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def dtd(root: Path, classes: int = 4) -> Arguments:
+    """dtd/dtd/ with images/, and labels/ of the first partition, an image a class in each part."""
+    folder = root / "dtd" / "dtd"
+    (folder / "labels").mkdir(parents=True)
+    for part in ("train", "val", "test"):
+        names = [f"texture{number}/texture{number}_{part}.jpg" for number in range(classes)]
+        pictures(folder / "images", names)
+        (folder / "labels" / f"{part}1.txt").write_text("\n".join(names) + "\n")
+    return {"path": str(root)}
+
+
+def coco(root: Path, images: int = 6) -> Arguments:
+    """coco/ with ten categories on each image, which are on no other one."""
+    folder = root / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    categories = [{"id": 1 + number, "name": f"thing {number:02d}"} for number in range(10 * images)]
+    for part in ("train2014", "val2014"):
+        names = [f"COCO_{part}_{number:012d}.jpg" for number in range(images)]
+        pictures(folder / part, names)
+        held = {
+            "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
+            "annotations": [
+                {"id": number, "image_id": number // 10, "category_id": 1 + number}
+                for number in range(10 * images)
+            ],
+            "categories": categories,
+        }
+        (folder / "annotations" / f"instances_{part}.json").write_text(json.dumps(held))
+    return {"path": str(folder)}
+
+
+def voc2007(root: Path, images: int = 7) -> Arguments:
+    """VOCdevkit/VOC2007/ with two classes on each image, which are on no other one."""
+    folder = root / "VOCdevkit" / "VOC2007"
+    sets = folder / "ImageSets" / "Main"
+    sets.mkdir(parents=True)
+    for part, first in (("trainval", 1), ("test", 1001)):
+        numbers = [f"{first + number:06d}" for number in range(images)]
+        pictures(folder / "JPEGImages", [f"{number}.jpg" for number in numbers])
+        for c in range(2 * images):
+            flags = [f"{number} {1 if c // 2 == row else -1:2d}\n" for row, number in enumerate(numbers)]
+            (sets / f"class{c:02d}_{part}.txt").write_text("".join(flags))
     return {"path": str(folder)}

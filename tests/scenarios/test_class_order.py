@@ -66,6 +66,17 @@ def test_a_path_is_that_of_the_folder_one_stands_in(tmp_path: Path, monkeypatch:
         assert of_split(class_order=name).fingerprint() == of_split(class_order=ORDER).fingerprint()
 
 
+@STREAMS
+def test_the_alphabetical_order_is_that_of_the_names(stream: Any) -> None:
+    found = stream(class_order="alphabetical", class_names=["dog", "Ant", "bee", "ant", "cow"])
+    assert [c for group in found.classes for c in group] == [1, 3, 2, 4, 0]
+
+
+def test_an_order_by_name_needs_the_names() -> None:
+    with pytest.raises(ConfigError, match="alphabetical: the names of the classes are not known here"):
+        of_split(class_order="alphabetical")
+
+
 BROKEN: dict[str, tuple[bytes | None, str]] = {
     "none.txt": (None, "there is no file .*none.txt"),
     "twice.txt": (

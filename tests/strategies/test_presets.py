@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import archives
 import pytest
+from matplotlib.figure import Figure
 
 from clprompt import registry
-from clprompt.experiment import config
+from clprompt.experiment import config, run
+from clprompt.strategies.damvp import plots as damvp_plots
+from clprompt.strategies.tcpa import plots as tcpa_plots
 from clprompt.system import overlay
+
+pytestmark = pytest.mark.usefixtures("same_picture")
 
 METHODS = ("l2p", "dualprompt", "coda-prompt", "multilane", "vpt-deep", "linear-probe", "ncm")
 
@@ -98,3 +111,108 @@ def test_the_reference_recipes_of_damvp_are_the_released_ones():
             1,
         )
     assert (both[1]["active_order"], both[1]["prompt_lr"]) == ("sorted", 10_000.0)
+
+
+# --------------------------------------------------------------------------------------------- runs of all
+
+#: Over a random ViT that is narrow and otherwise the preset's: depth, patches and image size are.
+NARROW = ["backbone.pretrained=false", "backbone.embed_dim=48", "backbone.num_heads=3"]
+OFFLINE = ["training.train_epochs=2"]  # of a batch each, as an experience holds less than one
+#: Ten experiences, or five sessions of six methods at full size, would take a minute: three do, smaller ones.
+SPLIT, ONLINE = ["scenario.experiences=3"], ["scenario.sessions=3"]
+SMALLER = ["backbone.img_size=112"]
+#: scikit-learn's digits have one size only, and their test set takes longer than everything else.
+DIGITS = ["data={name: synthetic, classes: 10, train_per_class: 2, test_per_class: 1, size: 8}"]
+MOSAICS = ["data.train_images=40", "data.test_images=10", "scenario.classes_per_experience=5"]
+BESIDE = "mvp-siblurry-cifar100"  # the others have the same strategies beside theirs, or none
+
+
+def of_presets() -> list[str]:
+    return [name for name, _ in overlay.names()]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder in which presets find data/, with archives of six classes or so."""
+    root = tmp_path_factory.mktemp("presets")
+    folder = root / "data"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        archives.cifar100(folder, patch, classes=6)
+        archives.imagenet_r(folder, classes=6, train=1)
+        archives.tiny_imagenet(folder, classes=6, train=1)
+        archives.cub200(folder, classes=6, train=1)
+        archives.dtd(folder, classes=2)
+        archives.coco(folder, images=5)
+        archives.voc2007(folder, images=6)
+        for module, drawings in (
+            (tcpa_plots, ("choices", "switched")),
+            (damvp_plots, ("draw_map", "draw_frames", "draw_explained", "contact_sheet")),
+        ):
+            for drawing in drawings:
+                patch.setattr(module, drawing, lambda *_, **__: Figure())
+        yield root
+
+
+def small(name: str) -> list[str]:
+    """What makes a run of a preset one of seconds; its data, its strategy and its recipe stay."""
+    preset = config.load(name)
+    overrides = ["device=cpu", "training.workers=0", "training.log_every=1", f"seed={preset.seeds[0]}"]
+    if preset.backbone["name"] != "vit_letters":
+        overrides += NARROW
+    else:
+        overrides.append("training.train_mb_size=40")
+        overrides += MOSAICS if preset.data["name"] == "digit_mosaics" else DIGITS
+    if preset.online is None and preset.training.train_epochs > 1:
+        overrides += OFFLINE
+    if preset.scenario["name"] == "split" and preset.scenario["experiences"] > 3:
+        overrides += SPLIT
+    if preset.scenario["name"] == "si_blurry":
+        overrides += ONLINE if preset.backbone["name"] == "vit_letters" else ONLINE + SMALLER
+    if preset.online is not None and preset.compare and name != BESIDE:
+        overrides.append("compare=[]")
+    return overrides
+
+
+def steps(result: run.Result) -> list[dict[str, Any]]:
+    """What the run of a strategy recorded of its training steps."""
+    lines = (result.folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == "train"]
+
+
+@pytest.mark.filterwarnings("ignore::clprompt.errors.DataWarning")
+@pytest.mark.parametrize("name", of_presets())
+def test_every_preset_runs_two_steps_an_experience(name, data, monkeypatch):
+    monkeypatch.chdir(data)
+    loaded = config.load(name, small(name))
+    results = run.run(loaded)
+    assert len(results) == 1 + len(loaded.compare)
+    for (strategy, training), result in zip(loaded.strategies(), results, strict=True):
+        trained = steps(result)
+        assert trained
+        assert all(math.isfinite(step["terms"]["loss"]) for step in trained)
+        if loaded.online is None:
+            assert training.train_epochs == (
+                1 if strategy["name"] == "ncm" else 2
+            )  # ncm counts each image once
+            assert set(Counter(step["experience"] for step in trained).values()) == {training.train_epochs}
+
+
+@pytest.mark.filterwarnings("ignore::clprompt.errors.DataWarning")
+def test_a_preset_runs_over_vit_b16_itself(data, monkeypatch):
+    monkeypatch.chdir(data)
+    changed = ["backbone.pretrained=false", "data.classes=[0, 1]", "scenario.experiences=1", *OFFLINE]
+    quiet = ["device=cpu", "training.workers=0", "training.log_every=1"]
+    loaded = config.load("multilane-split-cifar100", [*quiet, *changed])
+    (result,) = run.run(loaded)
+    assert result.folder.joinpath("results.json").is_file()
+    assert [step["samples"] for step in steps(result)] == [2, 4]
+
+
+def test_the_strategies_beside_mvp_are_the_same_on_all_its_streams():
+    beside = config.load(BESIDE).compare
+    for name in of_presets():
+        if name.startswith("mvp-siblurry-"):
+            assert [section["name"] for section in config.load(name).compare] == [
+                section["name"] for section in beside
+            ]

@@ -154,10 +154,10 @@ def test_the_rate_follows_the_cosine_within_each_experience():
 
 def test_the_rate_of_coda_prompt_changes_with_the_epoch_and_starts_anew_in_each_experience():
     log = Log()
-    training = Training(train_mb_size=8, train_epochs=2, lr=0.2, schedule="cosine-coda", log_every=1)
+    training = Training(train_mb_size=8, train_epochs=3, lr=0.2, schedule="cosine-coda", log_every=1)
     make_engine(probe(), listeners=[log], training=training).run()
     rates = [record["lr"] for record in log.records if record["kind"] == "train"]
-    assert rates == ([0.2] * 3 + [0.2 * math.cos(99 * math.pi / 200)] * 3) * 3
+    assert rates == ([0.2] * 6 + [0.2 * math.cos(99 * math.pi / 400)] * 3) * 3
 
 
 def test_training_leaves_the_backbone_alone():

@@ -190,11 +190,18 @@ def rates(schedule: str, epochs: int, per_epoch: int, warmup: float = 0.0) -> li
     ]
 
 
-def test_the_schedule_of_coda_prompt_is_a_quarter_cosine_over_the_epochs():
-    published = [0.001 * math.cos(99 * math.pi * epoch / (200 * (20 - 1))) for epoch in range(20)]
+def test_the_schedule_of_coda_prompt_is_what_its_released_scheduler_sets():
+    # its CosineSchedule with K=5 over Adam at 1.0, stepped before every epoch but the first, as it was run
+    released = [1.0, 1.0, 0.925375, 0.712639, 0.393541]
+    factors = [rate / 0.001 for rate in rates("cosine-coda", 5, 3)]
+    assert factors == pytest.approx([rate for rate in released for _ in range(3)], abs=1e-6)
+
+
+def test_the_schedule_of_coda_prompt_is_a_quarter_cosine_from_the_second_epoch_on():
+    quarter = [0.001 * math.cos(99 * math.pi * number / (200 * (20 - 1))) for number in range(19)]
+    published = [0.001, *quarter]
     assert rates("cosine-coda", 20, 3) == [rate for rate in published for _ in range(3)]
-    assert sum(published) / 20 == pytest.approx(0.00064, abs=1e-5)
-    assert published[-1] == pytest.approx(0.001 * math.cos(0.495 * math.pi))
+    assert sum(published) / 20 == pytest.approx(0.000685, abs=1e-6)
 
 
 def test_the_schedule_of_coda_prompt_has_the_full_rate_in_a_single_epoch():
