@@ -265,7 +265,7 @@ class Workbench:
         stages = []
         for _ in CLASSES:
             engine.run_experience()
-            stages.append(copy.deepcopy(model).eval())
+            stages.append(_twin(model).eval())
         return stages
 
     @cached_property
@@ -275,7 +275,7 @@ class Workbench:
 
     def copy(self, stage: int = -1) -> PromptModel:
         """A model of one's own as it was after an experience."""
-        return copy.deepcopy(self.stages[stage])
+        return _twin(self.stages[stage])
 
     @cached_property
     def alone(self) -> tuple[Tensor, Tensor]:
@@ -320,3 +320,8 @@ class Workbench:
             receive(model, optimizer, targets)
             train_step(model, optimizer, inputs, targets)
         return model, optimizer
+
+
+def _twin(model: PromptModel) -> PromptModel:
+    """A copy of a model over the same frozen weights, which are most of it."""
+    return copy.deepcopy(model, {id(model.backbone.vit): model.backbone.vit})
