@@ -121,11 +121,11 @@ def released(path: Path) -> Released:
         )
     values = overlay.read(overlay.find(path.stem, "released"))
     where = {key: values[key] for key in ("repository", "commit")}
-    fields = {
-        part: {key: Field(**{**where, **field}) for key, field in (values.get(part) or {}).items()}
-        for part in ("fields", "no_switch")
-    }
-    return Released(run=values["run"], **where, **fields)
+
+    def fields(part: str) -> dict[str, Field]:
+        return {key: Field(**{**where, **field}) for key, field in (values.get(part) or {}).items()}
+
+    return Released(run=values["run"], **where, fields=fields("fields"), no_switch=fields("no_switch"))
 
 
 def head(path: Path) -> Head:
