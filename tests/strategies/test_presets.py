@@ -167,6 +167,8 @@ def small(name: str) -> list[str]:
         overrides += OFFLINE
     if preset.scenario["name"] == "split" and preset.scenario["experiences"] > 3:
         overrides += SPLIT
+    if any(section.get("head") == "active" for section in preset.compare):
+        overrides += SMALLER  # that head takes hundreds of noise images before the first step
     if preset.scenario["name"] == "si_blurry":
         overrides += ONLINE if preset.backbone["name"] == "vit_letters" else ONLINE + SMALLER
     if preset.online is not None and preset.compare and name != BESIDE:
