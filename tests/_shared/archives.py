@@ -203,7 +203,7 @@ def resisc45(root: Path, classes: int = 20, train: int = 2, test: int = 1) -> Ar
         pictures(folder, [f"{label}/{name}" for label, name in images])
         write_lines(root / f"resisc45-{part}.txt", [name for _, name in images])
         number += count
-    return {"path": str(folder), "lists": str(root)}
+    return {"path": str(folder), "list_folder": str(root)}
 
 
 STYLES = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")

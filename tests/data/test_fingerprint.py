@@ -211,7 +211,7 @@ READERS: dict[str, tuple[Callable[[Path], None], Read]] = {
     "coco": (in_coco, lambda root: coco(path=str(root))),
     "voc2007": (in_voc, lambda root: voc2007(path=str(root))),
     "mit67": (in_mit67, lambda root: mit67(path=str(root))),
-    "resisc45": (in_resisc45, lambda root: resisc45(path=str(root), lists=str(root))),
+    "resisc45": (in_resisc45, lambda root: resisc45(path=str(root), list_folder=str(root))),
     "domainnet": (in_domainnet, lambda root: domainnet(path=str(root), domains=["real", "sketch"])),
     "core50": (in_core50, lambda root: core50(path=str(root))),
     "hf": (in_hf, lambda root: hf(path=str(root / "saved"))),

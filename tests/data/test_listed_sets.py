@@ -169,7 +169,7 @@ def test_resisc45_is_split_by_lists_of_file_names(tmp_path: Path) -> None:
 
 
 def test_resisc45_without_lists_gets_a_split(tmp_path: Path) -> None:
-    bundle = built("resisc45", tmp_path)(lists=None, test_fraction=0.5)
+    bundle = built("resisc45", tmp_path)(list_folder=None, test_fraction=0.5)
     assert (len(bundle.train), len(bundle.test)) == (6, 6)
     assert sorted(bundle.test.targets.tolist()) == [0, 0, 1, 1, 2, 2]
 
@@ -206,9 +206,9 @@ def test_a_list_of_resisc45_that_is_missing_or_empty_is_one_line(tmp_path: Path)
     with pytest.raises(DataError, match=r"resisc45-test\.txt: there is no image in it"):
         read()
     with pytest.raises(DataError, match=r"nowhere/resisc45-train\.txt: No such file"):
-        read(lists=str(tmp_path / "nowhere"))
+        read(list_folder=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="embedded null byte"):
-        read(lists="a\0b")
+        read(list_folder="a\0b")
 
 
 # ------------------------------------------------------------------------------------------------- styles

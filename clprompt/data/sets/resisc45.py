@@ -33,7 +33,7 @@ _LISTS = {part: f"resisc45-{part}.txt" for part in ("train", "val", "test")}
 def resisc45(
     *,
     path: str = "data/NWPU-RESISC45",
-    lists: str | None = None,
+    list_folder: str | None = None,
     selection: Selection,
     on_bad_image: OnBadImage = "error",
     max_pixels: MaxPixels = MAX_PIXELS,
@@ -43,7 +43,7 @@ def resisc45(
 
     Args:
         path: the folder NWPU-RESISC45, or the one that holds it.
-        lists: the folder with resisc45-train.txt, resisc45-val.txt and resisc45-test.txt, the split of
+        list_folder: the folder with resisc45-train.txt, resisc45-val.txt and resisc45-test.txt, the split of
             Neumann et al. 2019 (18900 + 6300 + 6300 images; those of val are left out); None to draw one.
         test_fraction: share of each class that is the test set, where there are no lists.
         split_seed: decides which images those are, and those of ``train_per_class`` and ``test_per_class``.
@@ -59,8 +59,8 @@ def resisc45(
             cannot be read.
     """
     images = class_folders("resisc45", _ARCHIVE.top("resisc45", path))
-    if lists is not None:
-        images = _listed(images, Path(lists))
+    if list_folder is not None:
+        images = _listed(images, Path(list_folder))
     return found_bundle(
         "resisc45", images, selection, on_bad_image=on_bad_image, max_pixels=max_pixels, cache=cache
     )
