@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clprompt.testing.learning import check_kinds_of_backbone as check_kinds_of_backbone
     from clprompt.testing.learning import check_learning as check_learning
     from clprompt.testing.learning import check_refusals as check_refusals
+    from clprompt.testing.learning import check_repeated_classes as check_repeated_classes
     from clprompt.testing.learning import check_soft_labels as check_soft_labels
     from clprompt.testing.prediction import check_autocast as check_autocast
     from clprompt.testing.prediction import check_batch_companions as check_batch_companions
@@ -50,6 +51,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "check_learning": "clprompt.testing.learning",
         "check_number_formats": "clprompt.testing.prediction",
         "check_refusals": "clprompt.testing.learning",
+        "check_repeated_classes": "clprompt.testing.learning",
         "check_savings": "clprompt.testing.prediction",
         "check_soft_labels": "clprompt.testing.learning",
         "check_strategy": "clprompt.testing.contract",

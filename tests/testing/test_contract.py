@@ -312,6 +312,12 @@ class BeginsAgainAndAgain(Sound):
         self.steps += 100
 
 
+class TakesAClassOnce(Sound):
+    def begin_experience(self, classes: Any, samples: Any = None) -> None:
+        if not bool(self.seen[[c for c in classes if c < self.num_classes]].any()):
+            super().begin_experience(classes, samples)
+
+
 class ReadsATrimmedRow(Sound):
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         encoded = super().encode(images, cached)
@@ -377,6 +383,7 @@ BROKEN: list[tuple[type[PromptModel], Callable[[Workbench], None], str]] = [
     (CountsInBackward, state.check_counting, "backward changed"),
     (CountsEverFaster, state.check_counting, "in the first step on a batch and by"),
     (CachesWhatItLearns, testing.check_cache, "a cache filled earlier changes the logits"),
+    (TakesAClassOnce, testing.check_repeated_classes, ""),
     (BeginsAgainAndAgain, state.check_experiences, "a second begin_experience"),
     (ReadsATrimmedRow, testing.check_savings, "trim_last_block on and off"),
     (PredictsPastItsPlugins, testing.check_declarations, "forward is no method's own"),
