@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clprompt.experiment import config, published
+from clprompt.experiment import published
 from clprompt.reporting import reported
 from clprompt.system import overlay
 
@@ -24,9 +24,7 @@ def tables() -> str:
     overview = ["| preset | released code | run | fields that differ |", "|---|---|---|---|"]
     sections = []
     for name in published.names():
-        path = overlay.find(name)
-        run = published.released(path)
-        rows = published.compare(config.load(name), path)
+        run, rows = published.against(name)
         code = _link(run)
         differing = sum(row.differs for row in rows)
         overview.append(f"| `{name}` | {code} | {_cell(run.run)} | {differing} of {len(rows)} |")

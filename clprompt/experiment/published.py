@@ -12,7 +12,7 @@ or "differs from the published run: nothing", or "no published run: the reason".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,25 +150,22 @@ def head(path: Path) -> Head:
     return Head(differences, none)
 
 
-def compare(config: configs.Config, path: Path) -> list[Row]:
+def compare(run: Released, config: configs.Config, path: Path) -> list[Row]:
     """The released values of a preset beside those of a configuration, in the order of the released file.
 
     Args:
+        run: the released values.
         config: the preset's, or one that was made of it by overrides.
         path: the preset's file, whose head says the reasons.
-
-    Raises:
-        ConfigError: see `released`.
     """
     ours = overlay.flat(config.to_dict())
     said = head(path).differences or {}
-    run = released(path)
     rows = []
     for key, field in run.fields.items():
         value = shown(ours[key]) if key in ours else "not set"
         differs = key not in ours or ours[key] != field.released
-        line = Row(field=key, released=shown(field.released), ours=value, differs=differs)
-        rows.append(_with_reason(line, said) if differs else line)
+        row = Row(field=key, released=shown(field.released), ours=value, differs=differs)
+        rows.append(replace(row, reason=_reason(row, said)) if differs else row)
     for key, field in run.no_switch.items():
         rows.append(
             Row(
@@ -182,12 +179,11 @@ def compare(config: configs.Config, path: Path) -> list[Row]:
     return rows
 
 
-def _with_reason(row: Row, said: dict[str, str]) -> Row:
-    """A row with the reason that the preset's head gives for this very difference."""
+def _reason(row: Row, said: dict[str, str]) -> str:
+    """The reason that the preset's head gives for this very difference; "" where it gives none."""
     start = f"{row.field}: ours {row.ours}, released {row.released} ("
     line = said.get(row.field, "")
-    reason = line.removeprefix(start).removesuffix(")") if line.startswith(start) else ""
-    return Row(field=row.field, released=row.released, ours=row.ours, differs=True, reason=reason)
+    return line.removeprefix(start).removesuffix(")") if line.startswith(start) else ""
 
 
 def block(rows: Sequence[Row]) -> list[str]:
@@ -211,4 +207,4 @@ def against(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Released,
     path = overlay.find(name_or_path)
     overlay.read(path)  # says what is wrong with the file
     run = released(path)
-    return run, compare(configs.load(name_or_path, overrides), path)
+    return run, compare(run, configs.load(name_or_path, overrides), path)
