@@ -230,7 +230,8 @@ def _experiment_rows(values: Mapping[str, Any], name: str) -> list[_Row]:
             named = schema.check(label if of_label is None else of_label, str, where)
             try:
                 found = overlay.find(named)
-                before, raw = overlay.read(found), overlay.read(found)
+                before = overlay.read(found)
+                raw = dict(before)
                 for layer in (shared, section):
                     _lay(layer, over=raw)
                 config = configuration.from_dict(overlay.resolve(raw, found) | {"name": name})
@@ -245,7 +246,10 @@ def _experiment_rows(values: Mapping[str, Any], name: str) -> list[_Row]:
 
 
 def _lay(layer: Mapping[str, Any], *, over: dict[str, Any]) -> None:
-    """Replace what a file holds, in place; of a section without a name, the keys that it has."""
+    """Replace what a file holds; of a section without a name, the keys that it has.
+
+    ``over`` gets new sections, its own are left as they are.
+    """
     layer = plain_yaml.read(overlay.write(layer))  # escaped: what is below is not resolved yet
     for key, value in layer.items():
         below = over.get(key)
