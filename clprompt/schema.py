@@ -302,9 +302,10 @@ def arguments(
     for function in also:
         allowed |= parameters(function)[0]
     answers = argument_answers(target)
-    for key in given:
-        if key in answers and key not in allowed:
+    for key in [key for key in given if key in answers]:  # former keys first, in the order of the file
+        if key not in allowed:
             raise ConfigError(f"{path}.{answers[key]}")
+        _checked_value(given[key], allowed[key].hint, _dotted(path, key), answers[key])
     check_keys([key for key in given if not is_open or key in skip], allowed, path)
     values: dict[str, Any] = {}
     for key, parameter in allowed.items():

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 #: Keys of a strategy's section by the name that they had before and the one that they have now. A section is
-#: taken for an old one where it holds all of the strategy's old keys.
+#: taken for an old one where it holds all of the strategy's old keys and none of the new ones alone.
 RENAMED: dict[str, dict[str, str]] = {
     # `mask` says which classes compete, in every strategy; MVP's are factors on the logits
     "mvp": {"mask": "logit_mask"},
@@ -46,6 +46,8 @@ REMOVED: dict[str, dict[str, Any]] = {
     "dualprompt": {"batchwise_prompt": False, "top_k": 1},
     "mvp": {"top_k": 1},
 }
+#: Keys that a strategy's section has got since, with the value that does what was done before.
+GAINED: dict[str, dict[str, Any]] = {"mvp": {"mask": "seen"}}
 #: Keys that records have got since: read by nobody before, so their presence changes nothing else.
 ADDED = {"measure"}  # what a record was measured by, which older readers found out from its keys
 
@@ -365,9 +367,9 @@ def with_new_keys(value: dict[str, Any]) -> dict[str, Any]:
     removed = REMOVED.get(name, {}).items()
     section = {key: entry for key, entry in section.items() if (key, entry) not in removed}
     renamed = RENAMED.get(name, {})
-    if renamed.keys() <= section.keys():
+    if renamed.keys() <= section.keys() and not (set(renamed.values()) - renamed.keys()) & section.keys():
         section = {renamed.get(key, key): entry for key, entry in section.items()}
-    return {**value, "strategy": section}
+    return {**value, "strategy": {**GAINED.get(name, {}), **section}}
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[Difference]:

@@ -68,6 +68,8 @@ class MVPModel(PromptModel):
     Args:
         backbone: the frozen vision transformer.
         seed: where all initial values come from.
+        mask: which classes compete in training, in the focal weights as in the loss: all "seen" ones, as in
+            the released code, those of the "batch", or every column ("none").
         variant: "prompt" (tokens beside the image's own, in their block only) or "prefix" (keys and values
             through the frozen projections).
         pool_size: K, the number of slots.
@@ -103,6 +105,7 @@ class MVPModel(PromptModel):
         backbone: FrozenViT,
         *,
         seed: int = 0,
+        mask: Literal["seen", "batch", "none"] = "seen",
         variant: Literal["prompt", "prefix"] = "prompt",
         pool_size: Annotated[int, at_least(1)] = 10,
         g_layers: Blocks = (0, 1),
@@ -122,7 +125,7 @@ class MVPModel(PromptModel):
         margin: Annotated[float, above(0)] = 0.5,
         contrastive_weight: float = 1.0,
     ) -> None:
-        super().__init__(backbone, seed=seed, mask="seen")
+        super().__init__(backbone, seed=seed, mask=mask)
         if query != "features" and not backbone.has_class_token:
             raise ConfigError(
                 f'query "{query}" reads the class token, which this backbone lacks; use query="features"'
@@ -249,11 +252,12 @@ class MVPModel(PromptModel):
             if self.feature_scaling:
                 scale = self.compensation(feature.detach(), targets)
                 scaled = product / scale[:, None]
-            losses = classification_loss((scaled + bias) * factors, targets, self.seen, reduction="none")
+            allowed = self.training_mask(targets)
+            losses = classification_loss((scaled + bias) * factors, targets, allowed, reduction="none")
             if not self.focal:
                 cross_entropy = losses.mean()
             else:
-                competing = mask_logits(logits.detach(), self.seen)
+                competing = mask_logits(logits.detach(), allowed)
                 weights = self.focal_weights(feature.detach(), competing, factors.detach(), targets)
                 together = self.focal_weighting == "batch"
                 cross_entropy = losses.mean() * weights.mean() if together else (losses * weights).mean()

@@ -354,7 +354,7 @@ def test_a_strategy_answers_a_refused_or_former_key_as_its_model_does(name: str,
 
 
 def test_refused_and_former_keys_of_strategies_are_tried() -> None:
-    assert {("mvp", "mask"), ("l2p", "batchwise_prompt"), ("tcpa", "loss_mask")} <= set(answered())
+    assert {("mvp", "top_k"), ("l2p", "batchwise_prompt"), ("tcpa", "loss_mask")} <= set(answered())
 
 
 def test_a_subclass_of_a_strategy_may_have_an_argument_with_a_former_name() -> None:

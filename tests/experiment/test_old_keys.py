@@ -31,7 +31,7 @@ def test_the_configuration_of_an_earlier_run_may_hold_the_one_value_of_a_refused
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"name": "mvp", "mask": False}, "strategy.mask is now called logit_mask"),
+        ({"name": "mvp", "mask": False}, "got false; the former mask is now called logit_mask"),
         ({"name": "tcpa", "loss_mask": None, "mask": "before"}, "strategy.loss_mask is now called mask"),
         ({"name": "dualprompt", "top_k": 2}, "strategy.top_k is no argument: DualPrompt uses one expert"),
     ],

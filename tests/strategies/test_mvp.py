@@ -196,7 +196,8 @@ def test_without_any_prompts_keys_and_masks_still_learn():
         ({"g_layers": (0, 0)}, "names a block twice"),
         ({"margin": 0.0}, "margin must be above 0"),
         ({"alpha": 2.0}, "alpha must be at least 0 and at most 1, got 2.0"),
-        ({"mask": False}, "^mask is now called logit_mask$"),
+        ({"mask": False}, '"none", got false; the former mask is now called logit_mask$'),
+        ({"mask": "experience"}, '^mask must be one of "seen", "batch", "none", got "experience"'),
         ({"variant": "deep"}, 'variant must be one of "prompt", "prefix", got "deep"'),
     ],
 )
