@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
+
+#: How images are drawn otherwise, see :func:`clprompt.data.corruption.corrupted`.
+Corruption = Literal["edges", "inverted", "blur", "low-contrast", "grey-noise"]
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,11 @@ class ImageSpec:
         mean: subtracted from pixels in [0, 1], one per channel; nan where a data set is still to tell.
         std: divided by, one per channel.
         test_resize: how an image that is not varied gets the size, see :class:`clprompt.data.Views`.
+        corrupt: how images are drawn otherwise before anything else, see :class:`clprompt.data.Views`.
 
     Raises:
         ValueError: another number of means or deviations than of channels; fewer pixels to resize to than
-            the size has.
+            the size has; an unknown way to draw.
     """
 
     size: tuple[int, int]
@@ -33,6 +37,7 @@ class ImageSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     test_resize: int | Literal["squash"] | None = None
+    corrupt: Corruption | None = None
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -45,6 +50,10 @@ class ImageSpec:
                 f"test_resize must be at least {max(self.size)}, the image size of the backbone, "
                 f"got {self.test_resize}"
             )
+
+        kinds = get_args(Corruption)
+        if self.corrupt not in (None, *kinds):
+            raise ValueError(f'corrupt must be one of {", ".join(kinds)} or null, got "{self.corrupt}"')
 
     @property
     def inputs(self) -> ImageSpec:
@@ -70,15 +79,17 @@ class ImageSpec:
             "mean": list(self.mean),
             "std": list(self.std),
         }
-        # without it the facts are those of runs from before there was a choice
-        return facts if self.test_resize is None else facts | {"test_resize": self.test_resize}
+        # without them the facts are those of runs from before there was a choice
+        chosen = {"test_resize": self.test_resize, "corrupt": self.corrupt}
+        return facts | {key: value for key, value in chosen.items() if value is not None}
 
     def updated(self, facts: Mapping[str, Any]) -> ImageSpec:
-        """This specification with what :meth:`facts` once said of resizing and normalisation.
+        """This specification with what :meth:`facts` once said of drawing, resizing and normalisation.
 
         Size and channels stay: they follow from the weights. A fact that is not there stays, too.
         """
-        values = {key: facts[key] for key in ("interpolation", "antialias", "test_resize") if key in facts}
+        chosen = ("interpolation", "antialias", "test_resize", "corrupt")
+        values = {key: facts[key] for key in chosen if key in facts}
         values |= {key: tuple(facts[key]) for key in ("mean", "std") if key in facts}
         return replace(self, **values)
 

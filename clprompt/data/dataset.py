@@ -78,10 +78,11 @@ def inputs_for(bundle: DataBundle, backbone: TakesImages) -> ImageSpec:
         ConfigError: images are resized to less than the backbone's size; they are to be normalised as the
             data set says, and it says nothing.
     """
+    views = bundle.views
     try:
-        inputs = replace(backbone.inputs, test_resize=bundle.views.test_resize)
-        if bundle.views.interpolation is not None:
-            inputs = replace(inputs, interpolation=bundle.views.interpolation)
+        inputs = replace(backbone.inputs, test_resize=views.test_resize, corrupt=views.corrupt)
+        if views.interpolation is not None:
+            inputs = replace(inputs, interpolation=views.interpolation)
     except ValueError as error:
         raise ConfigError(f"data.{error}") from None
     if not inputs.awaits_data:

@@ -12,8 +12,9 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from clprompt import schema
+from clprompt.data.corruption import corrupted
 from clprompt.errors import ConfigError, DataError
-from clprompt.inputs import TakesImages
+from clprompt.inputs import Corruption, TakesImages
 from clprompt.schema import above, at_least, at_most
 
 Augment = Literal["none", "standard", "crop", "padded-crop", "autoaugment-cifar", "autoaugment-imagenet"]
@@ -38,6 +39,8 @@ class Views:
             before the centre is kept; "squash" scales both sides, whatever becomes of their ratio.
         interpolation: how images are resized; null as those that the backbone's weights have seen.
         crop_interpolation: how the random crop of "standard" is resized; null as all images.
+        corrupt: how all images are drawn otherwise, before anything else, a domain gap of photographs; see
+            :func:`clprompt.data.corruption.corrupted`.
 
     Raises:
         ConfigError: a value of another kind or out of range.
@@ -48,6 +51,7 @@ class Views:
     test_resize: TestResize = None
     interpolation: Interpolation = None
     crop_interpolation: Interpolation = None
+    corrupt: Corruption | None = None
 
     def __post_init__(self) -> None:
         schema.check_fields(self, "data")
@@ -91,7 +95,8 @@ def make_transform(
     several times as fast as in floating point.
 
     Args:
-        backbone: says which images it takes: a backbone, or an :class:`clprompt.inputs.ImageSpec` by itself.
+        backbone: says which images it takes: a backbone, or an :class:`clprompt.inputs.ImageSpec` by itself;
+            where its ``inputs.corrupt`` says so they are drawn otherwise before anything else.
         augment: how training images are varied.
 
             - "none": not at all; the image gets the backbone's size as its ``inputs.test_resize`` says, see
@@ -123,12 +128,14 @@ def make_transform(
     }
     fit, normalise = _Fit(spec.size, spec.test_resize, **how), _Normalise(spec.mean, spec.std)
     if augment == "none":
-        return Transform(_Pixels(spec.channels, fit), normalise, random=False)
+        return Transform(_Pixels(spec.channels, fit, spec.corrupt), normalise, random=False)
     if augment == "standard":
         if crop_interpolation is not None:
             how["interpolation"] = InterpolationMode(crop_interpolation)
         crop = [v2.RandomResizedCrop(spec.size, crop_scale, **how), v2.RandomHorizontalFlip()]
-        return Transform(_Pixels(spec.channels), v2.Compose([*crop, normalise]), random=True)
+        return Transform(
+            _Pixels(spec.channels, corrupt=spec.corrupt), v2.Compose([*crop, normalise]), random=True
+        )
     if augment in ("crop", "padded-crop"):
         resized, cut = (
             (fit.scaled, v2.RandomCrop(spec.size))
@@ -136,7 +143,7 @@ def make_transform(
             else (fit, v2.RandomCrop(spec.size, padding=4))
         )
         cropped = [cut, v2.RandomHorizontalFlip(), normalise]
-        return Transform(_Pixels(spec.channels, resized), v2.Compose(cropped), random=True)
+        return Transform(_Pixels(spec.channels, resized, spec.corrupt), v2.Compose(cropped), random=True)
     if augment in get_args(Augment):
         policy = v2.AutoAugmentPolicy("cifar10" if augment == "autoaugment-cifar" else "imagenet")
         chain = [
@@ -147,7 +154,7 @@ def make_transform(
             v2.RandomHorizontalFlip(),
             normalise,
         ]
-        return Transform(_Pixels(spec.channels), v2.Compose(chain), random=True)
+        return Transform(_Pixels(spec.channels, corrupt=spec.corrupt), v2.Compose(chain), random=True)
     raise ConfigError(f'data.augment must be one of {", ".join(get_args(Augment))}, got "{augment}"')
 
 
@@ -178,10 +185,11 @@ class _Fit:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """An image of any kind -> uint8 or float32 [channels, H, W], resized if asked for."""
+    """An image of any kind -> uint8 or float32 [channels, H, W], drawn otherwise and resized if asked for."""
 
     channels: int
     fit: Callable[[Tensor], Tensor] | None = None
+    corrupt: Corruption | None = None
 
     def __call__(self, image: Any) -> Tensor:
         tensor = image if isinstance(image, Tensor) else F.to_image(image)
@@ -197,6 +205,8 @@ class _Pixels:
             tensor, channels = tensor[:3], 3  # transparency is dropped
         if channels == 3 and self.channels == 1:
             tensor = F.rgb_to_grayscale(tensor)
+        if self.corrupt is not None:
+            tensor = corrupted(tensor, self.corrupt)
         if self.fit is not None:
             tensor = self.fit(tensor)
         if channels == 1 and self.channels == 3:

@@ -22,6 +22,7 @@ from clprompt.data.transforms import TestResize, make_transform
 from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
+from clprompt.inputs import Corruption
 from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import Plugin
@@ -140,6 +141,7 @@ class _Transform:
     mean: list[float]
     std: list[Annotated[float, above(0)]]
     test_resize: TestResize = None
+    corrupt: Corruption | None = None
 
 
 def _read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:

@@ -105,6 +105,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("run quickstart data=voc2007", "data/VOCdevkit"),
     ("run quickstart data.augment=heavy", 'data.augment must be one of "none", "standard"'),
     ("run quickstart data.test_resize=7", "data.test_resize must be at least 16, the image size of the"),
+    ("run quickstart data.corrupt=fog", 'data.corrupt must be one of "edges", "inverted"'),
     ("run quickstart data.crop_scale=0.5", "data.crop_scale must be list of 2 values"),
     (
         "run quickstart data.crop_scale=0.5,0.2",

@@ -77,6 +77,12 @@ def test_any_grid_of_any_single_label_source_makes_a_mosaic():
         mosaic(source="digit_mosaics")
 
 
+def test_the_source_of_a_mosaic_is_not_drawn_by_itself():
+    message = r"data\.source\.corrupt=blur would change nothing: .*; give data\.corrupt=blur"
+    with pytest.raises(ConfigError, match=message):
+        mosaic(source={"name": "digits", "corrupt": "blur"}, train_images=4, test_images=2)
+
+
 def write(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)

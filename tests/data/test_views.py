@@ -159,6 +159,8 @@ def test_crop_scale_reaches_the_training_images_of_a_data_set() -> None:
         ("test_resize", 0, r"test_resize must be at least 1, got 0"),
         ("test_resize", "stretch", r'test_resize must be int \(at least 1\) or one of "squash" or null'),
         ("test_resize", True, r"test_resize must be int \(at least 1\)"),
+        ("corrupt", "fog", r'corrupt must be one of "edges", .*"grey-noise" or null, got "fog"'),
+        ("corrupt", 3, r'corrupt must be one of "edges", .*"grey-noise" or null, got 3'),
     ],
 )
 def test_a_wrong_view_is_one_line(key: str, value: object, message: str) -> None:
@@ -188,7 +190,7 @@ def mine(*, path: str = "data", selection: Selection, cache: bool = True) -> Dat
 
 def test_the_arguments_of_every_data_set_stand_in_the_signature_of_a_new_one() -> None:
     keys = "path split_seed classes train_per_class test_per_class "
-    keys += "augment crop_scale test_resize interpolation crop_interpolation cache"
+    keys += "augment crop_scale test_resize interpolation crop_interpolation corrupt cache"
     assert list(inspect.signature(mine).parameters) == keys.split()
     allowed, is_open = schema.parameters(mine)
     assert not is_open

@@ -21,6 +21,7 @@ from clprompt.registry import datasets
 
 TINTED = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, 20, 33), dtype=np.uint8))
+SHOWN = {"test_resize": "squash", "corrupt": "inverted"}
 
 
 @takes_views(normalisation=TINTED)
@@ -53,19 +54,19 @@ def settings(folder: Path, **views: object) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on squashed test images, normalised as the data set says."""
+    """A finished run on squashed negatives, normalised as the data set says."""
     with same_picture():
-        (result,) = run.run(settings(tmp_path_factory.mktemp("views"), test_resize="squash"))
+        (result,) = run.run(settings(tmp_path_factory.mktemp("views"), **SHOWN))
     return result.folder
 
 
-def test_a_model_remembers_how_its_test_images_were_resized_and_normalised(folder: Path) -> None:
+def test_a_model_remembers_how_its_test_images_were_drawn_resized_and_normalised(folder: Path) -> None:
     facts = json.loads((folder / "model.json").read_text())["transform"]
-    assert facts["test_resize"] == "squash"
+    assert (facts["test_resize"], facts["corrupt"]) == ("squash", "inverted")
     assert (facts["mean"], facts["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     model = clprompt.load(folder)
     assert model.backbone.inputs.facts() == facts
-    bundle = tinted(test_resize="squash")
+    bundle = tinted(**SHOWN)
     test = datasets_for(bundle, model.backbone)[2]
     assert torch.equal(model.transform(PICTURES[3]), test[3][0])
 
@@ -78,20 +79,18 @@ def test_predict_shows_an_image_as_the_run_tested_on_it(folder: Path, tmp_path: 
         write_png(picture, str(path))
     model = clprompt.load(folder)
     found = [row.probability for row in inference.predict(model, paths, top_k=1)]
-    tested = torch.stack(
-        [datasets_for(tinted(test_resize="squash"), model.backbone)[2][i][0] for i in range(8)]
-    )
+    tested = torch.stack([datasets_for(tinted(**SHOWN), model.backbone)[2][i][0] for i in range(8)])
     with torch.no_grad():
         expected = model(tested).double().softmax(1).amax(1)
     torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected)
 
 
-def test_test_images_that_are_resized_otherwise_are_another_image_transform(tmp_path: Path) -> None:
+def test_test_images_that_are_drawn_or_resized_otherwise_are_another_image_transform(tmp_path: Path) -> None:
     prints = []
-    for views in ({}, {"test_resize": 18}, {"test_resize": "squash"}):
+    for views in ({}, {"test_resize": 18}, {"test_resize": "squash"}, {"corrupt": "edges"}):
         job = config.from_dict(settings(tmp_path, **views), name="views")
         prints.append(sameness.fingerprints(Builder().build(job), "weights"))
-    assert len({each["image transform"] for each in prints}) == 3
+    assert len({each["image transform"] for each in prints}) == 4
     with pytest.raises(CheckpointError, match="another image transform"):
         sameness.check(prints[0], prints[1], job, tmp_path)
 

@@ -21,7 +21,13 @@ ODD = [
     *([], [[1]], [None], {}, {"a": 1}, {1: 2}, {None: 1}),
     *({"name": 5}, {"name": ["l2p"]}, {"name": "l2p", "training": 5}, [{"name": "l2p", "training": [1]}]),
 ]
-DATA = {"name": "digits", "test_fraction": 0.5, "crop_scale": [0.1, 1.0], "test_resize": "squash"}
+DATA = {
+    "name": "digits",
+    "test_fraction": 0.5,
+    "crop_scale": [0.1, 1.0],
+    "test_resize": "squash",
+    "corrupt": "blur",
+}
 STREAM = {"data": DATA, "scenario": {"name": "split", "experiences": 2}}
 BASES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "configuration": (

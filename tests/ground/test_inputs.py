@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -20,7 +21,8 @@ def test_the_facts_of_a_specification_are_those_of_model_json() -> None:
 
 def test_a_specification_comes_back_from_its_facts() -> None:
     other = ImageSpec((8, 16), 1, "bicubic", True, (0.1,), (0.9,))
-    assert other.updated(json.loads(json.dumps(GREY.facts()))) == GREY
+    for spec in (GREY, replace(GREY, test_resize=20, corrupt="edges")):
+        assert other.updated(json.loads(json.dumps(spec.facts()))) == spec
 
 
 def test_size_and_channels_stay_those_of_the_weights() -> None:

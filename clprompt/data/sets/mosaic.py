@@ -154,7 +154,13 @@ def _source(section: str | dict[str, Any]) -> DataBundle:
         target = datasets.get(arguments.pop("name")).target
     except ConfigError as error:
         raise ConfigError(f"data.source.name: {error}") from None
-    return target(**schema.arguments(target, arguments, "data.source"))
+    bundle = target(**schema.arguments(target, arguments, "data.source"))
+    if bundle.views.corrupt is not None:
+        raise ConfigError(
+            f"data.source.corrupt={bundle.views.corrupt} would change nothing: a mosaic is drawn as a whole; "
+            f"give data.corrupt={bundle.views.corrupt}"
+        )
+    return bundle
 
 
 @datasets.register("digit_mosaics")
