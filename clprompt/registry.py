@@ -171,7 +171,11 @@ def _where(target: Callable[..., Any]) -> str:
 
 
 #: What registers itself and stands in no package of such: plug-ins with a short form, sinks.
-_MODULES = ("clprompt.prompting.coordination", "clprompt.tracking.tensorboard")
+_MODULES = (
+    "clprompt.prompting.coordination",
+    "clprompt.prompting.statistics.plugin",
+    "clprompt.tracking.tensorboard",
+)
 
 _loaded = False
 

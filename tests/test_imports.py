@@ -40,6 +40,10 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+#: Strategies that are a classifier on frozen features and nothing else: any method may have it by that name.
+CLASSIFIERS = {"ncm", "ridge"}
+
+
 def string_literals(path: Path) -> set[str]:
     """Every string that the code computes with: docstrings are left out."""
     tree = ast.parse(path.read_text())
@@ -69,7 +73,7 @@ def test_shared_code_imports_no_strategy_and_no_scenario(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHARED, ids=label)
 def test_shared_code_holds_no_method_name(path: Path) -> None:
-    assert not string_literals(path) & {method.stem for method in METHODS}
+    assert not string_literals(path) & {method.stem for method in METHODS} - CLASSIFIERS
 
 
 def test_a_shared_module_serves_two_strategies_or_other_shared_code() -> None:

@@ -385,7 +385,8 @@ class PromptStrategy(SupervisedTemplate):
         self.watch.check_state()
         classes = self._classes()
         # before plugins copy or measure the model
-        self.model.end_experience(None if classes is None else self._samples(classes))
+        with autocast(self.device, self.precision):  # plug-ins look at features as they are deployed
+            self.model.end_experience(None if classes is None else self._samples(classes))
         super()._after_training_exp(**kwargs)
 
 

@@ -343,7 +343,8 @@ class Session:
             runfolder.log(folder, f"start: {config.strategy['name']}, seed {config.seeds[0]}")
             test = parts.bundle.test
             notes = parts.plan.notes(parts.bundle.train.targets, test.targets, test.domains)
-            for note in [*notes, str(config.memory)] if config.memory else notes:
+            notes = [*notes, *parts.model.notes(), *([str(config.memory)] if config.memory else [])]
+            for note in notes:
                 runfolder.log(folder, note)
                 if self.progress:
                     self.progress.message(note)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from clprompt.prompting.prompts import token_choice as token_choice
     from clprompt.prompting.prompts import uniform as uniform
     from clprompt.prompting.step import Encoded as Encoded
+    from clprompt.prompting.step import Predictions as Predictions
     from clprompt.prompting.step import Step as Step
 
 __all__, __getattr__, __dir__ = lazy_names(
@@ -48,6 +49,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Mask": "clprompt.prompting.model",
         "Pass": "clprompt.prompting.plugin",
         "Plugin": "clprompt.prompting.plugin",
+        "Predictions": "clprompt.prompting.step",
         "PromptModel": "clprompt.prompting.model",
         "PromptSet": "clprompt.prompting.plugin",
         "Samples": "clprompt.prompting.plugin",

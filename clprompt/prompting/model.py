@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
@@ -15,8 +16,9 @@ from clprompt.backbones.vit import FrozenViT, Prompts
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import LinearHead, grow_rows
 from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logits
-from clprompt.prompting.plugin import Pass, Plugin, PromptSet, Samples, overrides
+from clprompt.prompting.plugin import Frozen, Pass, Plugin, PromptSet, Samples, overrides
 from clprompt.prompting.step import Encoded as Encoded
+from clprompt.prompting.step import Predictions as Predictions
 from clprompt.prompting.step import Step as Step
 from clprompt.schema import at_least
 from clprompt.targets import check_ids, checked_classes, checked_targets, classes_in, present
@@ -251,12 +253,17 @@ class PromptModel(nn.Module, ABC):
                 prompts = plugin.around(prompts, run)
         return prompts
 
-    def _plugged_logits(self, features: Tensor) -> Tensor | None:
+    def _plugged_logits(self, features: Tensor, frozen: Frozen) -> Tensor | None:
         """The first answer of a plug-in, in eval mode and between experiences; None for none."""
         answering = [] if self.training else [p for p in self.plugins if overrides(p, "logits")]
         if not answering or self._plugin_experience or bool(self.open):
             return None
-        return next((logits for p in answering if (logits := p.logits(features)) is not None), None)
+        answers = (plugin.logits(features, frozen) for plugin in answering)
+        return next((logits for logits in answers if logits is not None), None)
+
+    def notes(self) -> list[str]:
+        """What whoever starts a run should know of the model, in a sentence each."""
+        return [note for plugin in self.plugins for note in plugin.notes()]
 
     def wants_experiences(self) -> bool:
         """Whether a loop that has experiences tells of them: the method or a plug-in has a use for them."""
@@ -297,9 +304,22 @@ class PromptModel(nn.Module, ABC):
 
     def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
         """Logits [B, C], -inf for classes never observed; independent of batch companions in eval mode."""
+        encoded, plugged = self._answered(images, cached)
+        return mask_logits(self.classify(encoded) if plugged is None else plugged, self.predictable())
+
+    def predictions(self, images: Tensor, cached: Cache | None = None) -> Predictions:
+        """What :meth:`forward` gives, and beside it what it would give without plug-ins that answer."""
+        encoded, plugged = self._answered(images, cached)
+        own = mask_logits(self.classify(encoded), self.predictable())
+        if plugged is None:
+            return Predictions(own, None)
+        return Predictions(mask_logits(plugged, self.predictable()), own)
+
+    def _answered(self, images: Tensor, cached: Cache | None) -> tuple[Encoded, Tensor | None]:
+        """What was encoded, and the logits of a plug-in that answers."""
+        cached = {} if cached is None and self.plugins else cached
         encoded = self.encode(images, cached)
-        logits = self._plugged_logits(encoded.features)
-        return mask_logits(self.classify(encoded) if logits is None else logits, self.predictable())
+        return encoded, self._plugged_logits(encoded.features, partial(self.features, images, cached))
 
     def training_loss(self, images: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Step:
         """The loss of one step; counts as one step for a method that counts.
@@ -321,14 +341,15 @@ class PromptModel(nn.Module, ABC):
         if soft is not None:
             self._check_soft(soft)
         with self._collecting() as collected:
-            encoded = self.encode(images)
+            cached: Cache | None = {} if self._received and self.counts_received() else None
+            encoded = self.encode(images, cached)
             features = encoded.features.detach()
             if self._received:
                 self._received = False
                 with torch.no_grad():
                     self.received(features, targets)
                     for plugin in self.plugins:
-                        plugin.received(features, targets)
+                        plugin.received(features, targets, partial(self.features, images, cached))
             logits, terms = self.losses(encoded, targets, soft)
         self.count_step(encoded)
         loss = torch.stack(list(terms.values())).sum() if terms else features.new_zeros(())

@@ -24,6 +24,9 @@ from clprompt.prompting.step import Step
 #: the evaluation transform, as often as it is called.
 Samples = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
+#: Gives the backbone's own features [B, D] of the images that a hook is about, computed at most once.
+Frozen = Callable[[], Tensor]
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -119,10 +122,15 @@ class Plugin(nn.Module):
     def begin_experience(self, classes: Sequence[int]) -> None:
         """An experience of these classes begins, wherever the loop has experiences."""
 
-    def received(self, features: Tensor, targets: Tensor) -> None:
-        """Once per received batch, at its first iteration, whatever the loop: detached [B, D]; [B] or [B, C].
+    def received(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
+        """Once per received batch, at its first iteration, whatever the loop.
 
         A class that overrides it refuses mixed images, whose features are no class's.
+
+        Args:
+            features: the head's input, [B, D], detached.
+            targets: labels [B] or multi-hot [B, C].
+            frozen: gives the backbone's own features of the same images.
         """
 
     def end_experience(self, samples: Samples | None) -> None:
@@ -132,12 +140,20 @@ class Plugin(nn.Module):
             samples: streams what the experience was trained on; None where the loop does not give it.
         """
 
-    def logits(self, features: Tensor) -> Tensor | None:
+    def logits(self, features: Tensor, frozen: Frozen) -> Tensor | None:
         """Logits [B, C] from the head's input [B, D], in place of the method's; None for no answer.
 
         Asked in eval mode and between experiences alone: inside an open one the trained head answers.
+
+        Args:
+            features: the head's input, [B, D].
+            frozen: gives the backbone's own features of the same images.
         """
         return None
+
+    def notes(self) -> list[str]:
+        """What whoever starts a run with it should know, in a sentence each."""
+        return []
 
     def grow_classes(self, num_classes: int) -> None:
         """Bring per-class state to so many classes."""

@@ -1,4 +1,4 @@
-"""What a method hands on within one training step."""
+"""What a method hands on within one training step, and what it predicts."""
 
 from __future__ import annotations
 
@@ -37,3 +37,15 @@ class Step(NamedTuple):
     logits: Tensor
     terms: dict[str, Tensor]
     features: Tensor
+
+
+class Predictions(NamedTuple):
+    """What :meth:`PromptModel.predictions` returns; logits [B, C], -inf for classes never observed.
+
+    Attributes:
+        logits: those that predict.
+        trained: those of the method's own head, where a plug-in answered in its place; None elsewhere.
+    """
+
+    logits: Tensor
+    trained: Tensor | None

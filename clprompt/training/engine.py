@@ -32,6 +32,7 @@ from clprompt.training.evaluation import Evaluator, Shown
 from clprompt.training.finite import FiniteWatch
 from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.online import marks, stretch
+from clprompt.training.precision import autocast
 from clprompt.training.settings import Online, Training
 from clprompt.training.steps import begin, receive, train_step
 
@@ -213,7 +214,8 @@ class Engine:
                 self._between_batches()
             at.epoch, at.batch = epoch + 1, 0
         self.watch.check()
-        self.model.end_experience(self._samples() if self._has_experiences() else None)
+        with autocast(self.model.device, self.precision):  # plug-ins look at features as they are deployed
+            self.model.end_experience(self._samples() if self._has_experiences() else None)
         self._evaluate("experience")
         self._tell(self.model.diagnostics)
         self._tell(self._probe)

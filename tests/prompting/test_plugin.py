@@ -87,7 +87,7 @@ class Recorder(Plugin):
     def begin_experience(self, classes: Sequence[int]) -> None:
         self.begun.append(list(classes))
 
-    def received(self, features: Tensor, targets: Tensor) -> None:
+    def received(self, features: Tensor, targets: Tensor, frozen: Any) -> None:
         assert not features.requires_grad
         self.widths.add(tuple(features.shape[1:]))
         self.got += self._count(targets)
@@ -98,7 +98,7 @@ class Recorder(Plugin):
             assert len(images) == len(targets)
             self.ended += self._count(targets)
 
-    def logits(self, features: Tensor) -> Tensor | None:
+    def logits(self, features: Tensor, frozen: Any) -> Tensor | None:
         self.calls["logits"] += 1
         if self.answer is None:
             return None
@@ -447,7 +447,8 @@ def test_a_short_form_stands_behind_the_methods_own_keys_and_reaches_the_plug_in
         recorder
     )
     section = config.named({"name": "linear_probe", "record": True}, "strategy")
-    assert list(section.items())[-2:] == [("record", True), ("record_answer", None)]
+    assert list(section)[:5] == ["name", "boundary_free", "mask", "record", "record_answer"]
+    assert (section["record"], section["record_answer"]) == (True, None)
     model = make_method({**section, "record_answer": 3}, tiny_vit(), seed=0)
     assert own(model).answer == 3
     assert not make_method({**section, "record": False}, tiny_vit(), seed=0).plugins

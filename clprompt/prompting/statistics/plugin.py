@@ -1,0 +1,184 @@
+"""Class statistics as a plug-in: a closed-form head that answers in place of any method's trained one.
+
+The method trains as it would without; beside it the features that its head gets are summed by class, and in
+evaluation a classifier that compares *all* classes seen is solved from the sums. The trained head's figures
+are still there (:meth:`clprompt.prompting.model.PromptModel.predictions`), from the same run.
+
+Where the loop tells of experiences, their images are counted at their end, once, in eval mode and under the
+evaluation transform; elsewhere each received batch is, at its first iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clprompt import schema
+from clprompt.errors import ConfigError, ProtocolError
+from clprompt.prompting.model import Cache, PromptModel
+from clprompt.prompting.plugin import Frozen, Plugin, Samples
+from clprompt.prompting.statistics.closed_forms import LinearMap, cosine_means, handed_out, lda, ridge
+from clprompt.prompting.statistics.sums import ClassStatistics
+from clprompt.registry import plugins
+from clprompt.schema import above, at_least, at_most
+
+#: Closed-form heads.
+Form = Literal["lda", "ncm", "ridge"]
+#: Which features are counted and classified: the trained head's input, or the backbone's own.
+Source = Literal["prompted", "frozen"]
+
+
+class Statistics(Plugin):
+    """A closed-form head on class statistics, beside the trained one.
+
+    Args:
+        form: "lda" (linear discriminant analysis), "ncm" (cosine to the class means) or "ridge" (ridge
+            regression on one-hot targets).
+        features: "prompted", the head's input, or "frozen", the backbone's own features: then every method
+            predicts the same, and its prompts are idle.
+        shrinkage: of "lda", see :func:`clprompt.prompting.statistics.closed_forms.covariance`; None for one
+            that follows the sample count.
+        strength: of "ridge", relative to the mean diagonal.
+
+    Attributes:
+        classes: the class statistics.
+
+    Raises:
+        ConfigError: a value out of range, or a shrinkage of another form; when it is plugged, a method that
+            it has no meaning for.
+    """
+
+    name = "statistics"
+
+    @schema.checked
+    def __init__(
+        self,
+        form: Form = "lda",
+        *,
+        features: Source = "prompted",
+        shrinkage: Annotated[float, at_least(0), at_most(1)] | None = None,
+        strength: Annotated[float, above(0)] = 0.3,
+    ) -> None:
+        super().__init__()
+        if shrinkage is not None and form != "lda":
+            raise ConfigError(f"statistics_shrinkage belongs to statistics=lda, got statistics={form}")
+        self.form: Form = form
+        self.source: Source = features
+        self.shrinkage = shrinkage
+        self.strength = strength
+        self.classes: ClassStatistics
+        self.inside: Tensor
+        self.uncounted: Tensor
+        # between an experience's begin and its end, when its samples are counted
+        self.register_buffer("inside", torch.tensor(False))
+        # an experience ended without its samples
+        self.register_buffer("uncounted", torch.tensor(False))
+
+    def attach(self, model: PromptModel) -> None:
+        if not answers_for(type(model)):
+            raise ConfigError(f"statistics={self.form}: {type(model).__name__} {_LACKING}")
+        self.classes = ClassStatistics(model.backbone.width)
+
+    # ------------------------------------------------------------------ counting
+
+    def begin_experience(self, classes: Sequence[int]) -> None:
+        self.inside.fill_(True)
+
+    def received(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
+        if not self.inside:
+            self.count(features, targets, frozen)
+
+    @torch.no_grad()
+    def end_experience(self, samples: Samples | None) -> None:
+        if not self.inside:
+            return
+        if samples is None:
+            self.uncounted.fill_(True)
+        else:
+            self.count_all(samples)
+        self.inside.fill_(False)
+
+    def count_all(self, samples: Samples) -> None:
+        """Count the images of an experience, in eval mode."""
+        model: PromptModel = self.model
+        was_training = model.training
+        model.eval()
+        try:
+            for images, targets in samples():
+                cached: Cache = {}
+                frozen = partial(model.features, images, cached)
+                features = model.encode(images, cached).features if self.source == "prompted" else frozen()
+                self.count(features, targets, frozen)
+        finally:
+            model.train(was_training)
+
+    def count(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
+        """Count a batch, once."""
+        self.classes.add(features if self.source == "prompted" else frozen(), targets)
+
+    # ------------------------------------------------------------------ predicting
+
+    def logits(self, features: Tensor, frozen: Frozen) -> Tensor | None:
+        """Logits of the closed-form head; the trained one answers inside an experience, and before any."""
+        if self.inside:
+            return None
+        if self.uncounted:
+            raise ProtocolError(
+                f"statistics={self.form} did not get the images of an experience: "
+                "call end_experience(samples) at its end"
+            )
+        if not self.classes.seen.any():
+            return None
+        return self.classify(features if self.source == "prompted" else frozen())
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Features [B, D] -> logits [B, C], -inf for a class without a sample."""
+        head = self.classes.once(self.form, self._solve)
+        if self.form == "ncm":
+            return handed_out(head(F.normalize(features.double(), dim=1)), features)
+        return head(features)
+
+    def _solve(self, classes: ClassStatistics) -> LinearMap:
+        if self.form == "ncm":
+            return cosine_means(classes)
+        if self.form == "ridge":
+            return ridge(classes, self.strength)
+        return lda(classes, self.shrinkage)
+
+    def grow_classes(self, num_classes: int) -> None:
+        self.classes.grow(num_classes)
+
+
+_LACKING = "has no trained head in whose place class statistics could answer"
+
+
+def answers_for(method: type[PromptModel]) -> bool:
+    """Whether a method has a trained head, of its own experience's images, to answer in place of."""
+    return method.trains and method.rehearsal_free
+
+
+@plugins.register("statistics", serves=answers_for, lacking=_LACKING)
+@schema.checked
+def statistics(
+    *,
+    statistics: Form | None = None,
+    statistics_features: Source = "prompted",
+    statistics_shrinkage: Annotated[float, at_least(0), at_most(1)] | None = None,
+) -> Statistics | None:
+    """A closed-form head on class statistics predicts: the short form of :class:`Statistics`.
+
+    Args:
+        statistics: which head; null for the trained one.
+        statistics_features: what is counted and classified, the head's input ("prompted") or the backbone's
+            own features ("frozen").
+        statistics_shrinkage: of the covariance of lda, from 0 to 1; null for one that follows the sample
+            count.
+    """
+    if statistics is None:
+        return None
+    return Statistics(statistics, features=statistics_features, shrinkage=statistics_shrinkage)

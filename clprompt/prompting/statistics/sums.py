@@ -1,0 +1,184 @@
+"""Class statistics: counts, class sums and one second moment, exact in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from clprompt.errors import ConfigError, ProtocolError
+from clprompt.prompting.heads import grow_rows
+
+T = TypeVar("T")
+
+
+class ClassStatistics(nn.Module):
+    """What a linear classifier over all classes seen can be solved from; no image and no feature is kept.
+
+    Sums, not running means: neither the order of samples nor how they are cut into batches or experiences can
+    matter (up to rounding in float64), and a class that comes again is added to. The size depends on classes
+    and width alone. A class with one sample has its feature as its sum.
+
+    Everything stays in float64 and int64, whatever the model is cast to, and in the host's memory where a
+    device has no float64.
+
+    Args:
+        width: D, of the features.
+        limit_bytes: the most that the second moment may take.
+
+    Attributes:
+        counts: samples by class, int64 [C]; of multi-hot targets those that show the class.
+        sums: of their features, float64 [C, D].
+        second: the uncentred second moment of all features, float64 [D, D].
+        number: samples with multi-hot targets, int64 []; 0 where a sample has one label.
+        total: the sum of their features, float64 [D].
+
+    Raises:
+        ConfigError: a second moment beyond the limit.
+    """
+
+    def __init__(self, width: int, *, limit_bytes: int = 4 * 2**30) -> None:
+        super().__init__()
+        if 8 * width**2 > limit_bytes:
+            raise ConfigError(
+                f"class statistics over features of width {width} keep a second moment of {8 * width**2:,} "
+                f"bytes ({width} x {width} numbers of 8 bytes); at most {limit_bytes:,} are allowed"
+            )
+        self.width = width
+        self.counts: Tensor
+        self.sums: Tensor
+        self.second: Tensor
+        self.number: Tensor
+        self.total: Tensor
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("sums", torch.zeros(0, width, dtype=torch.float64))
+        self.register_buffer("second", torch.zeros(width, width, dtype=torch.float64))
+        self.register_buffer("number", torch.tensor(0))
+        self.register_buffer("total", torch.zeros(width, dtype=torch.float64))
+        self._solved: dict[Hashable, Any] = {}  # follows from the buffers, so it is no state
+
+    @property
+    def num_classes(self) -> int:
+        """C: the number of columns; column = class id."""
+        return self.counts.shape[0]
+
+    @property
+    def seen(self) -> Tensor:
+        """Boolean [C]: the classes with a sample."""
+        return self.counts > 0
+
+    @property
+    def has_label_sets(self) -> bool:
+        """Whether samples came with multi-hot targets."""
+        return bool(self.number > 0)
+
+    def grow(self, num_classes: int) -> None:
+        """Have at least ``num_classes`` columns."""
+        missing = num_classes - self.num_classes
+        if missing > 0:
+            grow_rows(self.counts, torch.zeros(missing))
+            grow_rows(self.sums, torch.zeros(missing, self.width))
+            self._solved.clear()
+
+    @torch.no_grad()
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            features: [B, D], in any number format, on any device.
+            targets: labels [B], or multi-hot [B, K] of visible labels; a sample without any is counted among
+                all samples.
+
+        Raises:
+            ProtocolError: features of another width or that are not finite, a class beyond the columns, or
+                multi-hot targets after labels or the other way round.
+        """
+        if features.shape[1] != self.width:
+            raise ProtocolError(f"class statistics are of width {self.width}, got {features.shape[1]}")
+        rows = features.detach().to(self.second.device, torch.float64)  # before anything is summed
+        targets = targets.to(self.second.device)
+        if not bool(rows.isfinite().all()):
+            raise ProtocolError("class statistics got features that are not finite")
+        if not len(rows):
+            return
+        if targets.ndim == 2:
+            self._add_label_sets(rows, targets)
+        else:
+            self._add_labels(rows, targets)
+        self.second.addmm_(rows.T, rows)
+        self._solved.clear()
+
+    def _add_labels(self, rows: Tensor, targets: Tensor) -> None:
+        if self.has_label_sets:
+            raise ProtocolError("class statistics were counted from multi-hot targets, got labels")
+        self._check_columns(int(targets.max()) + 1)
+        self.counts += torch.bincount(targets, minlength=self.num_classes)
+        self.sums.index_add_(0, targets, rows)
+
+    def _add_label_sets(self, rows: Tensor, targets: Tensor) -> None:
+        if not self.has_label_sets and bool(self.counts.any()):
+            raise ProtocolError("class statistics were counted from labels, got multi-hot targets")
+        shown = targets > 0
+        self._check_columns(int(shown.any(0).nonzero().amax()) + 1 if bool(shown.any()) else 0)
+        width = min(shown.shape[1], self.num_classes)
+        self.counts[:width] += shown[:, :width].sum(0)
+        self.sums[:width] += shown[:, :width].to(rows).T @ rows
+        self.number += len(rows)
+        self.total += rows.sum(0)
+
+    def _check_columns(self, needed: int) -> None:
+        if needed > self.num_classes:
+            raise ProtocolError(
+                f"class {needed - 1} is beyond the {self.num_classes} columns of the class statistics; "
+                "call grow first"
+            )
+
+    def means(self) -> Tensor:
+        """Class means, float64 [C, D]; 0 for a class without a sample."""
+        return self.sums / self.counts.double().clamp(min=1)[:, None]
+
+    def scatter(self) -> tuple[Tensor, int]:
+        """The scatter within classes [D, D], float64, and its degrees of freedom: samples minus classes.
+
+        Of label sets it is that around the mean of all samples, with one degree of freedom less than samples.
+        """
+        if self.has_label_sets:
+            mean = self.total / self.number.double()
+            return self.second - torch.outer(self.total, mean), int(self.number) - 1
+        means = self.means()
+        between = (means * self.counts.double()[:, None]).T @ means
+        return self.second - between, int(self.counts.sum()) - int(self.seen.sum())
+
+    def once(self, key: Hashable, solve: Callable[[ClassStatistics], T]) -> T:
+        """What ``solve`` makes of the statistics, made anew only after they changed.
+
+        Args:
+            key: names what is solved.
+            solve: makes it.
+        """
+        if key not in self._solved:
+            self._solved[key] = solve(self)
+        return self._solved[key]
+
+    # ------------------------------------------------------------------ kept exact
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._solved.clear()
+        device = fn(torch.zeros((), dtype=torch.int64, device=self.counts.device)).device
+        if device.type == "mps":  # it has no float64
+            device = torch.device("cpu")
+        for name, value in self._buffers.items():
+            if value is not None:
+                self._buffers[name] = value.to(device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
+        self._solved.clear()
+        width = state_dict.get(f"{prefix}total")
+        if width is not None and width.shape != self.total.shape:
+            raise ProtocolError(
+                f"the state's class statistics are of width {len(width)}, the model's of {self.width}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[misc]
