@@ -174,6 +174,7 @@ def _where(target: Callable[..., Any]) -> str:
 _MODULES = (
     "clprompt.prompting.coordination",
     "clprompt.prompting.statistics.plugin",
+    "clprompt.prompting.train_experiences",
     "clprompt.tracking.tensorboard",
 )
 

@@ -224,6 +224,8 @@ class PromptStrategy(SupervisedTemplate):
         # asked without reading it: an experience without classes is a received batch; epochs iterate on it
         self._iterates = "classes_in_this_experience" not in dir(self.experience)
         classes = self._classes()
+        if classes is None:
+            self.model.check_online()
         if classes is None and self.model.boundaries == "required":
             raise ProtocolError(
                 f"{type(self.model).__name__} needs to know the classes of an experience, which "
@@ -359,7 +361,7 @@ class PromptStrategy(SupervisedTemplate):
         if not self.is_training:
             return evaluation_loss(self.mb_output, self.mb_y, self.model.predictable())
         assert self._step is not None
-        if self.model.trains:
+        if self.model.trains and not self.model.stopped:
             return self._step.loss
         return evaluation_loss(
             self._step.logits, self.mb_y, self.model.predictable()

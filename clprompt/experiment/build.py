@@ -21,6 +21,7 @@ from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
 from clprompt.registry import make_registered
 from clprompt.system.runtime import find_device
+from clprompt.training.steps import check_stream
 
 
 @dataclass
@@ -60,8 +61,7 @@ class Builder:
                 f"strategy {config.strategy['name']} needs experience boundaries, which an online stream "
                 "does not show; use its boundary-free form (strategy.boundary_free=true) where it has one"
             )
-        if not config.online and model.boundaries != "unused":
-            model.check_stream(plan.classes)
+        check_stream(model, plan.classes, online=config.online is not None)
         if config.memory:
             config.memory.check_model(model, bundle.train.targets)
         model.meet([bundle.class_names[c] for group in plan.groups for c in group])

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from clprompt.prompting.step import Encoded as Encoded
     from clprompt.prompting.step import Predictions as Predictions
     from clprompt.prompting.step import Step as Step
+    from clprompt.prompting.train_experiences import TrainExperiences as TrainExperiences
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
@@ -55,6 +56,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Samples": "clprompt.prompting.plugin",
         "SoftLabels": "clprompt.prompting.losses",
         "Step": "clprompt.prompting.step",
+        "TrainExperiences": "clprompt.prompting.train_experiences",
         "asymmetric_loss": "clprompt.prompting.losses",
         "chosen_similarity": "clprompt.prompting.prompts",
         "classification_loss": "clprompt.prompting.losses",

@@ -75,6 +75,8 @@ class PromptModel(nn.Module, ABC):
     trains: ClassVar[bool] = True
     #: Buffers in which nan stands for "not known yet"; anywhere else in the state it is refused.
     unknown_as_nan: ClassVar[Collection[str]] = ()
+    #: True where the method itself predicts every class from what it counted, without training.
+    predicts_untrained: ClassVar[bool] = False
     #: False for a loss of its own that takes neither mixed nor smoothed labels.
     soft_labels: ClassVar[bool] = True
 
@@ -102,6 +104,7 @@ class PromptModel(nn.Module, ABC):
         #: experience, where otherwise the trained head does.
         self._plugin_experience: list[int] | None = None
         self._collected: dict[str, list[Any]] | None = None  # by plug-in, while a training loss is computed
+        self._held: set[str] = set()  # names of parameters that are frozen because training is over
         self.seen: Tensor
         self.current: Tensor
         self.experience: Tensor
@@ -265,10 +268,34 @@ class PromptModel(nn.Module, ABC):
         """What whoever starts a run should know of the model, in a sentence each."""
         return [note for plugin in self.plugins for note in plugin.notes()]
 
+    def stops(self, experience: int) -> bool:
+        """Whether training ends before an experience, counted from 0: it and all later ones train nothing."""
+        return any(plugin.stops(experience) for plugin in self.plugins)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether training is over: no parameter is trained, labels and samples are still taken in."""
+        if not any(overrides(plugin, "stops") for plugin in self.plugins):
+            return False  # without waiting for a device
+        return self.stops(int(self.experience))
+
     def wants_experiences(self) -> bool:
         """Whether a loop that has experiences tells of them: the method or a plug-in has a use for them."""
         hooks = ("begin_experience", "end_experience", "logits")
         return self.boundaries != "unused" or any(overrides(p, hook) for p in self.plugins for hook in hooks)
+
+    def check_online(self) -> None:
+        """Refuse a stream without experiences where a plug-in needs them.
+
+        Raises:
+            ConfigError: naming the plug-in.
+        """
+        for plugin in self.plugins:
+            if plugin.needs_experiences:
+                raise ConfigError(
+                    f"{plugin.name} needs to know where experiences begin and end, which an online stream "
+                    "does not show"
+                )
 
     def counts_received(self) -> bool:
         """Whether a plug-in looks at what is received, so that mixed images are refused."""
@@ -310,10 +337,12 @@ class PromptModel(nn.Module, ABC):
     def predictions(self, images: Tensor, cached: Cache | None = None) -> Predictions:
         """What :meth:`forward` gives, and beside it what it would give without plug-ins that answer."""
         encoded, plugged = self._answered(images, cached)
-        own = mask_logits(self.classify(encoded), self.predictable())
         if plugged is None:
-            return Predictions(own, None)
-        return Predictions(mask_logits(plugged, self.predictable()), own)
+            return Predictions(mask_logits(self.classify(encoded), self.predictable()), None)
+        logits = mask_logits(plugged, self.predictable())
+        if any(overrides(plugin, "stops") for plugin in self.plugins):  # its head is not trained to the end
+            return Predictions(logits, None)
+        return Predictions(logits, mask_logits(self.classify(encoded), self.predictable()))
 
     def _answered(self, images: Tensor, cached: Cache | None) -> tuple[Encoded, Tensor | None]:
         """What was encoded, and the logits of a plug-in that answers."""
@@ -336,6 +365,8 @@ class PromptModel(nn.Module, ABC):
         """
         targets = checked_targets(targets)
         _check_batch(images, targets)
+        if self.stopped:
+            return self._untrained_step(images, targets)
         self.check_targets(targets)
         targets = targets.to(self.device)
         if soft is not None:
@@ -344,18 +375,39 @@ class PromptModel(nn.Module, ABC):
             cached: Cache | None = {} if self._received and self.counts_received() else None
             encoded = self.encode(images, cached)
             features = encoded.features.detach()
-            if self._received:
-                self._received = False
-                with torch.no_grad():
-                    self.received(features, targets)
-                    for plugin in self.plugins:
-                        plugin.received(features, targets, partial(self.features, images, cached))
+            self._take_in(features, targets, partial(self.features, images, cached))
             logits, terms = self.losses(encoded, targets, soft)
         self.count_step(encoded)
         loss = torch.stack(list(terms.values())).sum() if terms else features.new_zeros(())
         detached = {name: term.detach() for name, term in terms.items()}
         step = Step(loss, mask_logits(logits, self.predictable()), detached, features)
         return self._with_plugged_terms(step, collected)
+
+    def _take_in(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
+        """Show a received batch to whoever counts, once."""
+        if not self._received:
+            return
+        self._received = False
+        with torch.no_grad():
+            self.received(features, targets)
+            for plugin in self.plugins:
+                plugin.received(features, targets, frozen)
+
+    @torch.no_grad()
+    def _untrained_step(self, images: Tensor, targets: Tensor) -> Step:
+        """The step of an experience in which nothing is trained: a loss of 0 without a graph."""
+        PromptModel.check_targets(self, targets)  # a method may look for what only training needs
+        was_training = self.training
+        self.eval()
+        try:
+            cached: Cache = {}
+            encoded = self.encode(images, cached)
+            features = encoded.features
+            self._take_in(features, targets.to(self.device), partial(self.features, images, cached))
+            logits = mask_logits(self.classify(encoded), self.predictable())
+        finally:
+            self.train(was_training)
+        return Step(features.new_zeros(()), logits, {}, features)
 
     @contextmanager
     def _collecting(self) -> Iterator[dict[str, list[Any]]]:
@@ -415,8 +467,10 @@ class PromptModel(nn.Module, ABC):
         """Refuse an empty batch, a label never observed, and a step without the experience that is needed."""
         if targets.shape[0] == 0:
             raise ProtocolError("training_loss got an empty batch")
-        if self.boundaries == "required" and not bool(self.open):
-            raise ProtocolError(f"{type(self).__name__} needs begin_experience(classes) before it is trained")
+        needing = [type(self).__name__] if self.boundaries == "required" else []
+        needing += [plugin.name for plugin in self.plugins if plugin.needs_experiences]
+        if needing and not bool(self.open):
+            raise ProtocolError(f"{needing[0]} needs begin_experience(classes) before it is trained")
         if targets.ndim == 2 and not self.multi_label:
             raise ProtocolError(f"{type(self).__name__} needs one label per image, got multi-hot targets")
         labels = targets if targets.ndim == 1 else present(targets)
@@ -474,7 +528,8 @@ class PromptModel(nn.Module, ABC):
         self.experience += 1
         self.open.fill_(True)
         with self._adopting():
-            self.start_experience(int(self.experience), samples)
+            if not self.stopped:
+                self.start_experience(int(self.experience), samples)
             for plugin in self.plugins:
                 plugin.begin_experience(classes)
         self._restage()
@@ -615,9 +670,22 @@ class PromptModel(nn.Module, ABC):
         return result
 
     def _restage(self) -> None:
+        own = self.own_parameters()
+        for name in self._held & own.keys():  # a state from before training ended may have been loaded
+            own[name].requires_grad_(True)
+        self._held.clear()
         self.set_stage()
+        self._hold()
         for plugin in self.plugins:
             plugin.follow()
+
+    def _hold(self) -> None:
+        """Freeze the method's own parameters where training is over."""
+        if self.stopped:
+            for name, parameter in self.own_parameters().items():
+                if parameter.requires_grad:
+                    self._held.add(name)
+                    parameter.requires_grad_(False)
 
     def _grow(self, classes: Iterable[int]) -> bool:
         needed = max(classes, default=-1) + 1
@@ -632,6 +700,7 @@ class PromptModel(nn.Module, ABC):
             self.grow_classes(needed)
             for plugin in self.plugins:
                 plugin.grow_classes(needed)
+        self._hold()
         return True
 
 

@@ -74,6 +74,10 @@ class Plugin(nn.Module):
 
     #: what the model calls it: the prefix of its state, and the attribute under which it is found
     name: ClassVar[str]
+    #: whether a stream must tell where experiences begin and end
+    needs_experiences: ClassVar[bool] = False
+    #: whether it counts an experience's images at its end, and what is received where there are none
+    counts_at_end: ClassVar[bool] = False
 
     _host: Any = None  # a PromptModel, whose module imports this one
 
@@ -150,6 +154,17 @@ class Plugin(nn.Module):
             frozen: gives the backbone's own features of the same images.
         """
         return None
+
+    def predicts_untrained(self) -> bool:
+        """Whether it answers for every class from what it counted, without training of its own."""
+        return False
+
+    def stops(self, experience: int) -> bool:
+        """Whether training ended before an experience, counted from 0: it and all later ones train nothing.
+
+        Their labels are observed and their samples counted all the same.
+        """
+        return False
 
     def notes(self) -> list[str]:
         """What whoever starts a run with it should know, in a sentence each."""

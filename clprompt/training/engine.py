@@ -34,7 +34,7 @@ from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.online import marks, stretch
 from clprompt.training.precision import autocast
 from clprompt.training.settings import Online, Training
-from clprompt.training.steps import begin, receive, train_step
+from clprompt.training.steps import begin, check_stream, receive, train_step
 
 #: Evaluation images that a model may look at after an experience.
 _PROBED = 1024
@@ -165,8 +165,7 @@ class Engine:
         check_mixing(model, self.training)
         self.online = online
         self.is_ordered = is_ordered
-        if online is None and model.boundaries != "unused":
-            model.check_stream(classes)
+        check_stream(model, classes, online=online is not None)
         self.seed = seed
         self.precision = precision
         self.listeners = listeners
@@ -200,6 +199,9 @@ class Engine:
         if at.epoch == 0 and at.batch == 0:
             self._begin()
         epochs = 1 if online else self.training.train_epochs
+        if self.model.stopped:
+            epochs = 0
+            self._receive_untrained(part)
         steps = -(-len(part) // size)
         self.model.train()
         for epoch in range(at.epoch, epochs):
@@ -224,6 +226,12 @@ class Engine:
         signal = self.stop()  # it may have come during the evaluation
         if signal is not None:
             raise Interrupted(signal)
+
+    def _receive_untrained(self, part: np.ndarray) -> None:
+        """Take in an experience on which nothing is trained."""
+        receive(self.model, None, torch.as_tensor(sorted(self._arrived(self.classes))))
+        self.position.samples += len(part)
+        self.optimizer = None
 
     def _shuffles(self) -> bool:
         """Whether the samples of an experience are trained on in another order than they come in."""

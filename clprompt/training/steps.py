@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -12,6 +12,25 @@ from clprompt.prompting.model import PromptModel, Step
 from clprompt.prompting.plugin import Samples
 from clprompt.training import optim
 from clprompt.training.precision import autocast
+
+
+def check_stream(model: PromptModel, classes: Sequence[Collection[int]], *, online: bool) -> None:
+    """Refuse a stream that a model is sure not to finish.
+
+    Args:
+        model: before the first of its experiences.
+        classes: of each experience.
+        online: whether the stream does not tell of them.
+
+    Raises:
+        ConfigError: what the method or a plug-in says.
+    """
+    if online:
+        model.check_online()
+    elif model.boundaries != "unused":
+        first = int(model.experience) + 1
+        begun = [list(group) for i, group in enumerate(classes, first) if not model.stops(i)]
+        model.check_stream(begun)
 
 
 def begin(model: PromptModel, classes: Iterable[int], samples: Samples) -> bool:

@@ -54,6 +54,7 @@ class Statistics(Plugin):
     """
 
     name = "statistics"
+    counts_at_end = True
 
     @schema.checked
     def __init__(
@@ -149,6 +150,9 @@ class Statistics(Plugin):
         if self.form == "ridge":
             return ridge(classes, self.strength)
         return lda(classes, self.shrinkage)
+
+    def predicts_untrained(self) -> bool:
+        return True
 
     def grow_classes(self, num_classes: int) -> None:
         self.classes.grow(num_classes)
