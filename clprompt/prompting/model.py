@@ -539,7 +539,8 @@ class PromptModel(nn.Module, ABC):
         """Brings parameters that are added meanwhile to where the model is, and into its number format."""
         device, dtype, known = self.device, self.dtype, list(self.parameters())
         yield
-        self.to(device)
+        if any(tensor.device != device for tensor in (*self.parameters(), *self.buffers())):
+            self.to(device)
         there = {id(parameter) for parameter in known}
         for parameter in self.parameters():
             if id(parameter) not in there and parameter.is_floating_point():

@@ -169,6 +169,7 @@ class Workbench:
         self.device = device
         self.arguments = arguments
         self.train, self.test = self.images(17), self.images(6, "test")  # 17: the last batch is a small one
+        self.few = self.images(9)  # the same for what needs to train, but not to learn
 
     def images(self, per_class: int, part: str = "train") -> Any:
         """The toy data."""
@@ -188,11 +189,16 @@ class Workbench:
         """Whether the method is tried without boundaries."""
         return self.make().boundaries != "required"
 
+    @cached_property
+    def revisits(self) -> str:
+        """What the method declares under this name."""
+        return self.make().revisits
+
     def make(self, kind: str = "class token", seed: int = 0) -> PromptModel:
         """A new model."""
         backbone = self.backbones[kind]
         model = construct(self.model_class, backbone, seed=seed, plugins=self.plugins, **self.arguments)
-        return model.to(self.device)
+        return model if self.device == "cpu" else model.to(self.device)  # a walk over the whole backbone
 
     def training(self, epochs: int = 1) -> Training:
         """The training section of every run here."""
@@ -234,21 +240,21 @@ class Workbench:
 
     @cached_property
     def short(self) -> tuple[PromptModel, list[dict[str, Any]]]:
-        """A model after two epochs on each of two experiences, not to be trained on, and its records.
+        """A model after two epochs on a few images of two experiences, not to be trained on, and its records.
 
         On its way ``points`` are taken down.
         """
         model, log, done = self.make(), Log(), itertools.count(1)
-        once = sum(-(-len(group) // 8) for group in self.train.groups()[:2])
+        once = sum(-(-len(group) // 8) for group in self.few.groups()[:2])
         batches = once if self.online else 2 * once
-        stops = (3, batches // 2, batches - 2)
+        stops = (2, batches // 2, batches - 2)
 
         def stop() -> None:
             batch = next(done)
             if batch in stops:
                 self.points.append(Point(batch, len(log.records), through_file(engine.state())))
 
-        engine = self.engine(model, epochs=2, experiences=2, log=log, stop=stop)
+        engine = self.engine(model, epochs=2, experiences=2, train=self.few, log=log, stop=stop)
         engine.run()
         return model, log.records
 
@@ -286,12 +292,12 @@ class Workbench:
 
     def arrived(self, parts: Sequence[Any], experience: int) -> list[Any]:
         """What an experience gives to training: its part, or all so far for a model that revisits them."""
-        first = experience if self.make().revisits == "never" else 0
+        first = experience if self.revisits == "never" else 0
         return [item for part in parts[first : experience + 1] for item in part]
 
     def seen(self, stage: int) -> list[int]:
         """The classes that the model has seen after an experience."""
-        if self.make().revisits == "last" and stage < len(CLASSES) - 1:
+        if self.revisits == "last" and stage < len(CLASSES) - 1:
             return []
         return [c for group in CLASSES[: stage + 1] for c in group]
 

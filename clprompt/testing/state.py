@@ -147,7 +147,7 @@ def check_resume(bench: Workbench) -> None:
     require(len(bench.points) == 3, "the run did not come by the points where its state is saved")
     for point in bench.points:
         resumed, log = bench.make(), Log()
-        engine = bench.engine(resumed, epochs=2, experiences=2, log=log)
+        engine = bench.engine(resumed, epochs=2, experiences=2, train=bench.few, log=log)
         engine.load_state(point.state)
         engine.run()
         where = f"a run stopped after batch {point.batch} and resumed"
@@ -164,7 +164,7 @@ def check_determinism(bench: Workbench) -> None:
     first, records = bench.short
     with preserved_rng(1):
         second = bench.make()
-        again = bench.run(second, epochs=2, experiences=2)
+        again = bench.run(second, epochs=2, experiences=2, train=bench.few)
     moved = changed(bits(first), bits(second))
     require(
         not moved,
@@ -177,7 +177,7 @@ def check_random_states(bench: Workbench) -> None:
     """The global random states of torch, numpy and random are left as they were found."""
     steps: list[tuple[str, Callable[[], Any]]] = [
         ("the constructor", bench.make),
-        ("training", lambda: bench.run(bench.make(), experiences=2)),
+        ("training", lambda: bench.run(bench.make(), experiences=2, train=bench.few)),
         ("prediction", lambda: chunked(bench.copy(), bench.test.images[:4], 4)),
         ("loading", lambda: bench.make().load_state_dict(bench.copy().method_state())),
         ("diagnostics", lambda: bench.copy().diagnostics()),
