@@ -29,6 +29,7 @@ import os
 import re
 import types
 import typing
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union
@@ -166,7 +167,7 @@ def check_fields(settings: Any, path: str = "") -> None:
     Raises:
         ConfigError: a field of another type or out of bounds.
     """
-    hints = typing.get_type_hints(type(settings), include_extras=True)
+    hints = _type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value = check(getattr(settings, field.name), hints[field.name], _dotted(path, field.name))
         object.__setattr__(settings, field.name, value)
@@ -268,11 +269,21 @@ def _constructors(cls: type) -> list[Callable[..., Any]]:
     return [function for function in constructors if inspect.isfunction(function)]
 
 
-def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
+#: (annotations, what they stand for): evaluating them is most of the time that reading a section takes.
+_HINTS: weakref.WeakKeyDictionary[Any, tuple[Any, dict[str, Any]]] = weakref.WeakKeyDictionary()
+
+
+def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    annotations, hints = _HINTS.get(target, (None, {}))
+    if annotations is not None and annotations is target.__annotations__:
+        return hints
     unknown: dict[str, Any] = {}
     while True:
         try:
-            return typing.get_type_hints(function, localns=unknown, include_extras=True)
+            hints = typing.get_type_hints(target, localns=unknown, include_extras=True)
+            if not unknown:  # a name that is missing may be there later
+                _HINTS[target] = (target.__annotations__, hints)
+            return hints
         except NameError as error:  # a name imported for type checkers only: that argument is not checked
             if not error.name or error.name in unknown:
                 return {}

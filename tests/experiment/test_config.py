@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ training: {train_mb_size: 8, lr: 1e-3}
 class LongName:
     """A method with typed arguments."""
 
+    trains = False  # asked by those of the plug-ins' short forms that need it
+
     def __init__(
         self,
         backbone: object,
@@ -50,6 +53,8 @@ class LongName:
 
 class Short:
     """A method without arguments of its own."""
+
+    trains = False
 
     def __init__(self, backbone: object, *, seed: int = 0) -> None: ...
 
@@ -381,32 +386,38 @@ def test_resolved_yaml_reads_back_to_an_equal_configuration(load: Load, override
     assert config.from_dict(found.to_dict()) == found
 
 
-@pytest.mark.parametrize("key", ["label", "name", "device", "runs_dir", "data.path", "backbone.weights"])
+def places(text: str) -> list[str]:
+    """The keys at which a text may stand."""
+    keys = ["label", "data.path", "backbone.weights"]
+    if text.strip():  # what stands for a name is no empty one
+        keys += ["device", "runs_dir"]
+        if printable(text) == text and not any(mark in text for mark in "/\\\n\t\r"):
+            keys.append("name")
+    return keys
+
+
 @pytest.mark.parametrize("way", ["file", "override", "python"])
-def test_every_text_is_the_same_in_the_written_configuration(
-    load: Load, tmp_path: Path, key: str, way: str
-) -> None:
+def test_every_text_is_the_same_in_the_written_configuration(load: Load, tmp_path: Path, way: str) -> None:
+    base = plain_yaml.read(BASE)
     for text in NASTY:
-        if key in ("name", "device", "runs_dir") and not text.strip():
-            continue  # refused where it stands for a name
-        if key == "name" and (printable(text) != text or any(mark in text for mark in "/\\\n\t\r")):
-            continue
         written = config.overlay.write({"at": text})
         if text == "???" and way != "python":
             continue  # a value that is missing
         if way == "override":
-            configuration = load(f"{key}={written.removeprefix('at:').strip()}")
+            configuration = load(*(f"{key}={written.removeprefix('at:').strip()}" for key in places(text)))
         else:
-            values = plain_yaml.read(BASE)
-            section, _, argument = key.rpartition(".")
-            (values[section] if section else values)[argument] = text
+            values = copy.deepcopy(base)
+            for key in places(text):
+                section, _, argument = key.rpartition(".")
+                (values[section] if section else values)[argument] = text
             if way == "file":
                 configuration = load(text=config.overlay.write(values))
             else:
                 configuration = config.from_dict(values)
         path = tmp_path / "config.yaml"
         path.write_text(config.to_yaml(configuration), encoding="utf-8")
-        assert config.overlay.flat(configuration.to_dict())[key] == text
+        found = config.overlay.flat(configuration.to_dict())
+        assert {key: found[key] for key in places(text)} == dict.fromkeys(places(text), text)
         assert config.from_dict(config.overlay.read_written(path)) == configuration
         if text != "???":
             assert config.load(path) == configuration
