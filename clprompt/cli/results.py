@@ -36,7 +36,8 @@ def results(finished: Sequence[Result]) -> str:
     }
     tables = {label: (result.matrix, result.summary) for label, result in labelled.items()}
     names = {label: group_names(result.records) for label, result in labelled.items()}
-    parts = [summary.text_summary(tables, names).rstrip("\n")]
+    heads = {label: result.trained_head for label, result in labelled.items()}
+    parts = [summary.text_summary(tables, names, heads).rstrip("\n")]
     if several:
         parts.append("\n".join(_over_seeds(groups)))
     parts.append("\n".join(columns([(label, str(result.folder)) for label, result in labelled.items()])))
@@ -46,15 +47,20 @@ def results(finished: Sequence[Result]) -> str:
 
 
 def _over_seeds(groups: dict[str, dict[int, Result]]) -> list[str]:
-    from clprompt.metrics.measure import measure_behind
+    from clprompt.metrics.measure import TRAINED_HEAD_TITLE, measure_behind
 
     summaries = [result.summary for of_seeds in groups.values() for result in of_seeds.values()]
     shown = measure_behind(summaries).columns
     averaged = {key: shown[key] for key in shown if key not in ("backward_transfer", "last_accuracy")}
     rows: list[Sequence[str]] = [("percent, mean +- standard error", "seeds", *averaged.values())]
     for group, of_seeds in groups.items():
-        cells = [
-            mean_and_error([result.summary.get(key) for result in of_seeds.values()]) for key in averaged
-        ]
-        rows.append((group, str(len(of_seeds)), *cells))
+        heads = [head for result in of_seeds.values() if (head := result.trained_head) is not None]
+        of_labels: dict[str, list[dict[str, float]]] = {
+            group: [result.summary for result in of_seeds.values()]
+        }
+        if heads:
+            of_labels[f"{group} ({TRAINED_HEAD_TITLE})"] = heads
+        for label, of_label in of_labels.items():
+            cells = [mean_and_error([metrics.get(key) for metrics in of_label]) for key in averaged]
+            rows.append((label, str(len(of_label)), *cells))
     return columns(rows)

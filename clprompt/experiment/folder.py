@@ -36,6 +36,7 @@ from clprompt.data.bundle import DataBundle
 from clprompt.errors import CheckpointError, ClpromptError, RunFolderError
 from clprompt.experiment import config as configuration
 from clprompt.experiment.config import Config
+from clprompt.metrics import measure
 from clprompt.prompting.model import PromptModel
 from clprompt.system import overlay
 from clprompt.system.documents import write_json
@@ -132,6 +133,7 @@ def results(
     cost: Mapping[str, Any],
     rehearsal_free: bool,
     checksums: Mapping[str, str],
+    trained_head: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """What `results.json` holds.
 
@@ -141,6 +143,7 @@ def results(
         cost: times and sizes, which differ between machines.
         rehearsal_free: whether the method keeps no image; a memory beside it does.
         checksums: of files of the run folder that a report reads, by name.
+        trained_head: the metrics of the trained head, where something else answered in its place.
     """
     return {
         "strategy": config.strategy["name"],
@@ -148,6 +151,7 @@ def results(
         "rehearsal_free": rehearsal_free and config.memory is None,
         **summary,
         "per_seed": {key: {str(config.seeds[0]): value} for key, value in summary.items()},
+        **({} if trained_head is None else {measure.TRAINED_HEAD: dict(trained_head)}),
         "cost": cost,
         "checksums": dict(checksums),
     }

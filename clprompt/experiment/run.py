@@ -65,6 +65,11 @@ class Result:
         """The accuracy matrix [T, T]; for label sets mAP per class group and, last, over all seen classes."""
         return measure.measure_in(self.records).matrix(self.records, self.groups)
 
+    @property
+    def trained_head(self) -> dict[str, float] | None:
+        """The metrics of the trained head, where something else answered in its place; else None."""
+        return measure.trained_head_summary(self.records)
+
 
 # -------------------------------------------------------------------------------------------- run and resume
 
@@ -319,7 +324,8 @@ class Session:
             "device": self._environment["device"],
         }
         checksums = {RECORDS: self.tracker.checksums[RECORDS]}
-        return runfolder.results(self.config, summary, cost, model.rehearsal_free, checksums)
+        trained = measure.trained_head_summary(self.tracker.records)
+        return runfolder.results(self.config, summary, cost, model.rehearsal_free, checksums, trained)
 
     def _check_records(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Refuse records that end elsewhere than the engine goes on.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from clprompt.metrics.measure import measure_in as measure_in
     from clprompt.metrics.measure import measure_named as measure_named
     from clprompt.metrics.measure import measure_of as measure_of
+    from clprompt.metrics.measure import of_trained_head as of_trained_head
     from clprompt.metrics.measure import summarise as summarise
 
 __all__, __getattr__, __dir__ = lazy_names(
@@ -58,6 +59,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "measure_of": "clprompt.metrics.measure",
         "multi_label_scores": "clprompt.metrics.label_sets",
         "nonnegative_forgetting": "clprompt.metrics.accuracy",
+        "of_trained_head": "clprompt.metrics.measure",
         "online_metrics": "clprompt.metrics.accuracy",
         "per_class_accuracy": "clprompt.metrics.accuracy",
         "summarise": "clprompt.metrics.measure",

@@ -36,6 +36,7 @@ class Evaluation:
         group_names: of the groups, where they are domains and no class groups.
         of_parts: "base_accuracy" and "novel_accuracy" of a few-shot stream, over samples; None for a part of
             which no sample was evaluated.
+        trained_head: the same of the method's trained head, where something else answered in its place.
     """
 
     accuracy: float
@@ -44,6 +45,7 @@ class Evaluation:
     measure: str = "accuracy"
     group_names: list[str] | None = None
     of_parts: dict[str, float | None] = field(default_factory=dict)
+    trained_head: Evaluation | None = None
 
     def record(self) -> dict[str, Any]:
         """The JSON form; the confusion as sorted cells [target, predicted, count]."""
@@ -55,7 +57,17 @@ class Evaluation:
             "confusion": cells,
             **({} if self.group_names is None else {"group_names": self.group_names}),
             **self.of_parts,
+            **({} if self.trained_head is None else {"trained_head": self.trained_head.figures()}),
         }
+
+    def figures(self) -> dict[str, Any]:
+        """What stands under "trained_head": no confusion; of each class [class id, samples, right]."""
+        samples, right = Counter[int](), Counter[int]()
+        for (target, predicted), count in self.confusion.items():
+            samples[target] += count
+            right[target] += count * (target == predicted)
+        per_class = [[c, samples[c], right[c]] for c in sorted(samples)]
+        return {"accuracy": self.accuracy, "groups": self.groups, "per_class": per_class, **self.of_parts}
 
 
 def accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
@@ -254,10 +266,26 @@ def last_forgetting(matrix: ArrayLike) -> float:
 
 
 def class_accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
-    """Accuracy of each class after each session, [T, C], from confusion counts; 0 while it was not seen."""
-    confusions = [record["confusion"] for record in _session_ends(records)]
-    classes = 1 + max((max(cell[:2]) for cells in confusions for cell in cells), default=-1)
-    return np.array([np.nan_to_num(per_class_accuracy(cells, classes)) for cells in confusions])
+    """Accuracy of each class after each session, [T, C]; 0 while it was not seen.
+
+    From the confusion counts, or from the "per_class" of records that have none.
+    """
+    ends = _session_ends(records)
+    named = [c for record in ends for cell in record.get("confusion", ()) for c in cell[:2]]
+    named += [c for record in ends for c, *_ in record.get("per_class", ())]
+    return np.array([np.nan_to_num(_class_accuracy(record, 1 + max(named, default=-1))) for record in ends])
+
+
+def _class_accuracy(record: Mapping[str, Any], num_classes: int) -> FloatArray:
+    """Accuracy of each class [C] at an evaluation; nan for a class without test samples."""
+    if "per_class" not in record:
+        return per_class_accuracy(record["confusion"], num_classes)
+    values = np.full(num_classes, np.nan)
+    for c, samples, right in record["per_class"]:
+        if not 0 <= right <= samples:
+            raise ValueError(f"bad entry [{c}, {samples}, {right}] of per_class")
+        values[c] = right / samples if samples else np.nan
+    return values
 
 
 def online_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -64,23 +64,32 @@ class LabelSetEvaluation:
         classes: the seen classes, ascending; the columns of what is given per class.
         images: how many test samples were evaluated.
         measure: the name of the measure, as the records say it.
+        trained_head: the same of the method's trained head, where something else answered in its place.
     """
 
     scores: MultiLabelScores | None
     classes: list[int]
     images: int
     measure: str = "label_sets"
+    trained_head: LabelSetEvaluation | None = None
 
     def record(self) -> dict[str, Any]:
         """The JSON form: the metrics by name, and per class "ap" and "f1" in the order of "classes"."""
-        empty = [None] * len(self.classes)
         return {
             "measure": self.measure,
-            **{name: getattr(self.scores, name, None) for name in METRICS},
             "classes": self.classes,
+            "images": self.images,
+            **self.figures(),
+            **({} if self.trained_head is None else {"trained_head": self.trained_head.figures()}),
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """The metrics by name, and per class "ap" and "f1": what stands under "trained_head" as well."""
+        empty = [None] * len(self.classes)
+        return {
+            **{name: getattr(self.scores, name, None) for name in METRICS},
             "ap": empty if self.scores is None else self.scores.ap.tolist(),
             "f1": empty if self.scores is None else self.scores.f1.tolist(),
-            "images": self.images,
         }
 
 

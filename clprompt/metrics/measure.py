@@ -543,6 +543,14 @@ class LabelSets(Measure):
 
 
 MEASURES: dict[str, type[Measure]] = {kind.name: kind for kind in (Accuracy, Online, FewShot, LabelSets)}
+#: The key of records and results under which the figures of a run's trained head stand, where something else
+#: answered in its place; and its name beside a label.
+TRAINED_HEAD, TRAINED_HEAD_TITLE = "trained_head", "trained head"
+#: What an evaluation says beside its figures.
+_NO_FIGURES = (
+    *("kind", "when", "step", "samples", "experience", "nominal", "measure", "group_names"),
+    *("classes", "images"),
+)
 #: Every metric of ``results.json`` that a table may show, by its title there.
 TITLES = {
     key: title
@@ -624,6 +632,35 @@ def summarise(records: Iterable[Record]) -> dict[str, float]:
     """The metrics of a run by their names in ``results.json``, of whatever measure its records are."""
     records = list(records)
     return measure_in(records).summarise(records)
+
+
+def of_trained_head(records: Iterable[Record]) -> list[Record]:
+    """A run's evaluations with the figures of its trained head; [] where nothing else ever answered.
+
+    An evaluation without such figures was answered by the trained head itself.
+
+    Raises:
+        DataError: figures that are none, or fewer than the evaluation itself has.
+    """
+    evaluations = [record for record in records if record.get("kind") == "evaluation"]
+    if not any(TRAINED_HEAD in record for record in evaluations):
+        return []
+    return [_of_trained_head(record) if TRAINED_HEAD in record else record for record in evaluations]
+
+
+def _of_trained_head(record: Record) -> Record:
+    figures, known = record[TRAINED_HEAD], {*_NO_FIGURES, TRAINED_HEAD, "confusion"}
+    lacking = record.keys() - known - (figures.keys() if isinstance(figures, Mapping) else set())
+    if lacking or not isinstance(figures, Mapping):
+        what = f"lacks {min(lacking)}" if isinstance(figures, Mapping) else "holds no figures"
+        raise DataError(f"the {TRAINED_HEAD} of an evaluation of experience {record['experience']} {what}")
+    return {**{key: record[key] for key in _NO_FIGURES if key in record}, **figures}
+
+
+def trained_head_summary(records: Iterable[Record]) -> dict[str, float] | None:
+    """The metrics of a run's trained head by name, see :func:`summarise`; None where it alone answered."""
+    evaluations = of_trained_head(records)
+    return summarise(evaluations) if evaluations else None
 
 
 def last_evaluation(records: Sequence[Record]) -> Record | None:

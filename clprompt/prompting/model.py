@@ -336,6 +336,8 @@ class PromptModel(nn.Module, ABC):
 
     def predictions(self, images: Tensor, cached: Cache | None = None) -> Predictions:
         """What :meth:`forward` gives, and beside it what it would give without plug-ins that answer."""
+        if not any(overrides(plugin, "logits") for plugin in self.plugins):
+            return Predictions(self(images, cached), None)
         encoded, plugged = self._answered(images, cached)
         if plugged is None:
             return Predictions(mask_logits(self.classify(encoded), self.predictable()), None)

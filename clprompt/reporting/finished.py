@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clprompt import schema
 from clprompt.errors import CheckpointError, ClpromptError, ConfigError
 from clprompt.metrics.accuracy import domain_metrics
-from clprompt.metrics.measure import TITLES, Accuracy, Measure, measure_in
+from clprompt.metrics.measure import TITLES, TRAINED_HEAD, Accuracy, Measure, measure_in, of_trained_head
 from clprompt.schema import at_least, at_most
 from clprompt.system.documents import parse_lines, read_json
 from clprompt.system.files import read_bytes
@@ -51,6 +51,7 @@ class Run:
         has_checksums: whether its records could be checked; older versions wrote none.
         domains: accuracy and forgetting of each domain by name, see
             :func:`clprompt.metrics.accuracy.domain_metrics`; {} where the groups are class groups.
+        trained_head: the same run as its trained head answered; None where nothing else did.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class Run:
     notes: tuple[str, ...] = ()
     has_checksums: bool = False
     domains: dict[str, dict[str, float]] = field(default_factory=dict)
+    trained_head: Run | None = None
 
     @property
     def experiences(self) -> int:
@@ -132,6 +134,7 @@ class _Results:
     seed: Annotated[int, at_least(0), at_most(2**32 - 1)]
     cost: dict[str, Any] | None = None
     checksums: dict[str, str] | None = None
+    trained_head: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ def read_run(folder: Path) -> Run:
     later = {key: summary[key] for key in measure.by_choice if key not in results}
     results |= {key: None if math.isnan(value) else value for key, value in later.items()}
     environment, more = _environment(folder, _sha256(text), bool(checksums))
-    return Run(
+    run = Run(
         folder,
         str(config.get("label") or config["strategy"]["name"]),
         results["seed"],
@@ -219,6 +222,36 @@ def read_run(folder: Path) -> Run:
         bool(checksums),
         domain_metrics(records),
     )
+    return _with_trained_head(run, of_trained_head(records))
+
+
+def _with_trained_head(run: Run, records: Sequence[Mapping[str, Any]]) -> Run:
+    """A run with what its trained head answered.
+
+    Args:
+        run: as it predicts.
+        records: see :func:`clprompt.metrics.measure.of_trained_head`.
+
+    Raises:
+        CheckpointError: one of results.json and metrics.jsonl knows of a trained head, the other does not.
+    """
+    metrics = run.results.get(TRAINED_HEAD)
+    if bool(records) != (metrics is not None):
+        lacks, has = ("results.json", "metrics.jsonl") if records else ("metrics.jsonl", "results.json")
+        raise CheckpointError(f"{run.folder / lacks} holds no {TRAINED_HEAD}, its {has} does")
+    if metrics is None:
+        return run
+    measure = run.measure
+    told = {key: value for key, value in metrics.items() if key in TITLES and value is not None}
+    notes = () if run.has_checksums else tuple(_disagreements(told, measure.summarise(records)))
+    trained = replace(
+        run,
+        results={key: value for key, value in run.results.items() if key not in TITLES} | metrics,
+        curves=measure.curves(records),
+        anytime=measure.anytime(records),
+        domains=domain_metrics(records),
+    )
+    return replace(run, trained_head=trained, notes=(*run.notes, *(f"{TRAINED_HEAD}: {n}" for n in notes)))
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -232,11 +265,12 @@ def read_results(folder: Path) -> dict[str, Any]:
     _check(_Results, results, path, "")
     _check(_Cost, results.get("cost") or {}, path, "cost")
     for key in TITLES:
-        if key in results:
-            try:
-                schema.check(results[key], _Fraction | None, key)
-            except ConfigError as error:
-                raise CheckpointError(f"{path}: {error}") from error
+        for metrics, prefix in ((results, ""), (results.get(TRAINED_HEAD) or {}, f"{TRAINED_HEAD}.")):
+            if key in metrics:
+                try:
+                    schema.check(metrics[key], _Fraction | None, prefix + key)
+                except ConfigError as error:
+                    raise CheckpointError(f"{path}: {error}") from error
     return results
 
 

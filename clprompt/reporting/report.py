@@ -1,6 +1,7 @@
 """The report over many runs: a table and plots for every stream, as text, Markdown and one HTML file.
 
-Runs of one configuration that differ in their seed alone are one row: means with standard errors. Rows of one
+Runs of one configuration that differ in their seed alone are one row: means with standard errors. What their
+trained heads answered, where something else answered in their place, is a second row. Rows of one
 stream (the same data, scenario and number of class groups) stand in one table; another stream has a table of
 its own, for its metrics do not compare. Everything is read from the run folders; no torch, no model, no
 registry.
@@ -25,7 +26,7 @@ from clprompt.metrics.measure import MEASURES, TITLES, check_metrics, measure_be
 from clprompt.reporting import facts, measure_plots, plots
 from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
 from clprompt.reporting.markup import as_markdown, html_image, html_page, html_table, markdown_table
-from clprompt.reporting.rows import Row, difference, labels_of, rates_of
+from clprompt.reporting.rows import Row, difference, labels_of, rates_of, with_trained_heads
 from clprompt.reporting.tables import columns, mean_and_error
 from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.overlay import flat
@@ -200,7 +201,8 @@ class Report:
 
     def machines(self) -> list[str]:
         """Hardware and versions of the runs, a line each, and how many could not be checked."""
-        runs = [run for section in self.sections for row in section.rows for run in row.runs.values()]
+        rows = [row for section in self.sections for row in section.rows]
+        runs = list({run.folder: run for row in rows for run in row.runs.values()}.values())
         older = sum(not run.has_checksums for run in runs)
         without = f"checksums: {older} of {len(runs)} runs hold none, as an older version wrote them"
         return facts.machines(run.environment for run in runs) + [without] * bool(older)
@@ -332,7 +334,9 @@ def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
             )
         of_seeds[run.seed] = run
     groups = list(by_settings.values())
-    rows = [Row(label, dict(sorted(g.items()))) for label, g in zip(labels_of(groups), groups, strict=True)]
+    rows = with_trained_heads(
+        [Row(label, dict(sorted(g.items()))) for label, g in zip(labels_of(groups), groups, strict=True)]
+    )
     first = runs[0]
     sections = flat({key: first.config.get(key) for key in STREAM})
     arguments = facts.arguments(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clprompt.metrics.measure import TRAINED_HEAD_TITLE
 from clprompt.reporting import facts
 from clprompt.reporting.finished import Run
 from clprompt.reporting.tables import mean_and_error
@@ -34,6 +35,22 @@ class Row:
         costs = [sum(v) / len(v) if isinstance(v, list) and v else v for v in costs]
         numbers = [value for value in costs if isinstance(value, int | float)]
         return sum(numbers) / len(numbers) if numbers else None
+
+
+def with_trained_heads(rows: Sequence[Row]) -> list[Row]:
+    """Rows, each followed by one of what its runs' trained heads answered, where something else did.
+
+    No two labels are equal.
+    """
+    together: list[Row] = []
+    for row in rows:
+        together.append(row)
+        heads = {seed: run.trained_head for seed, run in row.runs.items() if run.trained_head is not None}
+        if heads:
+            label = f"{row.label} ({TRAINED_HEAD_TITLE})"
+            taken = {other.label for other in [*rows, *together]}
+            together.append(Row(label if label not in taken else f"{label} #{len(together) + 1}", heads))
+    return together
 
 
 def difference(row: Row, base: Row, key: str) -> str:

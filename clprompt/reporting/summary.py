@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from clprompt.metrics.measure import measure_behind
+from clprompt.metrics.measure import TRAINED_HEAD_TITLE, measure_behind
 from clprompt.metrics.text import percent
 
 Summary = Mapping[str, float | None]
@@ -18,6 +18,7 @@ _WIDTH = 100  # columns of the printed text
 def text_summary(
     results: Mapping[str, tuple[ArrayLike, Summary]],
     group_names: Mapping[str, Sequence[str] | None] | None = None,
+    trained_heads: Mapping[str, Summary | None] | None = None,
 ) -> str:
     """The block that is printed at the end of a run, plain text of at most 100 columns.
 
@@ -26,21 +27,28 @@ def text_summary(
             (:meth:`clprompt.metrics.measure.Measure.matrix` and ``summarise``); with more than one strategy a
             table compares them.
         group_names: by strategy, the domains that are its groups; None for class groups.
+        trained_heads: by strategy, the metrics of its trained head; None where nothing else answered.
     """
-    blocks = []
+    blocks, rows = [], []
     for name, (matrix, summary) in results.items():
         title, measure = _shortened(name, _WIDTH), measure_behind([summary])
         names = (group_names or {}).get(name)
         lines = measure.matrix_lines(np.asarray(matrix, dtype=np.float64), names)
-        blocks.append("\n".join([title, "=" * len(title), *lines, measure.headline(summary)]))
+        lines.append(measure.headline(summary))
+        rows.append((name, summary))
+        trained = (trained_heads or {}).get(name)
+        if trained is not None:
+            lines.append(f"{TRAINED_HEAD_TITLE}: {measure.headline(trained)}")
+            rows.append((f"{name} ({TRAINED_HEAD_TITLE})", trained))
+        blocks.append("\n".join([title, "=" * len(title), *lines]))
     if len(results) > 1:
         columns = measure_behind(summary for _, summary in results.values()).columns
-        width = min(max(map(len, [*results, "in percent"])), 40)
+        width = min(max(map(len, [*(name for name, _ in rows), "in percent"])), 40)
         lines = [
             f"{'in percent':{width}}" + "".join(f"{title:>{len(title) + 2}}" for title in columns.values())
         ]
         lines.append("-" * len(lines[0]))
-        for name, (_, summary) in results.items():
+        for name, summary in rows:
             cells = (f"{percent(summary.get(key)):>{len(title) + 2}}" for key, title in columns.items())
             lines.append(f"{_shortened(name, width):{width}}" + "".join(cells))
         blocks.append("\n".join(lines))

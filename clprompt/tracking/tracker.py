@@ -19,6 +19,7 @@ the value after k experiences stands at k; the forgetting starts at 2):
 | `multi_label/CF1`, `CF1_macro`, `OF1`, `OP`, `OR` (label sets) | scalar | experiences |
 | `anytime/mAP` (label sets) | scalar | training samples |
 | `map_curves`, `class_ap` (label sets) | image | experiences |
+| `trained_head/<one of these>` (where a plug-in answers in its place) | scalar | the same |
 | whatever a strategy's `diagnostics` are called | scalar, histogram or image | experiences |
 
 TensorBoard's HPARAMS tab shows the settings of finished runs beside their last metrics, `final/<metric>`
@@ -43,7 +44,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clprompt.errors import CheckpointError
-from clprompt.metrics.measure import Accuracy, Measure, last_evaluation
+from clprompt.metrics.measure import (
+    TRAINED_HEAD,
+    Accuracy,
+    Measure,
+    last_evaluation,
+    of_trained_head,
+    trained_head_summary,
+)
 from clprompt.reporting.markup import csv_table, markdown_table
 from clprompt.system.files import atomic_write, one_line_errors, remove_temporaries
 from clprompt.tracking import records as records_
@@ -206,7 +214,13 @@ class RunTracker:
             atomic_write(self.folder / name, csv_table(rows))
         self._draw({**self._plots(last), **measure_plots.at_the_end(self.measure, self.records)})
         if not self._finished:
-            final = {f"final/{key}": value for key, value in summary.items() if not math.isnan(value)}
+            trained = trained_head_summary(self.records) or {}
+            final = {
+                f"{prefix}final/{key}": value
+                for prefix, metrics in (("", summary), (f"{TRAINED_HEAD}/", trained))
+                for key, value in metrics.items()
+                if not math.isnan(value)
+            }
             for sink in self.sinks:
                 sink.scalars(last["experience"] + 1, final)
             self._finished = True
@@ -227,7 +241,13 @@ class RunTracker:
         if record.get("kind") != "evaluation":
             return {}, 0
         step = record["samples"] if record["when"] == "anytime" else record["experience"] + 1
-        return self.measure.scalars([*self.records, record], record, self.groups), step
+        records = [*self.records, record]
+        scalars = self.measure.scalars(records, record, self.groups)
+        if TRAINED_HEAD in record:
+            trained = of_trained_head(records)
+            of_trained = self.measure.scalars(trained, trained[-1], self.groups)
+            scalars |= {f"{TRAINED_HEAD}/{tag}": value for tag, value in of_trained.items()}
+        return scalars, step
 
     def _plots(self, record: Mapping[str, Any]) -> dict[str, Figure]:
         from clprompt.reporting import measure_plots

@@ -371,6 +371,7 @@ class Engine:
         if when == "anytime":
             for key in ("confusion", "group_names"):
                 record.pop(key, None)
+            record.get("trained_head", {}).pop("per_class", None)
         for listener in self.listeners:
             listener.record(record)
         self._clock, self._since = time.perf_counter(), 0

@@ -6,7 +6,7 @@ It walks and caches; a :class:`clprompt.metrics.measure.Measure` groups samples 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from clprompt.data.plan import Plan
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.measure import Measure, measure_of
-from clprompt.prompting.model import Cache, PromptModel
+from clprompt.prompting.model import Cache, Predictions, PromptModel
 from clprompt.training.finite import check_logits, check_state
 from clprompt.training.precision import autocast
 
@@ -139,6 +139,8 @@ class Evaluator:
     def run(self, model: PromptModel, experience: int | None = None) -> Evaluation | LabelSetEvaluation:
         """Evaluate on the samples of seen classes; the model's mode is restored afterwards.
 
+        Where a plug-in answers in place of the trained head, that is scored too, in the same walk.
+
         Args:
             model: on its device.
             experience: the index of the current one, for groups that come in turn; None for all of them.
@@ -155,32 +157,40 @@ class Evaluator:
         was_training = model.training
         model.eval()
         parts: list[np.ndarray] = []  # logits, (b, C) each
+        trained: list[np.ndarray] = []  # those of the trained head, where another answered
         try:
             loaded = fixed_batches(self.test, batches, self.workers)
             for (key, _, batch), (images, *_) in zip(evaluated, loaded, strict=True):
                 images = model.placed(images)
-                logits = self._logits(model, images, key)
-                check_logits(model, logits, images, partial(_name, batch))
-                parts.append(logits.float().cpu().numpy())
+                answer = self._predictions(model, images, key)
+                for logits, kept in ((answer.logits, parts), (answer.trained, trained)):
+                    if logits is not None:
+                        check_logits(model, logits, images, partial(_name, batch))
+                        kept.append(logits.float().cpu().numpy())
         finally:
             model.train(was_training)
         order = np.array([index for batch in batches for index in batch], dtype=np.int64)
         numbers = np.array([number for _, number, batch in evaluated for _ in batch], dtype=np.int64)
         groups = [np.flatnonzero(numbers == number) for number in range(len(self.groups))]
-        return self.measure.score(_stacked(parts, len(model.seen)), self.targets[order], seen, groups)
+        targets, columns = self.targets[order], len(model.seen)
+        evaluation = self.measure.score(_stacked(parts, columns), targets, seen, groups)
+        if not trained:
+            return evaluation
+        of_trained = self.measure.score(_stacked(trained, columns), targets, seen, groups)
+        return replace(evaluation, trained_head=of_trained)  # type: ignore[arg-type]
 
-    def _logits(self, model: PromptModel, images: Tensor, key: int) -> Tensor:
+    def _predictions(self, model: PromptModel, images: Tensor, key: int) -> Predictions:
         cache: Cache | None = self._kept.get(key, {}) if self.cache_bytes else None
         before = _size(cache)
         with autocast(images.device, self.precision):
-            logits = model(images, cache)
+            predictions = model.predictions(images, cache)
         if cache is not None:
             if self._kept.pop(key, None) is not None:  # a model may add to what it kept
                 self._kept_bytes -= before
             if self._kept_bytes + _size(cache) <= self.cache_bytes:
                 self._kept[key] = cache
                 self._kept_bytes += _size(cache)
-        return logits
+        return predictions
 
 
 @dataclass(frozen=True)
@@ -217,7 +227,8 @@ def evaluate(
         precision: see :class:`Evaluator`.
 
     Returns:
-        ``accuracy`` of labels, ``scores`` (mAP, CF1, OF1 and others) of multi-hot targets.
+        ``accuracy`` of labels, ``scores`` (mAP, CF1, OF1 and others) of multi-hot targets; ``trained_head``
+        is the same of the trained head where a plug-in answered in its place.
     """
     targets = np.asarray(test.targets)  # type: ignore[attr-defined]
     everything = [np.arange(len(targets))]

@@ -16,7 +16,9 @@ from clprompt.metrics.measure import (
     measure_in,
     measure_named,
     measure_of,
+    of_trained_head,
     summarise,
+    trained_head_summary,
 )
 
 NAMES = ["ant", "bee", "cat"]
@@ -408,3 +410,55 @@ def test_without_an_evaluation_there_is_no_table(name):
 def test_the_note_of_an_evaluation_leaves_out_classes_without_samples():
     note = Accuracy().notes(accuracies()[1], NAMES, GROUPS)["per_class_accuracy"]
     assert [row[1] for row in note] == ["name", "ant", "bee"]
+
+
+# ---------------------------------------------------------------------------------------- the trained head
+
+
+def with_trained_head(records):
+    """The records as evaluations write them where something else answered; of both heads the same figures."""
+    both = []
+    for record in records:
+        shared = {"kind", "when", "experience", "measure", "nominal", "samples", "classes", "images"}
+        figures = {key: value for key, value in record.items() if key not in {*shared, "confusion"}}
+        if "confusion" in record:
+            cells = record["confusion"]
+            figures["per_class"] = [
+                [c, sum(n for t, _, n in cells if t == c), sum(n for t, p, n in cells if t == p == c)]
+                for c in sorted({t for t, *_ in cells})
+            ]
+        both.append({**record, "trained_head": figures})
+    return both
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_the_trained_head_has_all_the_metrics_that_a_run_has(name):
+    records = RECORDS[name]()
+    np.testing.assert_equal(trained_head_summary(with_trained_head(records)), summarise(records))
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_trained_head_changes_no_metric_of_the_run(name):
+    np.testing.assert_equal(summarise(with_trained_head(RECORDS[name]())), summarise(RECORDS[name]()))
+
+
+def test_without_another_head_there_are_no_figures_of_the_trained_one():
+    assert of_trained_head(accuracies()) == []
+    assert trained_head_summary(accuracies()) is None
+
+
+def test_an_evaluation_that_the_trained_head_answered_counts_as_its_own():
+    first, second = accuracies()
+    _, also = with_trained_head([first, second])
+    also["trained_head"] |= {"groups": [0.1, 0.3], "accuracy": 0.2}
+    summary = trained_head_summary([first, also])
+    assert summary["average_accuracy"] == pytest.approx(0.2)
+    assert summary["forgetting"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("odd", [{}, 5, None, [0.5]])
+def test_a_trained_head_without_its_figures_is_refused(name, odd):
+    *others, last = with_trained_head(RECORDS[name]())
+    with pytest.raises(DataError, match="the trained_head of an evaluation of experience 1"):
+        trained_head_summary([*others, {**last, "trained_head": odd}])

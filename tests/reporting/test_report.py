@@ -27,9 +27,13 @@ def a_run(
     experiences: int = 2,
     arguments: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
+    trained: float | None = None,
     **settings: Any,
 ) -> Path:
-    """The folder of a finished run, as far as the report reads it."""
+    """The folder of a finished run, as far as the report reads it.
+
+    ``trained``: the accuracy of its trained head, where something else answered.
+    """
     folder.mkdir(parents=True)
     config = {
         "name": "one",
@@ -57,6 +61,12 @@ def a_run(
         }
         for i, row in enumerate(rows)
     ]
+    if trained is not None:
+        for record in records[1:]:
+            groups = [None if value is None else trained for value in record["groups"]]
+            record["trained_head"] = {"accuracy": trained, "groups": groups, "per_class": []}
+        head = {"average_accuracy": trained, "average_incremental_accuracy": trained, "forgetting": 0.0}
+        metrics = {**(metrics or {}), "trained_head": head}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     results = {
         "strategy": strategy,
@@ -136,6 +146,50 @@ def test_differences_are_paired_by_seed_and_stand_in_a_table_of_their_own(tmp_pa
     ):
         assert "minus alpha" in text
     assert "minus" not in report.collect([tmp_path]).text()
+
+
+def test_a_run_of_two_heads_is_two_rows_that_can_be_subtracted(tmp_path: Path) -> None:
+    for seed, (both, trained) in enumerate(((0.5, 0.4), (0.7, 0.5))):
+        a_run(tmp_path / f"a{seed}", seed=seed, accuracy=both, trained=trained)
+    a_run(tmp_path / "b", strategy="beta", accuracy=0.1)
+    found = report.collect([tmp_path], against="alpha (trained head)")
+    text = found.text()
+    assert cells(text, "alpha  ")[1:5] == ["2", "60.0 +- 10.0", "60.0 +- 10.0", "25.0 +- 0.0"]
+    assert cells(text, "alpha (trained head)")[1:5] == ["2", "45.0 +- 5.0", "45.0 +- 5.0", "0.0 +- 0.0"]
+    table = text.split("minus alpha (trained head)")[1]
+    assert cells(table, "alpha")[1:3] == ["2", "+15.0 +- 5.0"]
+    assert "checksums: 3 of 3 runs hold none" in text  # a run of two rows is one run
+    found.write(tmp_path / "out")
+    assert "| alpha (trained head) | 2 |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_no_label_is_taken_by_a_trained_head(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", trained=0.4)
+    a_run(tmp_path / "b", label="alpha (trained head)")
+    (section,) = report.collect([tmp_path]).sections
+    assert len({row.label for row in section.rows}) == 3
+
+
+@pytest.mark.parametrize("file", ["results.json", "metrics.jsonl"])
+def test_a_trained_head_that_one_file_alone_tells_of_is_left_out(tmp_path: Path, file: str) -> None:
+    a_run(tmp_path / "good", strategy="beta")
+    folder = a_run(tmp_path / "a", trained=0.4)
+    other = a_run(tmp_path / "without")
+    (folder / file).write_bytes((other / file).read_bytes())
+    ((left_out, why),) = report.collect([tmp_path / "good", folder]).left_out
+    assert left_out == folder
+    assert f"{file} holds no trained_head" in why
+
+
+@pytest.mark.parametrize("odd", [5, [0.5], {"average_accuracy": 1.5}, {"forgetting": "low"}])
+def test_results_of_a_trained_head_of_another_kind_are_left_out(tmp_path: Path, odd: Any) -> None:
+    a_run(tmp_path / "good", strategy="beta")
+    folder = a_run(tmp_path / "a", trained=0.4)
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**results, "trained_head": odd}))
+    ((_, why),) = report.collect([tmp_path]).left_out
+    assert "results.json" in why
+    assert "trained_head" in why
 
 
 def test_the_command_takes_the_row_to_subtract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

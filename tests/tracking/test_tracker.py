@@ -164,6 +164,24 @@ def test_every_tag_stands_on_its_documented_axis(tmp_path):
     )
 
 
+def test_a_trained_head_beside_another_has_tags_of_its_own(tmp_path):
+    with same_picture():
+        tracker = RunTracker(tmp_path, NAMES, GROUPS)
+        for experience in range(3):
+            figures = {"accuracy": 0.1, "groups": ROWS[experience], "per_class": []}
+            shifted = [None if value is None else value / 2 for value in ROWS[experience]]
+            tracker.record(evaluation(experience) | {"groups": shifted, "trained_head": figures})
+        tracker.record(anytime(24) | {"trained_head": {"accuracy": 0.25, "groups": ROWS[0]}})
+        tracker.finish()
+        tracker.close()
+    found = points(read_events(tmp_path))
+    assert found["trained_head/accuracy/group_01"] == float32([(1, 0.9), (2, 0.5), (3, 0.6)])
+    assert found["accuracy/group_01"] == float32([(1, 0.45), (2, 0.25), (3, 0.3)])
+    assert found["trained_head/accuracy/forgetting"] == float32([(2, 0.4), (3, (0.3 - 0.2) / 2)])
+    assert found["trained_head/anytime/accuracy"] == [(24, 0.25)]
+    assert found["trained_head/final/average_accuracy"] == float32([(3, 0.8)])
+
+
 def test_pictures_in_the_dashboard_can_be_read_and_say_their_true_size(tmp_path):
     tracker = RunTracker(tmp_path, NAMES, GROUPS)
     tracker.record(evaluation(0))
@@ -373,6 +391,19 @@ def test_the_printed_block_shows_matrices_and_a_comparison():
         ours           75.0         82.5        40.0     -40.0  50.0
         ncm            81.2         90.6        12.5     -12.5  50.0"""
     )
+
+
+def test_the_figures_of_both_heads_are_printed():
+    of_both = summarised(np.array([[1.0, NAN], [0.875, 0.75]]))
+    _, trained = summarised(np.array([[0.9, NAN], [0.5, 1.0]]))
+    lines = text_summary({"l2p": of_both, "ncm": of_both}, None, {"l2p": trained, "ncm": None}).splitlines()
+    place = lines.index("trained head: average accuracy 75.0 %, forgetting 40.0 points")
+    assert lines[place - 1] == "average accuracy 81.2 %, forgetting 12.5 points"
+    assert [line.split()[:-1] for line in lines[-3:]] == [
+        ["l2p", "81.2", "90.6", "12.5", "-12.5"],
+        ["l2p", "(trained", "head)", "75.0", "82.5", "40.0", "-40.0"],
+        ["ncm", "81.2", "90.6", "12.5", "-12.5"],
+    ]
 
 
 def test_one_experience_has_no_forgetting():

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from clprompt.errors import ClpromptError
+from clprompt.prompting.step import Predictions
 from clprompt.strategies.dualprompt import DualPromptModel
 from clprompt.strategies.linear_probe import LinearProbeModel
 from clprompt.testing.bench import CLASSES, ToyImages, tiny_vit
@@ -73,6 +75,44 @@ def test_the_record_is_plain_json_with_sorted_cells():
     assert json.loads(json.dumps(record)) == record
     assert record["confusion"] == sorted(record["confusion"])
     assert sum(count for _, _, count in record["confusion"]) == 54
+
+
+class TwoHeads(Counting):
+    """Something else answers in place of its trained head: it takes every image for the last class."""
+
+    def predictions(self, images, cached=None):
+        trained = self(images, cached)
+        other = torch.zeros_like(trained).masked_fill(~self.seen, -torch.inf)
+        other[:, -1] = 1
+        return Predictions(other, trained)
+
+
+def test_both_heads_are_scored_in_one_walk():
+    model, evaluator = TwoHeads([4, 1, 7]), make_evaluator()
+    both = evaluator.run(model)
+    assert len(model.batches) == 5
+    alone = make_evaluator().run(Counting([4, 1, 7]))
+    assert both.trained_head == alone
+    assert both.accuracy == pytest.approx(9 / 27)
+    assert both.groups == [0, 1, None]
+
+
+def test_the_record_of_two_heads_is_that_of_one_and_the_figures_of_the_trained_one():
+    record = make_evaluator().run(TwoHeads([4, 1, 7])).record()
+    alone = make_evaluator().run(Counting([4, 1, 7])).record()
+    trained = record.pop("trained_head")
+    assert record.keys() == alone.keys()
+    assert trained.keys() == {"accuracy", "groups", "per_class"}
+    assert (trained["accuracy"], trained["groups"]) == (alone["accuracy"], alone["groups"])
+    assert [row[:2] for row in trained["per_class"]] == [[1, 9], [4, 9], [7, 9]]
+    assert sum(right for *_, right in trained["per_class"]) == round(27 * alone["accuracy"])
+
+
+def test_a_trained_head_that_is_not_finite_is_refused_where_another_answers():
+    model = TwoHeads([4, 1, 7])
+    model.head.bias.data[4] = torch.nan
+    with pytest.raises(ClpromptError, match=r"nan"):
+        make_evaluator().run(model)
 
 
 @pytest.mark.parametrize("training", [True, False])
