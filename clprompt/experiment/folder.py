@@ -8,6 +8,7 @@ metrics.jsonl        every record (append-only, no times: equal for equal runs)
 tensorboard/         event files (append-only)
 checkpoint/          from which ``clprompt resume`` continues to the same bits
 figures/, *.csv      drawings and tables of the metrics
+predictions.npz      what the last evaluation predicted, image by image; see clprompt.reporting.predictions
 model.safetensors    the method's tensors (and the backbone's, as `export` says); model.json says which
                      method, backbone, classes and transforms
 results.json         written last: its presence means that the run is done

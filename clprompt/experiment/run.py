@@ -26,7 +26,7 @@ from clprompt.experiment import sameness
 from clprompt.experiment.build import Builder, Parts
 from clprompt.experiment.config import Config
 from clprompt.metrics import measure
-from clprompt.reporting import stream_map
+from clprompt.reporting import predictions, stream_map
 from clprompt.seeding import derive, preserved_rng, set_rng_state
 from clprompt.system import checkpoint as state
 from clprompt.system import overlay
@@ -255,6 +255,9 @@ class Session:
         )
         listeners.append(self.tracker)
         self._checkpoint = checkpoint
+        # of the file with the last predictions, once it is written
+        then = (checkpoint or {}).get("checksums") or {}
+        self._predictions = {name: then[name] for name in [predictions.PREDICTIONS] if name in then}
 
     @property
     def seconds(self) -> float:
@@ -262,14 +265,18 @@ class Session:
         return self._spent + time.perf_counter() - self._started
 
     def save(self) -> None:
-        """Write a checkpoint of the run as it stands."""
+        """Write a checkpoint of the run as it stands; at the end of the stream its last predictions first."""
         # the logs first: the checkpoint names how far they count
         sizes = self.tracker.flush()
         at = self.engine.position
+        last = self.engine.evaluator.last if self.engine.evaluator else None
+        if last is not None and at.experience == len(self.parts.plan.indices):
+            last = replace(last, test_set=sameness.known_by(self._fingerprints["test images"]))
+            self._predictions = {predictions.PREDICTIONS: predictions.write(self.folder, last)}
         payload = {
             "config": self.config.to_dict(),
             "sizes": sizes,
-            "checksums": self.tracker.checksums,
+            "checksums": {**self.tracker.checksums, **self._predictions},
             "fingerprints": self._fingerprints,
             "seconds": self.seconds,
             # at the very beginning of an experience, the time was the one before's
@@ -323,9 +330,9 @@ class Session:
             "peak_memory_bytes": runfolder.peak_memory(self.parts.device),
             "device": self._environment["device"],
         }
-        checksums = {RECORDS: self.tracker.checksums[RECORDS]}
-        trained = measure.trained_head_summary(self.tracker.records)
-        return runfolder.results(self.config, summary, cost, model.rehearsal_free, checksums, trained)
+        checksums = {RECORDS: self.tracker.checksums[RECORDS], **self._predictions}
+        trained_head = measure.trained_head_summary(self.tracker.records)
+        return runfolder.results(self.config, summary, cost, model.rehearsal_free, checksums, trained_head)
 
     def _check_records(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Refuse records that end elsewhere than the engine goes on.

@@ -7,9 +7,12 @@ version wrote it, are not compared.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from clprompt.data import fingerprint
 from clprompt.errors import CheckpointError
@@ -42,6 +45,12 @@ def fingerprints(parts: Parts, weights: str) -> dict[str, Any]:
         "stream": parts.plan.fingerprint(),
         **parts.bundle.fingerprints,
     }
+
+
+def known_by(images: Mapping[str, Any]) -> np.ndarray:
+    """The checksum of a fingerprint of images, uint8 [32]."""
+    text = json.dumps(images, sort_keys=True)
+    return np.frombuffer(bytes.fromhex(fingerprint.checksum([text.encode()])), dtype=np.uint8)
 
 
 def of_older(folder: Path) -> dict[str, Any]:

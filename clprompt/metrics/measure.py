@@ -21,6 +21,7 @@ from clprompt.errors import ConfigError, DataError, nearest
 from clprompt.metrics import accuracy, label_sets, text
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
+from clprompt.metrics.last import LastPredictions
 
 Record = Mapping[str, Any]
 Rows = list[list[object]]
@@ -84,6 +85,25 @@ class Measure(ABC):
             targets: theirs, [n] or [n, C].
             seen: the ids of the seen classes, ascending.
             groups: rows of ``logits`` per group; a group may be empty.
+        """
+
+    @abstractmethod
+    def predictions(
+        self,
+        images: NDArray[np.int64],
+        targets: NDArray[Any],
+        seen: NDArray[np.int64],
+        logits: NDArray[Any],
+        trained: NDArray[Any] | None,
+    ) -> LastPredictions:
+        """What of an evaluation is kept image by image.
+
+        Args:
+            images: indices into the test set, [n].
+            targets: theirs, [n] or [n, C].
+            seen: the ids of the seen classes, ascending.
+            logits: [n, C].
+            trained: those of the trained head, where something else answered; else None.
         """
 
     @abstractmethod
@@ -229,7 +249,7 @@ class Accuracy(Measure):
         groups: Sequence[NDArray[np.int64]],
     ) -> Evaluation:
         """Accuracy over all samples and over those of each group, and which classes were taken for which."""
-        predicted = logits.argmax(1) if len(logits) else np.empty(0, dtype=np.int64)  # (n,)
+        predicted = _predicted(logits)
         right = predicted == targets
         return Evaluation(
             accuracy=float(right.sum() / len(right)) if len(right) else math.nan,
@@ -237,6 +257,22 @@ class Accuracy(Measure):
             confusion=Counter(zip(targets.tolist(), predicted.tolist(), strict=True)),
             measure=self.name,
             group_names=self.group_names,
+        )
+
+    def predictions(
+        self,
+        images: NDArray[np.int64],
+        targets: NDArray[Any],
+        seen: NDArray[np.int64],
+        logits: NDArray[Any],
+        trained: NDArray[Any] | None,
+    ) -> LastPredictions:
+        order = np.argsort(images)
+        return LastPredictions(
+            images[order].astype(np.int32),
+            targets[order].astype(np.int32),
+            _predicted(logits)[order].astype(np.int32),
+            None if trained is None else _predicted(trained)[order].astype(np.int32),
         )
 
     def scalars(
@@ -488,16 +524,30 @@ class LabelSets(Measure):
         groups: Sequence[NDArray[np.int64]] = (),
     ) -> LabelSetEvaluation:
         """The scores over the seen classes; groups are read off the classes' average precision instead."""
-        # a model may know classes that no target names
-        hot = np.zeros((len(targets), len(seen)), dtype=np.int64)
-        named = seen < targets.shape[1]
-        hot[:, named] = targets[:, seen[named]]
+        hot = _over(targets, seen)
         scores = None
         if hot.any():
             scores = label_sets.multi_label_scores(
                 logits[:, seen], hot, threshold=self.threshold, strict_reference=self.strict_reference
             )
         return LabelSetEvaluation(scores, seen.tolist(), len(targets), measure=self.name)
+
+    def predictions(
+        self,
+        images: NDArray[np.int64],
+        targets: NDArray[Any],
+        seen: NDArray[np.int64],
+        logits: NDArray[Any],
+        trained: NDArray[Any] | None,
+    ) -> LastPredictions:
+        order = np.argsort(images)
+        return LastPredictions(
+            images[order].astype(np.int32),
+            _over(targets, seen)[order].astype(np.uint8),
+            logits[order][:, seen].astype(np.float32),
+            None if trained is None else trained[order][:, seen].astype(np.float32),
+            seen.astype(np.int32),
+        )
 
     def scalars(
         self, records: Sequence[Record], record: Record, groups: Sequence[Sequence[int]]
@@ -669,6 +719,19 @@ def last_evaluation(records: Sequence[Record]) -> Record | None:
         if record.get("kind") == "evaluation" and record["when"] == "experience":
             return record
     return None
+
+
+def _predicted(logits: NDArray[Any]) -> NDArray[np.int64]:
+    """Logits [n, C] -> class ids [n]; of no image, there may be no class."""
+    return logits.argmax(1) if len(logits) else np.empty(0, dtype=np.int64)
+
+
+def _over(targets: NDArray[Any], seen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Multi-hot targets over the seen classes; a model may know classes that no target names."""
+    hot = np.zeros((len(targets), len(seen)), dtype=np.int64)
+    named = seen < targets.shape[1]
+    hot[:, named] = targets[:, seen[named]]
+    return hot
 
 
 def _by_group(

@@ -52,6 +52,7 @@ class Run:
         domains: accuracy and forgetting of each domain by name, see
             :func:`clprompt.metrics.accuracy.domain_metrics`; {} where the groups are class groups.
         trained_head: the same run as its trained head answered; None where nothing else did.
+        is_trained_head: whether this is such a run.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class Run:
     has_checksums: bool = False
     domains: dict[str, dict[str, float]] = field(default_factory=dict)
     trained_head: Run | None = None
+    is_trained_head: bool = False
 
     @property
     def experiences(self) -> int:
@@ -250,6 +252,7 @@ def _with_trained_head(run: Run, records: Sequence[Mapping[str, Any]]) -> Run:
         curves=measure.curves(records),
         anytime=measure.anytime(records),
         domains=domain_metrics(records),
+        is_trained_head=True,
     )
     return replace(run, trained_head=trained, notes=(*run.notes, *(f"{TRAINED_HEAD}: {n}" for n in notes)))
 

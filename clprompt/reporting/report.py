@@ -26,6 +26,7 @@ from clprompt.metrics.measure import MEASURES, TITLES, check_metrics, measure_be
 from clprompt.reporting import facts, measure_plots, plots
 from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
 from clprompt.reporting.markup import as_markdown, html_image, html_page, html_table, markdown_table
+from clprompt.reporting.paired import Comparison, compare
 from clprompt.reporting.rows import Row, difference, labels_of, rates_of, with_trained_heads
 from clprompt.reporting.tables import columns, mean_and_error
 from clprompt.system.files import atomic_write, one_line_errors
@@ -55,6 +56,7 @@ class Section:
         rows: by strategy, the best by the first metric of the table first.
         shared: the settings that all of them have in common.
         chosen: the metrics that its table shows; none for those of its measure.
+        compared: the last predictions of its rows against those of one, where that was asked for.
     """
 
     title: str
@@ -63,6 +65,7 @@ class Section:
     rows: list[Row]
     shared: str = ""
     chosen: Sequence[str] = ()
+    compared: Comparison = field(default_factory=Comparison)
 
     def metrics(self) -> list[str]:
         """The metrics of results.json that its table shows: those chosen or of its measure that some run has.
@@ -121,7 +124,7 @@ class Section:
 
     def differences(self, against: str) -> list[list[str]]:
         """The metrics of every row less those of one of them, on the seeds that both have; [] without it."""
-        base = next((row for row in self.rows if row.label == against), None)
+        base = self.row(against)
         if base is None:
             return []
         used = self.metrics()
@@ -131,6 +134,10 @@ class Section:
                 seeds = str(len(row.runs.keys() & base.runs.keys()))
                 lines.append([row.label, seeds, *(difference(row, base, key) for key in used)])
         return lines
+
+    def row(self, label: str) -> Row | None:
+        """The row of a label; None without one."""
+        return next((row for row in self.rows if row.label == label), None)
 
     def drawings(self) -> dict[str, bytes]:
         """PNG files by name; none where nothing was measured after each experience."""
@@ -188,6 +195,7 @@ class Report:
             first, *others = self.tables(section)
             parts.append("\n".join([*heading, *columns(first)]))
             parts += ["\n".join(columns(table)) for table in others]
+            parts += ["\n".join(section.compared.remarks)] if section.compared.remarks else []
         parts.append("\n".join([_NOTE, *self.machines()]))
         for title, lines in (("left out", self.left_out), ("noted", self.noted)):
             if lines:
@@ -196,8 +204,8 @@ class Report:
 
     def tables(self, section: Section) -> list[list[list[str]]]:
         """What a section shows: its table, the differences where they were asked for, its domains."""
-        differences = section.differences(self.against)
-        return [table for table in (section.table(), differences, *section.of_domains()) if table]
+        differences = [section.differences(self.against), section.compared.table]
+        return [table for table in (section.table(), *differences, *section.of_domains()) if table]
 
     def machines(self) -> list[str]:
         """Hardware and versions of the runs, a line each, and how many could not be checked."""
@@ -231,6 +239,9 @@ class Report:
             for table in self.tables(section):
                 markdown += [*markdown_table(table), ""]
                 pages.append(html_table(table))
+            for remark in section.compared.remarks:
+                markdown += [as_markdown(remark), ""]
+                pages.append(f"<p>{html.escape(remark)}</p>")
             for name, data in section.drawings().items():
                 path = folder / (f"{name}.png" if len(self.sections) == 1 else f"{name}-{section.slug}.png")
                 atomic_write(path, data)
@@ -271,7 +282,8 @@ def collect(
 
     Args:
         paths: run folders, or folders with run folders somewhere below; files beside them are ignored.
-        against: the label of a row; a table of differences to it is added for every stream that it ran on.
+        against: the label of a row; a table of differences to it is added for every stream that it ran on,
+            and one over test images where the runs have their last predictions.
         metrics: of results.json, those that the tables show, in this order; none for those of each measure.
 
     Raises:
@@ -319,6 +331,10 @@ def collect(
     labels = list(dict.fromkeys(row.label for section in sections for row in section.rows))
     if against and against not in labels:
         raise RunFolderError(f"no row {against!r} to compare with; the rows are {', '.join(labels)}")
+    for section in sections if against else ():
+        base = section.row(against)
+        if base is not None:
+            section.compared = compare(section.rows, base)
     noted = [(run.folder, line) for run in runs for line in run.notes]
     return Report(sections, left_out, noted, against)
 

@@ -18,6 +18,7 @@ from clprompt.data.loading import Images, fixed_batches
 from clprompt.data.plan import Plan
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
+from clprompt.metrics.last import LastPredictions
 from clprompt.metrics.measure import Measure, measure_of
 from clprompt.prompting.model import Cache, Predictions, PromptModel
 from clprompt.training.finite import check_logits, check_state
@@ -42,6 +43,9 @@ class Evaluator:
         cache_bytes: how much a model may keep between evaluations; 0 switches the cache off.
         in_turn: group number t is evaluated from experience t on, and not before; needs to be told the
             experience.
+
+    Attributes:
+        last: what the last evaluation predicted, image by image; None before there was one.
 
     Raises:
         DataError: targets that the measure is not defined on.
@@ -69,6 +73,7 @@ class Evaluator:
         self.groups = [np.asarray(group) for group in groups]
         self.batch_size = batch_size
         self.in_turn = in_turn
+        self.last: LastPredictions | None = None
         #: The classes by the evaluation that met them first, in order: what a checkpoint has to keep.
         self.exposed: list[list[int]] = []
         self.restore([])
@@ -173,11 +178,14 @@ class Evaluator:
         numbers = np.array([number for _, number, batch in evaluated for _ in batch], dtype=np.int64)
         groups = [np.flatnonzero(numbers == number) for number in range(len(self.groups))]
         targets, columns = self.targets[order], len(model.seen)
-        evaluation = self.measure.score(_stacked(parts, columns), targets, seen, groups)
-        if not trained:
+        scores = _stacked(parts, columns)
+        of_trained = _stacked(trained, columns) if trained else None
+        self.last = self.measure.predictions(order, targets, seen, scores, of_trained)
+        evaluation = self.measure.score(scores, targets, seen, groups)
+        if of_trained is None:
             return evaluation
-        of_trained = self.measure.score(_stacked(trained, columns), targets, seen, groups)
-        return replace(evaluation, trained_head=of_trained)  # type: ignore[arg-type]
+        trained_head = self.measure.score(of_trained, targets, seen, groups)
+        return replace(evaluation, trained_head=trained_head)  # type: ignore[arg-type]
 
     def _predictions(self, model: PromptModel, images: Tensor, key: int) -> Predictions:
         cache: Cache | None = self._kept.get(key, {}) if self.cache_bytes else None

@@ -116,6 +116,7 @@ def test_a_finished_run_folder_holds_what_is_promised_and_no_more(results):
         assert len(events) == 1
         assert found - events == {
             *("config.yaml", "environment.json", "run.log", "metrics.jsonl", "lock", "results.json"),
+            "predictions.npz",
             *("checkpoint/state.pt", "model.safetensors", "model.json"),
             *("accuracy_matrix.csv", "per_class_accuracy.csv", "confusion_matrix.csv"),
             *(f"figures/{name}.png" for name in ("accuracy_matrix", "accuracy_curves", "forgetting")),

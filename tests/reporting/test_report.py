@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ import yaml
 from PIL import Image
 
 from clprompt.cli.main import main
-from clprompt.errors import ConfigError, RunFolderError
-from clprompt.reporting import plots, report
+from clprompt.errors import CheckpointError, ConfigError, RunFolderError
+from clprompt.metrics.last import LastPredictions
+from clprompt.reporting import plots, predictions, report
+from clprompt.reporting.paired import Comparison
 
 
 def a_run(
@@ -28,11 +32,13 @@ def a_run(
     arguments: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
     trained: float | None = None,
+    last: LastPredictions | None = None,
     **settings: Any,
 ) -> Path:
     """The folder of a finished run, as far as the report reads it.
 
-    ``trained``: the accuracy of its trained head, where something else answered.
+    ``trained``: the accuracy of its trained head, where something else answered; ``last``: what it predicted
+    last.
     """
     folder.mkdir(parents=True)
     config = {
@@ -77,6 +83,8 @@ def a_run(
         "cost": {"seconds": 10.0 + seed, "method_parameters": 1234},
         **(metrics or {}),
     }
+    if last is not None:
+        results["checksums"] = {"predictions.npz": predictions.write(folder, last)}
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 
@@ -190,6 +198,148 @@ def test_results_of_a_trained_head_of_another_kind_are_left_out(tmp_path: Path, 
     ((_, why),) = report.collect([tmp_path]).left_out
     assert "results.json" in why
     assert "trained_head" in why
+
+
+# ------------------------------------------------------------------------------------------ over test images
+
+
+def right_on(*images: int, count: int = 40, trained: int = 0, **more: Any) -> LastPredictions:
+    """Predictions of images of class 1 that are right on some; the trained head's are on the first ones."""
+    outputs = np.zeros(count, dtype=np.int32)
+    outputs[list(images)] = 1
+    head = (np.arange(count) < trained).astype(np.int32) if trained else None
+    made = LastPredictions(
+        np.arange(count, dtype=np.int32),
+        np.ones(count, dtype=np.int32),
+        outputs,
+        head,
+        test_set=np.zeros(32, dtype=np.uint8),
+    )
+    return replace(made, **more)
+
+
+def over_images(folder: Path, against: str = "alpha") -> Comparison:
+    (section,) = report.collect([folder], against=against).sections
+    return section.compared
+
+
+def test_rows_are_compared_over_test_images_seed_by_seed_and_all_together(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        a_run(tmp_path / f"a{seed}", seed=seed, last=right_on(*range(10)))
+        last = right_on(*range(1, 9 + 8 * (seed + 1)))  # 1 lost, 7 and 15 gained
+        a_run(tmp_path / f"b{seed}", seed=seed, strategy="beta", last=last)
+    found = over_images(tmp_path)
+    header, (label, seeds, images, mean, interval, p) = found.table
+    assert header == [
+        "minus alpha, over test images",
+        "seeds",
+        "images",
+        "accuracy",
+        "95% interval",
+        "p by seed",
+    ]
+    assert (label, seeds, images) == ("beta", "2", "40")
+    assert mean == "+25.0"  # of 6 and 14 in 40
+    assert p == "0.07, 0.00052"  # 18 / 256 and 34 / 65536
+    low, high = map(float, interval.split(" .. "))
+    assert 5 < low < 15 < 35 < high < 45
+    (remark,) = found.remarks
+    assert "McNemar's exact test of each seed" in remark
+
+
+def test_both_heads_of_a_run_are_compared_over_test_images(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", trained=0.4, last=right_on(*range(12), trained=6))
+    found = over_images(tmp_path, "alpha (trained head)")
+    assert found.table[1][:4] == ["alpha", "1", "40", "+15.0"]
+
+
+def test_label_sets_are_compared_by_their_map(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    targets = (draw.random((50, 3)) < 0.4).astype(np.uint8)
+    for name, noise in (("alpha", 2.0), ("beta", 0.5)):
+        scores = (targets + noise * draw.normal(size=(50, 3))).astype(np.float32)
+        last = right_on(count=50, targets=targets, outputs=scores, classes=np.arange(3, dtype=np.int32))
+        a_run(tmp_path / name, strategy=name, last=last)
+    header, line = over_images(tmp_path).table
+    assert header[3:] == ["mAP", "95% interval"]
+    low, high = map(float, line[4].split(" .. "))
+    assert 0 < low < float(line[3]) < high
+
+
+OTHERS: dict[str, tuple[Any, str]] = {
+    "none": (None, "not compared over test images, no predictions.npz: beta (seed 0)"),
+    "images": (right_on(3, count=39), "tested on other images than alpha: beta (seed 0)"),
+    "targets": (
+        right_on(3, targets=np.zeros(40, dtype=np.int32)),
+        "tested on other images than alpha: beta (seed 0)",
+    ),
+    "test set": (
+        right_on(3, test_set=np.ones(32, dtype=np.uint8)),
+        "tested on other images than alpha: beta (seed 0)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_one_line_says_why_a_row_is_not_compared_over_test_images(tmp_path: Path, kind: str) -> None:
+    other, line = OTHERS[kind]
+    a_run(tmp_path / "a", last=right_on(1))
+    a_run(tmp_path / "b", strategy="beta", last=other)
+    found = report.collect([tmp_path], against="alpha")
+    assert found.sections[0].compared.table == []
+    (remark,) = found.sections[0].compared.remarks
+    assert remark.endswith(line)
+    found.write(tmp_path / "out")
+    assert remark in found.text()
+    assert remark in Page(tmp_path / "out" / "report.html").texts
+
+
+def test_seeds_with_other_test_images_have_no_common_interval(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for name, right in (("alpha", (1,)), ("beta", (1, 2))):
+            last = right_on(*right, count=30 + seed)
+            a_run(tmp_path / f"{name}{seed}", seed=seed, strategy=name, last=last)
+    found = over_images(tmp_path)
+    assert found.table[1][4:] == ["-", "1, 1"]
+    assert found.remarks[1].endswith("no interval over seeds with other test images: beta")
+
+
+def test_damaged_predictions_leave_a_run_in_its_table(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", last=right_on(1))
+    path = a_run(tmp_path / "b", strategy="beta", last=right_on(2)) / "predictions.npz"
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
+    found = report.collect([tmp_path], against="alpha")
+    assert [row.label for row in found.sections[0].rows] == ["alpha", "beta"]
+    (remark,) = found.sections[0].compared.remarks
+    assert f"{path} was changed or damaged" in remark
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "another kind": {"outputs": np.zeros(40)},
+    "another length": {"targets": np.zeros(39, dtype=np.int32)},
+    "images twice": {"images": np.zeros(40, dtype=np.int32)},
+    "pickled": {"outputs": np.array([None] * 40)},
+    "no test set": {"test_set": None},
+    "scores of labels": {"classes": np.arange(2, dtype=np.int32)},
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_arrays_that_are_no_predictions_are_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    checksum = predictions.write(tmp_path, right_on(1, **ODD[kind]))
+    with pytest.raises(
+        CheckpointError, match=r"predictions\.npz (cannot be read|holds no predictions)"
+    ) as caught:
+        predictions.read(tmp_path, checksum)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"\x93NUMPY\x01\x00", b"text"])
+def test_a_file_of_anything_else_holds_no_predictions(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "predictions.npz").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"predictions\.npz cannot be read"):
+        predictions.read(tmp_path, hashlib.sha256(data).hexdigest())
 
 
 def test_the_command_takes_the_row_to_subtract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
