@@ -11,16 +11,16 @@ from torch import Tensor
 
 from clprompt import schema
 from clprompt.backbones.vit import FrozenViT
+from clprompt.prompting.closed_form import FrozenFeaturesModel
 from clprompt.prompting.heads import grow_rows
-from clprompt.prompting.losses import SoftLabels
-from clprompt.prompting.model import Boundaries, Cache, Encoded, PromptModel
+from clprompt.prompting.model import Encoded
 from clprompt.registry import strategies
 
 
 @strategies.register(
     "ncm", paper="Mensink et al., TPAMI 2013; Janson et al. 2022, arXiv 2210.04428", year=2013
 )
-class NCMModel(PromptModel):
+class NCMModel(FrozenFeaturesModel):
     """Nearest class mean: class sums of frozen features, and the nearest of their means predicts.
 
     Sums and counts are kept in float64 and int64, so the means do not depend on order or batch split. A
@@ -33,9 +33,7 @@ class NCMModel(PromptModel):
         normalise_first: sum q / |q| instead of q.
     """
 
-    trains: ClassVar[bool] = False
     multi_label: ClassVar[bool] = False
-    soft_labels: ClassVar[bool] = False
 
     @schema.checked
     def __init__(
@@ -46,19 +44,13 @@ class NCMModel(PromptModel):
         metric: Literal["cosine", "euclidean"] = "cosine",
         normalise_first: bool = False,
     ) -> None:
-        super().__init__(backbone, seed=seed, mask="none")
+        super().__init__(backbone, seed=seed)
         self.metric = metric
         self.normalise_first = normalise_first
-        self.head = None
-        self.first_block = backbone.depth
         self.sums: Tensor
         self.counts: Tensor
         self.register_buffer("sums", torch.zeros(0, backbone.width, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
-
-    @property
-    def boundaries(self) -> Boundaries:
-        return "unused"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Sums stay in float64 where the rest goes to fewer bits: they would overflow."""
@@ -71,9 +63,6 @@ class NCMModel(PromptModel):
         missing = num_classes - self.counts.shape[0]
         grow_rows(self.sums, torch.zeros(missing, self.sums.shape[1]))
         grow_rows(self.counts, torch.zeros(missing))
-
-    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
-        return Encoded(self.features(images, cached))
 
     def logits(self, features: Tensor) -> Tensor:
         """Similarity to the class means, [B, D] -> [B, C]; in float64."""
@@ -99,9 +88,3 @@ class NCMModel(PromptModel):
         rows = F.normalize(rows, dim=-1) if self.normalise_first else rows
         self.sums.index_add_(0, targets, rows)
         self.counts += torch.bincount(targets, minlength=self.num_classes)
-
-    def losses(
-        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """No loss: nothing is trained by gradient."""
-        return self.classify(encoded), {}

@@ -24,6 +24,7 @@ TOLERANCES = {
     "tcpa_forward": {torch.float64: (0.0, 1e-10, 0.0), torch.float32: (1e-4, 3e-5, 0.0)},
     "multilane_forward": {torch.float64: (0.0, 1e-9, 0.0), torch.float32: (1e-4, 1e-5, 0.0)},
     "damvp": {torch.float64: (1e-6, 1e-6, 0.0), torch.float32: (1e-4, 1e-5, 0.0)},
+    "heads_reference": {torch.float64: (0.0, 0.0, 1e-10), torch.float32: (1e-4, 1e-5, 0.0)},
 }
 
 

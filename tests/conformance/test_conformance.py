@@ -43,6 +43,9 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     "vpt_deep": [{"coordinate": True, "boundary_free": True}],
 }
 
+#: What every form gets of a method whose defaults are large.
+SMALL: dict[str, dict[str, Any]] = {"ranpac": {"random_features": 48}}
+
 #: Backbones that no form of a method can do with: lanes start from the class token.
 REFUSED = {("multilane", "average pooling and q/k norm")}
 
@@ -54,7 +57,8 @@ def forms() -> list[tuple[str, tuple[tuple[str, Any], ...]]]:
         given: list[dict[str, Any]] = [{}]
         if "boundary_free" in inspect.signature(registry.strategies.get(name).target).parameters:
             given.append({"boundary_free": True})
-        found += [(name, tuple(arguments.items())) for arguments in [*given, *FORMS.get(name, [])]]
+        for arguments in [*given, *FORMS.get(name, [])]:
+            found.append((name, tuple({**arguments, **SMALL.get(name, {})}.items())))
     return found
 
 

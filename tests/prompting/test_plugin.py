@@ -41,7 +41,7 @@ from clprompt.training.settings import Memory, Training
 
 NAMES = registry.strategies.names()
 #: Methods whose defaults hand no prompts to the backbone: there is nothing to stand around.
-WITHOUT_PROMPTS = {"damvp", "linear_probe", "multilane", "ncm"}
+WITHOUT_PROMPTS = {"damvp", "linear_probe", "multilane", "ncm", "ranpac", "ridge", "slda"}
 EPOCHS = 2
 
 pytestmark = [

@@ -21,7 +21,17 @@ from clprompt.system import overlay
 
 pytestmark = pytest.mark.usefixtures("same_picture")
 
-METHODS = ("l2p", "dualprompt", "coda-prompt", "multilane", "vpt-deep", "linear-probe", "ncm")
+METHODS = (
+    "l2p",
+    "dualprompt",
+    "coda-prompt",
+    "multilane",
+    "vpt-deep",
+    "linear-probe",
+    "ncm",
+    "slda",
+    "ranpac",
+)
 
 
 @pytest.mark.parametrize("data", ["cifar100", "imagenet-r"])
@@ -152,6 +162,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
+def narrow(section: dict[str, Any]) -> dict[str, Any]:
+    return section | {"random_features": 50} if "random_features" in section else section
+
+
 def small(name: str) -> list[str]:
     """What makes a run of a preset one of seconds; its data, its strategy and its recipe stay."""
     preset = config.load(name)
@@ -161,6 +175,8 @@ def small(name: str) -> list[str]:
     else:
         overrides.append("training.train_mb_size=40")
         overrides += MOSAICS if preset.data["name"] == "digit_mosaics" else DIGITS
+    if preset.strategy.get("random_features"):
+        overrides.append("strategy.random_features=50")
     if preset.online is None and preset.training.train_epochs > 1:
         overrides += OFFLINE
     if preset.scenario["name"] == "split" and preset.scenario["experiences"] > 3:
@@ -169,8 +185,9 @@ def small(name: str) -> list[str]:
         overrides += SMALLER  # that head takes hundreds of noise images before the first step
     if preset.scenario["name"] == "si_blurry":
         overrides += ONLINE if preset.backbone["name"] == "vit_letters" else ONLINE + SMALLER
-    if preset.online is not None and preset.compare and name != BESIDE:
-        overrides.append("compare=[]")
+    if preset.online is not None and preset.compare:
+        beside = preset.compare if name == BESIDE else []
+        overrides.append(f"compare={json.dumps([narrow(section) for section in beside])}")
     return overrides
 
 
@@ -193,8 +210,8 @@ def test_every_preset_runs_two_steps_an_experience(name, data, monkeypatch):
         assert all(math.isfinite(step["terms"]["loss"]) for step in trained)
         if loaded.online is None:
             assert training.train_epochs == (
-                1 if strategy["name"] == "ncm" else 2
-            )  # ncm counts each image once
+                2 if registry.strategies.get(strategy["name"]).target.trains else 1
+            )  # what trains nothing counts each image once
             assert set(Counter(step["experience"] for step in trained).values()) == {training.train_epochs}
 
 

@@ -12,6 +12,17 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import grow_rows
 
 T = TypeVar("T")
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def kept_exact(module: Module, fn: Callable[[Tensor], Tensor]) -> Module:
+    """What ``_apply`` of a module does whose buffers keep their number format, wherever they go."""
+    for name, value in module._buffers.items():
+        if value is not None:
+            device = fn(torch.zeros((), dtype=torch.int64, device=value.device)).device
+            # mps has no float64
+            module._buffers[name] = value.to("cpu" if device.type == "mps" else device)
+    return module
 
 
 class ClassStatistics(nn.Module):
@@ -162,17 +173,15 @@ class ClassStatistics(nn.Module):
             self._solved[key] = solve(self)
         return self._solved[key]
 
+    def forget(self) -> None:
+        """Have what was solved made anew: something beside the statistics has changed."""
+        self._solved.clear()
+
     # ------------------------------------------------------------------ kept exact
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._solved.clear()
-        device = fn(torch.zeros((), dtype=torch.int64, device=self.counts.device)).device
-        if device.type == "mps":  # it has no float64
-            device = torch.device("cpu")
-        for name, value in self._buffers.items():
-            if value is not None:
-                self._buffers[name] = value.to(device)
-        return self
+        return kept_exact(self, fn)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
         self._solved.clear()

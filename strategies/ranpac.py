@@ -1,0 +1,92 @@
+"""RanPAC: ridge regression on random features, with a strength chosen in each experience."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from clprompt import schema
+from clprompt.backbones.vit import FrozenViT
+from clprompt.errors import ProtocolError
+from clprompt.prompting.model import Boundaries
+from clprompt.prompting.plugin import Samples
+from clprompt.prompting.statistics.closed_forms import LinearMap
+from clprompt.prompting.statistics.random_features import HeldOutStrength
+from clprompt.prompting.statistics.sums import ClassStatistics
+from clprompt.registry import strategies
+from clprompt.schema import above, at_least
+from clprompt.seeding import derive
+from clprompt.strategies.ridge import RidgeModel
+
+
+@strategies.register("ranpac", paper="McDonnell et al., NeurIPS 2023, arXiv 2307.02251", year=2023)
+class RanPACModel(RidgeModel):
+    """RanPAC (McDonnell et al., "Random Projections and Pre-trained Models for Continual Learning").
+
+    Frozen features are expanded to relu(x P) with a random P that never changes; class statistics of them
+    give a ridge regression on one-hot targets.
+
+    The strength of the ridge is chosen as in the released code: at the end of each experience, among
+    10^-8, ..., 10^8, by the squared error on the last fifth of its samples in shuffled order, solved for on
+    the other four. Old samples are gone, so the choice sees new classes only. It costs a second pass over the
+    images, and features of one experience are held while it is made; none are kept. Before the first choice
+    the relative strength of ``ridge`` stands in. ``strength`` fixes a relative one in its place, and then
+    nothing needs experiences.
+
+    Where the released code differs:
+
+    * It adapts the backbone with adapters in the first experience. Here prompts do, those of any method that
+      is trained with ``train_experiences: 1`` and predicts with ``statistics: ridge``; this one is without.
+    * 10,000 random features (``random_features=10000``, 0.8 GB in float64); it computes in float32.
+    * It counts images under the evaluation transform; here they are counted as they are received, which is
+      the same where nothing is augmented.
+
+    Args:
+        backbone: the frozen vision transformer.
+        seed: where the random features and the order of held-out samples come from.
+        random_features: M; None for the features themselves.
+        strength: "held_out", or a fixed one, relative to the mean diagonal of the second moment.
+    """
+
+    multi_label: ClassVar[bool] = False
+
+    @schema.checked
+    def __init__(
+        self,
+        backbone: FrozenViT,
+        *,
+        seed: int = 0,
+        random_features: Annotated[int, at_least(1)] | None = 2000,
+        strength: Annotated[float, above(0)] | Literal["held_out"] = "held_out",
+    ) -> None:
+        fixed = None if strength == "held_out" else strength
+        super().__init__(backbone, seed=seed, random_features=random_features, strength=fixed)
+        self.held_out = HeldOutStrength() if strength == "held_out" else None
+        self.untold: Tensor
+        self.register_buffer("untold", torch.tensor(False))  # an experience ended without its samples
+
+    @property
+    def boundaries(self) -> Boundaries:
+        return "unused" if self.held_out is None else "required"
+
+    @torch.no_grad()
+    def end_experience(self, samples: Samples | None = None) -> None:
+        if self.held_out is not None and bool(self.open):
+            self.untold.fill_(samples is None)
+            if samples is not None:
+                parts = [(self.features(images).cpu(), targets.cpu()) for images, targets in samples()]
+                self.held_out.choose(parts, self.expand, derive(self.seed, "strength", int(self.experience)))
+            self.class_statistics.forget()
+        super().end_experience(samples)
+
+    def solve(self, statistics: ClassStatistics) -> LinearMap:
+        if self.held_out is None:
+            return super().solve(statistics)
+        if bool(self.untold) and not bool(self.open):
+            raise ProtocolError(
+                "RanPACModel chooses its strength from the samples of an experience: "
+                "call end_experience(samples) at its end"
+            )
+        return self.held_out.solve(statistics, self.relative_strength)
