@@ -37,8 +37,9 @@ class RanPACModel(RidgeModel):
 
     Where the released code differs:
 
-    * It adapts the backbone with adapters in the first experience. Here prompts do, those of any method that
-      is trained with ``train_experiences: 1`` and predicts with ``statistics: ridge``; this one is without.
+    * It adapts the backbone in the first experience, with adapters or scales. Here prompts do: any method
+      with ``train_experiences: 1``, ``statistics: ridge``, ``ridge_random_features: 2000`` and
+      ``ridge_strength: held_out`` is this one on the features of its prompts.
     * 10,000 random features (``random_features=10000``, 0.8 GB in float64); it computes in float32.
     * It counts images under the evaluation transform; here they are counted as they are received, which is
       the same where nothing is augmented.

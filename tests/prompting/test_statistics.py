@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.build import construct
-from clprompt.prompting.statistics import ClassStatistics, LinearMap, lda
+from clprompt.prompting.statistics import ClassStatistics, LinearMap, Statistics, lda
 from clprompt.strategies.dualprompt import DualPromptModel
 from clprompt.strategies.linear_probe import LinearProbeModel
 from clprompt.strategies.mvp import MVPModel
 from clprompt.strategies.ncm import NCMModel
+from clprompt.strategies.ranpac import RanPACModel
+from clprompt.strategies.vpt_deep import VPTDeepModel
 from clprompt.testing.asserts import bits, changed, same_bits
 from clprompt.testing.bench import CLASSES, Workbench
 
@@ -109,3 +113,44 @@ def test_logits_of_16_bit_features_are_handed_out_in_32() -> None:
     logits = head(torch.ones(1, 2, dtype=torch.bfloat16))
     assert logits.dtype == torch.float32
     assert logits.item() == 200.5
+
+
+RIDGE: dict[str, Any] = {"statistics": "ridge", "ridge_random_features": 48, "ridge_strength": "held_out"}
+
+
+def test_ridge_on_frozen_features_predicts_what_ranpac_does() -> None:
+    bench = Workbench(LinearProbeModel)
+    backbone = bench.backbones["class token"]
+    models = [construct(LinearProbeModel, backbone, **RIDGE), RanPACModel(backbone, random_features=48)]
+    for model in models:
+        bench.run(model, online=False, experiences=2)
+    assert float(models[0].statistics.held_out.chosen) == float(models[1].held_out.chosen) > 0
+    given = [model.eval()(bench.test.images) for model in models]
+    assert torch.allclose(*given, rtol=1e-5, atol=1e-5)
+
+
+def test_prompts_of_the_first_session_give_the_features_of_a_ridge_over_all() -> None:
+    bench = Workbench(VPTDeepModel, train_experiences=1, **RIDGE)
+    model = bench.make()
+    bench.run(model, online=False, experiences=2)
+    model.eval()
+    rows = np.concatenate(bench.train.groups()[:2])
+    with torch.no_grad():
+        wide, tested = (
+            model.statistics.projected(model.encode(images).features)
+            for images in (bench.train.images[rows], bench.test.images)
+        )
+    hot = F.one_hot(torch.from_numpy(bench.train.targets[rows])).double()
+    second = wide.T @ wide + model.statistics.held_out.chosen * torch.eye(48)
+    expected = tested @ torch.linalg.solve(second, wide.T @ hot)
+    seen = model.predictable()
+    assert torch.allclose(model(bench.test.images)[:, seen].double(), expected[:, seen], atol=1e-4)
+
+
+def test_options_of_ridge_are_one_line_elsewhere() -> None:
+    for given in ({"random_features": 8}, {"strength": 1.0}):
+        with pytest.raises(ConfigError, match="belong to statistics=ridge, got statistics=lda"):
+            Statistics("lda", **given)
+    bench = Workbench(LinearProbeModel, boundary_free=True, **RIDGE)
+    with pytest.raises(ProtocolError, match="ridge_strength=held_out needs begin_experience"):
+        bench.run(bench.make(), online=True)

@@ -23,9 +23,11 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.model import Cache, PromptModel
 from clprompt.prompting.plugin import Frozen, Plugin, Samples
 from clprompt.prompting.statistics.closed_forms import LinearMap, cosine_means, handed_out, lda, ridge
+from clprompt.prompting.statistics.random_features import HeldOutStrength, RandomFeatures
 from clprompt.prompting.statistics.sums import ClassStatistics
 from clprompt.registry import plugins
 from clprompt.schema import above, at_least, at_most
+from clprompt.seeding import derive
 
 #: Closed-form heads.
 Form = Literal["lda", "ncm", "ridge"]
@@ -43,7 +45,9 @@ class Statistics(Plugin):
             predicts the same, and its prompts are idle.
         shrinkage: of "lda", see :func:`clprompt.prompting.statistics.closed_forms.covariance`; None for one
             that follows the sample count.
-        strength: of "ridge", relative to the mean diagonal.
+        random_features: of "ridge", M: it is over relu(x P) with a fixed random P; None for the features x.
+        strength: of "ridge", relative to the mean diagonal, or "held_out": chosen at the end of each
+            experience, as RanPAC does; None for 0.3, or 1 on random features.
 
     Attributes:
         classes: the class statistics.
@@ -63,7 +67,8 @@ class Statistics(Plugin):
         *,
         features: Source = "prompted",
         shrinkage: Annotated[float, at_least(0), at_most(1)] | None = None,
-        strength: Annotated[float, above(0)] = 0.3,
+        random_features: Annotated[int, at_least(1)] | None = None,
+        strength: Annotated[float, above(0)] | Literal["held_out"] | None = None,
     ) -> None:
         super().__init__()
         if shrinkage is not None and form != "lda":
@@ -71,7 +76,15 @@ class Statistics(Plugin):
         self.form: Form = form
         self.source: Source = features
         self.shrinkage = shrinkage
-        self.strength = strength
+        if form != "ridge" and (random_features or strength) is not None:
+            raise ConfigError(
+                f"ridge_random_features and ridge_strength belong to statistics=ridge, got statistics={form}"
+            )
+        self.random_features = random_features
+        default = 0.3 if random_features is None else 1.0
+        self.strength = strength if isinstance(strength, float) else default
+        self.held_out = HeldOutStrength() if strength == "held_out" else None
+        self.projected: RandomFeatures | None = None
         self.classes: ClassStatistics
         self.inside: Tensor
         self.uncounted: Tensor
@@ -83,7 +96,10 @@ class Statistics(Plugin):
     def attach(self, model: PromptModel) -> None:
         if not answers_for(type(model)):
             raise ConfigError(f"statistics={self.form}: {type(model).__name__} {_LACKING}")
-        self.classes = ClassStatistics(model.backbone.width)
+        width = model.backbone.width
+        if self.random_features is not None:
+            self.projected = RandomFeatures(width, self.random_features, model.seed)
+        self.classes = ClassStatistics(self.random_features or width)
 
     # ------------------------------------------------------------------ counting
 
@@ -92,6 +108,11 @@ class Statistics(Plugin):
 
     def received(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
         if not self.inside:
+            if self.held_out is not None:
+                raise ProtocolError(
+                    "ridge_strength=held_out needs begin_experience(classes), which an online stream does "
+                    "not have; give a number"
+                )
             self.count(features, targets, frozen)
 
     @torch.no_grad()
@@ -109,18 +130,28 @@ class Statistics(Plugin):
         model: PromptModel = self.model
         was_training = model.training
         model.eval()
+        parts: list[tuple[Tensor, Tensor]] = []  # of this experience, for what is held out
         try:
             for images, targets in samples():
                 cached: Cache = {}
                 frozen = partial(model.features, images, cached)
                 features = model.encode(images, cached).features if self.source == "prompted" else frozen()
                 self.count(features, targets, frozen)
+                if self.held_out is not None:
+                    parts.append((features.cpu(), targets.cpu()))
         finally:
             model.train(was_training)
+        if self.held_out is not None and parts:
+            self.held_out.choose(parts, self.expand, derive(model.seed, "strength", int(model.experience)))
+            self.classes.forget()
 
     def count(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
         """Count a batch, once."""
-        self.classes.add(features if self.source == "prompted" else frozen(), targets)
+        self.classes.add(self.expand(features if self.source == "prompted" else frozen()), targets)
+
+    def expand(self, features: Tensor) -> Tensor:
+        """What is counted and classified, [B, D] -> [B, D], or [B, M] of random features."""
+        return features.to(self.classes.second) if self.projected is None else self.projected(features)
 
     # ------------------------------------------------------------------ predicting
 
@@ -142,12 +173,14 @@ class Statistics(Plugin):
         head = self.classes.once(self.form, self._solve)
         if self.form == "ncm":
             return handed_out(head(F.normalize(features.double(), dim=1)), features)
-        return head(features)
+        return handed_out(head(self.expand(features)), features)
 
     def _solve(self, classes: ClassStatistics) -> LinearMap:
         if self.form == "ncm":
             return cosine_means(classes)
         if self.form == "ridge":
+            if self.held_out is not None:
+                return self.held_out.solve(classes, self.strength)
             return ridge(classes, self.strength)
         return lda(classes, self.shrinkage)
 
@@ -173,6 +206,8 @@ def statistics(
     statistics: Form | None = None,
     statistics_features: Source = "prompted",
     statistics_shrinkage: Annotated[float, at_least(0), at_most(1)] | None = None,
+    ridge_random_features: Annotated[int, at_least(1)] | None = None,
+    ridge_strength: Annotated[float, above(0)] | Literal["held_out"] | None = None,
 ) -> Statistics | None:
     """A closed-form head on class statistics predicts: the short form of :class:`Statistics`.
 
@@ -182,7 +217,16 @@ def statistics(
             own features ("frozen").
         statistics_shrinkage: of the covariance of lda, from 0 to 1; null for one that follows the sample
             count.
+        ridge_random_features: how many random features ridge is over; null for the features themselves.
+        ridge_strength: of ridge, relative to the mean diagonal, or "held_out": chosen in each experience;
+            null for 0.3, or 1 on random features.
     """
     if statistics is None:
         return None
-    return Statistics(statistics, features=statistics_features, shrinkage=statistics_shrinkage)
+    return Statistics(
+        statistics,
+        features=statistics_features,
+        shrinkage=statistics_shrinkage,
+        random_features=ridge_random_features,
+        strength=ridge_strength,
+    )

@@ -59,7 +59,7 @@ class HeldOutStrength(nn.Module):
         """Choose anew, see :func:`held_out_strength`; what a sample by itself says is nothing.
 
         Args:
-            parts: features [B, D] and labels [B] of the experience that ends.
+            parts: features [B, D] and labels [B], or multi-hot [B, C], of the experience that ends.
             expand: gives what the ridge is made over, float64 [B, M].
             seed: decides which samples are held out.
         """
@@ -89,7 +89,7 @@ def held_out_strength(
 
     Args:
         features: of the current experience, [N, D].
-        targets: labels [N].
+        targets: labels [N], or multi-hot [N, C] of visible labels.
         expand: gives what the ridge is made over, float64 [N, M].
         seed: decides the order.
 
@@ -101,7 +101,7 @@ def held_out_strength(
     if len(features) < 2:
         return None
     order = torch.randperm(len(features), generator=generator(seed, "held out"))
-    features, hot = features[order], F.one_hot(targets[order])
+    features, hot = features[order], (targets if targets.ndim == 2 else F.one_hot(targets))[order]
     count = int(0.8 * len(order))
 
     def expanded(rows: slice) -> Iterator[tuple[Tensor, Tensor]]:
