@@ -68,6 +68,13 @@ def filled(device: str) -> ClassStatistics:
     return kept
 
 
+def update(rows: int, device: str) -> Callable[[], None]:
+    """Counts so many samples."""
+    kept, features = filled(device), torch.randn(rows, WIDE, device=device)
+    labels = torch.arange(rows, device=device)
+    return lambda: kept.add(features, labels)
+
+
 class Bench:
     """One backbone and data set for all runs.
 
@@ -126,7 +133,7 @@ def quartiles(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Measure and print a Markdown table."""
+    """Measure, and print a Markdown table as it is made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="vit_small_patch16_224")
     parser.add_argument("--pixels", type=int, default=112)
@@ -139,34 +146,31 @@ def main() -> None:
     options = parser.parse_args()
     measured: dict[str, list[float]] = {}
     parts, device, pairs = options.only.split(","), options.device, options.pairs
+    print("| what | median (quartiles) | aim |\n|---|---|---|")
+
+    def tell(name: str, values: list[float]) -> None:
+        measured[name] = values
+        aim = next((aim for key, aim in TARGETS.items() if name.startswith(key)), "-")
+        print(f"| {name} | {quartiles(values)} | {aim} |", flush=True)
+
     if "update" in parts:
         for rows in (16, 128):
-            kept, features = filled(device), torch.randn(rows, WIDE, device=device)
-            labels = torch.arange(rows, device=device)
-
-            def update(kept: Any = kept, features: Any = features, labels: Any = labels) -> None:
-                kept.add(features, labels)
-
-            measured[f"update, ms: {rows} rows of {WIDE}"] = repeated(update, device, 3 * pairs)
+            tell(f"update, ms: {rows} rows of {WIDE}", repeated(update(rows, device), device, 3 * pairs))
     if "solve" in parts:
         kept = filled(device)
         for name, solve in (("lda", lambda: lda(kept)), ("ridge", lambda: ridge(kept, 0.3))):
             title = f"solution by {name}, ms: {WIDE} features, {MANY} classes"
-            measured[title] = repeated(solve, device, pairs)
+            tell(title, repeated(solve, device, pairs))
     if "runs" in parts or "shares" in parts:
         bench = Bench(options.model, options.pixels, options.images, options.epochs, device)
         if "runs" in parts:
             bench.pair(0)
-            measured["slda / ncm, time of a run"] = [bench.pair(number) for number in range(pairs)]
+            tell("slda / ncm, time of a run", [bench.pair(number) for number in range(pairs)])
         if "shares" in parts:
             dual = {"name": "dualprompt", "statistics": "lda"}
             mvp = {"name": "mvp", "statistics": "lda"}
-            measured["share offline: dualprompt, lda"] = [bench.share(dual, False) for _ in range(3)]
-            measured["share online: mvp, lda"] = [bench.share(mvp, True) for _ in range(3)]
-    print("| what | median (quartiles) | aim |\n|---|---|---|")
-    for name, values in measured.items():
-        aim = next((aim for key, aim in TARGETS.items() if name.startswith(key)), "-")
-        print(f"| {name} | {quartiles(values)} | {aim} |")
+            tell("share offline: dualprompt, lda", [bench.share(dual, False) for _ in range(3)])
+            tell("share online: mvp, lda", [bench.share(mvp, True) for _ in range(3)])
     if options.out:
         options.out.write_text(json.dumps(measured, indent=2) + "\n")
 

@@ -197,7 +197,10 @@ def test_the_quickstart_is_a_checked_configuration():
     assert loaded.scenario["name"] == "multi_label"
 
 
-@pytest.mark.parametrize("name", ["ncm", "mvp"])
+ONE_LABEL = ["ncm", "mvp", "ranpac"]
+
+
+@pytest.mark.parametrize("name", ONE_LABEL)
 def test_a_method_of_one_label_per_image_says_so(data, name):
     train, _ = data
     stream = plan(train.targets, classes_per_experience=2)
@@ -208,7 +211,7 @@ def test_a_method_of_one_label_per_image_says_so(data, name):
         fit(model, stream, train)
 
 
-@pytest.mark.parametrize("name", [n for n in registry.strategies.names() if n not in ("ncm", "joint", "mvp")])
+@pytest.mark.parametrize("name", [n for n in registry.strategies.names() if n not in ("joint", *ONE_LABEL)])
 def test_predictions_on_multi_hot_streams_never_name_an_unseen_class(data, name):
     train, test = data
     stream = plan(train.targets, classes_per_experience=2)

@@ -33,7 +33,9 @@ from clprompt.testing.bench import CLASSES, SIDE, ToyImages, Workbench, tiny_vit
 from clprompt.training.settings import Training
 
 METHODS = [VPTDeepModel, L2PModel, DualPromptModel, CODAPromptModel, MVPModel]
-WITHOUT_TOKENS = ["damvp", "joint", "linear_probe", "multilane", "ncm", "tcpa"]
+WITHOUT_TOKENS = [
+    *("damvp", "joint", "linear_probe", "multilane", "ncm", "ranpac", "ridge", "slda", "tcpa"),
+]
 
 
 def images(count: int = 5) -> Tensor:
