@@ -83,8 +83,8 @@ class ClosedFormModel(FrozenFeaturesModel):
         self._is_first_epoch = True  # of what comes next, should nobody tell
 
     def received(self, features: Tensor, targets: Tensor) -> None:
-        """Count a batch."""
-        if self._is_first_epoch:
+        """Count a batch; features that are not finite are left to whoever watches the steps and blames."""
+        if self._is_first_epoch and bool(features.isfinite().all()):
             self.class_statistics.add(self.expand(features), targets)
 
     def grow_classes(self, num_classes: int) -> None:

@@ -106,7 +106,9 @@ def protects(kept: Callable[[Any], Tensor]) -> Callable[[Any, PromptStrategy, Wa
     return acted
 
 
-TRAINS_NOTHING = {"ncm": "nothing is trained by gradient"}
+TRAINS_NOTHING = {
+    name: "nothing is trained by gradient" for name in NAMES if not strategies.get(name).target.trains
+}
 REGULARISED = {**TRAINS_NOTHING, "joint": "it trains on all images so far and forgets none"}
 UNSOLVED = {} if "quadprog" in qpsolvers.available_solvers else {"*": "pip install quadprog"}
 ADDS = "an experience adds parameters between others"
@@ -164,7 +166,7 @@ CASES = {
     "replay": Case(
         lambda _: ReplayPlugin(8),
         lambda p, *_: len(p.storage_policy.buffer) == 8,
-        {"joint": REGULARISED["joint"], "ncm": "it counts what is received"},
+        {"joint": REGULARISED["joint"], **dict.fromkeys(TRAINS_NOTHING, "it counts what is received")},
     ),
     "learning rate": Case(step_lr, lowered, TRAINS_NOTHING),
     "early stopping": Case(
