@@ -11,6 +11,7 @@ from avalanche.benchmarks import CLScenario, nc_benchmark
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.training.plugins import EvaluationPlugin
+from small_methods import SMALL
 
 from clprompt import FrozenViT
 from clprompt.avalanche.strategy import PromptStrategy, make_strategy
@@ -65,7 +66,7 @@ def strategy(
         backbone=arguments.pop("backbone", None) or shared_vit(),
         plugins=list(plugins),
         evaluator=evaluator or EvaluationPlugin(),
-        **{**SETTINGS, **arguments},
+        **{**SETTINGS, **SMALL.get(name, {}), **arguments},
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from devices import DEVICE, as_in_a_run
+from small_methods import SMALL
 
 from clprompt import registry, testing
 from clprompt.errors import ClpromptError
@@ -42,9 +43,6 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     "tcpa": [{"prompts": "shared", "mask": "seen"}, {"mask_position": "after", "select": "task"}],
     "vpt_deep": [{"coordinate": True, "boundary_free": True}],
 }
-
-#: What every form gets of a method whose defaults are large.
-SMALL: dict[str, dict[str, Any]] = {"ranpac": {"random_features": 48}}
 
 #: Backbones that no form of a method can do with: lanes start from the class token.
 REFUSED = {("multilane", "average pooling and q/k norm")}

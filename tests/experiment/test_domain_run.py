@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_methods import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clprompt import registry
@@ -241,7 +242,9 @@ def test_a_strategy_that_needs_new_classes_is_refused_before_anything_is_written
 @pytest.mark.parametrize("name", registry.strategies.names())
 def test_every_strategy_is_trained_or_refused_in_one_line(name: str, scenario: str) -> None:
     data, target = bundle(train=36, test=18), registry.strategies.get(name).target
-    model = target(tiny_vit(), **({"components_per_experience": 4} if name == "coda_prompt" else {}))
+    model = target(
+        tiny_vit(), **({"components_per_experience": 4} if name == "coda_prompt" else SMALL.get(name, {}))
+    )
     train, clean, test = datasets_for(data, model.backbone)
     arguments: dict[str, Any] = {"base_classes": 1, "ways": 1, "shots": 2} if scenario == "few_shot" else {}
     known = {"domains": train.domains, "domain_names": data.domain_names}

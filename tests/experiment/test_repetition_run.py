@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_methods import SMALL
 
 from clprompt import registry
 from clprompt.errors import ConfigError, Interrupted
@@ -124,7 +125,9 @@ FORMS = {"sampling": {"probability": 0.6, "samples_per_experience": 24}, "slots"
 def test_every_strategy_learns_classes_that_come_back_or_is_refused_in_one_line(name: str) -> None:
     found, train, test = stream(FORMS["sampling"])
     target = registry.strategies.get(name).target
-    model = target(tiny_vit(), **({"components_per_experience": 4} if name == "coda_prompt" else {}))
+    model = target(
+        tiny_vit(), **({"components_per_experience": 4} if name == "coda_prompt" else SMALL.get(name, {}))
+    )
     online = Online(eval_every=None) if model.boundaries == "unused" else None
     arguments: dict[str, Any] = {"training": Training(lr=0.01), "online": online}
     if name == "multilane":

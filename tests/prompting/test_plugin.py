@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_methods import SMALL
 from torch import Tensor, nn
 
 from clprompt import registry, testing
@@ -160,7 +161,7 @@ def counted(*groups: Sequence[int], each: int) -> list[int]:
 @cache
 def offline(name: str) -> tuple[Workbench, PromptModel]:
     """A method with a recorder after two epochs on each of two experiences."""
-    bench = Workbench(registry.strategies.get(name).target, plugins=[Recorder()])
+    bench = Workbench(registry.strategies.get(name).target, plugins=[Recorder()], **SMALL.get(name, {}))
     model = bench.make()
     bench.run(model, epochs=EPOCHS, experiences=2, online=False)
     return bench, model
@@ -199,7 +200,7 @@ def test_every_method_asks_a_plug_in_for_terms_logits_and_growth(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_plug_in_that_only_looks_changes_no_bit_of_any_method(name):
     bench, model = offline(name)
-    plain = Workbench(bench.model_class)
+    plain = Workbench(bench.model_class, **bench.arguments)
     other = plain.make()
     plain.run(other, epochs=EPOCHS, experiences=2, online=False)
     without = {key: value for key, value in bits(model).items() if not key.startswith("recorder.")}
