@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from clprompt.cli import listing, results
-from clprompt.metrics import accuracy as metrics
+from clprompt.experiment import run as experiment
 from clprompt.reporting import tables
 
 Summary = dict[str, Any]
 
 
-def result(name: str, seed: int, accuracy: float, folder: str) -> Any:
-    """What an experiment returns for a run of two experiences."""
-    records = [
+def result(
+    name: str, seed: int, accuracy: float, folder: str, trained: float | None = None
+) -> experiment.Result:
+    """What an experiment returns for a run of two experiences, and of its trained head."""
+    records: list[dict[str, Any]] = [
         {"kind": "evaluation", "when": "experience", "experience": 0, "accuracy": 1.0, "groups": [1.0, None]},
         {"kind": "evaluation", "when": "experience", "experience": 1, "accuracy": 0.5, "groups": [0.5, 0.5]},
     ]
@@ -28,10 +29,10 @@ def result(name: str, seed: int, accuracy: float, folder: str) -> Any:
         "backward_transfer": -0.5,
         "last_accuracy": 0.5,
     }
-    matrix = metrics.accuracy_matrix(records)
-    return SimpleNamespace(
-        name=name, seed=seed, folder=Path(folder), records=records, summary=summary, matrix=matrix
-    )
+    if trained is not None:
+        for record, groups in zip(records, ([trained, None], [trained, trained]), strict=True):
+            record["trained_head"] = {"accuracy": trained, "groups": groups, "per_class": []}
+    return experiment.Result(Path(folder), name, seed, records, summary, [[0], [1]])
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,14 @@ def test_several_seeds_are_summed_up_by_strategy() -> None:
     (mean,) = [line.split() for line in lines if line.startswith("a ") and "+-" in line]
     assert mean == ["a", "2", "60.0", "+-", "10.0", "75.0", "+-", "0.0", "50.0", "+-", "0.0"]
     assert "b, seed 1  runs/x/b1" in lines
+
+
+def test_the_trained_heads_of_several_seeds_are_summed_up_apart() -> None:
+    runs = [result("a", seed, 0.9, f"runs/x/{seed}", trained=0.2 + 0.2 * seed) for seed in (0, 1)]
+    lines = results.results(runs).splitlines()
+    assert "trained head: average accuracy 40.0 %, forgetting 0.0 points" in lines
+    (mean,) = [line.split() for line in lines if line.startswith("a (trained head)")]
+    assert mean == [*("a", "(trained", "head)", "2"), *("30.0", "+-", "10.0") * 2, "0.0", "+-", "0.0"]
 
 
 def test_a_strategy_that_is_compared_with_itself_has_two_labels() -> None:
