@@ -104,7 +104,19 @@ class CODAPromptModel(PromptModel):
         # a prefix is a sum over all components: one key per position, trained with the newest of them
         return {"prompts": PromptSet(self.layers, self.length // 2, list(self.components)[-1:])}
 
+    @property
+    def slot_per_experience(self) -> bool:
+        return not self.boundary_free
+
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        return self._encode(images, cached, None)
+
+    def encode_under(self, images: Tensor, experiences: Tensor, cached: Cache | None = None) -> Encoded:
+        """With the components that there were when the experience ended: its own and those before."""
+        return self._encode(images, cached, experiences)
+
+    def _encode(self, images: Tensor, cached: Cache | None, experiences: Tensor | None) -> Encoded:
+        """With the components of experiences up to those named [B]; None for all."""
         stem, query = self.query(images, self.first_block, cached)
         if not len(self.keys):  # before any experience there are no components
             return Encoded(self.backbone.prompted(stem, start=self.first_block))
@@ -113,6 +125,9 @@ class CODAPromptModel(PromptModel):
         )
         weights = component_weights(query, attention, keys)  # (L, B, M)
         weights = weights.to(components.dtype)
+        if experiences is not None:
+            added_in = torch.arange(weights.shape[2], device=weights.device) // self.added  # (M,)
+            weights = weights.masked_fill(added_in > experiences[:, None], 0)
         prefix = (weights @ components.flatten(2)).unflatten(2, (self.length, -1))  # (L, B, length, D)
         terms = {}
         if self.training and self.orthogonality:

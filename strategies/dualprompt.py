@@ -111,18 +111,29 @@ class DualPromptModel(PromptModel):
             "expert": PromptSet(self.e_layers, self.e_length, list(self.e_prompts)),
         }
 
+    @property
+    def slot_per_experience(self) -> bool:
+        return not self.boundary_free
+
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        return self._encode(images, cached, None)
+
+    def encode_under(self, images: Tensor, experiences: Tensor, cached: Cache | None = None) -> Encoded:
+        return self._encode(images, cached, experiences.clamp(max=len(self.keys) - 1)[:, None])
+
+    def _encode(self, images: Tensor, cached: Cache | None, slots: Tensor | None) -> Encoded:
+        """Under the expert prompts of slots [B, 1]; None for the method's own choice."""
         stem, query = self.query(images, self.first_block, cached)
         if not len(self.keys):  # before any experience: only the general prompt exists
             return Encoded(self.backbone.prompted(stem, self._prompts(None, None), start=self.first_block))
         similarity = cosine(query, torch.stack(list(self.keys)))  # (B, S)
-        if self.training and not self.boundary_free:
+        if self.training and not self.boundary_free and slots is None:
             slot = len(self.keys) - 1
             chosen = torch.full((len(images), 1), slot, device=images.device)
             # one row for the whole batch
             expert = self.e_prompts[slot][:, :, None]  # (layers, 2, 1, length, D)
         else:
-            chosen = match(similarity, 1)  # (B, 1)
+            chosen = match(similarity, 1) if slots is None else slots  # (B, 1)
             expert = torch.stack(list(self.e_prompts), dim=2)[:, :, chosen[:, 0]]  # (layers, 2, B, length, D)
         prompts = self._prompts(expert, chosen[: expert.shape[2]])
         feature = self.backbone.prompted(stem, prompts, start=self.first_block)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
@@ -129,6 +129,21 @@ class PromptModel(nn.Module, ABC):
 
         ``cached`` may hold what an earlier call for the same images put there.
         """
+
+    @property
+    def slot_per_experience(self) -> bool:
+        """Whether each experience has prompts that stay as they are, for :meth:`encode_under`."""
+        return False
+
+    def encode_under(self, images: Tensor, experiences: Tensor, cached: Cache | None = None) -> Encoded:
+        """:meth:`encode` in eval mode, each image under the prompts of an experience that is named for it.
+
+        Args:
+            images: [B, 3, H, W].
+            experiences: int64 [B], from 0; one beyond those that added prompts gets the newest.
+            cached: see :meth:`encode`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no prompts of its own for each experience")
 
     def classify(self, encoded: Encoded) -> Tensor:
         """What was encoded -> unmasked logits [B, C], where no plug-in answers."""
@@ -256,13 +271,21 @@ class PromptModel(nn.Module, ABC):
                 prompts = plugin.around(prompts, run)
         return prompts
 
-    def _plugged_logits(self, features: Tensor, frozen: Frozen) -> Tensor | None:
+    def _plugged_logits(
+        self, images: Tensor, cached: Cache | None, encode: Callable[[], Encoded]
+    ) -> Tensor | None:
         """The first answer of a plug-in, in eval mode and between experiences; None for none."""
         answering = [] if self.training else [p for p in self.plugins if overrides(p, "logits")]
         if not answering or self._plugin_experience or bool(self.open):
             return None
-        answers = (plugin.logits(features, frozen) for plugin in answering)
-        return next((logits for logits in answers if logits is not None), None)
+        frozen = partial(self.features, images, cached)
+        for plugin in answering:
+            experiences = plugin.route(frozen)
+            encoded = encode() if experiences is None else self.encode_under(images, experiences, cached)
+            logits = plugin.logits(encoded.features, frozen)
+            if logits is not None:
+                return logits
+        return None
 
     def notes(self) -> list[str]:
         """What whoever starts a run should know of the model, in a sentence each."""
@@ -331,26 +354,26 @@ class PromptModel(nn.Module, ABC):
 
     def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
         """Logits [B, C], -inf for classes never observed; independent of batch companions in eval mode."""
-        encoded, plugged = self._answered(images, cached)
-        return mask_logits(self.classify(encoded) if plugged is None else plugged, self.predictable())
+        encode, plugged = self._answered(images, cached)
+        return mask_logits(self.classify(encode()) if plugged is None else plugged, self.predictable())
 
     def predictions(self, images: Tensor, cached: Cache | None = None) -> Predictions:
         """What :meth:`forward` gives, and beside it what it would give without plug-ins that answer."""
         if not any(overrides(plugin, "logits") for plugin in self.plugins):
             return Predictions(self(images, cached), None)
-        encoded, plugged = self._answered(images, cached)
+        encode, plugged = self._answered(images, cached)
         if plugged is None:
-            return Predictions(mask_logits(self.classify(encoded), self.predictable()), None)
+            return Predictions(mask_logits(self.classify(encode()), self.predictable()), None)
         logits = mask_logits(plugged, self.predictable())
         if any(overrides(plugin, "stops") for plugin in self.plugins):  # its head is not trained to the end
             return Predictions(logits, None)
-        return Predictions(logits, mask_logits(self.classify(encoded), self.predictable()))
+        return Predictions(logits, mask_logits(self.classify(encode()), self.predictable()))
 
-    def _answered(self, images: Tensor, cached: Cache | None) -> tuple[Encoded, Tensor | None]:
-        """What was encoded, and the logits of a plug-in that answers."""
+    def _answered(self, images: Tensor, cached: Cache | None) -> tuple[Callable[[], Encoded], Tensor | None]:
+        """What encodes the images, once, and the logits of a plug-in that answers."""
         cached = {} if cached is None and self.plugins else cached
-        encoded = self.encode(images, cached)
-        return encoded, self._plugged_logits(encoded.features, partial(self.features, images, cached))
+        encode = cache(partial(self.encode, images, cached))
+        return encode, self._plugged_logits(images, cached, encode)
 
     def training_loss(self, images: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Step:
         """The loss of one step; counts as one step for a method that counts.
@@ -470,7 +493,8 @@ class PromptModel(nn.Module, ABC):
         if targets.shape[0] == 0:
             raise ProtocolError("training_loss got an empty batch")
         needing = [type(self).__name__] if self.boundaries == "required" else []
-        needing += [plugin.name for plugin in self.plugins if plugin.needs_experiences]
+        if self.boundaries != "unused":  # else plug-ins alone are told
+            needing += [plugin.name for plugin in self.plugins if plugin.needs_experiences]
         if needing and not bool(self.open):
             raise ProtocolError(f"{needing[0]} needs begin_experience(classes) before it is trained")
         if targets.ndim == 2 and not self.multi_label:

@@ -75,7 +75,7 @@ class Plugin(nn.Module):
     #: what the model calls it: the prefix of its state, and the attribute under which it is found
     name: ClassVar[str]
     #: whether a stream must tell where experiences begin and end
-    needs_experiences: ClassVar[bool] = False
+    needs_experiences: bool = False
     #: whether it counts an experience's images at its end, and what is received where there are none
     counts_at_end: ClassVar[bool] = False
 
@@ -165,6 +165,16 @@ class Plugin(nn.Module):
         Their labels are observed and their samples counted all the same.
         """
         return False
+
+    def route(self, frozen: Frozen) -> Tensor | None:
+        """The experience under whose prompts each image is encoded for :meth:`logits`, int64 [B].
+
+        None where the method's own choice serves.
+
+        Args:
+            frozen: gives the backbone's own features of the images.
+        """
+        return None
 
     def notes(self) -> list[str]:
         """What whoever starts a run with it should know, in a sentence each."""

@@ -77,7 +77,7 @@ def nearest_prototype(query: Tensor, prototypes: Tensor, out_of_reach: Tensor | 
     Args:
         query: [B, D].
         prototypes: [K, D].
-        out_of_reach: bool [K], prototypes that are not chosen.
+        out_of_reach: bool [K] or [B, K], prototypes that are not chosen.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):

@@ -214,7 +214,19 @@ class DAMVPModel(PromptModel):
 
     # ------------------------------------------------------------------ forward
 
+    @property
+    def slot_per_experience(self) -> bool:
+        return self.freeze_old and not self.train_shared
+
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        return self._encode(images, cached, None)
+
+    def encode_under(self, images: Tensor, experiences: Tensor, cached: Cache | None = None) -> Encoded:
+        """Each image under the nearest cluster of the experience."""
+        return self._encode(images, cached, experiences.clamp(max=self.experience_of.max()))
+
+    def _encode(self, images: Tensor, cached: Cache | None, experiences: Tensor | None) -> Encoded:
+        """Under the nearest cluster, of the experiences [B] or of all that compete."""
         pixel = self.prompt == "pixel"
         if pixel:
             check_images(self.backbone, images)
@@ -226,7 +238,11 @@ class DAMVPModel(PromptModel):
             stem, query = self.query(images, self.first_block, cached)
         if not len(self.prototypes):  # before any experience: the bare model
             return Encoded(query)
-        frame = self.frame_of[self.assign(query)]
+        if experiences is None:
+            nearest = self.assign(query)
+        else:
+            nearest = nearest_prototype(query, self.prototypes, self.experience_of != experiences[:, None])
+        frame = self.frame_of[nearest]
         if patches is not None and not self.training and not torch.is_grad_enabled():
             offsets = self._offsets.of(self.backbone, list(self.frames), self.framed)
             return Encoded(self.backbone.prompted(self.backbone.position(patches + offsets[frame])))

@@ -121,6 +121,20 @@ class ClassStatistics(nn.Module):
         self.second.addmm_(rows.T, rows)
         self._solved.clear()
 
+    @torch.no_grad()
+    def merge(self, other: ClassStatistics) -> None:
+        """Add what another counted, of as many columns."""
+        for name, value in other.named_buffers():
+            getattr(self, name).add_(value)
+        self._solved.clear()
+
+    @torch.no_grad()
+    def replace(self, sums: Tensor, second: Tensor) -> None:
+        """Put other class sums [C, D] and another second moment [D, D] in place of those counted."""
+        self.sums.copy_(sums)
+        self.second.copy_(second)
+        self._solved.clear()
+
     def _add_labels(self, rows: Tensor, targets: Tensor) -> None:
         if self.has_label_sets:
             raise ProtocolError("class statistics were counted from multi-hot targets, got labels")
