@@ -152,5 +152,5 @@ def test_options_of_ridge_are_one_line_elsewhere() -> None:
         with pytest.raises(ConfigError, match="belong to statistics=ridge, got statistics=lda"):
             Statistics("lda", **given)
     bench = Workbench(LinearProbeModel, boundary_free=True, **RIDGE)
-    with pytest.raises(ProtocolError, match="ridge_strength=held_out needs begin_experience"):
+    with pytest.raises(ConfigError, match="statistics needs to know where experiences begin and end"):
         bench.run(bench.make(), online=True)

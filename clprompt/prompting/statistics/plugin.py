@@ -126,7 +126,8 @@ class Statistics(Plugin):
         self.recipe = recipe
         self.task_adaptive = task_adaptive
         self.compensate_drift = compensate_drift
-        self.needs_experiences = form == "align" or task_adaptive or compensate_drift
+        told = self.held_out is not None or task_adaptive or compensate_drift
+        self.needs_experiences = form == "align" or told
         self.alignment: Alignment | None = None
         self.backbone_classes: ClassStatistics | None = None  # of its own features, which tell the experience
         self.earlier: Earlier | None = None
@@ -189,11 +190,6 @@ class Statistics(Plugin):
             return
         if self.needs_experiences:
             raise ProtocolError("statistics needs begin_experience(classes) before it is trained")
-        if self.held_out is not None:
-            raise ProtocolError(
-                "ridge_strength=held_out needs begin_experience(classes), which an online stream does "
-                "not have; give a number"
-            )
         self.count(features, targets, frozen)
 
     @torch.no_grad()
