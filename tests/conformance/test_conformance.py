@@ -42,10 +42,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     "mvp": [{"query": "features"}, {"coordinate": True, "variant": "prefix"}],
     "ncm": [{"metric": "euclidean", "normalise_first": True}],
     "tcpa": [{"prompts": "shared", "mask": "seen"}, {"mask_position": "after", "select": "task"}],
-    "vpt_deep": [
-        {"coordinate": True, "boundary_free": True},
-        {"statistics": "lda", "compensate_drift": True},
-    ],
+    "vpt_deep": [{"coordinate": True, "boundary_free": True}],
 }
 
 #: Backbones that no form of a method can do with: lanes start from the class token.

@@ -139,9 +139,16 @@ def test_class_moments_beyond_the_memory_limit_are_refused_with_their_bytes() ->
         moments.grow(11)
 
 
-def test_statistics_that_are_moved_are_those_of_the_moved_features(counted: Any) -> None:
-    statistics, _, features, labels = counted
-    moved, drift = copy.deepcopy(statistics), Drift(WIDTH, torch.device("cpu"))
+@pytest.mark.parametrize("label_sets", [False, True])
+def test_statistics_that_are_moved_are_those_of_the_moved_features(counted: Any, label_sets: bool) -> None:
+    _, _, features, labels = counted
+    if label_sets:  # some with two labels, some without any
+        labels = torch.nn.functional.one_hot(labels, len(EXPERIENCES))
+        labels = (labels + labels.roll(1, 0)).clamp(max=1)
+        labels[::7] = 0
+    moved, drift = ClassStatistics(WIDTH), Drift(WIDTH, torch.device("cpu"))
+    moved.grow(len(EXPERIENCES))
+    moved.add(features, labels)
     after = features @ torch.randn(WIDTH, WIDTH, generator=generator(0, "map")) + 3
     drift.add(features, after)
     solved = drift.solve()
@@ -253,9 +260,12 @@ def test_compensated_means_are_nearer_to_those_of_the_final_prompts() -> None:
 # ------------------------------------------------------------------------------------------ task-adaptive
 
 
-@pytest.mark.parametrize("method", [DualPromptModel, CODAPromptModel, DAMVPModel])
-def test_the_prompts_of_an_experience_are_those_that_serve_it(method: Any) -> None:
-    bench = Workbench(method)
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [(DualPromptModel, {}), (CODAPromptModel, {}), (DAMVPModel, {"prompt": "token", "layers": (1, 3)})],
+)
+def test_the_prompts_of_an_experience_are_those_that_serve_it(method: Any, arguments: dict[str, Any]) -> None:
+    bench = Workbench(method, **arguments)
     model = bench.make()
     engine = bench.engine(model, experiences=2, online=False)
     engine.run_experience()
