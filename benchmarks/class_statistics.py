@@ -98,7 +98,7 @@ class Bench:
         model = make_method(section, self.backbone, seed=0).to(self.device)
         taken = [0.0]
         for plugin in model.plugins:
-            for hook in ("received", "end_experience"):
+            for hook in ("received", "end_experience", "logits"):
                 setattr(plugin, hook, self.watched(getattr(plugin, hook), taken))
         plan = split.plan(self.train.targets, experiences=2, shuffle=False)
         training = Training(train_mb_size=16, train_epochs=self.epochs if model.trains else 1, lr=0.001)
@@ -111,8 +111,10 @@ class Bench:
     def watched(self, hook: Callable[..., Any], taken: list[float]) -> Callable[..., Any]:
         """The hook, adding its time."""
 
-        def call(*arguments: Any) -> None:
-            taken[0] += timed(lambda: hook(*arguments), self.device)
+        def call(*arguments: Any) -> Any:
+            found: list[Any] = []
+            taken[0] += timed(lambda: found.append(hook(*arguments)), self.device)
+            return found[0]
 
         return call
 
@@ -129,7 +131,7 @@ class Bench:
 
 def quartiles(values: list[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else 3 * values
-    return f"{middle:.3f} ({low:.3f}-{high:.3f})"
+    return f"{middle:.4g} ({low:.4g}-{high:.4g})"
 
 
 def main() -> None:
