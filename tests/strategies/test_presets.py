@@ -126,8 +126,8 @@ def test_the_reference_recipes_of_damvp_are_the_released_ones():
 #: Over a random ViT that is narrow and otherwise the preset's: depth, patches and image size are.
 NARROW = ["backbone.pretrained=false", "backbone.embed_dim=48", "backbone.num_heads=3"]
 OFFLINE = ["training.train_epochs=2"]  # of a batch each, as an experience holds less than one
-#: Ten experiences, or five sessions of six methods at full size, would take a minute: three do, smaller ones.
-SPLIT, ONLINE = ["scenario.experiences=3"], ["scenario.sessions=3"]
+#: Ten experiences, or five sessions of six methods at full size, would take a minute: two do, smaller ones.
+SPLIT, ONLINE = ["scenario.experiences=2"], ["scenario.sessions=2"]
 SMALLER = ["backbone.img_size=112"]
 #: scikit-learn's digits have one size only, and their test set takes longer than everything else.
 DIGITS = ["data={name: synthetic, classes: 10, train_per_class: 2, test_per_class: 1, size: 8}"]
@@ -179,7 +179,7 @@ def small(name: str) -> list[str]:
         overrides.append("strategy.random_features=50")
     if preset.online is None and preset.training.train_epochs > 1:
         overrides += OFFLINE
-    if preset.scenario["name"] == "split" and preset.scenario["experiences"] > 3:
+    if preset.scenario["name"] == "split" and preset.scenario["experiences"] > 2:
         overrides += SPLIT
     if any(section.get("head") == "active" for section in preset.compare):
         overrides += SMALLER  # that head takes hundreds of noise images before the first step
