@@ -36,6 +36,10 @@ class LinearProbeModel(PromptModel):
         super().__init__(backbone, seed=seed, mask=mask, boundary_free=boundary_free)
         self.first_block = backbone.depth
 
+    @property
+    def features_stay(self) -> bool:
+        return True
+
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         """The unprompted features; no gradient runs through any block."""
         return Encoded(self.features(images, cached))

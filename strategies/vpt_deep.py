@@ -63,6 +63,10 @@ class VPTDeepModel(PromptModel):
     def prompt_sets(self) -> dict[str, PromptSet]:
         return {"prompts": PromptSet(self.layers, self.prompts.shape[1], [self.prompts])}
 
+    @property
+    def features_stay(self) -> bool:
+        return not self.layers
+
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         if not self.layers:  # nothing but the head learns
             return Encoded(self.features(images, cached))

@@ -110,7 +110,7 @@ class PromptStrategy(SupervisedTemplate):
         ours = [plugin for plugin in plugins or () if isinstance(plugin, Plugin)]
         for plugin in ours:
             model.plug(plugin)
-        check_mixing(model, self.training_settings)
+        check_mixing(model, self.training_settings, told=True)
         model = model.to(device)
         self.watch = FiniteWatch(model)
         super().__init__(

@@ -21,6 +21,7 @@ from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
 from clprompt.registry import make_registered
 from clprompt.system.runtime import find_device
+from clprompt.training.mixing import check_mixing
 from clprompt.training.steps import check_stream
 
 
@@ -62,6 +63,7 @@ class Builder:
                 "does not show; use its boundary-free form (strategy.boundary_free=true) where it has one"
             )
         check_stream(model, plan.classes, online=config.online is not None)
+        check_mixing(model, config.training, told=config.online is None)
         if config.memory:
             config.memory.check_model(model, bundle.train.targets)
         model.meet([bundle.class_names[c] for group in plan.groups for c in group])

@@ -77,6 +77,8 @@ class PromptModel(nn.Module, ABC):
     unknown_as_nan: ClassVar[Collection[str]] = ()
     #: True where the method itself predicts every class from what it counted, without training.
     predicts_untrained: ClassVar[bool] = False
+    #: False where the features of two experiences lie in different spaces and cannot be compared.
+    one_feature_space: ClassVar[bool] = True
     #: False for a loss of its own that takes neither mixed nor smoothed labels.
     soft_labels: ClassVar[bool] = True
 
@@ -122,6 +124,11 @@ class PromptModel(nn.Module, ABC):
         if self.boundary_free:
             return "unused"
         return "required" if self.mask == "experience" else "optional"
+
+    @property
+    def features_stay(self) -> bool:
+        """Whether an image keeps its features when later experiences or batches are trained on."""
+        return False
 
     @abstractmethod
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
@@ -320,9 +327,13 @@ class PromptModel(nn.Module, ABC):
                     "does not show"
                 )
 
-    def counts_received(self) -> bool:
-        """Whether a plug-in looks at what is received, so that mixed images are refused."""
-        return any(overrides(plugin, "received") for plugin in self.plugins)
+    def counts_received(self, *, told: bool = False) -> bool:
+        """Whether a plug-in looks at what is received, so that mixed images are refused.
+
+        Args:
+            told: the loop tells of experiences, so that some count at their ends instead.
+        """
+        return any(overrides(p, "received") and not (told and p.counts_at_end) for p in self.plugins)
 
     # ------------------------------------------------------------------ use
 
@@ -464,11 +475,11 @@ class PromptModel(nn.Module, ABC):
                 f"{type(self).__name__} has a loss of its own, which takes neither training.mixup and "
                 "training.cutmix nor training.label_smoothing"
             )
-        if soft.labels.ndim == 2 and self.counts_received():
-            names = ", ".join(plugin.name for plugin in self.plugins if overrides(plugin, "received"))
+        counting = [plugin.name for plugin in self.plugins if plugin.counts_now()]
+        if soft.labels.ndim == 2 and counting:
             raise ProtocolError(
-                f"training.mixup and training.cutmix are refused: {names} counts features, and mixed ones "
-                "are no class's"
+                f"training.mixup and training.cutmix are refused: {', '.join(counting)} counts features, and "
+                "mixed ones are no class's"
             )
 
     def base_loss(self, logits: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Tensor:
@@ -682,7 +693,14 @@ class PromptModel(nn.Module, ABC):
     def load_state_dict(  # type: ignore[override]
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load a state of any size; the backbone may be left out of it."""
+        """Load a state of any size; the backbone may be left out of it.
+
+        Raises:
+            ProtocolError: the state of other plug-ins than the model has, or of other arguments of theirs.
+            RuntimeError: whatever else torch finds.
+        """
+        if strict:
+            self._check_plugged(state_dict)
         self._plugin_experience = None
         with self._adopting():
             self.resize_to(state_dict)
@@ -695,6 +713,20 @@ class PromptModel(nn.Module, ABC):
         result = super().load_state_dict({**backbone, **state_dict}, strict=strict, assign=assign)
         self._restage()
         return result
+
+    def _check_plugged(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state that lacks what a plug-in stores, or holds parts that the model does not have."""
+        parts = {name.split(".")[0] for name in state if "." in name} - {"backbone"}
+        for plugin in self.plugins:
+            if plugin.state_dict() and plugin.name not in parts:
+                raise ProtocolError(f"the state holds nothing of {plugin.name}, which is plugged in here")
+        known = {name for name, _ in self.named_children()}
+        other = sorted(parts - known)
+        if other:
+            raise ProtocolError(
+                f"the state holds {', '.join(other)}, which this {type(self).__name__} does not have: "
+                "a plug-in is missing, or it is of another method"
+            )
 
     def _restage(self) -> None:
         own = self.own_parameters()

@@ -137,6 +137,10 @@ class Plugin(nn.Module):
             frozen: gives the backbone's own features of the same images.
         """
 
+    def counts_now(self) -> bool:
+        """Whether it looks at what is received next, so that mixed images are refused."""
+        return overrides(self, "received")
+
     def end_experience(self, samples: Samples | None) -> None:
         """An experience ends; also in a run that was resumed in its middle, and therefore never began it.
 

@@ -162,7 +162,7 @@ class Engine:
         self.classes = classes
         self.evaluator = evaluator
         self.training = training or Training()
-        check_mixing(model, self.training)
+        check_mixing(model, self.training, told=online is None)
         self.online = online
         self.is_ordered = is_ordered
         check_stream(model, classes, online=online is not None)

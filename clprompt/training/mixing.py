@@ -14,14 +14,19 @@ from clprompt.targets import is_label_sets
 from clprompt.training.settings import Training
 
 
-def check_mixing(model: PromptModel, training: Training) -> None:
+def check_mixing(model: PromptModel, training: Training, *, told: bool) -> None:
     """Refuse mixed images, before anything is trained, where a plug-in counts features of what is received.
+
+    Args:
+        model: with its plug-ins.
+        training: its ``mixup`` and ``cutmix``.
+        told: whether the loop tells of experiences, or may still do so.
 
     Raises:
         ConfigError: naming the setting.
     """
     for name in ("mixup", "cutmix"):
-        if getattr(training, name) and model.counts_received():
+        if getattr(training, name) and model.counts_received(told=told):
             raise ConfigError(
                 f"training.{name} must be 0: a plug-in counts features, and those of mixed images are no "
                 "class's"

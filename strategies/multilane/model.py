@@ -81,6 +81,7 @@ class MultiLaneModel(PromptModel):
     """
 
     soft_labels: ClassVar[bool] = False
+    one_feature_space: ClassVar[bool] = False
 
     @schema.checked
     def __init__(

@@ -161,6 +161,10 @@ class TCPAModel(PromptModel):
             return "required"
         return super().boundaries
 
+    @property
+    def features_stay(self) -> bool:
+        return self.prompts == "first"
+
     # ------------------------------------------------------------------ forward
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:

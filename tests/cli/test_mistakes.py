@@ -67,6 +67,35 @@ MISTAKES: list[tuple[str, str]] = [
     ("run quickstart training.train_epochs=-1", "training.train_epochs must be at least 0, got -1"),
     ("run quickstart training.optimizer=adagrad", 'training.optimizer must be one of "adam", "adamw", "sgd"'),
     ("run quickstart online.iterations=0", "online.iterations must be at least 1, got 0"),
+    ("run quickstart strategy.statistics=qda", 'strategy.statistics must be one of "lda", "ncm", "ridge"'),
+    (
+        "run quickstart strategy.statistics=lda strategy.statistics_shrinkage=1.5",
+        "strategy.statistics_shrinkage must be at least 0 and at most 1, got 1.5",
+    ),
+    ("run quickstart strategy.statistics_features=frozen", "statistics_features belongs to statistics"),
+    ("run quickstart strategy=joint strategy.statistics=lda", "strategy.statistics: strategy joint has no"),
+    ("run quickstart strategy=ncm strategy.statistics=lda", "strategy.statistics: strategy ncm has no"),
+    (
+        "run quickstart strategy=multilane strategy.statistics=lda compare=[]",
+        "statistics_features must be frozen for MultiLaneModel",
+    ),
+    (
+        "run quickstart strategy=vpt_deep strategy.boundary_free=true strategy.statistics=lda"
+        " online={} training.train_epochs=1 training.mixup=0.5 compare=[]",
+        "training.mixup must be 0: a plug-in counts features",
+    ),
+    ("run quickstart strategy.train_experiences=1 compare=[]", "needs a head that does without training"),
+    ("run quickstart strategy.train_experiences=0", "strategy.train_experiences must be at least 1, got 0"),
+    (
+        "run quickstart strategy=linear_probe strategy.mask=seen strategy.statistics=lda"
+        " strategy.train_experiences=1 online={} training.train_epochs=1 compare=[]",
+        "train_experiences=1 needs to know of experiences, of which LinearProbeModel is never told",
+    ),
+    (
+        "run quickstart strategy=vpt_deep strategy.boundary_free=true strategy.statistics=lda"
+        " online={} training.train_epochs=1 memory={} compare=[]",
+        "memory is refused: a plug-in counts what is received",
+    ),
     ("run quickstart precision=fp8", 'precision must be one of "float32", "bf16", got "fp8"'),
     ("run quickstart seed=one", 'seed must be int or list of int, got "one"'),
     ("run quickstart name=../up", 'name must be the plain name of a folder, got "../up"'),

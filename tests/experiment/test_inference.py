@@ -60,7 +60,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, toy: None) -> dict[str, Path]
     with same_picture():
         assert main(["run", "quickstart", *words, "strategy=shows-brightness", "compare=[]"]) == 0
     tiny = "backbone={name: vit_tiny_patch16_224, embed_dim: 16, depth: 2, num_heads: 2, img_size: 32}"
-    words += ["strategy=ncm", "compare=[]", "export=full", tiny]
+    counting = "compare=[{name: linear_probe, statistics: lda, training: {train_epochs: 1}}]"
+    words += ["strategy=ncm", counting, "export=full", tiny]
     with same_picture():
         assert main(["run", "quickstart", *words]) == 0
     return {
@@ -141,16 +142,30 @@ def test_all_probabilities_of_an_image_add_up_to_one_whatever_the_batch_size(
         assert [p[:3] for p in parts if p.rank == 1] == [w[:3] for w in whole if w.rank == 1]
 
 
-def test_predictions_are_those_of_the_evaluation(runs: dict[str, Path]) -> None:
+@pytest.mark.parametrize("name", ["shows-brightness", "linear_probe"])
+def test_predictions_are_those_of_the_evaluation(name: str, runs: dict[str, Path]) -> None:
     from clprompt.data import datasets_for, digits
 
     bundle = digits(test_fraction=0.6)
-    model = clprompt.load(runs["shows-brightness"])
+    model = clprompt.load(runs[name])
     test = datasets_for(bundle, model.backbone)[2]
     groups = [np.arange(len(bundle.test))]
     accuracy = Evaluator(test, bundle.test.targets, groups).run(model).accuracy
-    results = json.loads((runs["shows-brightness"] / "results.json").read_text())
+    results = json.loads((runs[name] / "results.json").read_text())
     assert accuracy == pytest.approx(results["last_accuracy"], abs=1e-9)
+
+
+def test_a_loaded_model_answers_from_the_class_statistics_of_its_run(
+    runs: dict[str, Path], images: Path
+) -> None:
+    model, paths = clprompt.load(runs["linear_probe"]), sorted(images.rglob("*.png"))
+    ((_, tensors),) = inference.batches(model, paths, 99)
+    with torch.no_grad():
+        both = model.predictions(tensors)
+    best = [model.class_names[c] for c in both.logits.argmax(1).tolist()]
+    assert [p.class_name for p in inference.predict(model, paths, top_k=1)] == best
+    assert both.trained is not None
+    assert not torch.equal(both.trained, both.logits)
 
 
 def test_an_image_may_be_grey_coloured_transparent_deep_or_turned(

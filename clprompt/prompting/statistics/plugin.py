@@ -132,8 +132,11 @@ class Statistics(Plugin):
         self.backbone_classes: ClassStatistics | None = None  # of its own features, which tell the experience
         self.earlier: Earlier | None = None
         self.classes: ClassStatistics
+        self.of_frozen: Tensor
         self.inside: Tensor
         self.uncounted: Tensor
+        # which features were counted: no shape tells
+        self.register_buffer("of_frozen", torch.tensor(features == "frozen"))
         # between an experience's begin and its end, when its samples are counted
         self.register_buffer("inside", torch.tensor(False))
         # an experience ended without its samples
@@ -142,6 +145,11 @@ class Statistics(Plugin):
     def attach(self, model: PromptModel) -> None:
         if not answers_for(type(model)):
             raise ConfigError(f"statistics={self.form}: {type(model).__name__} {_LACKING}")
+        if self.source == "prompted" and not model.one_feature_space:
+            raise ConfigError(
+                f"statistics_features must be frozen for {type(model).__name__}, whose experiences have "
+                "feature spaces of their own; got prompted"
+            )
         width = model.backbone.width
         if self.random_features is not None:
             self.projected = RandomFeatures(width, self.random_features, model.seed)
@@ -181,6 +189,9 @@ class Statistics(Plugin):
 
     def begin_experience(self, classes: Sequence[int]) -> None:
         self.inside.fill_(True)
+
+    def counts_now(self) -> bool:
+        return not bool(self.inside)
 
     def received(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
         if targets.ndim == 2 and (self.form == "align" or self.task_adaptive):
@@ -318,7 +329,51 @@ class Statistics(Plugin):
             if self.held_out is not None:
                 return self.held_out.solve(classes, self.strength)
             return ridge(classes, self.strength)
-        return lda(classes, self.shrinkage)
+        try:
+            return lda(classes, self.shrinkage)
+        except ConfigError as error:
+            raise ConfigError(f"statistics_shrinkage: {error}") from None
+
+    def resize_to(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse the state of another head, and sums of other features, whose shapes are the same."""
+        if self.earlier is not None:
+            prefix = "earlier."
+            self.earlier.resize_to(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
+        other = sorted({name.split(".")[0] for name in state.keys() ^ self.state_dict().keys()})
+        if other:
+            raise ProtocolError(
+                f"the state is of another head than statistics={self.form} as it is here: they differ in "
+                f"{', '.join(other)}"
+            )
+        names = ("prompted", "frozen")
+        theirs = names[bool(state["of_frozen"])]
+        if theirs != self.source:
+            raise ProtocolError(
+                f"the state's class statistics are of {theirs} features, the model's of {self.source} ones"
+            )
+
+    def notes(self) -> list[str]:
+        if self.source == "frozen":
+            return [
+                "statistics_features=frozen: every method predicts the same, what slda predicts where "
+                "statistics=lda; its prompts are idle"
+            ]
+        model: PromptModel = self.model
+        if model.features_stay or model.stops(1) or self.task_adaptive or self.compensate_drift:
+            return []
+        helps = ["task_adaptive=true"] if model.slot_per_experience else []
+        if self.form != "align" and model.boundaries != "unused":
+            helps.append("train_experiences=1")
+            if not model.slot_per_experience and self.random_features is None:
+                helps.append("compensate_drift=true")
+        if self.form != "align":
+            helps.append("statistics_features=frozen")
+        return [
+            f"statistics={self.form}: training goes on to change the features of earlier images, and what "
+            "was counted of them stays as it was" + (f"; {' or '.join(helps)} helps" if helps else "")
+        ]
 
     def predicts_untrained(self) -> bool:
         return self.form != "align"
@@ -331,13 +386,6 @@ class Statistics(Plugin):
             self.alignment.grow(num_classes)
         if self.alignment is not None or self.task_adaptive:
             grow_rows(self.experiences, torch.full((num_classes - len(self.experiences),), -1))
-
-    def resize_to(self, state: Mapping[str, Tensor]) -> None:
-        if self.earlier is not None:
-            prefix = "earlier."
-            self.earlier.resize_to(
-                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            )
 
 
 _LACKING = "has no trained head in whose place class statistics could answer"
@@ -386,6 +434,18 @@ def statistics(
         if used and statistics is None:
             raise ConfigError(f"{key}=true needs statistics: lda, ncm, ridge or align; got null")
     if statistics is None:
+        others = {
+            "statistics_features": statistics_features == "frozen",
+            "statistics_shrinkage": statistics_shrinkage is not None,
+            "ridge_random_features": ridge_random_features is not None,
+            "ridge_strength": ridge_strength is not None,
+            "align_covariance": align_covariance is not None,
+            "align_recipe": align_recipe is not None,
+            "task_adaptive": task_adaptive,
+            "compensate_drift": compensate_drift,
+        }
+        for key in (key for key, is_set in others.items() if is_set):
+            raise ConfigError(f"{key} belongs to statistics, which is null")
         return None
     return Statistics(
         statistics,
