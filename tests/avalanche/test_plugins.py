@@ -149,7 +149,10 @@ CASES = {
     "rwalk": Case(
         lambda _: RWalkPlugin(1.0, delta_t=1),
         protects(lambda p: values(p.exp_penalties)),
-        {**REGULARISED, **dict.fromkeys(("coda_prompt", "damvp", "dualprompt", "multilane", "tcpa"), ADDS)},
+        {
+            **REGULARISED,
+            **dict.fromkeys(("coda_prompt", "damvp", "dualprompt", "flyprompt", "multilane", "tcpa"), ADDS),
+        },
     ),
     "gem": Case(
         lambda _: GEMPlugin(8, 0.5),
@@ -166,7 +169,10 @@ CASES = {
     "replay": Case(
         lambda _: ReplayPlugin(8),
         lambda p, *_: len(p.storage_policy.buffer) == 8,
-        {"joint": REGULARISED["joint"], **dict.fromkeys(TRAINS_NOTHING, "it counts what is received")},
+        {
+            "joint": REGULARISED["joint"],
+            **dict.fromkeys(("flyprompt", *TRAINS_NOTHING), "it counts what is received"),
+        },
     ),
     "learning rate": Case(step_lr, lowered, TRAINS_NOTHING),
     "early stopping": Case(

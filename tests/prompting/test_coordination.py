@@ -34,7 +34,7 @@ from clprompt.training.settings import Training
 
 METHODS = [VPTDeepModel, L2PModel, DualPromptModel, CODAPromptModel, MVPModel]
 WITHOUT_TOKENS = [
-    *("damvp", "joint", "linear_probe", "multilane", "ncm", "ranpac", "ridge", "slda", "tcpa"),
+    *("damvp", "flyprompt", "joint", "linear_probe", "multilane", "ncm", "ranpac", "ridge", "slda", "tcpa"),
 ]
 
 
