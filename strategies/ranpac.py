@@ -10,19 +10,16 @@ from torch import Tensor
 from clprompt import schema
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ProtocolError
-from clprompt.prompting.model import Boundaries
+from clprompt.prompting.closed_form import ClosedFormModel
+from clprompt.prompting.model import Boundaries, Encoded
 from clprompt.prompting.plugin import Samples
-from clprompt.prompting.statistics.closed_forms import LinearMap
-from clprompt.prompting.statistics.random_features import HeldOutStrength
-from clprompt.prompting.statistics.sums import ClassStatistics
+from clprompt.prompting.statistics.heads import Ended, RidgeHead
 from clprompt.registry import strategies
 from clprompt.schema import above, at_least
-from clprompt.seeding import derive
-from clprompt.strategies.ridge import RidgeModel
 
 
 @strategies.register("ranpac", paper="McDonnell et al., NeurIPS 2023, arXiv 2307.02251", year=2023)
-class RanPACModel(RidgeModel):
+class RanPACModel(ClosedFormModel):
     """RanPAC (McDonnell et al., "Random Projections and Pre-trained Models for Continual Learning").
 
     Frozen features are expanded to relu(x P) with a random P that never changes; class statistics of them
@@ -62,32 +59,28 @@ class RanPACModel(RidgeModel):
         random_features: Annotated[int, at_least(1)] | None = 2000,
         strength: Annotated[float, above(0)] | Literal["held_out"] = "held_out",
     ) -> None:
-        fixed = None if strength == "held_out" else strength
-        super().__init__(backbone, seed=seed, random_features=random_features, strength=fixed)
-        self.held_out = HeldOutStrength() if strength == "held_out" else None
+        on_statistics = RidgeHead(backbone.width, seed, random_features, strength)
+        super().__init__(backbone, on_statistics, seed=seed)
         self.untold: Tensor
         self.register_buffer("untold", torch.tensor(False))  # an experience ended without its samples
 
     @property
     def boundaries(self) -> Boundaries:
-        return "unused" if self.held_out is None else "required"
+        return "required" if self.on_statistics.needs_experiences else "unused"
 
     @torch.no_grad()
     def end_experience(self, samples: Samples | None = None) -> None:
-        if self.held_out is not None and bool(self.open):
+        if self.on_statistics.reads_samples and bool(self.open):
             self.untold.fill_(samples is None)
-            if samples is not None:
-                parts = [(self.features(images).cpu(), targets.cpu()) for images, targets in samples()]
-                self.held_out.choose(parts, self.expand, derive(self.seed, "strength", int(self.experience)))
-            self.class_statistics.forget()
+            read = samples() if samples is not None else ()
+            parts = [(self.features(images).cpu(), targets.cpu()) for images, targets in read]
+            self.on_statistics.settle(Ended(int(self.experience), self.seed, parts))
         super().end_experience(samples)
 
-    def solve(self, statistics: ClassStatistics) -> LinearMap:
-        if self.held_out is None:
-            return super().solve(statistics)
-        if bool(self.untold) and not bool(self.open):
+    def classify(self, encoded: Encoded) -> Tensor:
+        if bool(self.untold) and not self.training and not bool(self.open):
             raise ProtocolError(
                 "RanPACModel chooses its strength from the samples of an experience: "
                 "call end_experience(samples) at its end"
             )
-        return self.held_out.solve(statistics, self.relative_strength)
+        return super().classify(encoded)

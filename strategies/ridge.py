@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from torch import Tensor
-
 from clprompt import schema
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.closed_form import ClosedFormModel
-from clprompt.prompting.statistics.closed_forms import LinearMap, ridge
-from clprompt.prompting.statistics.random_features import RandomFeatures
-from clprompt.prompting.statistics.sums import ClassStatistics
+from clprompt.prompting.statistics.heads import RidgeHead
 from clprompt.registry import strategies
 from clprompt.schema import above, at_least
 
@@ -47,15 +43,5 @@ class RidgeModel(ClosedFormModel):
         random_features: Annotated[int, at_least(1)] | None = None,
         strength: Annotated[float, above(0)] | None = None,
     ) -> None:
-        super().__init__(backbone, seed=seed, width=random_features)
-        self.random_features: RandomFeatures | None = None
-        if random_features is not None:
-            self.random_features = RandomFeatures(backbone.width, random_features, seed)
-        default = 0.3 if random_features is None else 1.0
-        self.relative_strength = default if strength is None else strength
-
-    def expand(self, features: Tensor) -> Tensor:
-        return super().expand(features) if self.random_features is None else self.random_features(features)
-
-    def solve(self, statistics: ClassStatistics) -> LinearMap:
-        return ridge(statistics, self.relative_strength)
+        on_statistics = RidgeHead(backbone.width, seed, random_features, strength)
+        super().__init__(backbone, on_statistics, seed=seed)

@@ -7,8 +7,7 @@ from typing import Annotated
 from clprompt import schema
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.closed_form import ClosedFormModel
-from clprompt.prompting.statistics.closed_forms import LinearMap, lda
-from clprompt.prompting.statistics.sums import ClassStatistics
+from clprompt.prompting.statistics.heads import LDAHead
 from clprompt.registry import strategies
 from clprompt.schema import at_least, at_most
 
@@ -42,8 +41,4 @@ class SLDAModel(ClosedFormModel):
         seed: int = 0,
         shrinkage: Annotated[float, at_least(0), at_most(1)] | None = None,
     ) -> None:
-        super().__init__(backbone, seed=seed)
-        self.shrinkage = shrinkage
-
-    def solve(self, statistics: ClassStatistics) -> LinearMap:
-        return lda(statistics, self.shrinkage)
+        super().__init__(backbone, LDAHead(backbone.width, shrinkage), seed=seed)

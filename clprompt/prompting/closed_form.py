@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -12,7 +11,8 @@ from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Boundaries, Cache, Encoded, PromptModel
 from clprompt.prompting.plugin import Samples
-from clprompt.prompting.statistics.closed_forms import LinearMap, cosine_means, handed_out
+from clprompt.prompting.statistics.closed_forms import cosine_means, handed_out
+from clprompt.prompting.statistics.heads import StatisticsHead
 from clprompt.prompting.statistics.sums import ClassStatistics
 
 
@@ -49,7 +49,6 @@ class FrozenFeaturesModel(PromptModel):
 class ClosedFormModel(FrozenFeaturesModel):
     """A linear classifier on frozen features, solved from class statistics.
 
-    A method says in :meth:`solve` what follows from the statistics, and in :meth:`expand` of what they are.
     Each received batch counts once, however many iterations are made over it, and in the first epoch of an
     experience alone: a second one would double the counts, on which a shrinkage depends.
 
@@ -58,22 +57,19 @@ class ClosedFormModel(FrozenFeaturesModel):
 
     Args:
         backbone: the frozen vision transformer.
+        on_statistics: what is counted, and which classifier follows from it.
         seed: where all random numbers come from.
-        width: of the expanded features; None for the backbone's.
     """
 
-    def __init__(self, backbone: FrozenViT, *, seed: int = 0, width: int | None = None) -> None:
+    def __init__(self, backbone: FrozenViT, on_statistics: StatisticsHead, *, seed: int = 0) -> None:
         super().__init__(backbone, seed=seed)
-        self.class_statistics = ClassStatistics(width or backbone.width)
+        self.on_statistics = on_statistics
         self._is_first_epoch = True
 
-    @abstractmethod
-    def solve(self, statistics: ClassStatistics) -> LinearMap:
-        """The classifier that follows from the statistics."""
-
-    def expand(self, features: Tensor) -> Tensor:
-        """Frozen features [B, D] -> what is counted and classified, in float64 where the statistics are."""
-        return features.to(self.class_statistics.second)
+    @property
+    def class_statistics(self) -> ClassStatistics:
+        """What was counted."""
+        return self.on_statistics.classes
 
     def begin_epoch(self, epoch: int) -> None:
         self._is_first_epoch = epoch == 0
@@ -83,12 +79,12 @@ class ClosedFormModel(FrozenFeaturesModel):
         self._is_first_epoch = True  # of what comes next, should nobody tell
 
     def received(self, features: Tensor, targets: Tensor) -> None:
-        """Count a batch; features that are not finite are left to whoever watches the steps and blames."""
-        if self._is_first_epoch and bool(features.isfinite().all()):
-            self.class_statistics.add(self.expand(features), targets)
+        """Count a batch."""
+        if self._is_first_epoch:
+            self.on_statistics.add(features, targets)
 
     def grow_classes(self, num_classes: int) -> None:
-        self.class_statistics.grow(num_classes)
+        self.on_statistics.grow(num_classes)
 
     def predictable(self) -> Tensor:
         """Boolean [C]: the classes with a sample."""
@@ -96,9 +92,7 @@ class ClosedFormModel(FrozenFeaturesModel):
 
     def classify(self, encoded: Encoded) -> Tensor:
         """Logits [B, C]; computed in float64, in float32 at least."""
-        statistics, features = self.class_statistics, self.expand(encoded.features)
-        if self.training or not bool(statistics.seen.any()):
-            logits = statistics.once("means", cosine_means)(F.normalize(features, dim=1))
-        else:
-            logits = statistics.once("head", self.solve)(features)
-        return handed_out(logits, encoded.features)
+        if not self.training and bool(self.class_statistics.seen.any()):
+            return self.on_statistics.classify(encoded.features)
+        unit = F.normalize(self.on_statistics.expand(encoded.features), dim=1)
+        return handed_out(self.class_statistics.once("means", cosine_means)(unit), encoded.features)

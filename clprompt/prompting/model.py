@@ -288,11 +288,23 @@ class PromptModel(nn.Module, ABC):
         frozen = partial(self.features, images, cached)
         for plugin in answering:
             experiences = plugin.route(frozen)
-            encoded = encode() if experiences is None else self.encode_under(images, experiences, cached)
-            logits = plugin.logits(encoded.features, frozen)
+            if experiences is None:
+                features = self._features_to_answer(cached, encode)
+            else:
+                features = self.encode_under(images, experiences, cached).features
+            logits = plugin.logits(features, frozen)
             if logits is not None:
                 return logits
         return None
+
+    def _features_to_answer(self, cached: Cache | None, encode: Callable[[], Encoded]) -> Tensor:
+        """The head's input [B, D]; once training is over it never changes again, and is kept."""
+        key = "head input"
+        if cached is None or not self.stopped:
+            return encode().features
+        if key not in cached:
+            cached[key] = encode().features
+        return cached[key]
 
     def notes(self) -> list[str]:
         """What whoever starts a run should know of the model, in a sentence each."""

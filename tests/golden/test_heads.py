@@ -76,7 +76,7 @@ def test_linear_discriminant_analysis(heads, backbone, seed, experience, fixed):
     model = learned(SLDAModel(backbone, shrinkage=shrinkage), heads, seed, experience)
     key = f"{seed}.after{experience}.{'lda_fixed' if fixed else 'lda'}."
     heads.check(covariance(model.class_statistics, shrinkage), f"{key}covariance")
-    solved = model.solve(model.class_statistics)
+    solved = model.on_statistics.solve(model.class_statistics)
     heads.check(solved.weight, f"{key}weight")
     heads.check(solved.bias, f"{key}bias")
     heads.check(logits(model, heads[f"{seed}.queries"]), f"{key}logits")
@@ -104,7 +104,7 @@ def test_label_sets_whose_other_labels_are_hidden(heads, backbone, seed, experie
     for name in ("counts", "sums", "second", "number", "total"):
         heads.check(getattr(statistics, name), key + name)
     heads.check(covariance(statistics), f"{key}covariance")
-    solved = model.solve(statistics)
+    solved = model.on_statistics.solve(statistics)
     heads.check(solved.weight, f"{key}weight")
     heads.check(solved.bias, f"{key}bias")
     heads.check(logits(model, heads[f"{seed}.queries"]), f"{key}logits")
@@ -114,7 +114,7 @@ def test_label_sets_whose_other_labels_are_hidden(heads, backbone, seed, experie
 def test_ridge_regression(heads, backbone, seed, experience):
     model = learned(RidgeModel(backbone, strength=float(heads["config.ridge"])), heads, seed, experience)
     key = f"{seed}.after{experience}.ridge."
-    heads.check(model.solve(model.class_statistics).weight, f"{key}weight")
+    heads.check(model.on_statistics.solve(model.class_statistics).weight, f"{key}weight")
     heads.check(logits(model, heads[f"{seed}.queries"]), f"{key}logits")
 
 
@@ -124,7 +124,7 @@ def projected(backbone: FrozenViT, heads: Golden, seed: str) -> RanPACModel:
     model = RanPACModel(
         backbone, random_features=projection.shape[1], strength=float(heads["config.ridge_rp"])
     )
-    model.random_features.projection.copy_(projection)
+    model.on_statistics.random_features.projection.copy_(projection)
     return model
 
 
@@ -134,7 +134,7 @@ def test_ridge_regression_on_random_features(heads, backbone, seed, experience):
     key = f"{seed}.after{experience}.random_projection."
     heads.check(model.class_statistics.sums, f"{key}sums")
     heads.check(model.class_statistics.second, f"{key}second")
-    heads.check(model.solve(model.class_statistics).weight, f"{key}weight")
+    heads.check(model.on_statistics.solve(model.class_statistics).weight, f"{key}weight")
     heads.check(logits(model, heads[f"{seed}.queries"]), f"{key}logits")
 
 

@@ -146,7 +146,7 @@ def test_statistics_that_are_moved_are_those_of_the_moved_features(counted: Any,
         labels = torch.nn.functional.one_hot(labels, len(EXPERIENCES))
         labels = (labels + labels.roll(1, 0)).clamp(max=1)
         labels[::7] = 0
-    moved, drift = ClassStatistics(WIDTH), Drift(WIDTH, torch.device("cpu"))
+    moved, drift = ClassStatistics(WIDTH), Drift(ClassStatistics(WIDTH))
     moved.grow(len(EXPERIENCES))
     moved.add(features, labels)
     after = features @ torch.randn(WIDTH, WIDTH, generator=generator(0, "map")) + 3
@@ -162,7 +162,7 @@ def test_statistics_that_are_moved_are_those_of_the_moved_features(counted: Any,
 
 def test_a_shift_of_all_features_is_found_exactly(counted: Any) -> None:
     _, _, features, _ = counted
-    drift = Drift(WIDTH, torch.device("cpu"))
+    drift = Drift(ClassStatistics(WIDTH))
     drift.add(features, features + 3)
     solved = drift.solve()
     assert torch.allclose(solved.matrix, torch.eye(WIDTH, dtype=torch.float64), atol=1e-6)
@@ -171,7 +171,7 @@ def test_a_shift_of_all_features_is_found_exactly(counted: Any) -> None:
 
 def test_features_that_stay_do_not_move_statistics(counted: Any) -> None:
     statistics, _, features, _ = counted
-    moved, drift = copy.deepcopy(statistics), Drift(WIDTH, torch.device("cpu"))
+    moved, drift = copy.deepcopy(statistics), Drift(ClassStatistics(WIDTH))
     drift.add(features, features)
     move(moved, drift.solve())
     for name, value in statistics.named_buffers():
@@ -287,8 +287,8 @@ def test_the_prompts_of_an_experience_are_those_that_serve_it(method: Any, argum
 # ------------------------------------------------------------------------------------------ refusals
 
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
-    (DualPromptModel, {"task_adaptive": True}, "task_adaptive=true needs statistics"),
-    (DualPromptModel, {"compensate_drift": True}, "compensate_drift=true needs statistics"),
+    (DualPromptModel, {"task_adaptive": True}, "task_adaptive belongs to statistics, which is null"),
+    (DualPromptModel, {"compensate_drift": True}, "compensate_drift belongs to statistics, which is null"),
     (DualPromptModel, {"statistics": "lda", "align_covariance": "full"}, "belongs to statistics=align"),
     (DualPromptModel, {"statistics": "lda", "align_recipe": "slca"}, "belongs to statistics=align"),
     (DualPromptModel, {"statistics": "align", "statistics_features": "frozen"}, "is for prompted features"),

@@ -124,7 +124,9 @@ def test_ridge_on_frozen_features_predicts_what_ranpac_does() -> None:
     models = [construct(LinearProbeModel, backbone, **RIDGE), RanPACModel(backbone, random_features=48)]
     for model in models:
         bench.run(model, online=False, experiences=2)
-    assert float(models[0].statistics.held_out.chosen) == float(models[1].held_out.chosen) > 0
+    assert (
+        float(models[0].statistics.head.held_out.chosen) == float(models[1].on_statistics.held_out.chosen) > 0
+    )
     given = [model.eval()(bench.test.images) for model in models]
     assert torch.allclose(*given, rtol=1e-5, atol=1e-5)
 
@@ -137,11 +139,11 @@ def test_prompts_of_the_first_session_give_the_features_of_a_ridge_over_all() ->
     rows = np.concatenate(bench.train.groups()[:2])
     with torch.no_grad():
         wide, tested = (
-            model.statistics.projected(model.encode(images).features)
+            model.statistics.head.expand(model.encode(images).features)
             for images in (bench.train.images[rows], bench.test.images)
         )
     hot = F.one_hot(torch.from_numpy(bench.train.targets[rows])).double()
-    second = wide.T @ wide + model.statistics.held_out.chosen * torch.eye(48)
+    second = wide.T @ wide + model.statistics.head.held_out.chosen * torch.eye(48)
     expected = tested @ torch.linalg.solve(second, wide.T @ hot)
     seen = model.predictable()
     assert torch.allclose(model(bench.test.images)[:, seen].double(), expected[:, seen], atol=1e-4)
@@ -149,7 +151,7 @@ def test_prompts_of_the_first_session_give_the_features_of_a_ridge_over_all() ->
 
 def test_options_of_ridge_are_one_line_elsewhere() -> None:
     for given in ({"random_features": 8}, {"strength": 1.0}):
-        with pytest.raises(ConfigError, match="belong to statistics=ridge, got statistics=lda"):
+        with pytest.raises(ConfigError, match="belongs to statistics=ridge, got statistics=lda"):
             Statistics("lda", **given)
     bench = Workbench(LinearProbeModel, boundary_free=True, **RIDGE)
     with pytest.raises(ConfigError, match="statistics needs to know where experiences begin and end"):

@@ -73,7 +73,7 @@ def test_one_sample_a_class_ranks_by_euclidean_distance() -> None:
 
 def test_a_shrinkage_of_0_over_a_singular_scatter_is_one_line() -> None:
     model = counted(IMAGES[:4], [0, 0, 1, 1], statistics_shrinkage=0.0)
-    with pytest.raises(ConfigError, match=r"^statistics_shrinkage: .* no inverse; use a larger") as caught:
+    with pytest.raises(ConfigError, match=r"^a shrinkage of 0.0: .* no inverse; use a larger") as caught:
         model(IMAGES)
     assert "\n" not in str(caught.value)
 

@@ -12,7 +12,7 @@ from clprompt import registry
 from clprompt.errors import ClpromptError, ConfigError, ProtocolError
 from clprompt.prompting.build import construct
 from clprompt.prompting.model import PromptModel
-from clprompt.testing.asserts import bits, changed
+from clprompt.testing.asserts import bits, changed, same_bits
 from clprompt.testing.bench import CLASSES, Log, Workbench, through_file, tiny_vit
 from clprompt.training import optim
 from clprompt.training.engine import Engine
@@ -88,6 +88,17 @@ def test_no_step_is_made_and_every_sample_is_counted(name: str) -> None:
 def test_later_classes_are_predicted(name: str) -> None:
     evaluations = [record for record in ran(name).log.records if record["kind"] == "evaluation"]
     assert evaluations[-1]["accuracy"] >= 0.6  # of six classes
+
+
+@every_method
+def test_what_is_kept_of_test_images_once_training_is_over_predicts_to_the_same_bits(name: str) -> None:
+    model, cached = ran(name).model.eval(), {}
+    images = bench(name).test.images
+    with torch.no_grad():
+        expected = model(images)
+        assert same_bits(model(images, cached), expected)
+        assert "head input" in cached
+        assert same_bits(model(images, cached), expected)
 
 
 @every_method

@@ -190,11 +190,11 @@ def test_the_state_holds_what_the_classes_and_the_width_say():
 
 def test_random_features_are_a_function_of_the_seed_and_no_state():
     first, again, other = (RidgeModel(backbone(), seed=s, random_features=20) for s in (0, 0, 1))
-    drawn = [model.random_features.projection for model in (first, again, other)]
+    drawn = [model.on_statistics.random_features.projection for model in (first, again, other)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert not [name for name in first.state_dict() if "projection" in name]
-    assert first.random_features.half().projection.dtype == torch.float64
+    assert first.on_statistics.random_features.half().projection.dtype == torch.float64
 
 
 def test_too_many_random_features_are_refused_with_their_bytes():
@@ -263,7 +263,7 @@ def experienced(count: int, ended: bool = True) -> tuple[RanPACModel, Tensor]:
 def test_an_experience_of_any_size_is_learned_from(count):
     model, images = experienced(count)
     assert model(images)[:, : min(count, 2)].isfinite().all()
-    assert (float(model.held_out.chosen) in STRENGTHS) == (count > 1)
+    assert (float(model.on_statistics.held_out.chosen) in STRENGTHS) == (count > 1)
 
 
 def test_an_experience_without_its_samples_is_one_line_at_the_first_prediction():

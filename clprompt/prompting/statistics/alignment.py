@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clprompt.errors import ConfigError
-from clprompt.prompting.heads import LinearHead, grow_rows
+from clprompt.prompting.heads import grow_rows
 from clprompt.prompting.statistics.closed_forms import LinearMap
+from clprompt.prompting.statistics.heads import Ended, StatisticsHead
 from clprompt.prompting.statistics.sums import ClassStatistics, kept_exact
 from clprompt.seeding import generator
 
@@ -253,7 +254,7 @@ def _divided(logits: Tensor, groups: Sequence[Tensor], temperature: float | None
     return logits / torch.cat(norms, dim=1).mean(1, keepdim=True) / temperature
 
 
-class Alignment(nn.Module):
+class AlignedHead(StatisticsHead):
     """A trained head that is aligned at the end of each experience but the first, beside the trained one.
 
     Args:
@@ -267,8 +268,11 @@ class Alignment(nn.Module):
         bias: its biases, [C].
     """
 
+    is_closed_form = False
+    takes_label_sets = False
+
     def __init__(self, width: int, covariance: Covariance = "full", recipe: Recipes = "slca") -> None:
-        super().__init__()
+        super().__init__(width)
         self.recipe = RECIPES[recipe]
         self.moments = (
             None if covariance == "shared" else ClassMoments(width, diagonal=covariance == "diagonal")
@@ -278,8 +282,12 @@ class Alignment(nn.Module):
         self.register_buffer("weight", torch.zeros(0, width))
         self.register_buffer("bias", torch.zeros(0))
 
+    @property
+    def needs_experiences(self) -> bool:
+        return True
+
     def grow(self, num_classes: int) -> None:
-        """Have at least ``num_classes`` columns."""
+        super().grow(num_classes)
         if self.moments is not None:
             self.moments.grow(num_classes)
         missing = num_classes - len(self.bias)
@@ -288,43 +296,32 @@ class Alignment(nn.Module):
             grow_rows(self.bias, torch.zeros(missing))
 
     def add(self, features: Tensor, targets: Tensor) -> None:
-        """Count a batch: features [B, D] and labels [B]."""
+        super().add(features, targets)
         if self.moments is not None:
             self.moments.add(features, targets)
 
     @torch.no_grad()
-    def run(
-        self,
-        head: LinearHead,
-        statistics: ClassStatistics,
-        experiences: Tensor,
-        *,
-        seed: int,
-        experience: int,
-    ) -> None:
-        """Align the trained head as it is now.
-
-        Args:
-            head: the trained one, which stays as it is.
-            statistics: of all classes so far.
-            experiences: the experience of each class, int64 [C]; -1 for none.
-            seed: of the draws.
-            experience: the one that ended, from 0.
-        """
-        trained = LinearMap(head.weight.detach(), head.bias.detach())
-        if experience:
-            source = gaussians(statistics, self.moments)
-            start = trained
+    def settle(self, ended: Ended) -> None:
+        """Align the trained head as it is now; it stays so."""
+        assert ended.trained is not None
+        assert ended.experiences is not None
+        head = LinearMap(ended.trained.weight.detach(), ended.trained.bias.detach())
+        if ended.experience:
+            source = gaussians(self.classes, self.moments)
+            start = head
             if self.recipe.stays_aligned:  # old rows are trained on from where the last alignment left them
-                old = ((experiences >= 0) & (experiences < experience)).to(self.bias.device)
+                old = ((ended.experiences >= 0) & (ended.experiences < ended.experience)).to(self.bias.device)
                 start = LinearMap(
-                    torch.where(old[:, None], self.weight, trained.weight.to(self.weight)),
-                    torch.where(old, self.bias, trained.bias.to(self.bias)),
+                    torch.where(old[:, None], self.weight, head.weight.to(self.weight)),
+                    torch.where(old, self.bias, head.bias.to(self.bias)),
                 )
-            trained = align(start, source, experiences, self.recipe, seed=seed, experience=experience)
-        self.weight.copy_(trained.weight)
-        self.bias.copy_(trained.bias)
+            head = align(
+                start, source, ended.experiences, self.recipe, seed=ended.seed, experience=ended.experience
+            )
+        self.weight.copy_(head.weight)
+        self.bias.copy_(head.bias)
+        self.classes.forget()
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Features [B, D] -> logits [B, C] of the aligned head, computed in float64."""
-        return LinearMap(self.weight.double(), self.bias.double())(features)
+    def solve(self, classes: ClassStatistics) -> LinearMap:
+        """The aligned head, in float64."""
+        return LinearMap(self.weight.double(), self.bias.double())

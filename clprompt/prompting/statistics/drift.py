@@ -41,15 +41,13 @@ class Drift:
     """Sums over pairs of features, of before and of now, from which the map between them is solved.
 
     Args:
-        width: D, of the features.
-        device: where the sums are.
+        statistics: of the features; they say the width and the device.
     """
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        zeros = torch.zeros(width, width, dtype=torch.float64, device=device)
+    def __init__(self, statistics: ClassStatistics) -> None:
         self.number = 0
-        self.square, self.product = zeros, zeros.clone()
-        self.before, self.now = zeros[0].clone(), zeros[0].clone()
+        self.square, self.product = (torch.zeros_like(statistics.second) for _ in range(2))
+        self.before, self.now = (torch.zeros_like(statistics.total) for _ in range(2))
 
     def add(self, before: Tensor, now: Tensor) -> None:
         """Count a batch of images by their features of before and of now, [B, D] each."""

@@ -10,12 +10,12 @@ evaluation transform; elsewhere each received batch is, at its first iteration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clprompt import schema
@@ -23,14 +23,12 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import LinearHead, grow_rows
 from clprompt.prompting.model import Cache, PromptModel
 from clprompt.prompting.plugin import Frozen, Plugin, Samples, overrides
-from clprompt.prompting.statistics.alignment import Alignment, Covariance, Recipes
-from clprompt.prompting.statistics.closed_forms import LinearMap, cosine_means, handed_out, lda, ridge
+from clprompt.prompting.statistics.alignment import AlignedHead, Covariance, Recipes
 from clprompt.prompting.statistics.drift import Drift, Earlier, move
-from clprompt.prompting.statistics.random_features import HeldOutStrength, RandomFeatures
+from clprompt.prompting.statistics.heads import Ended, LDAHead, MeansHead, RidgeHead, StatisticsHead
 from clprompt.prompting.statistics.sums import ClassStatistics
 from clprompt.registry import plugins
 from clprompt.schema import above, at_least, at_most
-from clprompt.seeding import derive
 
 #: Closed-form heads, and the trained one after an alignment.
 Form = Literal["lda", "ncm", "ridge", "align"]
@@ -39,7 +37,7 @@ Source = Literal["prompted", "frozen"]
 
 
 class Statistics(Plugin):
-    """A closed-form head on class statistics, beside the trained one.
+    """A head on class statistics, beside the trained one.
 
     Args:
         form: "lda" (linear discriminant analysis), "ncm" (cosine to the class means), "ridge" (ridge
@@ -52,8 +50,9 @@ class Statistics(Plugin):
         random_features: of "ridge", M: it is over relu(x P) with a fixed random P; None for the features x.
         strength: of "ridge", relative to the mean diagonal, or "held_out": chosen at the end of each
             experience, as RanPAC does; None for 0.3, or 1 on random features.
-        covariance: of "align": each class has its own, "full" or its "diagonal", or all have one, "shared".
-        recipe: of "align": whose numbers, "slca" or "hide".
+        covariance: of "align": each class has its own, "full" (None) or its "diagonal", or all have one,
+            "shared".
+        recipe: of "align": whose numbers, "slca" (None) or "hide".
         task_adaptive: for methods with prompts of each experience: an image is encoded under those of one
             experience: in counting its own; in evaluation that of the class which the same form of head
             ("lda" for "align") on the backbone's own features gives it (task-adaptive prediction,
@@ -62,13 +61,14 @@ class Statistics(Plugin):
             which need a copy of the method's state, :mod:`clprompt.prompting.statistics.drift`.
 
     Attributes:
-        classes: the class statistics.
-        experiences: the newest experience of each class, int64 [C], -1 for none; with "align" and
-            "task_adaptive" alone.
-        ended: how many experiences were counted; there alone, too.
+        head: what predicts; its ``classes`` are the class statistics.
+        router: what tells the experience of an image from the backbone's own features; None unless
+            ``task_adaptive``.
+        experiences: the newest experience of each class, int64 [C], -1 for none.
+        ended: how many experiences were counted.
 
     Raises:
-        ConfigError: a value out of range, or a shrinkage of another form; when it is plugged, a method that
+        ConfigError: a value out of range, or an argument of another form; when it is plugged, a method that
             it has no meaning for.
     """
 
@@ -84,57 +84,42 @@ class Statistics(Plugin):
         shrinkage: Annotated[float, at_least(0), at_most(1)] | None = None,
         random_features: Annotated[int, at_least(1)] | None = None,
         strength: Annotated[float, above(0)] | Literal["held_out"] | None = None,
-        covariance: Covariance = "full",
-        recipe: Recipes = "slca",
+        covariance: Covariance | None = None,
+        recipe: Recipes | None = None,
         task_adaptive: bool = False,
         compensate_drift: bool = False,
     ) -> None:
         super().__init__()
-        if shrinkage is not None and form != "lda":
-            raise ConfigError(f"statistics_shrinkage belongs to statistics=lda, got statistics={form}")
-        if features == "frozen" and (form == "align" or task_adaptive or compensate_drift):
-            what = "statistics=align" if form == "align" else "task_adaptive" if task_adaptive else ""
-            raise ConfigError(
-                f"{what or 'compensate_drift'} is for prompted features; got statistics_features=frozen"
-            )
-        if compensate_drift and task_adaptive:
-            raise ConfigError(
-                "task_adaptive and compensate_drift exclude each other: prompts of an experience of its own "
-                "do not drift"
-            )
-        if compensate_drift and random_features is not None:
-            raise ConfigError(
-                "compensate_drift and ridge_random_features exclude each other: no map is exact"
-            )
-        if compensate_drift and form == "align" and covariance != "shared":
-            raise ConfigError(
-                f"compensate_drift with statistics=align needs align_covariance=shared, got {covariance}"
-            )
+        given = {
+            "statistics_shrinkage": (shrinkage, "lda"),
+            "ridge_random_features": (random_features, "ridge"),
+            "ridge_strength": (strength, "ridge"),
+            "align_covariance": (covariance, "align"),
+            "align_recipe": (recipe, "align"),
+        }
+        for key, (value, owner) in given.items():
+            if value is not None and form != owner:
+                raise ConfigError(f"{key} belongs to statistics={owner}, got statistics={form}")
+        _check_together(form, features, covariance, random_features, task_adaptive, compensate_drift)
         self.form: Form = form
         self.source: Source = features
         self.shrinkage = shrinkage
-        if form != "ridge" and (random_features or strength) is not None:
-            raise ConfigError(
-                f"ridge_random_features and ridge_strength belong to statistics=ridge, got statistics={form}"
-            )
         self.random_features = random_features
-        default = 0.3 if random_features is None else 1.0
-        self.strength = strength if isinstance(strength, float) else default
-        self.held_out = HeldOutStrength() if strength == "held_out" else None
-        self.projected: RandomFeatures | None = None
-        self.covariance: Covariance = covariance
-        self.recipe = recipe
+        self.strength = strength
+        self.covariance: Covariance = covariance or "full"
+        self.recipe: Recipes = recipe or "slca"
         self.task_adaptive = task_adaptive
         self.compensate_drift = compensate_drift
-        told = self.held_out is not None or task_adaptive or compensate_drift
-        self.needs_experiences = form == "align" or told
-        self.alignment: Alignment | None = None
-        self.backbone_classes: ClassStatistics | None = None  # of its own features, which tell the experience
+        self.head: StatisticsHead
+        self.router: StatisticsHead | None = None
         self.earlier: Earlier | None = None
-        self.classes: ClassStatistics
+        self.experiences: Tensor
+        self.ended: Tensor
         self.of_frozen: Tensor
         self.inside: Tensor
         self.uncounted: Tensor
+        self.register_buffer("experiences", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("ended", torch.tensor(0))
         # which features were counted: no shape tells
         self.register_buffer("of_frozen", torch.tensor(features == "frozen"))
         # between an experience's begin and its end, when its samples are counted
@@ -142,40 +127,39 @@ class Statistics(Plugin):
         # an experience ended without its samples
         self.register_buffer("uncounted", torch.tensor(False))
 
+    def _made(self, form: Form, width: int, seed: int) -> StatisticsHead:
+        if form == "ncm":
+            return MeansHead(width)
+        if form == "ridge":
+            return RidgeHead(width, seed, self.random_features, self.strength)
+        if form == "align":
+            return AlignedHead(width, self.covariance, self.recipe)
+        return LDAHead(width, self.shrinkage)
+
     def attach(self, model: PromptModel) -> None:
+        method = type(model).__name__
         if not answers_for(type(model)):
-            raise ConfigError(f"statistics={self.form}: {type(model).__name__} {_LACKING}")
+            raise ConfigError(f"statistics={self.form}: {method} {_LACKING}")
         if self.source == "prompted" and not model.one_feature_space:
             raise ConfigError(
-                f"statistics_features must be frozen for {type(model).__name__}, whose experiences have "
-                "feature spaces of their own; got prompted"
+                f"statistics_features must be frozen for {method}, whose experiences have feature spaces of "
+                "their own; got prompted"
             )
-        width = model.backbone.width
-        if self.random_features is not None:
-            self.projected = RandomFeatures(width, self.random_features, model.seed)
-        self.classes = ClassStatistics(self.random_features or width)
-        if self.form == "align":
-            if not isinstance(model.head, LinearHead):
-                raise ConfigError(f"statistics=align: {type(model).__name__} has no linear head to align")
-            self.alignment = Alignment(width, self.covariance, self.recipe)
+        if self.form == "align" and not isinstance(model.head, LinearHead):
+            raise ConfigError(f"statistics=align: {method} has no linear head to align")
+        if self.task_adaptive and not model.slot_per_experience:
+            raise ConfigError(f"task_adaptive=true: {method} has no prompts for each experience")
+        if self.compensate_drift and model.slot_per_experience:
+            raise ConfigError(f"compensate_drift=true: {method} keeps the prompts of each experience")
+        width, seed = model.backbone.width, model.seed
+        self.head = self._made(self.form, width, seed)
+        told = self.head.needs_experiences or self.task_adaptive or self.compensate_drift
+        self.needs_experiences = told
         if self.task_adaptive:
-            if not model.slot_per_experience:
-                raise ConfigError(
-                    f"task_adaptive=true: {type(model).__name__} has no prompts for each experience"
-                )
-            self.backbone_classes = ClassStatistics(self.random_features or width)
+            self.router = self._made("lda" if self.form == "align" else self.form, width, seed)
         if self.compensate_drift:
-            if model.slot_per_experience:
-                raise ConfigError(
-                    f"compensate_drift=true: {type(model).__name__} keeps the prompts of each experience"
-                )
             self._refuse_plugins_around(model)
             self.earlier = Earlier(model)
-        if self.form == "align" or self.task_adaptive:
-            self.experiences: Tensor
-            self.ended: Tensor
-            self.register_buffer("experiences", torch.zeros(0, dtype=torch.int64))
-            self.register_buffer("ended", torch.tensor(0))
 
     def _refuse_plugins_around(self, model: PromptModel) -> None:
         """Refuse what changes with the prompts and is no part of their copy."""
@@ -184,6 +168,11 @@ class Statistics(Plugin):
                 raise ConfigError(
                     f"compensate_drift=true and {plugin.name} exclude each other: its state drifts as well"
                 )
+
+    @property
+    def classes(self) -> ClassStatistics:
+        """The class statistics."""
+        return self.head.classes
 
     # ------------------------------------------------------------------ counting
 
@@ -194,14 +183,14 @@ class Statistics(Plugin):
         return not bool(self.inside)
 
     def received(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
-        if targets.ndim == 2 and (self.form == "align" or self.task_adaptive):
-            what = "statistics=align" if self.form == "align" else "task_adaptive=true"
+        if targets.ndim == 2 and (self.task_adaptive or not self.head.takes_label_sets):
+            what = "task_adaptive=true" if self.task_adaptive else f"statistics={self.form}"
             raise ProtocolError(f"{what} needs one label per image, got multi-hot targets")
         if self.inside:
             return
         if self.needs_experiences:
             raise ProtocolError("statistics needs begin_experience(classes) before it is trained")
-        self.count(features, targets, frozen)
+        self.head.add(features if self.source == "prompted" else frozen(), targets)
 
     @torch.no_grad()
     def end_experience(self, samples: Samples | None) -> None:
@@ -210,41 +199,32 @@ class Statistics(Plugin):
         if samples is None:
             self.uncounted.fill_(True)
         else:
-            self.count_all(samples)
+            self._count(samples)
         self.inside.fill_(False)
 
-    def count_all(self, samples: Samples) -> None:
+    def _count(self, samples: Samples) -> None:
         """Count the images of an experience, in eval mode, and let follow what follows from them."""
         model: PromptModel = self.model
-        was_training = model.training
-        model.eval()
-        parts: list[tuple[Tensor, Tensor]] = []  # of this experience, for what is held out
-        known, counts = self.classes, self.classes.counts.clone()
-        before = self._earlier_model()
-        drift = None if before is None else Drift(known.width, known.second.device)
-        if before is not None:  # what is counted now has not drifted
-            self.classes = ClassStatistics(known.width).to(known.counts.device)
-            self.classes.grow(known.num_classes)
-        try:
+        counts = self.classes.counts.clone()
+        heads = [self.head] if self.router is None else [self.head, self.router]
+        parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in heads]
+        with _evaluating(model), self._moving_with(model) as drift:
             for images, targets in samples():
                 cached: Cache = {}
                 frozen = partial(model.features, images, cached)
                 features = self._encoded(images, cached) if self.source == "prompted" else frozen()
-                if before is not None and drift is not None:
-                    drift.add(before.encode(images, cached).features, features)
-                self.count(features, targets, frozen)
-                if self.held_out is not None:
-                    parts.append((features.cpu(), targets.cpu()))
-            if drift is not None:
-                move(known, drift.solve())
-                known.merge(self.classes)
-        finally:
-            self.classes = known
-            model.train(was_training)
-        if self.held_out is not None and parts:
-            self.held_out.choose(parts, self.expand, derive(model.seed, "strength", int(model.experience)))
-            self.classes.forget()
-        self._follow_up(known.counts > counts)
+                if drift is not None:
+                    drift(images, cached, features)
+                for head, part in zip(heads, parts, strict=True):
+                    rows = features if head is self.head else frozen()
+                    head.add(rows, targets)
+                    if head.reads_samples:
+                        part.append((rows.cpu(), targets.cpu()))
+        ended = int(self.ended)
+        self.experiences[self.classes.counts > counts] = ended
+        for head, part in zip(heads, parts, strict=True):
+            head.settle(Ended(ended, model.seed, part, self.experiences, model.head))
+        self.ended += 1
 
     def _encoded(self, images: Tensor, cached: Cache) -> Tensor:
         """The features [B, D] of images of the experience that ends."""
@@ -254,50 +234,41 @@ class Statistics(Plugin):
         own = self.ended.expand(len(images)).to(images.device)
         return model.encode_under(images, own, cached).features
 
-    def _earlier_model(self) -> PromptModel | None:
-        """The method as it was when the last experience ended, where the drift since then is compensated."""
-        if self.earlier is None:
-            return None
-        self._refuse_plugins_around(self.model)
-        return self.earlier.restore(self.model)
-
-    def _follow_up(self, classes: Tensor) -> None:
-        """What is done once the samples of an experience, of these classes (bool [C]), were counted."""
+    @contextmanager
+    def _moving_with(self, model: PromptModel) -> Iterator[Callable[[Tensor, Cache, Tensor], None] | None]:
+        """Lets old statistics follow the drift of images, given with their features of now; None for none."""
+        before = None
         if self.earlier is not None:
-            self.earlier.keep(self.model)
-        if self.alignment is None and not self.task_adaptive:
-            return
-        ended = int(self.ended)
-        self.experiences[classes.to(self.experiences.device)] = ended
-        if self.alignment is not None:
-            self.alignment.run(
-                self.model.head, self.classes, self.experiences, seed=self.model.seed, experience=ended
-            )
-        self.ended += 1
+            self._refuse_plugins_around(model)
+            before = self.earlier.restore(model)
+        if before is None:
+            yield None
+        else:
+            known, drift = self.head.classes, Drift(self.head.classes)
 
-    def count(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
-        """Count a batch, once."""
-        self.classes.add(self.expand(features if self.source == "prompted" else frozen()), targets)
-        if self.alignment is not None:
-            self.alignment.add(features, targets)
-        if self.backbone_classes is not None:
-            self.backbone_classes.add(self.expand(frozen()), targets)
+            def add(images: Tensor, cached: Cache, now: Tensor) -> None:
+                drift.add(before.encode(images, cached).features, now)
 
-    def expand(self, features: Tensor) -> Tensor:
-        """What is counted and classified, [B, D] -> [B, D], or [B, M] of random features."""
-        return features.to(self.classes.second) if self.projected is None else self.projected(features)
+            self.head.classes = known.empty()  # what is counted now has not drifted
+            try:
+                yield add
+                move(known, drift.solve())
+                known.merge(self.head.classes)
+            finally:
+                self.head.classes = known
+        if self.earlier is not None:
+            self.earlier.keep(model)
 
     # ------------------------------------------------------------------ predicting
 
     def route(self, frozen: Frozen) -> Tensor | None:
-        if self.backbone_classes is None or self.inside or not self.backbone_classes.seen.any():
+        if self.router is None or self.inside or not self.router.classes.seen.any():
             return None
         features = frozen()
-        logits = self._classified(features, self.backbone_classes)
-        return self.experiences.to(features.device)[logits.argmax(1)]
+        return self.experiences.to(features.device)[self.router.classify(features).argmax(1)]
 
     def logits(self, features: Tensor, frozen: Frozen) -> Tensor | None:
-        """Logits of the closed-form head; the trained one answers inside an experience, and before any."""
+        """Logits of the head on statistics; the trained one answers inside an experience, and before any."""
         if self.inside:
             return None
         if self.uncounted:
@@ -307,52 +278,10 @@ class Statistics(Plugin):
             )
         if not self.classes.seen.any():
             return None
-        return self.classify(features if self.source == "prompted" else frozen())
+        return self.head.classify(features if self.source == "prompted" else frozen())
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Features [B, D] -> logits [B, C], -inf for a class without a sample."""
-        if self.alignment is not None:
-            return self.alignment.classify(features)
-        return self._classified(features, self.classes)
-
-    def _classified(self, features: Tensor, classes: ClassStatistics) -> Tensor:
-        """By the closed form on class statistics."""
-        head = classes.once(self.form, self._solve)
-        if self.form == "ncm":
-            return handed_out(head(F.normalize(features.double(), dim=1)), features)
-        return handed_out(head(self.expand(features)), features)
-
-    def _solve(self, classes: ClassStatistics) -> LinearMap:
-        if self.form == "ncm":
-            return cosine_means(classes)
-        if self.form == "ridge":
-            if self.held_out is not None:
-                return self.held_out.solve(classes, self.strength)
-            return ridge(classes, self.strength)
-        try:
-            return lda(classes, self.shrinkage)
-        except ConfigError as error:
-            raise ConfigError(f"statistics_shrinkage: {error}") from None
-
-    def resize_to(self, state: Mapping[str, Tensor]) -> None:
-        """Refuse the state of another head, and sums of other features, whose shapes are the same."""
-        if self.earlier is not None:
-            prefix = "earlier."
-            self.earlier.resize_to(
-                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            )
-        other = sorted({name.split(".")[0] for name in state.keys() ^ self.state_dict().keys()})
-        if other:
-            raise ProtocolError(
-                f"the state is of another head than statistics={self.form} as it is here: they differ in "
-                f"{', '.join(other)}"
-            )
-        names = ("prompted", "frozen")
-        theirs = names[bool(state["of_frozen"])]
-        if theirs != self.source:
-            raise ProtocolError(
-                f"the state's class statistics are of {theirs} features, the model's of {self.source} ones"
-            )
+    def predicts_untrained(self) -> bool:
+        return self.head.is_closed_form
 
     def notes(self) -> list[str]:
         if self.source == "frozen":
@@ -368,24 +297,83 @@ class Statistics(Plugin):
             helps.append("train_experiences=1")
             if not model.slot_per_experience and self.random_features is None:
                 helps.append("compensate_drift=true")
-        if self.form != "align":
+        if self.head.is_closed_form:
             helps.append("statistics_features=frozen")
         return [
             f"statistics={self.form}: training goes on to change the features of earlier images, and what "
             "was counted of them stays as it was" + (f"; {' or '.join(helps)} helps" if helps else "")
         ]
 
-    def predicts_untrained(self) -> bool:
-        return self.form != "align"
+    # ------------------------------------------------------------------ state
 
     def grow_classes(self, num_classes: int) -> None:
-        self.classes.grow(num_classes)
-        if self.backbone_classes is not None:
-            self.backbone_classes.grow(num_classes)
-        if self.alignment is not None:
-            self.alignment.grow(num_classes)
-        if self.alignment is not None or self.task_adaptive:
-            grow_rows(self.experiences, torch.full((num_classes - len(self.experiences),), -1))
+        self.head.grow(num_classes)
+        if self.router is not None:
+            self.router.grow(num_classes)
+        grow_rows(self.experiences, torch.full((num_classes - len(self.experiences),), -1))
+
+    def resize_to(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse the state of another head, and sums of other features, whose shapes are the same."""
+        if self.earlier is not None:
+            prefix = "earlier."
+            self.earlier.resize_to(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
+        names = state.keys() ^ self.state_dict().keys()
+        other = sorted({name.removeprefix("head.").split(".")[0] for name in names})
+        if other:
+            raise ProtocolError(
+                f"the state is of another head than statistics={self.form} as it is here: they differ in "
+                f"{', '.join(other)}"
+            )
+        theirs = ("prompted", "frozen")[bool(state["of_frozen"])]
+        if theirs != self.source:
+            raise ProtocolError(
+                f"the state's class statistics are of {theirs} features, the model's of {self.source} ones"
+            )
+
+
+def _check_together(
+    form: Form,
+    features: Source,
+    covariance: Covariance | None,
+    random_features: int | None,
+    task_adaptive: bool,
+    compensate_drift: bool,
+) -> None:
+    """Refuse arguments that exclude each other."""
+    prompted = {
+        "statistics=align": form == "align",
+        "task_adaptive=true": task_adaptive,
+        "compensate_drift=true": compensate_drift,
+    }
+    for key in (key for key, used in prompted.items() if used and features == "frozen"):
+        raise ConfigError(f"{key} is for prompted features; got statistics_features=frozen")
+    if not compensate_drift:
+        return
+    if task_adaptive:
+        raise ConfigError(
+            "task_adaptive and compensate_drift exclude each other: prompts of an experience of its own do "
+            "not drift"
+        )
+    if random_features is not None:
+        raise ConfigError("compensate_drift and ridge_random_features exclude each other: no map is exact")
+    if form == "align" and covariance != "shared":
+        raise ConfigError(
+            "compensate_drift with statistics=align needs align_covariance=shared, got "
+            f"{covariance or 'full'}"
+        )
+
+
+@contextmanager
+def _evaluating(model: PromptModel) -> Iterator[None]:
+    """Eval mode, for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 _LACKING = "has no trained head in whose place class statistics could answer"
@@ -426,13 +414,6 @@ def statistics(
         task_adaptive: whether images are classified under the prompts of one experience.
         compensate_drift: whether statistics of old classes are moved with prompts that go on changing.
     """
-    aligns = {"align_covariance": align_covariance, "align_recipe": align_recipe}
-    for key, value in aligns.items():
-        if value is not None and statistics != "align":
-            raise ConfigError(f"{key} belongs to statistics=align, got statistics={statistics or 'null'}")
-    for key, used in {"task_adaptive": task_adaptive, "compensate_drift": compensate_drift}.items():
-        if used and statistics is None:
-            raise ConfigError(f"{key}=true needs statistics: lda, ncm, ridge or align; got null")
     if statistics is None:
         others = {
             "statistics_features": statistics_features == "frozen",
@@ -453,8 +434,8 @@ def statistics(
         shrinkage=statistics_shrinkage,
         random_features=ridge_random_features,
         strength=ridge_strength,
-        covariance=align_covariance or "full",
-        recipe=align_recipe or "slca",
+        covariance=align_covariance,
+        recipe=align_recipe,
         task_adaptive=task_adaptive,
         compensate_drift=compensate_drift,
     )

@@ -121,6 +121,12 @@ class ClassStatistics(nn.Module):
         self.second.addmm_(rows.T, rows)
         self._solved.clear()
 
+    def empty(self) -> ClassStatistics:
+        """Others of as many columns, on the same device, that have counted nothing."""
+        other = ClassStatistics(self.width).to(self.counts.device)
+        other.grow(self.num_classes)
+        return other
+
     @torch.no_grad()
     def merge(self, other: ClassStatistics) -> None:
         """Add what another counted, of as many columns."""
