@@ -45,6 +45,10 @@ class ProtocolError(ClpromptError, RuntimeError):
     """A model used in the wrong order: a label that was never observed, `begin_experience` left out."""
 
 
+class NotFiniteError(ProtocolError):
+    """Numbers that are not finite reached something that counts them."""
+
+
 class Interrupted(ClpromptError):
     """A run that was asked to stop and has written its checkpoint.
 

@@ -343,7 +343,8 @@ class PromptStrategy(SupervisedTemplate):
             self.seed,
             *where,
         )
-        self._step = train_step_loss(self.model, images, self.mb_y, self.precision, soft)
+        with self.watch.step(self.mb_x, *self._place()):
+            self._step = train_step_loss(self.model, images, self.mb_y, self.precision, soft)
         self.watch.note(self._step, self.mb_x, *self._place())
         return self._step.logits
 

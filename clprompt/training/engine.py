@@ -312,15 +312,16 @@ class Engine:
                 )
             where = (at.experience, step, iteration)
             mixed, soft = soften(images, targets, self.training, self.model.num_classes, self.seed, *where)
-            result = train_step(
-                self.model,
-                self.optimizer,
-                mixed,
-                targets,
-                clip_grad=self.training.clip_grad,
-                precision=self.precision,
-                soft=soft,
-            )
+            with self.watch.step(received, at.step + 1, at.experience + 1):
+                result = train_step(
+                    self.model,
+                    self.optimizer,
+                    mixed,
+                    targets,
+                    clip_grad=self.training.clip_grad,
+                    precision=self.precision,
+                    soft=soft,
+                )
             self.watch.note(result, received, at.step + 1, at.experience + 1)
             self._stepped(result, targets, lr)
         self._since += len(targets)

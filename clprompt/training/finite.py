@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clprompt.errors import BackboneError, ClpromptError, DataError, ProtocolError
+from clprompt.errors import BackboneError, ClpromptError, DataError, NotFiniteError, ProtocolError
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.step import Step
 
@@ -72,12 +73,33 @@ class FiniteWatch:
         if finite is None or self._noted is None or bool(finite):
             return
         images, loss, number, experience = self._noted
-        where = f"at step {number} (experience {experience})"
         broken = not bool(loss.isfinite().all())
-        raise blame(
+        what = f"the loss is {float(loss)}" if broken else "the features are not finite"
+        raise self._blamed(what, images, number, experience)
+
+    @contextmanager
+    def step(self, images: Tensor, number: int, experience: int) -> Iterator[None]:
+        """A training step, in which something may meet what is not finite before there is a loss.
+
+        Args:
+            images: on which it is made, [B, 3, H, W].
+            number: of the step, from 1.
+            experience: from 1.
+
+        Raises:
+            ClpromptError: see :meth:`check`.
+        """
+        try:
+            yield
+        except NotFiniteError as error:
+            raise self._blamed(str(error), images, number, experience) from None
+
+    def _blamed(self, what: str, images: Tensor, number: int, experience: int) -> ClpromptError:
+        where = f"at step {number} (experience {experience})"
+        return blame(
             self.model,
             images,
-            f"the loss is {float(loss)} {where}" if broken else f"the features are not finite {where}",
+            f"{what} {where}",
             lambda row: f"image {row + 1} of the batch {where}",
             trained=number > 1 and self.model.trains,
         )

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_methods import SMALL
 
 from clprompt import registry
 from clprompt.cli import results as results_
@@ -197,21 +198,20 @@ def test_the_quickstart_is_a_checked_configuration():
     assert loaded.scenario["name"] == "multi_label"
 
 
-ONE_LABEL = ["ncm", "mvp", "ranpac"]
+NAMES = registry.strategies.names()
+ONE_LABEL = [name for name in NAMES if not registry.strategies.get(name).target.multi_label]
 
 
 @pytest.mark.parametrize("name", ONE_LABEL)
 def test_a_method_of_one_label_per_image_says_so(data, name):
     train, _ = data
     stream = plan(train.targets, classes_per_experience=2)
-    model = registry.strategies.get(name).target(
-        tiny_vit(), **({"e_layers": (1, 2)} if name == "mvp" else {})
-    )
+    model = registry.strategies.get(name).target(tiny_vit(), **SMALL.get(name, {}))
     with pytest.raises(ProtocolError, match="one label per image"):
         fit(model, stream, train)
 
 
-@pytest.mark.parametrize("name", [n for n in registry.strategies.names() if n not in ("joint", *ONE_LABEL)])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("joint", *ONE_LABEL)])
 def test_predictions_on_multi_hot_streams_never_name_an_unseen_class(data, name):
     train, test = data
     stream = plan(train.targets, classes_per_experience=2)

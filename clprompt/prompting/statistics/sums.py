@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from clprompt.errors import ConfigError, ProtocolError
+from clprompt.errors import ConfigError, NotFiniteError, ProtocolError
 from clprompt.prompting.heads import grow_rows
 
 T = TypeVar("T")
@@ -103,15 +103,16 @@ class ClassStatistics(nn.Module):
                 all samples.
 
         Raises:
-            ProtocolError: features of another width or that are not finite, a class beyond the columns, or
-                multi-hot targets after labels or the other way round.
+            NotFiniteError: features that are not finite.
+            ProtocolError: features of another width, a class beyond the columns, or multi-hot targets after
+                labels or the other way round.
         """
         if features.shape[1] != self.width:
             raise ProtocolError(f"class statistics are of width {self.width}, got {features.shape[1]}")
         rows = features.detach().to(self.second.device, torch.float64)  # before anything is summed
         targets = targets.to(self.second.device)
         if not bool(rows.isfinite().all()):
-            raise ProtocolError("class statistics got features that are not finite")
+            raise NotFiniteError("class statistics got features that are not finite")
         if not len(rows):
             return
         if targets.ndim == 2:
