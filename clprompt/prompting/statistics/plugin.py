@@ -221,7 +221,7 @@ class Statistics(Plugin):
                     if head.reads_samples:
                         part.append((rows.cpu(), targets.cpu()))
         ended = int(self.ended)
-        self.experiences[self.classes.counts > counts] = ended
+        self.experiences[(self.classes.counts > counts).to(self.experiences.device)] = ended
         for head, part in zip(heads, parts, strict=True):
             head.settle(Ended(ended, model.seed, part, self.experiences, model.head))
         self.ended += 1
