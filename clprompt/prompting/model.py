@@ -75,8 +75,6 @@ class PromptModel(nn.Module, ABC):
     trains: ClassVar[bool] = True
     #: Buffers in which nan stands for "not known yet"; anywhere else in the state it is refused.
     unknown_as_nan: ClassVar[Collection[str]] = ()
-    #: True where the method itself predicts every class from what it counted, without training.
-    predicts_untrained: ClassVar[bool] = False
     #: False where the features of two experiences lie in different spaces and cannot be compared.
     one_feature_space: ClassVar[bool] = True
     #: False for a loss of its own that takes neither mixed nor smoothed labels.
@@ -150,7 +148,7 @@ class PromptModel(nn.Module, ABC):
             experiences: int64 [B], from 0; one beyond those that added prompts gets the newest.
             cached: see :meth:`encode`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no prompts of its own for each experience")
+        raise ProtocolError(f"{type(self).__name__} has no prompts of its own for each experience")
 
     def classify(self, encoded: Encoded) -> Tensor:
         """What was encoded -> unmasked logits [B, C], where no plug-in answers."""
@@ -445,16 +443,12 @@ class PromptModel(nn.Module, ABC):
     def _untrained_step(self, images: Tensor, targets: Tensor) -> Step:
         """The step of an experience in which nothing is trained: a loss of 0 without a graph."""
         PromptModel.check_targets(self, targets)  # a method may look for what only training needs
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             cached: Cache = {}
             encoded = self.encode(images, cached)
             features = encoded.features
             self._take_in(features, targets.to(self.device), partial(self.features, images, cached))
             logits = mask_logits(self.classify(encoded), self.predictable())
-        finally:
-            self.train(was_training)
         return Step(features.new_zeros(()), logits, {}, features)
 
     @contextmanager
@@ -773,6 +767,22 @@ class PromptModel(nn.Module, ABC):
                 plugin.grow_classes(needed)
         self._hold()
         return True
+
+
+def has_trained_head(method: type[PromptModel]) -> bool:
+    """Whether a method trains by gradient, on what it receives alone."""
+    return method.trains and method.rehearsal_free
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _check_batch(images: Tensor, targets: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from clprompt import schema
 from clprompt.errors import ConfigError
-from clprompt.prompting.model import PromptModel
+from clprompt.prompting.model import PromptModel, has_trained_head
 from clprompt.prompting.plugin import Plugin
 from clprompt.registry import plugins
 from clprompt.schema import at_least
@@ -42,9 +42,9 @@ class TrainExperiences(Plugin):
 
     def attach(self, model: PromptModel) -> None:
         given, method = f"train_experiences={self.experiences}", type(model).__name__
-        if not stops_somewhere(type(model)):
+        if not has_trained_head(type(model)):
             raise ConfigError(f"{given}: {method} {_LACKING}")
-        if not (model.predicts_untrained or any(plugin.predicts_untrained() for plugin in model.plugins)):
+        if not any(plugin.predicts_untrained() for plugin in model.plugins):
             raise ConfigError(
                 f"{given} needs a head that does without training, as the classes of later experiences are "
                 "never trained on: statistics=lda, ncm or ridge"
@@ -59,12 +59,7 @@ class TrainExperiences(Plugin):
 _LACKING = "trains nothing that could stop between two experiences"
 
 
-def stops_somewhere(method: type[PromptModel]) -> bool:
-    """Whether a method trains experience by experience."""
-    return method.trains and method.rehearsal_free
-
-
-@plugins.register("train_experiences", serves=stops_somewhere, lacking=_LACKING)
+@plugins.register("train_experiences", serves=has_trained_head, lacking=_LACKING)
 @schema.checked
 def train_experiences(
     *, train_experiences: Annotated[int, at_least(1)] | None = None

@@ -22,7 +22,7 @@ from clprompt.data.loading import Images, sample_stream, subset, training_batche
 from clprompt.errors import CheckpointError, Interrupted, ProtocolError
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
-from clprompt.prompting.model import PromptModel, Step
+from clprompt.prompting.model import PromptModel, Step, evaluating
 from clprompt.prompting.plugin import Samples
 from clprompt.schema import at_least
 from clprompt.seeding import rng_state, set_rng_state
@@ -390,12 +390,8 @@ class Engine:
         evaluator = self.evaluator
         if evaluator is None:
             return {}
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             return self.model.probe(Shown(evaluator, _PROBED, self.model.placed))
-        finally:
-            self.model.train(was_training)
 
     def _log(self, result: Step, targets: Tensor, lr: float) -> None:
         at = self.position

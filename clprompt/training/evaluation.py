@@ -20,7 +20,7 @@ from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.last import LastPredictions
 from clprompt.metrics.measure import Measure, measure_of
-from clprompt.prompting.model import Cache, Predictions, PromptModel
+from clprompt.prompting.model import Cache, Predictions, PromptModel, evaluating
 from clprompt.training.finite import check_logits, check_state
 from clprompt.training.precision import autocast
 
@@ -159,11 +159,9 @@ class Evaluator:
         self._last = experience
         evaluated = self._evaluated()
         batches = [batch for _, _, batch in evaluated]
-        was_training = model.training
-        model.eval()
         parts: list[np.ndarray] = []  # logits, (b, C) each
         trained: list[np.ndarray] = []  # those of the trained head, where another answered
-        try:
+        with evaluating(model):
             loaded = fixed_batches(self.test, batches, self.workers)
             for (key, _, batch), (images, *_) in zip(evaluated, loaded, strict=True):
                 images = model.placed(images)
@@ -172,8 +170,6 @@ class Evaluator:
                     if logits is not None:
                         check_logits(model, logits, images, partial(_name, batch))
                         kept.append(logits.float().cpu().numpy())
-        finally:
-            model.train(was_training)
         order = np.array([index for batch in batches for index in batch], dtype=np.int64)
         numbers = np.array([number for _, number, batch in evaluated for _ in batch], dtype=np.int64)
         groups = [np.flatnonzero(numbers == number) for number in range(len(self.groups))]

@@ -14,7 +14,16 @@ from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
-from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, Glimpse, Mask, PromptModel
+from clprompt.prompting.model import (
+    Blocks,
+    Boundaries,
+    Cache,
+    Encoded,
+    Glimpse,
+    Mask,
+    PromptModel,
+    evaluating,
+)
 from clprompt.prompting.plugin import Samples
 from clprompt.prompting.prompts import token_choice, uniform
 from clprompt.registry import strategies
@@ -348,13 +357,9 @@ class TCPAModel(PromptModel):
                     parts.append(self._match(role, layer, x[:, self.roles[role].rows], tasks)[0])
             return self._block_prompts(block, x, tokens, [], tasks)
 
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             tokens = self._tokens(len(images), tasks)
             self.backbone.run(self.backbone.embed(images), prompts)
-        finally:
-            self.train(was_training)
         return {role: torch.stack(parts) for role, parts in visible.items()}
 
     def interference(self, groups: Sequence[Tensor]) -> dict[int, list[float]]:

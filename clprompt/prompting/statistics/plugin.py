@@ -21,7 +21,7 @@ from torch import Tensor
 from clprompt import schema
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import LinearHead, grow_rows
-from clprompt.prompting.model import Cache, PromptModel
+from clprompt.prompting.model import Cache, PromptModel, evaluating, has_trained_head
 from clprompt.prompting.plugin import Frozen, Plugin, Samples, overrides
 from clprompt.prompting.statistics.alignment import AlignedHead, Covariance, Recipes
 from clprompt.prompting.statistics.drift import Drift, Earlier, move
@@ -138,7 +138,7 @@ class Statistics(Plugin):
 
     def attach(self, model: PromptModel) -> None:
         method = type(model).__name__
-        if not answers_for(type(model)):
+        if not has_trained_head(type(model)):
             raise ConfigError(f"statistics={self.form}: {method} {_LACKING}")
         if self.source == "prompted" and not model.one_feature_space:
             raise ConfigError(
@@ -208,7 +208,7 @@ class Statistics(Plugin):
         counts = self.classes.counts.clone()
         heads = [self.head] if self.router is None else [self.head, self.router]
         parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in heads]
-        with _evaluating(model), self._moving_with(model) as drift:
+        with evaluating(model), self._moving_with(model) as drift:
             for images, targets in samples():
                 cached: Cache = {}
                 frozen = partial(model.features, images, cached)
@@ -365,26 +365,10 @@ def _check_together(
         )
 
 
-@contextmanager
-def _evaluating(model: PromptModel) -> Iterator[None]:
-    """Eval mode, for a while."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 _LACKING = "has no trained head in whose place class statistics could answer"
 
 
-def answers_for(method: type[PromptModel]) -> bool:
-    """Whether a method has a trained head, of its own experience's images, to answer in place of."""
-    return method.trains and method.rehearsal_free
-
-
-@plugins.register("statistics", serves=answers_for, lacking=_LACKING)
+@plugins.register("statistics", serves=has_trained_head, lacking=_LACKING)
 @schema.checked
 def statistics(
     *,
