@@ -71,6 +71,8 @@ class PromptModel(nn.Module, ABC):
     revisits: Literal["never", "each", "last"] = "never"
     #: False where a sample must have exactly one label.
     multi_label: ClassVar[bool] = True
+    #: Whether the text tower of the backbone is needed, and names of the classes with it.
+    needs_text: ClassVar[bool] = False
     #: False where nothing is trained by gradient.
     trains: ClassVar[bool] = True
     #: Buffers in which nan stands for "not known yet"; anywhere else in the state it is refused.
@@ -122,6 +124,11 @@ class PromptModel(nn.Module, ABC):
         if self.boundary_free:
             return "unused"
         return "required" if self.mask == "experience" else "optional"
+
+    @property
+    def feature_width(self) -> int:
+        """Width D of the features that :meth:`encode` returns."""
+        return self.backbone.width
 
     @property
     def features_stay(self) -> bool:
@@ -235,6 +242,13 @@ class PromptModel(nn.Module, ABC):
 
         Raises:
             ConfigError: naming the argument, what the stream needs, and what is allowed.
+        """
+
+    def name_classes(self, names: Mapping[int, str | Sequence[str]]) -> None:
+        """Name classes, for a method that reads names; before they are observed.
+
+        Args:
+            names: by class id; several are synonyms, the first is shown.
         """
 
     def meet(self, class_names: Sequence[str]) -> None:

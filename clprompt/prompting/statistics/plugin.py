@@ -151,7 +151,7 @@ class Statistics(Plugin):
             raise ConfigError(f"task_adaptive=true: {method} has no prompts for each experience")
         if self.compensate_drift and model.slot_per_experience:
             raise ConfigError(f"compensate_drift=true: {method} keeps the prompts of each experience")
-        width, seed = model.backbone.width, model.seed
+        width, seed = model.feature_width, model.seed
         self.head = self._made(self.form, width, seed)
         told = self.head.needs_experiences or self.task_adaptive or self.compensate_drift
         self.needs_experiences = told
