@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from clprompt.backbones.attention import FrozenBlock as FrozenBlock
     from clprompt.backbones.attention import prompted_block as prompted_block
     from clprompt.backbones.sources import embedded_backbones as embedded_backbones
+    from clprompt.backbones.text import FrozenText as FrozenText
     from clprompt.backbones.vit import FrozenViT as FrozenViT
     from clprompt.backbones.vit import Prompts as Prompts
     from clprompt.backbones.vit import make_backbone as make_backbone
@@ -22,6 +23,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "BlockPrompt": "clprompt.backbones.attention",
         "FrozenAttention": "clprompt.backbones.attention",
         "FrozenBlock": "clprompt.backbones.attention",
+        "FrozenText": "clprompt.backbones.text",
         "FrozenViT": "clprompt.backbones.vit",
         "Prompts": "clprompt.backbones.vit",
         "embedded_backbones": "clprompt.backbones.sources",

@@ -22,7 +22,8 @@ from clprompt.backbones.attention import (
     residual_mlp,
 )
 from clprompt.backbones.sources import Normalise, check_supported, create_vit, image_spec
-from clprompt.errors import ConfigError
+from clprompt.backbones.text import FrozenText
+from clprompt.errors import BackboneError, ConfigError
 from clprompt.inputs import ImageSpec
 
 #: What a method hands to :meth:`FrozenViT.run`: ``prompts(block, x) -> BlockPrompt | several | None``.
@@ -59,6 +60,9 @@ class FrozenViT(nn.Module):
         pooling: which tokens make the features, in timm's words ("token", "avg", "map", ...).
         inputs: the images that the weights expect, see :class:`clprompt.inputs.ImageSpec`.
         head_rows: the rows that pooling reads after the last block; None for all.
+        text: the text tower beside it; None for a backbone of images alone, see :meth:`add_text`.
+        scale: what cosines of image and text features are multiplied with in logits, s; 1 without a text tower.
+        logit_bias: what is added to these logits (SigLIP); None where there is none.
         share_prefix: switch of an exact saving: blocks before the first prompt run once, for the query and
             for the prompted pass.
         trim_last_block: switch of another: the last block computes only the rows that are read.
@@ -96,6 +100,10 @@ class FrozenViT(nn.Module):
         self.head_rows = slice(0, self.num_prefix_tokens) if self.pooling == "token" else None
         self.share_prefix = True
         self.trim_last_block = True
+        self.text: FrozenText | None = None
+        self.projection: nn.Module = nn.Identity()
+        self.scale = 1.0
+        self.logit_bias: float | None = None
         #: what stands between a method's prompts and the blocks, see :meth:`with_prompts_through`
         self.around: Callable[[Prompts, int | None, slice | None], Prompts] | None = None
 
@@ -115,6 +123,46 @@ class FrozenViT(nn.Module):
         face = copy.copy(self)
         face.inputs = inputs
         return face
+
+    def add_text(
+        self, text: FrozenText, *, projection: Tensor | None, scale: float, logit_bias: float | None = None
+    ) -> FrozenViT:
+        """Make it an image-text model: put a text tower beside it, in place.
+
+        Args:
+            text: the text tower, whose joint space has E dimensions.
+            projection: of image features into that space, [D, E]; None where they are in it as they are.
+            scale: what cosines are multiplied with in logits, s.
+            logit_bias: what is added to these; None for nothing.
+
+        Returns:
+            Itself.
+
+        Raises:
+            BackboneError: the two towers do not end in one space.
+        """
+        joint = self.width if projection is None else projection.shape[1]
+        if joint != text.joint_width:
+            raise BackboneError(
+                f"backbone {self.source}: image features of width {joint} and text features of width "
+                f"{text.joint_width} have no cosine"
+            )
+        self.text = text
+        if projection is not None:
+            self.projection = nn.Linear(self.width, joint, bias=False, device=projection.device)
+            self.projection.weight.data = projection.detach().T.contiguous()
+            self.projection.requires_grad_(False)
+        self.scale, self.logit_bias = scale, logit_bias
+        return self
+
+    @property
+    def joint_width(self) -> int:
+        """Dimensions of the space that images and texts share, E; the image tower's without a text tower."""
+        return self.width if self.text is None else self.text.joint_width
+
+    def project(self, features: Tensor) -> Tensor:
+        """Image features in the space that they share with texts, not normalised: [..., D] -> [..., E]."""
+        return self.projection(features)
 
     def train(self, mode: bool = True) -> FrozenViT:
         """Stay in eval mode: a frozen backbone has no dropout and no stochastic depth."""
@@ -287,8 +335,14 @@ class FrozenViT(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and bytes of all weights: tells whether two runs used the same backbone."""
+        weights = self.vit.state_dict()
+        if self.text is not None:
+            weights |= {f"text.{name}": value for name, value in self.text.state_dict().items()}
+            weights |= {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
+            bias = [] if self.logit_bias is None else [self.logit_bias]
+            weights["logits"] = torch.tensor([self.scale, *bias], dtype=torch.float64)
         digest = hashlib.sha256()
-        for name, value in sorted(self.vit.state_dict().items()):
+        for name, value in sorted(weights.items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""Image-text backbones of the tests: the golden file's, and tiny random ones that take any text."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from functools import partial
+from typing import Any
+
+import devices
+import torch
+from golden_files import Golden
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from clprompt.backbones.text import FrozenText, text_weights
+from clprompt.backbones.tokenizers import WordTokenizer
+from clprompt.backbones.vit import FrozenViT
+
+
+class HashedWords:
+    """A tokenizer that takes any text: a word's id is a hash of it."""
+
+    padding = 0
+
+    def __init__(self, vocabulary: int = 1000, start_tokens: int = 1) -> None:
+        self.vocabulary = vocabulary
+        self.start_tokens = start_tokens
+
+    def encode(self, text: str) -> list[int]:
+        words = re.findall(r"[^\W_]+|[^\w\s]|_", text.lower())
+        ids = [1 + zlib.crc32(word.encode()) % (self.vocabulary - 3) for word in words]
+        return [*[self.vocabulary - 2] * self.start_tokens, *ids, self.vocabulary - 1]
+
+
+def tiny_text(*, joint_width: int = 12, seed: int = 0, **changes: Any) -> FrozenText:
+    """A random text tower: width 24, three blocks of two heads, at most 20 tokens."""
+    arguments = {"width": 24, "depth": 3, "num_heads": 2, "length": 20, "vocabulary": 1000} | changes
+    arguments.setdefault("tokenizer", HashedWords(arguments["vocabulary"]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text = FrozenText(joint_width=joint_width, **arguments)
+        for parameter in text.parameters():  # at their usual size, the embeddings of words would hardly count
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return text
+
+
+def tiny_image_text(
+    source: Any = None, *, joint_width: int = 12, seed: int = 0, scale: float = 20.0, **changes: Any
+) -> FrozenViT:
+    """A random image-text backbone.
+
+    Args:
+        source: its image tower, a backbone that gets the text tower in place; None for a random one of 16 x 16
+            pixels, width 32, four blocks.
+        joint_width: of the joint space.
+        seed: of its weights.
+        scale: of its logits.
+        **changes: of the text tower, see :func:`tiny_text`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if source is None:
+            source = FrozenViT(
+                VisionTransformer(
+                    img_size=16, patch_size=4, embed_dim=32, depth=4, num_heads=2, num_classes=0
+                )
+            )
+        projection = torch.randn(source.width, joint_width) * source.width**-0.5
+    text = tiny_text(joint_width=joint_width, seed=seed, **changes)
+    return source.add_text(text, projection=projection, scale=scale)
+
+
+def golden_backbone(golden: Golden) -> FrozenViT:
+    """Both towers of ``clip.npz``."""
+    vit = VisionTransformer(
+        img_size=32,
+        patch_size=8,
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+        num_classes=0,
+        pre_norm=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-5),  # type: ignore[arg-type]
+        act_layer="quick_gelu",
+    ).to(golden.dtype)  # before loading: its norms' weights are no float32 numbers
+    vit.load_state_dict({key.removeprefix("backbone."): golden[key] for key in golden.keys("backbone.")})
+    names = [key for key in golden.keys("text.") if key != "text.ids"]
+    tensors = {key.removeprefix("text."): golden[key] for key in names}
+    words = WordTokenizer([str(word) for word in golden.arrays["config.words"]])
+    vocabulary, width = tensors["token_embedding.weight"].shape
+    text = FrozenText(
+        width=width,
+        depth=3,
+        num_heads=2,
+        length=len(tensors["positional_embedding"]),
+        vocabulary=vocabulary,
+        joint_width=tensors["text_projection"].shape[1],
+        tokenizer=words,
+        quick_gelu=True,
+    )
+    text.to(golden.dtype).load_state_dict(text_weights(tensors))
+    backbone = FrozenViT(vit).add_text(
+        text, projection=golden["image_projection"], scale=math.exp(float(golden["logit_scale"]))
+    )
+    return backbone.to(golden.dtype).to(devices.DEVICE)
+
+
+def golden_names(golden: Golden) -> list[str]:
+    """The names of its classes, as they are shown."""
+    return [str(name).replace("_", " ") for name in golden.arrays["config.names"]]
