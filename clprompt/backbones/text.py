@@ -1,4 +1,4 @@
-"""FrozenText: the text tower of an image-text model, frozen, in eval mode, of the same timm blocks as the image's.
+"""FrozenText: the text tower of an image-text model, frozen, in eval mode, of timm's blocks like the images'.
 
 Under a causal mask no token reaches one before it, which makes two exact savings:
 
@@ -50,9 +50,9 @@ class FrozenText(nn.Module):
         vocabulary: token ids.
         joint_width: of the space that images and texts share, E.
         tokenizer: what makes ids of texts.
-        quick_gelu: x * sigmoid(1.702 x) in place of GELU, as in OpenAI's weights. It cannot be told from weights.
-        causal: a token sees itself and those before it, and the end token's row is the text's (CLIP). Otherwise
-            all see all, padding included, and the last row is (SigLIP).
+        quick_gelu: x * sigmoid(1.702 x) in place of GELU, as for OpenAI's weights, from which it cannot be told.
+        causal: a token sees itself and those before it, and the end token's row is the text's (CLIP).
+            Otherwise all see all, padding included, and the last row is (SigLIP).
         eps: of the norms.
         mlp_ratio: width of a block's MLP over W.
         projection: "linear", "bias" (linear with a bias), or "none", where W = E.
@@ -168,7 +168,8 @@ class FrozenText(nn.Module):
         x = embeddings + self.positional_embedding[: embeddings.shape[1]]
         for index, block in enumerate(self.blocks):
             x = self._replaced(x, index, deep)
-            query, keys, values = project_stream(block.attn, h := block.norm1(x))  # type: ignore[arg-type]
+            h = block.norm1(x)  # type: ignore[operator]
+            query, keys, values = project_stream(block.attn, h)  # type: ignore[arg-type]
             heads = F.scaled_dot_product_attention(query, keys, values, is_causal=self.causal)
             x = residual_mlp(block, x, finish_attention(block.attn, h, heads))  # type: ignore[arg-type]
         return self._pooled(x[_each(ends), ends] if self.causal else x[:, -1])
@@ -199,8 +200,8 @@ class FrozenText(nn.Module):
                 the same (one prefix for all), else [C, P, W].
             own: what follows in each class, without positions, [C, S, W]; padded behind the end token.
             ends: row of the end token within ``own``, [C].
-            deep: {block: [n, W]}, what replaces the first n rows behind the start token before that block; they
-                belong to the prefix.
+            deep: {block: [n, W]}, what replaces the first n rows behind the start token before that block;
+                they belong to the prefix.
 
         Returns:
             Features, not normalised, [C, E].
@@ -213,7 +214,8 @@ class FrozenText(nn.Module):
         for block, rows in (deep or {}).items():
             if self.start_rows + rows.shape[-2] > before:
                 raise ConfigError(
-                    f"deep prompts of block {block}: {rows.shape[-2]} rows do not fit into a prefix of {before}"
+                    f"deep prompts of block {block}: {rows.shape[-2]} rows do not fit into "
+                    f"a prefix of {before}"
                 )
         if not self.causal:
             rest = self.length - before
@@ -229,7 +231,7 @@ class FrozenText(nn.Module):
         return self._shared(prefix, own, ends, deep)
 
     def _shared(self, prefix: Tensor, own: Tensor, ends: Tensor, deep: Mapping[int, Tensor] | None) -> Tensor:
-        """One prefix [1, P, W] for all, P may be 0; own [C, S, W], of which the last block runs the end rows."""
+        """Of one prefix [1, P, W], P may be 0, and own rows [C, S, W]; the last block runs only the end rows."""
         before, count = prefix.shape[1], own.shape[1]
         positions = self.positional_embedding[: before + count]
         prefix, own = prefix + positions[:before], own + positions[before:]
@@ -280,8 +282,8 @@ class FrozenText(nn.Module):
     def _check_rows(self, rows: int) -> None:
         if rows > self.length:
             raise ConfigError(
-                f"a prompted text of {rows} tokens does not fit; this text tower takes at most {self.length}: "
-                "take fewer context tokens or a shorter name"
+                f"a prompted text of {rows} tokens does not fit; this text tower takes at most "
+                f"{self.length}: take fewer context tokens or a shorter name"
             )
 
 

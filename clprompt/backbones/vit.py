@@ -61,7 +61,8 @@ class FrozenViT(nn.Module):
         inputs: the images that the weights expect, see :class:`clprompt.inputs.ImageSpec`.
         head_rows: the rows that pooling reads after the last block; None for all.
         text: the text tower beside it; None for a backbone of images alone, see :meth:`add_text`.
-        scale: what cosines of image and text features are multiplied with in logits, s; 1 without a text tower.
+        scale: what cosines of image and text features are multiplied with in logits, s; 1 without a text
+            tower.
         logit_bias: what is added to these logits (SigLIP); None where there is none.
         share_prefix: switch of an exact saving: blocks before the first prompt run once, for the query and
             for the prompted pass.

@@ -53,8 +53,8 @@ def tiny_image_text(
     """A random image-text backbone.
 
     Args:
-        source: its image tower, a backbone that gets the text tower in place; None for a random one of 16 x 16
-            pixels, width 32, four blocks.
+        source: its image tower, a backbone that gets the text tower in place; None for a random one of
+            16 x 16 pixels, width 32, four blocks.
         joint_width: of the joint space.
         seed: of its weights.
         scale: of its logits.
