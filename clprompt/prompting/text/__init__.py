@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from clprompt import lazy_names
 
 if TYPE_CHECKING:
+    from clprompt.prompting.text.model import TextModel as TextModel
     from clprompt.prompting.text.names import ClassNames as ClassNames
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ClassNames": "clprompt.prompting.text.names",
+        "TextModel": "clprompt.prompting.text.model",
     },
 )

@@ -1,0 +1,282 @@
+"""TextModel: class-incremental learners whose classifier is the text of the class names."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clprompt import schema
+from clprompt.backbones.text import FrozenText
+from clprompt.backbones.vit import FrozenViT
+from clprompt.errors import ConfigError, ProtocolError
+from clprompt.prompting.heads import grow_rows
+from clprompt.prompting.losses import SoftLabels
+from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel, evaluating
+from clprompt.prompting.plugin import Samples
+from clprompt.prompting.text.names import ClassNames
+
+#: Which text features classify, see :class:`TextModel`.
+Rows = Literal["kept", "live", "frozen"]
+
+
+class TextModel(PromptModel):
+    """An image is of the class whose text is nearest: logits = s cos(f(x), t_c), [B, C].
+
+    f [B, E] are image features and t_c [E] the text feature of class c in the space that both towers share,
+    s is the frozen scale of the backbone; its bias is added where it has one. A new class is a new name:
+    nothing grows but ``rows`` [C, E], the normalised text feature of each class.
+
+    ``rows`` of the constructor says where they come from:
+
+    * "kept": those of the current experience come from the live prompts, and are stored when it ends; older
+      ones stay as they were stored. Without experiences those of a batch are live, and stored at each step.
+    * "live": all come from the live prompts, the published reading of context learning.
+    * "frozen": none is trained; the template alone makes them (zero-shot).
+
+    A method implements :meth:`live_rows`, and :meth:`image_features` where it prompts the images, too.
+
+    Args:
+        backbone: the frozen towers; its ``text`` is needed.
+        seed: where all initial values come from.
+        mask: which classes compete in training; None for "seen" where rows are kept, else "experience"
+            ("seen" when boundary-free).
+        boundary_free: the method is used without experiences and is never told of one.
+        rows: see above.
+        template: the text of an unprompted class, with {} in place of its name.
+
+    Attributes:
+        rows: float [C, E], normalised; 0 for a class that has none yet.
+        names: of the classes, by id.
+
+    Raises:
+        ConfigError: a backbone without a text tower, a template without {}, or frozen rows where nothing else
+            is trained.
+        ProtocolError: from the loop's calls, a class that was never named.
+    """
+
+    needs_text: ClassVar[bool] = True
+    multi_label: bool = False  # type: ignore[misc]  # True for one whose backbone has a bias
+
+    @schema.checked
+    def __init__(
+        self,
+        backbone: FrozenViT,
+        *,
+        seed: int = 0,
+        mask: Mask | None = None,
+        boundary_free: bool = False,
+        rows: Rows = "kept",
+        template: str = "a photo of a {}.",
+    ) -> None:
+        if backbone.text is None:
+            raise ConfigError(
+                f"{type(self).__name__} needs a backbone with a text tower, such as backbone.name=clip or "
+                f"clip_letters; {backbone.source} has none"
+            )
+        if "{}" not in template:
+            raise ConfigError(f'template must hold {{}} in place of the class name, got "{template}"')
+        if rows == "frozen" and self.trains and self.features_stay:
+            raise ConfigError(
+                f"rows=frozen leaves {type(self).__name__} nothing to train: its names alone would predict; take "
+                "rows=kept or live"
+            )
+        super().__init__(
+            backbone,
+            seed=seed,
+            mask=mask or ("seen" if rows == "kept" else None),
+            boundary_free=boundary_free,
+        )
+        self.head = None
+        self.first_block = backbone.depth
+        self.rows_from: Rows = rows
+        self.template = template
+        self.multi_label = backbone.logit_bias is not None
+        self.names = ClassNames()
+        self.rows: Tensor
+        self.register_buffer("rows", torch.zeros(0, backbone.joint_width))
+        self._rows_at: tuple[Any, Tensor] | None = (
+            None  # rows in use in evaluation, and the state they are of
+        )
+
+    # ------------------------------------------------------------------ what a method says of itself
+
+    @property
+    def text(self) -> FrozenText:
+        """The frozen text tower."""
+        assert self.backbone.text is not None
+        return self.backbone.text
+
+    @property
+    def feature_width(self) -> int:
+        """E: the features are projected."""
+        return self.backbone.joint_width
+
+    @property
+    def features_stay(self) -> bool:
+        """Whether an image keeps its features: where nothing but text is prompted."""
+        return type(self).image_features is TextModel.image_features
+
+    @abstractmethod
+    def live_rows(self, names: Sequence[str]) -> Tensor:
+        """Normalised text features [n, E] of any names under the prompts as they are, with gradient."""
+
+    def live_class_rows(self, classes: Sequence[int]) -> Tensor:
+        """:meth:`live_rows` of classes that have names; for a method with prompts of each class's own."""
+        return self.live_rows([self.names.shown(c) for c in classes])
+
+    def image_features(self, images: Tensor, cached: Cache | None = None) -> Tensor:
+        """Image features [B, E] before normalisation; those of the frozen tower, unless a method prompts it."""
+        return self.backbone.project(PromptModel.features(self, images, cached))
+
+    def row_terms(self, classes: Sequence[int], rows: Tensor, encoded: Encoded) -> Mapping[str, Tensor]:
+        """Terms of the loss over the live rows of a step, scalars by name.
+
+        Args:
+            classes: whose rows are live, rising.
+            rows: theirs, [n, E], with gradient.
+            encoded: the batch.
+        """
+        return {}
+
+    # ------------------------------------------------------------------ names and rows
+
+    def name_classes(self, names: Mapping[int, str | Sequence[str]]) -> None:
+        """Tell the names of classes by id; before the first experience or batch that holds them."""
+        self.names.add(names)
+
+    @torch.no_grad()
+    def frozen_rows(self, names: Sequence[str]) -> Tensor:
+        """The unprompted text features of names in the template, normalised, [n, E]."""
+        return F.normalize(self.text.features([self.template.format(name) for name in names]), dim=-1)
+
+    def similarity(self, features: Tensor, rows: Tensor) -> Tensor:
+        """s features rows^T (and the bias), both normalised: [B, E], [n, E] -> [B, n]; never in few bits."""
+        with torch.autocast(features.device.type, enabled=False):
+            wide = torch.promote_types(torch.promote_types(features.dtype, rows.dtype), torch.float32)
+            logits = self.backbone.scale * features.to(wide) @ rows.to(wide).T
+            return logits if self.backbone.logit_bias is None else logits + self.backbone.logit_bias
+
+    @torch.no_grad()
+    def name_logits(self, images: Tensor, names: Sequence[str]) -> Tensor:
+        """Logits of any names, trained on or not, under the prompts as they are: [B, 3, H, W] -> [B, n]."""
+        with evaluating(self):
+            rows = self.frozen_rows(names) if self.rows_from == "frozen" else self.live_rows(names)
+            return self.similarity(self.encode(images).features, rows)
+
+    def _store(self, classes: Sequence[int]) -> None:
+        """Keep the rows of classes as the prompts make them now."""
+        with torch.no_grad(), evaluating(self):
+            if self.rows_from == "frozen":
+                rows = self.frozen_rows([self.names.shown(c) for c in classes])
+            else:
+                rows = self.live_class_rows(classes)
+        self.rows[list(classes)] = rows.to(self.rows)
+
+    def _check_named(self, classes: Iterable[int]) -> None:
+        for c in classes:
+            self.names.all(c)
+
+    def _live_classes(self, targets: Tensor | None) -> list[int]:
+        """The classes whose rows come from the live prompts.
+
+        Args:
+            targets: of a training batch; None in evaluation.
+        """
+        if self.rows_from == "frozen":
+            return []
+        if self.rows_from == "live":
+            allowed = self.seen if targets is None else self.training_mask(targets)
+            return (self.seen if allowed is None else allowed & self.seen).nonzero().flatten().tolist()
+        if bool(self.open):
+            return (self.current & self.seen).nonzero().flatten().tolist()
+        if targets is None:
+            return []
+        return sorted({int(c) for c in (targets if targets.ndim == 1 else targets.nonzero()[:, 1])})
+
+    # ------------------------------------------------------------------ the contract of PromptModel
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        return Encoded(F.normalize(self.image_features(images, cached), dim=-1))
+
+    def features(
+        self, images: Tensor, cached: Cache | None = None, *, stem: Tensor | None = None, first: int = 0
+    ) -> Tensor:
+        """The unprompted image features, projected and normalised, [B, E], without gradient."""
+        raw = super().features(images, cached, stem=stem, first=first)
+        return F.normalize(self.backbone.project(raw), dim=-1).detach()
+
+    def classify(self, encoded: Encoded) -> Tensor:
+        return self.similarity(encoded.features, self._rows_in_use())
+
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        classes = self._live_classes(targets)
+        rows, terms = self.rows, {}
+        if classes:
+            live = self.live_class_rows(classes)
+            rows = rows.to(live).index_copy(0, torch.tensor(classes, device=rows.device), live)
+            terms = dict(self.row_terms(classes, live, encoded))
+            if self.rows_from == "kept" and not bool(self.open):
+                self.rows[classes] = live.detach().to(self.rows)
+        logits = self.similarity(encoded.features, rows)
+        name = "cross_entropy" if targets.ndim == 1 else "binary_cross_entropy"
+        return logits, {name: self.base_loss(logits, targets, soft), **encoded.terms, **terms}
+
+    def observe(self, targets: Tensor) -> bool:
+        before = self.seen.clone()
+        grew = super().observe(targets)
+        new = self.seen.clone()
+        new[: len(before)] &= ~before
+        added = new.nonzero().flatten().tolist()
+        self._check_named(added)
+        if added and (self.rows_from == "frozen" or not bool(self.open)):
+            self._store(added)
+        return grew
+
+    def begin_experience(self, classes: Iterable[int], samples: Samples | None = None) -> None:
+        classes = list(classes)
+        self._check_named(classes)
+        super().begin_experience(classes, samples)
+
+    def finish_experience(self) -> None:
+        classes = (self.current & self.seen).nonzero().flatten().tolist()
+        if classes and self.rows_from != "frozen":
+            self._store(classes)
+
+    def grow_classes(self, num_classes: int) -> None:
+        grow_rows(self.rows, torch.zeros(num_classes - self.rows.shape[0], self.rows.shape[1]))
+
+    def check_targets(self, targets: Tensor) -> None:
+        if targets.ndim == 2 and not self.multi_label:
+            raise ProtocolError(
+                f"{type(self).__name__} takes label sets on a backbone whose text tower has a bias alone "
+                "(SigLIP's): elsewhere its logits have no zero point"
+            )
+        super().check_targets(targets)
+
+    def train(self, mode: bool = True) -> TextModel:
+        self._rows_at = None
+        return super().train(mode)
+
+    def _rows_in_use(self) -> Tensor:
+        """The rows that predict, [C, E]; in evaluation made once for each state of the prompts."""
+        classes = self._live_classes(None)
+        if not classes:
+            return self.rows
+        if torch.is_grad_enabled() and self.training:
+            return self._with_live(classes)
+        state = tuple((v.data_ptr(), v._version) for v in self.method_state().values())
+        if self._rows_at is None or self._rows_at[0] != state:
+            with torch.no_grad():
+                self._rows_at = state, self._with_live(classes)
+        return self._rows_at[1]
+
+    def _with_live(self, classes: Sequence[int]) -> Tensor:
+        live = self.live_class_rows(classes)
+        return self.rows.to(live).index_copy(0, torch.tensor(classes, device=live.device), live)
