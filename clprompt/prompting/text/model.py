@@ -82,8 +82,8 @@ class TextModel(PromptModel):
             raise ConfigError(f'template must hold {{}} in place of the class name, got "{template}"')
         if rows == "frozen" and self.trains and self.features_stay:
             raise ConfigError(
-                f"rows=frozen leaves {type(self).__name__} nothing to train: its names alone would predict; take "
-                "rows=kept or live"
+                f"rows=frozen leaves {type(self).__name__} nothing to train: its names alone would predict; "
+                "take rows=kept or live"
             )
         super().__init__(
             backbone,
@@ -130,7 +130,7 @@ class TextModel(PromptModel):
         return self.live_rows([self.names.shown(c) for c in classes])
 
     def image_features(self, images: Tensor, cached: Cache | None = None) -> Tensor:
-        """Image features [B, E] before normalisation; those of the frozen tower, unless a method prompts it."""
+        """Image features [B, E] before normalisation: the frozen tower's, unless a method prompts it."""
         return self.backbone.project(PromptModel.features(self, images, cached))
 
     def row_terms(self, classes: Sequence[int], rows: Tensor, encoded: Encoded) -> Mapping[str, Tensor]:
