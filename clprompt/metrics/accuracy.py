@@ -37,6 +37,8 @@ class Evaluation:
         of_parts: "base_accuracy" and "novel_accuracy" of a few-shot stream, over samples; None for a part of
             which no sample was evaluated.
         trained_head: the same of the method's trained head, where something else answered in its place.
+        names: what :meth:`clprompt.metrics.names.OfNames.record` gives, where every class has a name that a
+            text tower reads.
     """
 
     accuracy: float
@@ -46,6 +48,7 @@ class Evaluation:
     group_names: list[str] | None = None
     of_parts: dict[str, float | None] = field(default_factory=dict)
     trained_head: Evaluation | None = None
+    names: dict[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
         """The JSON form; the confusion as sorted cells [target, predicted, count]."""
@@ -58,6 +61,7 @@ class Evaluation:
             **({} if self.group_names is None else {"group_names": self.group_names}),
             **self.of_parts,
             **({} if self.trained_head is None else {"trained_head": self.trained_head.figures()}),
+            **({} if self.names is None else {"names": self.names}),
         }
 
     def figures(self) -> dict[str, Any]:

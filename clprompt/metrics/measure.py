@@ -22,6 +22,7 @@ from clprompt.metrics import accuracy, label_sets, text
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.last import LastPredictions
+from clprompt.metrics.names import NAMES_METRICS, summarise_names
 
 Record = Mapping[str, Any]
 Rows = list[list[object]]
@@ -202,6 +203,7 @@ class Accuracy(Measure):
     by_choice: ClassVar[Mapping[str, str]] = {
         "average_incremental_accuracy_by_samples": "incremental by samples",
         "nonnegative_forgetting": "nonnegative forgetting",
+        **NAMES_METRICS,
     }
     deciding: ClassVar[Sequence[str]] = (
         "average_accuracy",
@@ -212,6 +214,7 @@ class Accuracy(Measure):
     charts: Mapping[str, Sequence[str]] = {
         "accuracy per class group": [r"^accuracy/group_\d+$"],
         "average accuracy and forgetting": [r"^accuracy/average$", r"^accuracy/forgetting$"],
+        "names that were not trained": [r"^names/"],
     }
     plots: ClassVar[Sequence[str]] = ("accuracy_matrix", "accuracy_curves", "confusion_matrix")
     final_plots: ClassVar[Sequence[str]] = ("forgetting",)
@@ -288,11 +291,13 @@ class Accuracy(Measure):
         scalars["accuracy/forgetting"] = accuracy.forgetting(matrix)
         if names is not None:
             scalars |= _by_group("forgetting", accuracy.group_forgetting(matrix), names)
+        scalars |= _of_names(record.get("names"))
         # A group that was not seen yet has no point, and no forgetting is defined after one experience.
         return _defined(scalars)
 
     def summarise(self, records: Iterable[Record]) -> dict[str, float]:
-        return accuracy.summarise(records)
+        records = list(records)
+        return {**accuracy.summarise(records), **summarise_names(records)}
 
     def matrix(self, records: Iterable[Record], groups: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """The accuracy matrix, [T, T]."""
@@ -344,6 +349,20 @@ class Accuracy(Measure):
         return {"per_class_accuracy": [row for row in _class_rows(counts, names, groups) if row[3]]}
 
 
+def _of_names(names: Record | None) -> dict[str, float | None]:
+    """What an evaluation charts of names that were not trained, by tag."""
+    if names is None:
+        return {}
+    zero_shot = [value for value in names["zero_shot"] if value is not None]
+    own = [value for value in names["own"] if value is not None]
+    return {
+        "names/zero_shot": sum(zero_shot) / len(zero_shot) if zero_shot else None,
+        "names/transfer": sum(own) / len(own) if own else None,
+        "names/base_new_H": accuracy.harmonic_mean(names["base"], names["new"]),
+        "names/base_new_H_of_all": accuracy.harmonic_mean(names["base_of_all"], names["new_of_all"]),
+    }
+
+
 class Online(Accuracy):
     """Accuracy under the online protocol, where evaluations come while the stream goes on."""
 
@@ -355,6 +374,7 @@ class Online(Accuracy):
         "F_last": "F_last",
     }
     reported: ClassVar[Mapping[str, str]] = columns
+    by_choice: ClassVar[Mapping[str, str]] = NAMES_METRICS
     deciding: ClassVar[Sequence[str]] = ("A_auc", "A_avg", "A_last")
     plots: ClassVar[Sequence[str]] = (
         "accuracy_matrix",
@@ -367,7 +387,7 @@ class Online(Accuracy):
     def summarise(self, records: Iterable[Record]) -> dict[str, float]:
         """The protocol's own metrics, then those of :class:`Accuracy`."""
         records = list(records)
-        return {**accuracy.online_metrics(records), **accuracy.summarise(records)}
+        return {**accuracy.online_metrics(records), **super().summarise(records)}
 
     def headline(self, summary: Mapping[str, float | None]) -> str:
         """All columns: the protocol's own metrics, where :class:`Accuracy` names two of its own."""

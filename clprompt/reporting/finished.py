@@ -207,7 +207,7 @@ def read_run(folder: Path) -> Run:
     summary = measure.summarise(records)
     notes = [] if checksums else _disagreements(metrics, summary)
     # of a run from before there were these metrics its records tell them
-    later = {key: summary[key] for key in measure.by_choice if key not in results}
+    later = {key: summary[key] for key in measure.by_choice if key in summary and key not in results}
     results |= {key: None if math.isnan(value) else value for key, value in later.items()}
     environment, more = _environment(folder, _sha256(text), bool(checksums))
     run = Run(

@@ -5,7 +5,8 @@ It walks and caches; a :class:`clprompt.metrics.measure.Measure` groups samples 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,8 +20,10 @@ from clprompt.data.plan import Plan
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.last import LastPredictions
-from clprompt.metrics.measure import Measure, measure_of
+from clprompt.metrics.measure import LabelSets, Measure, measure_of
+from clprompt.metrics.names import OfNames, score_names
 from clprompt.prompting.model import Cache, Predictions, PromptModel, evaluating
+from clprompt.prompting.text.model import TextModel
 from clprompt.training.finite import check_logits, check_state
 from clprompt.training.precision import autocast
 
@@ -83,7 +86,7 @@ class Evaluator:
         self.exposed = []
         # number of the class group, or of the evaluation that met the samples first; sample indices
         self._chunks: list[tuple[int, list[int]]] = []
-        self._kept: dict[int, Cache] = {}
+        self._kept: dict[Hashable, Cache] = {}
         self._kept_bytes = 0
         self._last: int | None = None  # the experience of the last evaluation; None: all groups have come
         for classes in exposed:
@@ -141,7 +144,9 @@ class Evaluator:
         return [images for images, *_ in fixed_batches(self.test, batches)]
 
     @torch.no_grad()
-    def run(self, model: PromptModel, experience: int | None = None) -> Evaluation | LabelSetEvaluation:
+    def run(
+        self, model: PromptModel, experience: int | None = None, *, names: bool = False
+    ) -> Evaluation | LabelSetEvaluation:
         """Evaluate on the samples of seen classes; the model's mode is restored afterwards.
 
         Where a plug-in answers in place of the trained head, that is scored too, in the same walk.
@@ -149,6 +154,7 @@ class Evaluator:
         Args:
             model: on its device.
             experience: the index of the current one, for groups that come in turn; None for all of them.
+            names: score every class by its name as well, those still to come included, where it has one.
 
         Raises:
             ClpromptError: the method's state or a logit of a seen class is not finite.
@@ -178,23 +184,74 @@ class Evaluator:
         of_trained = _stacked(trained, columns) if trained else None
         self.last = self.measure.predictions(order, targets, seen, scores, of_trained)
         evaluation = self.measure.score(scores, targets, seen, groups)
+        of_names = self.run_names(model) if names else None
+        if of_names is not None:
+            evaluation = replace(evaluation, names=of_names.record())  # type: ignore[arg-type, call-arg]
         if of_trained is None:
             return evaluation
         trained_head = self.measure.score(of_trained, targets, seen, groups)
         return replace(evaluation, trained_head=trained_head)  # type: ignore[arg-type]
 
+    @torch.no_grad()
+    def run_names(self, model: PromptModel) -> OfNames | None:
+        """The accuracies of every class by its name, those still to come included.
+
+        None where no text tower reads names, a class of the test set has none, or groups are no class groups.
+        """
+        if not isinstance(model, TextModel) or type(self.measure) is LabelSets or self.in_turn:
+            return None
+        classes = np.unique(self.targets).tolist()
+        if getattr(self.measure, "group_names", None) or not all(c in model.names for c in classes):
+            return None
+        walked: list[tuple[Hashable, list[int]]] = [(key, part) for key, (_, part) in enumerate(self._chunks)]
+        met = {index for _, part in walked for index in part}
+        for group in self.groups:
+            rest = [index for index in group.tolist() if index not in met]
+            coming = (rest[start : start + self.batch_size] for start in range(0, len(rest), self.batch_size))
+            walked += [(tuple(batch), batch) for batch in coming]
+        self._forget_others({key for key, _ in walked})
+        batches = [batch for _, batch in walked]
+        parts: list[tuple[Tensor, Tensor]] = []
+        with evaluating(model), autocast(model.device, self.precision):
+            rows, frozen = model.open_rows(classes)
+            loaded = fixed_batches(self.test, batches, self.workers)
+            for (key, _), (images, *_) in zip(walked, loaded, strict=True):
+                images = model.placed(images)
+                with self._keeping(key) as cache:
+                    features, plain = model.encode(images, cache).features, model.features(images, cache)
+                parts.append((model.similarity(features, rows).cpu(), model.similarity(plain, frozen).cpu()))
+        order = np.array([index for batch in batches for index in batch], dtype=np.int64)
+        place = {index: at for at, index in enumerate(order.tolist())}
+        column = {c: at for at, c in enumerate(classes)}
+        return score_names(
+            torch.cat([prompted for prompted, _ in parts]).numpy(),
+            torch.cat([plain for _, plain in parts]).numpy(),
+            np.array([column[int(target)] for target in self.targets[order]], dtype=np.int64),
+            [column[c] for c in np.flatnonzero(model.seen.cpu().numpy()).tolist() if c in column],
+            [np.array([place[index] for index in group.tolist()], dtype=np.int64) for group in self.groups],
+        )
+
+    def _forget_others(self, keys: Collection[Hashable]) -> None:
+        """Keep nothing of batches that are no more: of classes that were still to come."""
+        for key in self._kept.keys() - keys:
+            self._kept_bytes -= _size(self._kept.pop(key))
+
     def _predictions(self, model: PromptModel, images: Tensor, key: int) -> Predictions:
+        with self._keeping(key) as cache, autocast(images.device, self.precision):
+            return model.predictions(images, cache)
+
+    @contextmanager
+    def _keeping(self, key: Hashable) -> Iterator[Cache | None]:
+        """What was kept of a batch, for a model to read and fill; kept as far as there is room."""
         cache: Cache | None = self._kept.get(key, {}) if self.cache_bytes else None
         before = _size(cache)
-        with autocast(images.device, self.precision):
-            predictions = model.predictions(images, cache)
+        yield cache
         if cache is not None:
             if self._kept.pop(key, None) is not None:  # a model may add to what it kept
                 self._kept_bytes -= before
             if self._kept_bytes + _size(cache) <= self.cache_bytes:
                 self._kept[key] = cache
                 self._kept_bytes += _size(cache)
-        return predictions
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,24 @@ class TextModel(PromptModel):
             rows = self.frozen_rows(names) if self.rows_from == "frozen" else self.live_rows(names)
             return self.similarity(self.encode(images).features, rows)
 
+    @torch.no_grad()
+    def open_rows(self, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Rows [n, E] by which named classes answer, seen or not, in eval mode; and their unprompted rows.
+
+        A seen class answers by its own row, one still to come by its name under the prompts as they are.
+        """
+        frozen = self.frozen_rows([self.names.shown(c) for c in classes])
+        if self.rows_from == "frozen":
+            return frozen, frozen
+        seen = self.seen.tolist()
+        coming = [at for at, c in enumerate(classes) if c >= len(seen) or not seen[c]]
+        rows = frozen.clone()
+        if coming:
+            rows[coming] = self.live_rows([self.names.shown(classes[at]) for at in coming]).to(rows)
+        old = [at for at in range(len(classes)) if at not in set(coming)]
+        rows[old] = self._rows_in_use()[[classes[at] for at in old]].to(rows)
+        return rows, frozen
+
     def _store(self, classes: Sequence[int]) -> None:
         """Keep the rows of classes as the prompts make them now."""
         with torch.no_grad(), evaluating(self):

@@ -1,0 +1,59 @@
+"""Metrics of classifiers of names, on classes still to come."""
+
+import numpy as np
+import pytest
+from golden_files import arrays
+
+from clprompt.metrics.names import base_new_harmonic_mean, score_names, summarise_names, transfer
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return arrays("clip")
+
+
+def test_transfer_is_the_reference(golden):
+    found = transfer(golden["metrics.accuracy"])
+    assert np.allclose(found, golden["metrics.transfer"], atol=1e-12)
+    assert np.isclose(found.mean(), golden["metrics.transfer_mean"], atol=1e-12)
+
+
+def test_harmonic_mean_of_base_and_new_is_the_reference(golden):
+    found = base_new_harmonic_mean(golden["metrics.accuracy"], golden["metrics.counts"])
+    assert np.allclose(found, golden["metrics.base_new_H"], atol=1e-12)
+
+
+def scored():
+    logits = np.array(
+        [[3.0, 1, 0, 0], [1, 2, 9, 0], [0, 0, 1, 2], [0, 9, 1, 2]]  # targets 0, 1 (seen), 2, 3 (to come)
+    )
+    groups = [np.array([0, 1]), np.array([2]), np.array([3])]
+    return score_names(logits, -logits, np.arange(4), [0, 1], groups)
+
+
+def test_each_accuracy_is_among_its_own_classes():
+    names = scored()
+    assert (names.base, names.new) == (1.0, 0.5)
+    assert (names.base_of_all, names.new_of_all) == (0.5, 0.0)
+    assert names.own == [None, 1.0, 1.0]
+    assert names.zero_shot == [0.0, None, None]
+
+
+def test_a_run_is_summarised_over_its_experiences():
+    record = {"kind": "evaluation", "when": "experience", "experience": 0, "names": scored().record()}
+    last = {
+        **record["names"],
+        "zero_shot": [0.5, 0.5, 0.8],
+        "own": [None] * 3,
+        "new": None,
+        "new_of_all": None,
+    }
+    found = summarise_names([record, {**record, "experience": 2, "names": last}])
+    assert found["transfer"] == pytest.approx(1.0)
+    assert found["zero_shot"] == pytest.approx(0.6)
+    assert found["base_new_H"] == pytest.approx(2 * 0.5 / 1.5)
+    assert found["base_new_H_of_all"] == 0.0
+
+
+def test_other_runs_have_none_of_these_metrics():
+    assert summarise_names([{"kind": "evaluation", "when": "experience", "experience": 0}]) == {}
