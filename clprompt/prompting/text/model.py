@@ -19,6 +19,7 @@ from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel, evaluating
 from clprompt.prompting.plugin import Samples
 from clprompt.prompting.text.names import ClassNames
+from clprompt.targets import checked_classes
 
 #: Which text features classify, see :class:`TextModel`.
 Rows = Literal["kept", "live", "frozen"]
@@ -258,7 +259,7 @@ class TextModel(PromptModel):
         return grew
 
     def begin_experience(self, classes: Iterable[int], samples: Samples | None = None) -> None:
-        classes = list(classes)
+        classes = checked_classes(classes)
         self._check_named(classes)
         super().begin_experience(classes, samples)
 

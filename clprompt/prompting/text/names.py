@@ -85,6 +85,14 @@ class ClassNames(nn.Module):
             )
         return list(self._names[int(c)])
 
+    def called(self, name: str) -> list[str]:
+        """All names of the class that is shown under this one; none where there is no such class."""
+        return next((list(names) for names in self._names.values() if names[0] == name), [])
+
+    def every(self) -> list[str]:
+        """All names of all classes, by class id."""
+        return [name for names in self._names.values() for name in names]
+
     def __contains__(self, c: int) -> bool:
         return int(c) in self._names
 
