@@ -220,6 +220,8 @@ def fit_all(out: Path) -> int:
     count = 0
     for strategy in strategies.names():
         target = strategies.get(strategy).target
+        if target.needs_text:
+            continue
         forms: dict[str, dict[str, Any]] = {"split": {}}
         if "boundary_free" in inspect.signature(target).parameters:
             forms["online"] = {"boundary_free": True}

@@ -10,6 +10,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin
 from avalanche_runs import figures, learner, strategy, stream, trained
+from small_methods import image_methods
 from timm.models.vision_transformer import VisionTransformer
 
 from clprompt.avalanche.strategy import PromptStrategy, make_strategy
@@ -222,7 +223,7 @@ def test_a_scheduler_that_waits_for_evaluations_which_never_come_is_refused() ->
 # ----------------------------------------------------------------------------------------------- constructors
 
 
-@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("name", image_methods())
 @pytest.mark.parametrize("face", ["model", "strategy"])
 def test_a_backbone_that_is_no_frozen_vit_is_refused(name: str, face: str) -> None:
     target = strategies.get(name).target
@@ -278,7 +279,7 @@ def test_evaluation_may_count_iterations() -> None:
 # ------------------------------------------------------------------------------------------------ copies
 
 
-@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("name", image_methods())
 def test_a_copy_of_a_strategy_goes_on_as_it_would(name: str) -> None:
     made, scenario = learner(name, evaluator=figures()), stream((ToyImages(4), ToyImages(2, "test")))
     for experience in scenario.train_stream[:2]:

@@ -30,6 +30,7 @@ from avalanche.training.plugins import (
     SynapticIntelligencePlugin,
 )
 from avalanche_runs import figures, learner, strategy, stream
+from small_methods import image_methods
 from torch import Tensor
 
 from clprompt.avalanche.strategy import PromptStrategy
@@ -46,7 +47,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
     pytest.mark.filterwarnings("ignore::UserWarning:qpsolvers"),
 ]
-NAMES = strategies.names()
+NAMES = image_methods()
 #: Steps of an epoch, over all experiences of a run.
 STEPS = {"never": 4, "last": 6}
 #: Their experiences train nothing that others have trained: what protects old weights has nothing to hold.

@@ -28,6 +28,7 @@ from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger, T
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from avalanche.training.supervised import Naive
 from avalanche_runs import avalanches_own, strategy, stream, toy, trained
+from small_methods import image_methods
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -265,7 +266,7 @@ def parameters(name: str) -> Mapping[str, Any]:
 
 
 BOUNDARY_FREE = [
-    *((name, {"boundary_free": True}) for name in strategies.names() if "boundary_free" in parameters(name)),
+    *((name, {"boundary_free": True}) for name in image_methods() if "boundary_free" in parameters(name)),
     ("mvp", {}),
     ("ncm", {}),
 ]

@@ -25,11 +25,11 @@ from avalanche.benchmarks.utils import (
 )
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
 from avalanche_runs import figures, learner
+from small_methods import image_methods
 from torch.utils.data import Subset
 
 from clprompt.avalanche.unseen import LARGEST_LOSS
 from clprompt.errors import ProtocolError
-from clprompt.registry import strategies
 from clprompt.scenarios import benchmark
 from clprompt.scenarios.repetition import plan
 from clprompt.testing.bench import CLASSES, ToyImages
@@ -141,7 +141,7 @@ def stream(title: str) -> tuple[Any, Any]:
     return STREAMS[title]()
 
 
-@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("name", image_methods())
 @pytest.mark.parametrize("title", STREAMS)
 def test_a_benchmark_is_learned_or_refused_in_one_line(title: str, name: str) -> None:
     (train, test), online = stream(title), title.startswith("online")

@@ -11,11 +11,11 @@ from avalanche.benchmarks.utils import as_taskaware_classification_dataset
 from avalanche.evaluation.metrics import topk_acc_metrics
 from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin
 from avalanche_runs import figures, learner, strategy, stream, toy
+from small_methods import image_methods
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from clprompt.avalanche.unseen import LARGEST_LOSS, evaluation_loss, rank_last
-from clprompt.registry import strategies
 from clprompt.testing.bench import ToyImages
 
 pytestmark = [
@@ -73,7 +73,7 @@ def test_logits_of_seen_classes_are_not_touched() -> None:
     assert ranked[1].argmax() == 2
 
 
-@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("name", image_methods())
 def test_an_experience_to_come_costs_the_most_and_is_never_right(name: str) -> None:
     made, scenario = learner(name, evaluator=figures()), stream((ToyImages(4), ToyImages(2, "test")))
     if made.model.revisits != "last":

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from devices import DEVICE, as_in_a_run
+from small_methods import image_methods
 from torch import Tensor
 
 from clprompt import registry
@@ -21,7 +22,7 @@ SEEN = [0, 1, 2, 3, 5]  # class 4 has columns and was never seen
 
 def masked() -> list[str]:
     """The strategies that take ``mask: batch``."""
-    return [name for name in registry.strategies.names() if "batch" in _words(_hints(name).get("mask"))]
+    return [name for name in image_methods() if "batch" in _words(_hints(name).get("mask"))]
 
 
 def _hints(name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_methods import SMALL
+from small_methods import SMALL, image_methods
 
 from clprompt import registry
 from clprompt.cli import results as results_
@@ -198,7 +198,7 @@ def test_the_quickstart_is_a_checked_configuration():
     assert loaded.scenario["name"] == "multi_label"
 
 
-NAMES = registry.strategies.names()
+NAMES = image_methods()
 ONE_LABEL = [name for name in NAMES if not registry.strategies.get(name).target.multi_label]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from drawing import same_picture
+from small_methods import image_methods
 from torch import Tensor
 
 from clprompt import fit, load, registry
@@ -231,7 +232,7 @@ def test_methods_without_prompt_tokens_of_their_own_are_refused_in_one_line(name
 
 
 def test_every_other_method_has_the_key():
-    names = [name for name in registry.strategies.names() if name not in WITHOUT_TOKENS]
+    names = [name for name in image_methods() if name not in WITHOUT_TOKENS]
     found = [config.named({"name": name, "coordinate": True}, "strategy") for name in names]
     assert all(section["coordinate"] is True and section["coordinate_share"] == 0.5 for section in found)
     assert {registry.strategies.get(name).target for name in names} == set(METHODS)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_methods import SMALL
+from small_methods import SMALL, image_methods
 from torch import Tensor, nn
 
 from clprompt import registry, testing
@@ -40,7 +40,7 @@ from clprompt.testing.label_sets import ScenesBench
 from clprompt.training.mixing import soften
 from clprompt.training.settings import Memory, Training
 
-NAMES = registry.strategies.names()
+NAMES = image_methods()
 #: Methods whose defaults hand no prompts to the backbone: there is nothing to stand around.
 WITHOUT_PROMPTS = {"damvp", "linear_probe", "multilane", "ncm", "ranpac", "ridge", "slda"}
 EPOCHS = 2

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from small_methods import image_methods
 
 from clprompt import registry
 from clprompt.errors import BackboneError, ClpromptError, ConfigError, DataError, ProtocolError
@@ -15,7 +16,7 @@ from clprompt.training.evaluation import evaluate
 from clprompt.training.finite import FiniteWatch
 from clprompt.training.settings import Online, Training
 
-STRATEGIES = registry.strategies.names()
+STRATEGIES = image_methods()
 TRAINED = [name for name in STRATEGIES if registry.strategies.get(name).target.trains]
 
 

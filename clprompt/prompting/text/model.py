@@ -134,6 +134,14 @@ class TextModel(PromptModel):
         """Image features [B, E] before normalisation: the frozen tower's, unless a method prompts it."""
         return self.backbone.project(PromptModel.features(self, images, cached))
 
+    def trained_rows(self, classes: Sequence[int], encoded: Encoded) -> tuple[Tensor, dict[str, Tensor]]:
+        """The live rows of a step, [n, E], with gradient, and terms of the loss over them by name.
+
+        For a method whose terms need more of the text than its rows, in place of :meth:`row_terms`.
+        """
+        rows = self.live_class_rows(classes)
+        return rows, dict(self.row_terms(classes, rows, encoded))
+
     def row_terms(self, classes: Sequence[int], rows: Tensor, encoded: Encoded) -> Mapping[str, Tensor]:
         """Terms of the loss over the live rows of a step, scalars by name.
 
@@ -238,9 +246,8 @@ class TextModel(PromptModel):
         classes = self._live_classes(targets)
         rows, terms = self.rows, {}
         if classes:
-            live = self.live_class_rows(classes)
+            live, terms = self.trained_rows(classes, encoded)
             rows = rows.to(live).index_copy(0, torch.tensor(classes, device=rows.device), live)
-            terms = dict(self.row_terms(classes, live, encoded))
             if self.rows_from == "kept" and not bool(self.open):
                 self.rows[classes] = live.detach().to(self.rows)
         logits = self.similarity(encoded.features, rows)
