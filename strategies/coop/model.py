@@ -170,9 +170,9 @@ class CoOpModel(TextModel):
                 self.frames.append(Frame(before, words[self.length :]))
                 start = torch.zeros(0, self.length, self.text.width) if class_specific else self._start(index)
                 self.contexts.append(nn.Parameter(start))
-        for index, words in enumerate(attributes):
-            if not len(texts.word_ids(self.text, words)):
-                raise ConfigError(f'attributes must be words, got "{words}"')
+        for index, attribute in enumerate(attributes):
+            if not len(texts.word_ids(self.text, attribute)):
+                raise ConfigError(f'attributes must be words, got "{attribute}"')
             rows_before = torch.randn(
                 attribute_length, self.text.width, generator=generator(seed, "attributes", index)
             )

@@ -244,7 +244,8 @@ class TextModel(PromptModel):
         self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         classes = self._live_classes(targets)
-        rows, terms = self.rows, {}
+        rows = self.rows
+        terms: dict[str, Tensor] = {}
         if classes:
             live, terms = self.trained_rows(classes, encoded)
             rows = rows.to(live).index_copy(0, torch.tensor(classes, device=rows.device), live)
