@@ -12,10 +12,12 @@ from typing import Any, Literal, get_args
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from clprompt import schema
 from clprompt.backbones.checkpoints import check_finite, load_weights
+from clprompt.backbones.text import FrozenText
+from clprompt.backbones.tokenizers import WordTokenizer
 from clprompt.errors import BackboneError
 from clprompt.inputs import ImageSpec, per_channel
 from clprompt.seeding import preserved_rng
@@ -96,6 +98,8 @@ def _create_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, dict
 
     folder = resources.files("clprompt.assets")
     facts = json.loads((folder / f"{name}.json").read_text())
+    if "image" in facts:  # the image tower of an image-text model is another embedded one
+        return _create_embedded(facts["image"], kwargs)
     others = [key for key in kwargs if key != "img_size"]
     if others:
         raise BackboneError(
@@ -110,6 +114,31 @@ def _create_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, dict
         weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"].float(), grid)
     vit.load_state_dict({key: value.float() for key, value in weights.items()})
     return vit, facts
+
+
+def embedded_text(name: str) -> tuple[FrozenText, Tensor, float] | None:
+    """The text tower of an embedded backbone, the projection of image features [D, E], the scale of logits.
+
+    None for a backbone of images alone, and for one that is not embedded.
+    """
+    if name not in embedded_backbones():
+        return None
+    from safetensors.torch import load
+
+    folder = resources.files("clprompt.assets")
+    facts = json.loads((folder / f"{name}.json").read_text())
+    if "text" not in facts:
+        return None
+    weights = {
+        key: value.float() for key, value in load((folder / f"{name}.safetensors").read_bytes()).items()
+    }
+    tokenizer = WordTokenizer(facts["words"])
+    with preserved_rng(0):
+        text = FrozenText(vocabulary=tokenizer.vocabulary, tokenizer=tokenizer, **facts["text"])
+    text.load_state_dict(
+        {key.removeprefix("text."): value for key, value in weights.items() if key.startswith("text.")}
+    )
+    return text, weights["projection"], float(weights["logit_scale"].exp())
 
 
 def check_supported(vit: nn.Module, name: str) -> None:

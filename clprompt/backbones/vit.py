@@ -21,7 +21,7 @@ from clprompt.backbones.attention import (
     prompted_block,
     residual_mlp,
 )
-from clprompt.backbones.sources import Normalise, check_supported, create_vit, image_spec
+from clprompt.backbones.sources import Normalise, check_supported, create_vit, embedded_text, image_spec
 from clprompt.backbones.text import FrozenText
 from clprompt.errors import BackboneError, ConfigError
 from clprompt.inputs import ImageSpec
@@ -38,8 +38,8 @@ class FrozenViT(nn.Module):
     ``requires_grad=False`` and the module stays in eval mode whatever ``train()`` says.
 
     Args:
-        source: a timm model name, the name of an embedded backbone (``vit_letters``), or a timm
-            ``VisionTransformer`` of your own, which is frozen in place.
+        source: a timm model name, the name of an embedded backbone (``vit_letters``; ``clip_letters``, the
+            same with a text tower), or a timm ``VisionTransformer`` of your own, which is frozen in place.
         pretrained: load timm's weights for this name (needs the weights in timm's cache or a network).
         checkpoint: a local file of weights: safetensors, PyTorch or npz, in the names of timm, Hugging Face,
             torchvision, CLIP or JAX. Wrappers (``state_dict``, ``model.``, ``teacher.backbone.``) are undone
@@ -107,6 +107,9 @@ class FrozenViT(nn.Module):
         self.logit_bias: float | None = None
         #: what stands between a method's prompts and the blocks, see :meth:`with_prompts_through`
         self.around: Callable[[Prompts, int | None, slice | None], Prompts] | None = None
+        if isinstance(source, str) and (embedded := embedded_text(source)) is not None:
+            text, projection, scale = embedded
+            self.add_text(text, projection=projection, scale=scale)
 
     def with_prompts_through(
         self, around: Callable[[Prompts, int | None, slice | None], Prompts]

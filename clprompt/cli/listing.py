@@ -37,11 +37,13 @@ def listing(kind: str, short: bool = False) -> list[str]:
     if kind != "strategies":
         return columns([(entry.name, entry.summary) for entry in entries])
     rows = [("name", "year", "boundaries", "paper")]
-    backbone = _small_backbone()
+    backbones = _small_backbones()
     for entry in entries:
         paper = entry.info.get("paper") or entry.summary
         year = entry.info.get("year") or "-"
-        rows.append((entry.name, str(year), _boundaries(entry.target, backbone), str(paper)))
+        rows.append(
+            (entry.name, str(year), _boundaries(entry.target, backbones[entry.target.needs_text]), str(paper))
+        )
     return columns(rows)
 
 
@@ -84,6 +86,11 @@ def _backbones(short: bool) -> list[str]:
     rows = []
     for name in embedded_backbones():
         facts = json.loads((assets / f"{name}.json").read_text())
+        if "image" in facts:
+            rows.append(
+                (name, f"embedded; {facts['image']} with a text tower: {facts['parameters']:,} parameters")
+            )
+            continue
         size = "x".join([str(facts["model"]["img_size"])] * 2)
         parameters = f"{facts['parameters']:,} parameters, " if "parameters" in facts else ""
         rows.append((name, f"embedded; {parameters}{size} images"))
@@ -92,10 +99,12 @@ def _backbones(short: bool) -> list[str]:
     return [*columns(rows), *([f"{more}: clprompt list backbones"] if short else [f"{more}:", *names])]
 
 
-def _small_backbone() -> Any:
+def _small_backbones() -> dict[bool, Any]:
+    """By whether they have a text tower."""
     from clprompt.backbones.vit import FrozenViT
 
-    return FrozenViT("vit_tiny_patch16_224", embed_dim=16, num_heads=2, img_size=32)
+    plain = FrozenViT("vit_tiny_patch16_224", embed_dim=16, num_heads=2, img_size=32)
+    return {False: plain, True: FrozenViT("clip_letters")}
 
 
 def _boundaries(strategy: Any, backbone: Any) -> str:

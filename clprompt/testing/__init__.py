@@ -8,6 +8,8 @@ from clprompt import lazy_names
 
 if TYPE_CHECKING:
     from clprompt.testing.bench import Workbench as Workbench
+    from clprompt.testing.bench import tiny_backbone as tiny_backbone
+    from clprompt.testing.bench import tiny_model as tiny_model
     from clprompt.testing.bench import tiny_vit as tiny_vit
     from clprompt.testing.contract import CHECKS as CHECKS
     from clprompt.testing.contract import MULTI_LABEL_CHECKS as MULTI_LABEL_CHECKS
@@ -56,6 +58,8 @@ __all__, __getattr__, __dir__ = lazy_names(
         "check_soft_labels": "clprompt.testing.learning",
         "check_strategy": "clprompt.testing.contract",
         "check_unseen_classes": "clprompt.testing.prediction",
+        "tiny_backbone": "clprompt.testing.bench",
+        "tiny_model": "clprompt.testing.bench",
         "tiny_vit": "clprompt.testing.bench",
     },
 )

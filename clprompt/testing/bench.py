@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from clprompt.backbones.sources import embedded_text
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.build import construct
 from clprompt.prompting.model import PromptModel
@@ -34,6 +36,12 @@ from clprompt.training.steps import receive, train_step
 #: Class ids by experience: not in order, with gaps (2, 3, 6, 8 and 9 never occur).
 CLASSES = ((4, 1), (0, 7), (10, 5))
 SIDE = 16
+
+#: What the classes are called, in words that the text tower of ``clip_letters`` knows.
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NAMES = dict(
+    enumerate([*(f"digit {word}" for word in _NUMBERS), *(f"small letter {c}" for c in "kmrtwxaehn")])
+)
 
 #: What timm builds for each kind of backbone that a method is tried on.
 KINDS: dict[str, dict[str, Any]] = {
@@ -68,6 +76,51 @@ def tiny_vit(kind: str = "class token", *, depth: int = 5, width: int = 32) -> F
             elif name.endswith("bias"):
                 nn.init.normal_(parameter, std=0.05)
     return FrozenViT(vit)
+
+
+def tiny_backbone(model_class: type[PromptModel], kind: str = "class token") -> FrozenViT:
+    """A tiny backbone that a method can do with: where it needs text, with a text tower that knows ``NAMES``.
+
+    The text tower is that of the embedded ``clip_letters``. Image features of the toy images are projected,
+    by least squares, to the texts of their names.
+    """
+    backbone = tiny_vit(kind)
+    if not model_class.needs_text:
+        return backbone
+    embedded = embedded_text("clip_letters")
+    assert embedded is not None
+    text, _, scale = embedded
+    toys = ToyImages(17)
+    texts = text.features([f"a photo of a {NAMES[int(c)]}." for c in toys.targets])
+    texts = F.normalize(texts, dim=1).double()
+    features = F.normalize(backbone.features(toys.images), dim=1).double()
+    ridge = 0.1 * torch.eye(backbone.width, dtype=torch.float64)
+    projection = torch.linalg.solve(features.T @ features + ridge, features.T @ texts)
+    return backbone.add_text(text, projection=projection.float(), scale=scale)
+
+
+def tiny_model(
+    model_class: type[PromptModel],
+    backbone: FrozenViT | None = None,
+    *,
+    seed: int = 0,
+    plugins: Sequence[Plugin] = (),
+    **arguments: Any,
+) -> PromptModel:
+    """A model of a method over a tiny backbone, its classes named where it reads names.
+
+    Args:
+        model_class: the method.
+        backbone: None for :func:`tiny_backbone`.
+        seed: of its initial values.
+        plugins: it gets copies of them.
+        **arguments: its own, and short forms of plug-ins.
+    """
+    if backbone is None:
+        backbone = tiny_backbone(model_class)
+    model = construct(model_class, backbone, seed=seed, plugins=plugins, **arguments)
+    model.name_classes(NAMES)
+    return model
 
 
 class ToyImages:
@@ -182,7 +235,7 @@ class Workbench:
     @cached_property
     def backbones(self) -> dict[str, FrozenViT]:
         """One backbone of each kind."""
-        return {kind: tiny_vit(kind).to(self.device) for kind in KINDS}
+        return {kind: tiny_backbone(self.model_class, kind).to(self.device) for kind in KINDS}
 
     @cached_property
     def online(self) -> bool:
@@ -197,7 +250,7 @@ class Workbench:
     def make(self, kind: str = "class token", seed: int = 0) -> PromptModel:
         """A new model."""
         backbone = self.backbones[kind]
-        model = construct(self.model_class, backbone, seed=seed, plugins=self.plugins, **self.arguments)
+        model = tiny_model(self.model_class, backbone, seed=seed, plugins=self.plugins, **self.arguments)
         return model if self.device == "cpu" else model.to(self.device)  # a walk over the whole backbone
 
     def training(self, epochs: int = 1) -> Training:
@@ -330,4 +383,4 @@ class Workbench:
 
 def _twin(model: PromptModel) -> PromptModel:
     """A copy of a model over the same frozen weights, which are most of it."""
-    return copy.deepcopy(model, {id(model.backbone.vit): model.backbone.vit})
+    return copy.deepcopy(model, {id(part): part for part in model.backbone.children()})

@@ -65,7 +65,7 @@ def check_strategy(
         plugins: every model gets copies of them.
         device: where it is tried, such as "cuda"; there with deterministic algorithms, as in any run.
         **arguments: its own and short forms of plug-ins, for all checks. The backbones have 5 blocks, width
-            32 and 16 patches.
+            32 and 16 patches; for a method that needs text the text tower of ``clip_letters`` is beside them.
 
     Raises:
         AssertionError: one sentence: the check, what was expected, and the numbers.

@@ -14,7 +14,7 @@ from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import PromptModel
 from clprompt.targets import MOST_CLASSES, is_label_sets
 from clprompt.testing.asserts import bits, changed, chunked, finite_losses, near, refused, require, steady
-from clprompt.testing.bench import CLASSES, KINDS, Log, Workbench, tiny_vit
+from clprompt.testing.bench import CLASSES, KINDS, Log, Workbench, tiny_backbone
 from clprompt.training.engine import Engine
 from clprompt.training.steps import receive, train_step
 
@@ -140,7 +140,7 @@ def check_frozen_backbone(bench: Workbench) -> None:
     """The backbone keeps its bits, takes no gradient and stays in eval mode."""
     model, _ = bench.short
     model.train()
-    moved = changed(tiny_vit().state_dict(), model.backbone.state_dict())
+    moved = changed(tiny_backbone(bench.model_class).state_dict(), model.backbone.state_dict())
     require(not moved, f"training changed {len(moved)} tensors of the backbone: {moved[:3]}")
     open_ = [n for n, p in model.backbone.named_parameters() if p.requires_grad or p.grad is not None]
     require(not open_, f"{len(open_)} parameters of the backbone take a gradient: {open_[:3]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,13 @@ def test_runs_in_several_folders_have_a_tensorboard_line_each() -> None:
 
 
 def test_the_list_of_backbones_begins_with_the_embedded_ones() -> None:
-    assert listing.listing("backbones")[0].startswith("vit_letters  embedded; ")
+    image_text, images = listing.listing("backbones")[:2]
+    assert re.match(r"clip_letters +embedded; vit_letters with a text tower: ", image_text)
+    assert re.match(r"vit_letters +embedded; 169,728 parameters, 16x16 images", images)
 
 
 def test_the_list_of_backbones_says_how_many_there_are() -> None:
-    _, count, *names = listing.listing("backbones")
+    _, _, count, *names = listing.listing("backbones")
     assert count.startswith(f"and {len(names)} of timm with pretrained weights")
     assert {"vit_base_patch16_224.augreg_in21k", "deit_small_patch16_224.fb_in1k"} <= {*names}
     assert listing.listing("backbones", short=True)[-1].endswith(": clprompt list backbones")

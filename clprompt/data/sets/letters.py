@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import string
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -87,26 +87,63 @@ def render_letters(
     classes = sorted(set(string.ascii_letters) - set(exclude))
     if not classes:
         raise ConfigError("exclude: leaves no letter to draw")
-    fields = _distance_fields("".join(classes))
-    images, labels = [], []
-    rounds = -(-_CHUNK // len(classes))
-    size = rounds * len(classes)
+    images, labels, _ = render_glyphs("".join(classes), count, seed=seed)
+    return images, labels, classes
+
+
+class Strokes(NamedTuple):
+    """How glyphs were drawn, one number each, [n].
+
+    Attributes:
+        pen: half the width of the line, in pixels of the 32x32 drawing.
+        slant: horizontal shift over height; positive leans to the right, as most people write.
+        width: of the glyph, in pixels of that drawing.
+    """
+
+    pen: np.ndarray
+    slant: np.ndarray
+    width: np.ndarray
+
+
+def render_glyphs(characters: str, count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Strokes]:
+    """Draw characters, digits among them if asked, as :func:`render_letters` draws letters.
+
+    Args:
+        characters: the classes, each once.
+        count: number of images, at least 1.
+        seed: seed of the drawing, at least 0.
+
+    Returns:
+        images, float32 [count, 8, 8] in [0, 1]; labels, places in ``characters``, int64 [count]; how they
+        were drawn.
+    """
+    fields = _distance_fields(characters)
+    images, labels, strokes = [], [], []
+    rounds = -(-_CHUNK // len(characters))
+    size = rounds * len(characters)
     for chunk in range(-(-count // size)):
         # Every chunk is drawn whole, from a stream of its own: `count` does not change what comes first.
         rng = np.random.default_rng((seed, chunk))
-        label = np.concatenate([rng.permutation(len(classes)) for _ in range(rounds)])
+        label = np.concatenate([rng.permutation(len(characters)) for _ in range(rounds)])
         font = rng.integers(fields.shape[1], size=size)
-        images.append(_draw(fields, label, font, rng))
+        drawn, how = _draw(fields, label, font, rng)
+        images.append(drawn)
         labels.append(label)
-    return np.concatenate(images)[:count], np.concatenate(labels)[:count].astype(np.int64), classes
+        strokes.append(how)
+    whole = Strokes(*(np.concatenate(values)[:count] for values in zip(*strokes, strict=True)))
+    return np.concatenate(images)[:count], np.concatenate(labels)[:count].astype(np.int64), whole
 
 
-def font_files() -> list[Path]:
-    """The fonts of matplotlib that have all Latin letters, sorted by name; symbol fonts are left out."""
+def font_files(characters: str = "") -> list[Path]:
+    """The fonts of matplotlib that have all Latin letters, sorted by name; symbol fonts are left out.
+
+    Args:
+        characters: others that they must have, too.
+    """
     import matplotlib
     from matplotlib.ft2font import FT2Font
 
-    needed = {ord(letter) for letter in string.ascii_letters}
+    needed = {ord(letter) for letter in string.ascii_letters + characters}
     return [
         path
         for path in sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf"))
@@ -115,19 +152,20 @@ def font_files() -> list[Path]:
 
 
 @functools.lru_cache(maxsize=4)
-def _distance_fields(letters: str) -> np.ndarray:
-    """Distance to the centre line of every letter in every font: what a pen of any width can follow.
+def _distance_fields(characters: str) -> np.ndarray:
+    """Distance to the centre line of every character in every font: what a pen of any width can follow.
 
     Type has thick and thin strokes, handwriting has one pen; so only the centre lines of the glyphs are kept.
 
     Returns:
-        float32 [letters, fonts, 64, 64], in pixels of that canvas.
+        float32 [characters, fonts, 64, 64], in pixels of that canvas.
     """
     fonts: list[ImageFont.FreeTypeFont | ImageFont.ImageFont] = [
-        ImageFont.truetype(str(path), _FONT_SIZE) for path in font_files()
+        ImageFont.truetype(str(path), _FONT_SIZE) for path in font_files(characters)
     ]
     fonts.append(ImageFont.load_default(_FONT_SIZE))
-    return _distance_to(_thin(np.stack([[_glyph(letter, font) for font in fonts] for letter in letters])))
+    shapes = np.stack([[_glyph(character, font) for font in fonts] for character in characters])
+    return _distance_to(_thin(shapes))
 
 
 def _thin(shapes: np.ndarray) -> np.ndarray:
@@ -192,7 +230,9 @@ def _distance_to(mask: np.ndarray) -> np.ndarray:
     return np.sqrt(result)
 
 
-def _draw(fields: np.ndarray, letter: np.ndarray, font: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _draw(
+    fields: np.ndarray, letter: np.ndarray, font: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, Strokes]:
     """Draw one deformed image of each given glyph.
 
     Args:
@@ -202,7 +242,7 @@ def _draw(fields: np.ndarray, letter: np.ndarray, font: np.ndarray, rng: np.rand
         rng: where the deformations come from.
 
     Returns:
-        float32 [n, 8, 8] in [0, 1].
+        float32 [n, 8, 8] in [0, 1], and how they were drawn.
     """
     n = len(letter)
     # Affine: rotation, slant (more often to the right, as people write) and relative width.
@@ -242,7 +282,8 @@ def _draw(fields: np.ndarray, letter: np.ndarray, font: np.ndarray, rng: np.rand
     x = ((left + right) / 2)[:, None] + (pixels - shift[:, None]) * ((right - left) / width)[:, None]
     y = ((top + bottom) / 2)[:, None] + pixels * ((bottom - top) / height)[:, None]
     blocks = inked(x, y).reshape(n, _BITMAP // _BLOCK, _BLOCK, _BITMAP // _BLOCK, _BLOCK)
-    return blocks.sum((2, 4)).astype(np.float32) / _BLOCK**2
+    images = blocks.sum((2, 4)).astype(np.float32) / _BLOCK**2
+    return images, Strokes(pen / (_GLYPH / _BITMAP), slant, width)
 
 
 def _extent(occupied: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
