@@ -405,6 +405,10 @@ class CoOpModel(TextModel):
                 if name not in given:
                     raise ConfigError(f'{where} says nothing of class "{name}"')
 
+    def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
+        super().check_stream(classes)
+        self._check_named(c for group in classes for c in group if c in self.names)
+
     def _check_fit(self, names: Sequence[str]) -> None:
         """Refuse names whose text does not fit into the tower with all that is learned."""
         head = self.head_rows()

@@ -354,8 +354,9 @@ def test_a_class_that_a_file_says_nothing_of_is_refused(backbone: FrozenViT, tmp
         model = made(backbone, length=2, **{key: str(path)})
         model.begin_experience([0])
         model.end_experience()
-        with pytest.raises(ClpromptError, match=f'{key} .*words.json says nothing of class "dog"'):
-            model.begin_experience([1])
+        for refused in (model.begin_experience, lambda classes, model=model: model.check_stream([classes])):
+            with pytest.raises(ClpromptError, match=f'{key} .*words.json says nothing of class "dog"'):
+                refused([1])
 
 
 def test_a_vision_only_backbone_is_refused() -> None:
