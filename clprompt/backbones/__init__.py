@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from clprompt.backbones.attention import FrozenAttention as FrozenAttention
     from clprompt.backbones.attention import FrozenBlock as FrozenBlock
     from clprompt.backbones.attention import prompted_block as prompted_block
+    from clprompt.backbones.build import make_backbone as make_backbone
+    from clprompt.backbones.clip import clip_backbone as clip_backbone
     from clprompt.backbones.sources import embedded_backbones as embedded_backbones
     from clprompt.backbones.text import FrozenText as FrozenText
     from clprompt.backbones.vit import FrozenViT as FrozenViT
     from clprompt.backbones.vit import Prompts as Prompts
-    from clprompt.backbones.vit import make_backbone as make_backbone
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
@@ -26,8 +27,9 @@ __all__, __getattr__, __dir__ = lazy_names(
         "FrozenText": "clprompt.backbones.text",
         "FrozenViT": "clprompt.backbones.vit",
         "Prompts": "clprompt.backbones.vit",
+        "clip_backbone": "clprompt.backbones.clip",
         "embedded_backbones": "clprompt.backbones.sources",
-        "make_backbone": "clprompt.backbones.vit",
+        "make_backbone": "clprompt.backbones.build",
         "prompted_block": "clprompt.backbones.attention",
     },
 )

@@ -38,7 +38,11 @@ def load_weights(vit: Any, path: Path) -> None:
     Raises:
         BackboneError: another kind of file, another architecture, or weights that are not finite.
     """
-    tensors = read_tensors(path)
+    load_tensors(vit, read_tensors(path), path)
+
+
+def load_tensors(vit: Any, tensors: Tensors, path: Path) -> None:
+    """:func:`load_weights` of tensors that were read from the file already."""
     if any(key.endswith("embedding/kernel") for key in tensors):
         _load_jax(vit, path, tensors)
         return
@@ -218,7 +222,7 @@ def _choose(vit: Any, tensors: Tensors, path: Path) -> _Candidate:
         for anchor, rename in _LAYOUTS.items():
             if key == anchor or key.endswith(f".{anchor}"):
                 layouts.setdefault(key[: len(key) - len(anchor)], rename)
-    prefixes = sorted(layouts, key=lambda prefix: not _AVERAGED & {*re.split(r"[._]", prefix)})
+    prefixes = sorted(layouts, key=lambda prefix: not AVERAGED & {*re.split(r"[._]", prefix)})
     first = None
     for prefix in prefixes or [""]:
         inner = tuple(other for other in layouts if other != prefix and other.startswith(prefix))
@@ -232,7 +236,7 @@ def _choose(vit: Any, tensors: Tensors, path: Path) -> _Candidate:
     return first
 
 
-_AVERAGED = {"ema", "teacher"}
+AVERAGED = {"ema", "teacher"}
 
 
 def _fit(vit: Any, group: Tensors, prefix: str, keys: list[str], path: Path) -> _Candidate:
@@ -405,11 +409,12 @@ def _refuse_patches(key: str, there: tuple[int, ...], here: tuple[int, ...], pat
 
 def _tell_resampling(shapes: Shapes, vit: Any, path: Path) -> None:
     """Say so when the file's positions were made for another image size."""
-    positions = [shape for key, shape in shapes.items() if key.endswith("pos_embed") and len(shape) == 3]
-    if not positions or vit.pos_embed is None or positions[0][1] == vit.pos_embed.shape[1]:
+    positions = [shape[1] for key, shape in shapes.items() if key.endswith("pos_embed") and len(shape) == 3]
+    positions += [shape[0] for key, shape in shapes.items() if key == "visual.positional_embedding"]
+    if not positions or vit.pos_embed is None or positions[0] == vit.pos_embed.shape[1]:
         return
     high, wide = vit.patch_embed.grid_size
-    before = math.isqrt(positions[0][1])  # beside a square grid there are at most a few prefix tokens
+    before = math.isqrt(positions[0])  # beside a square grid there are at most a few prefix tokens
     if (before, before) == (high, wide):
         return  # timm moved the class token's position into the token
     patch = vit.patch_embed.patch_size[0]

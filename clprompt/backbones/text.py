@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +50,10 @@ class FrozenText(nn.Module):
         vocabulary: token ids.
         joint_width: of the space that images and texts share, E.
         tokenizer: what makes ids of texts.
-        quick_gelu: x * sigmoid(1.702 x) in place of GELU, as for OpenAI's weights, from which it cannot be told.
+        quick_gelu: x * sigmoid(1.702 x) in place of GELU, as for OpenAI's weights; weights do not tell it.
         causal: a token sees itself and those before it, and the end token's row is the text's (CLIP).
             Otherwise all see all, padding included, and the last row is (SigLIP).
+        approximate: form of GELU, "none" or "tanh" (SigLIP 2).
         eps: of the norms.
         mlp_ratio: width of a block's MLP over W.
         projection: "linear", "bias" (linear with a bias), or "none", where W = E.
@@ -72,10 +73,11 @@ class FrozenText(nn.Module):
         joint_width: int,
         tokenizer: Tokenizer,
         quick_gelu: bool = False,
+        approximate: Literal["none", "tanh"] = "none",
         causal: bool = True,
         eps: float = 1e-5,
         mlp_ratio: float = 4.0,
-        projection: str = "linear",
+        projection: Literal["linear", "bias", "none"] = "linear",
     ) -> None:
         super().__init__()
         self.width, self.depth, self.num_heads = width, depth, num_heads
@@ -88,13 +90,14 @@ class FrozenText(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(length, width))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
+        activation: Any = QuickGELU if quick_gelu else partial(nn.GELU, approximate=approximate)
         self.blocks = nn.ModuleList(
             Block(
                 width,
                 num_heads,
                 mlp_ratio=mlp_ratio,
                 qkv_bias=True,
-                act_layer=QuickGELU if quick_gelu else nn.GELU,
+                act_layer=activation,
                 norm_layer=partial(nn.LayerNorm, eps=eps),  # type: ignore[arg-type]
             )
             for _ in range(depth)
@@ -108,7 +111,7 @@ class FrozenText(nn.Module):
         self.requires_grad_(False)
         self.eval()
         self._features: dict[tuple[str, ...], Tensor] = {}
-        self.register_load_state_dict_post_hook(lambda *_: self._features.clear())
+        self.register_load_state_dict_post_hook(_forget_features)
 
     def train(self, mode: bool = True) -> FrozenText:
         """Stay in eval mode: a frozen tower has no dropout."""
@@ -231,7 +234,7 @@ class FrozenText(nn.Module):
         return self._shared(prefix, own, ends, deep)
 
     def _shared(self, prefix: Tensor, own: Tensor, ends: Tensor, deep: Mapping[int, Tensor] | None) -> Tensor:
-        """Of one prefix [1, P, W], P may be 0, and own rows [C, S, W]; the last block runs only the end rows."""
+        """Of one prefix [1, P, W], P may be 0, and own rows [C, S, W]; last, only the end rows are run."""
         before, count = prefix.shape[1], own.shape[1]
         positions = self.positional_embedding[: before + count]
         prefix, own = prefix + positions[:before], own + positions[before:]
@@ -285,6 +288,10 @@ class FrozenText(nn.Module):
                 f"a prompted text of {rows} tokens does not fit; this text tower takes at most "
                 f"{self.length}: take fewer context tokens or a shorter name"
             )
+
+
+def _forget_features(text: FrozenText, _: Any) -> None:
+    text._features.clear()
 
 
 def _each(ends: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
 
-from clprompt.errors import ConfigError
+from clprompt.errors import BackboneError, ConfigError
 
 
 class Tokenizer(Protocol):
@@ -17,8 +18,10 @@ class Tokenizer(Protocol):
         padding: the id behind the end token.
     """
 
-    start_tokens: int
-    padding: int
+    @property
+    def start_tokens(self) -> int: ...
+    @property
+    def padding(self) -> int: ...
 
     def encode(self, text: str) -> list[int]:
         """A text's ids, start and end token included, without padding, of any length."""
@@ -60,3 +63,96 @@ class WordTokenizer:
                     raise ConfigError(f'text "{text}": this text tower has no token for "{part}"')
                 ids.append(self.ids[part])
         return [*ids, self.end]
+
+
+def open_clip_package() -> Any:
+    """The module ``open_clip``, imported when it is first needed.
+
+    Raises:
+        BackboneError: it is not installed.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise BackboneError(
+            "image-text backbones of open_clip need its configurations and tokenizers: "
+            f"pip install 'clprompt[clip]' ({error})"
+        ) from error
+    return open_clip
+
+
+class BytePairs:
+    """CLIP's tokenizer of byte pairs, which open_clip brings.
+
+    Args:
+        vocabulary: ids of the text tower.
+        settings: open_clip's ``tokenizer_kwargs``.
+        owner: the backbone, for messages.
+    """
+
+    start_tokens = 1
+    padding = 0
+
+    def __init__(self, vocabulary: int, settings: Mapping[str, Any], owner: str) -> None:
+        self.vocabulary = vocabulary
+        self.settings = dict(settings)
+        self.owner = owner
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        tokenizer = open_clip_package().SimpleTokenizer(**self.settings)
+        if tokenizer.vocab_size > self.vocabulary:
+            raise BackboneError(
+                f"backbone {self.owner}: its text tower knows {self.vocabulary} tokens and CLIP's tokenizer "
+                f"has {tokenizer.vocab_size}"
+            )
+        return tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """A text's ids."""
+        return [
+            self._tokenizer.sot_token_id,
+            *self._tokenizer.encode(text),
+            self._tokenizer.eot_token_id,
+        ]
+
+
+class HuggingFace:
+    """A tokenizer of Hugging Face, as open_clip names it for SigLIP and others.
+
+    Args:
+        name: of the tokenizer.
+        length: tokens of a text at most.
+        settings: open_clip's ``tokenizer_kwargs``.
+        owner: the backbone, for messages.
+    """
+
+    def __init__(self, name: str, length: int, settings: Mapping[str, Any], owner: str) -> None:
+        self.name, self.length = name, length
+        self.settings = dict(settings)
+        self.owner = owner
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            return open_clip_package().tokenizer.HFTokenizer(self.name, self.length, **self.settings)
+        except (ImportError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BackboneError(
+                f"backbone {self.owner}: the tokenizer {self.name} of its text tower is not installed; it "
+                f"needs pip install transformers sentencepiece, and its files ({reason})"
+            ) from error
+
+    @property
+    def padding(self) -> int:
+        """The id behind the end token."""
+        return int(self._tokenizer.tokenizer.pad_token_id)
+
+    @property
+    def start_tokens(self) -> int:
+        """Tokens before the first word: what an empty text has beside the end token."""
+        return len(self.encode("")) - 1
+
+    def encode(self, text: str) -> list[int]:
+        """A text's ids, of any length: open_clip would cut them."""
+        return list(self._tokenizer.tokenizer(self._tokenizer.clean_fn(text)).input_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,10 @@ class FrozenViT(nn.Module):
             self.projection.weight.data = projection.detach().T.contiguous()
             self.projection.requires_grad_(False)
         self.scale, self.logit_bias = scale, logit_bias
+        # where a run exports its backbone, they go with it
+        terms = [scale, math.nan if logit_bias is None else logit_bias]
+        self.register_buffer("logit_terms", torch.tensor(terms, dtype=torch.float64))
+        self.register_load_state_dict_post_hook(_take_logit_terms)
         return self
 
     @property
@@ -176,6 +181,11 @@ class FrozenViT(nn.Module):
     def dtype(self) -> torch.dtype:
         """The number format of the weights."""
         return next(self.vit.parameters()).dtype
+
+    @property
+    def activation(self) -> str:
+        """The activation of the blocks, such as "QuickGELU", which weights do not tell."""
+        return type(self.blocks[0].mlp.act).__name__
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -352,7 +362,7 @@ class FrozenViT(nn.Module):
         return digest.hexdigest()
 
 
-def make_backbone(section: dict[str, Any]) -> FrozenViT:
-    """The frozen backbone of a `backbone` section."""
-    arguments = dict(section)
-    return FrozenViT(arguments.pop("name"), **arguments)
+def _take_logit_terms(backbone: FrozenViT, _: Any) -> None:
+    """Scale and bias as loaded, as plain numbers: a step does not wait for the device that holds them."""
+    scale, bias = backbone.logit_terms.tolist()  # type: ignore[operator]
+    backbone.scale, backbone.logit_bias = scale, None if math.isnan(bias) else bias

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from clprompt import registry
-from clprompt.backbones.vit import FrozenViT, make_backbone
+from clprompt.backbones.build import make_backbone
+from clprompt.backbones.vit import FrozenViT
 from clprompt.data.bundle import DataBundle, plan_over
 from clprompt.data.dataset import inputs_for
 from clprompt.data.plan import Plan

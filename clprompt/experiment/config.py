@@ -39,7 +39,8 @@ class Config:
         data: `name` and the arguments of what is registered under it.
         scenario: as for `data`.
         strategy: as for `data`.
-        backbone: `name`, `pretrained`, `checkpoint`, and what else timm takes.
+        backbone: `name`, `pretrained`, `checkpoint`, and what else timm takes; for `clip` the arguments of
+            `clprompt.backbones.clip.clip_backbone`.
         compare: further strategies on the same stream and seeds; a `training` mapping in one of them holds
             overrides of training settings for that strategy alone.
         training: see `Training`.
@@ -215,6 +216,11 @@ def _section(section: Any, path: str) -> dict[str, Any]:
 
 
 def _backbone(section: dict[str, Any]) -> dict[str, Any]:
+    if section["name"] == "clip":
+        from clprompt.backbones.clip import clip_backbone
+
+        arguments = {key: value for key, value in section.items() if key != "name"}
+        return {"name": "clip"} | schema.arguments(clip_backbone, arguments, "backbone")
     checked = {"name": section["name"], "pretrained": False, "checkpoint": None} | section
     schema.check(checked["pretrained"], bool, "backbone.pretrained")
     schema.check(checked["checkpoint"], str | None, "backbone.checkpoint")

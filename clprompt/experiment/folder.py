@@ -167,6 +167,8 @@ def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     backbone = sum(p.numel() for p in model.backbone.parameters())
+    # two models of one shape and one name: weights do not tell which activation they were trained with
+    activation = {} if model.backbone.text is None else {"activation": model.backbone.activation}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -177,7 +179,7 @@ def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
         "versions": versions,
         "git": git_state(Path(str(importlib.resources.files("clprompt")))),
         "parameters": {"backbone": backbone},
-        "backbone": {"source": model.backbone.source, "sha256": model.backbone.fingerprint()},
+        "backbone": {"source": model.backbone.source, "sha256": model.backbone.fingerprint()} | activation,
     }
 
 

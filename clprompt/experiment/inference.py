@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from clprompt import registry, schema
-from clprompt.backbones.vit import FrozenViT, make_backbone
+from clprompt.backbones.build import make_backbone
+from clprompt.backbones.vit import FrozenViT
 from clprompt.data.folders import Walk, photographs, walk
 from clprompt.data.images import EXTENSIONS, MAX_PIXELS, UnreadableImage, read_image
 from clprompt.data.transforms import TestResize, make_transform

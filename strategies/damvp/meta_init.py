@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from clprompt.backbones.vit import make_backbone
+from clprompt.backbones.build import make_backbone
 from clprompt.data.loading import image_stream, subset, training_batches
 from clprompt.errors import CheckpointError, ConfigError, DataError, Interrupted
 from clprompt.seeding import derive, generator

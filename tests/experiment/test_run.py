@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from clprompt.backbones import vit
+from clprompt.backbones.build import make_backbone
 from clprompt.data import datasets_for, digits
 from clprompt.errors import CheckpointError, ClpromptError, ConfigError, Interrupted, RunFolderError
 from clprompt.experiment import config as configuration
@@ -170,7 +170,7 @@ def test_the_environment_tells_what_a_run_was_made_with(results):
     assert torch.__version__.startswith(found["versions"]["torch"])
     assert {"clprompt", "timm", "numpy"} <= found["versions"].keys()
     assert found["device"] == "cpu"
-    backbone = vit.make_backbone(VIT)
+    backbone = make_backbone(VIT)
     assert found["backbone"]["sha256"] == backbone.fingerprint()
     assert found["parameters"]["backbone"] == sum(p.numel() for p in backbone.parameters())
 
