@@ -118,7 +118,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The four metrics of one method."""
     device = torch.device(options.device)
     precision = "bf16" if options.dtype == "bfloat16" else "float32"
-    backbone = FrozenViT(options.model).to(device)
+    backbone = make_backbone(name, options).to(device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(options.batch, backbone.in_chans, *backbone.image_size, generator=generator)
     targets = torch.arange(options.batch) % CLASSES
@@ -178,7 +178,7 @@ def avalanche_overhead(name: str, options: argparse.Namespace, device: torch.dev
 
     from clprompt.avalanche.strategy import PromptStrategy
 
-    backbone = FrozenViT(options.model).to(device)
+    backbone = make_backbone(name, options).to(device)
     count = 3 * options.batch
     images = torch.randn(count, backbone.in_chans, *backbone.image_size)
     labels = torch.arange(count) % CLASSES
@@ -214,9 +214,16 @@ def avalanche_overhead(name: str, options: argparse.Namespace, device: torch.dev
     return ratio(times["a"], times["e"])
 
 
+def make_backbone(name: str, options: argparse.Namespace) -> FrozenViT:
+    """The backbone asked for; for a method that needs text the embedded one that has a text tower."""
+    return FrozenViT("clip_letters" if registry.strategies.get(name).target.needs_text else options.model)
+
+
 def make_model(name: str, backbone: FrozenViT, device: torch.device) -> PromptModel:
-    """A registered method with its default arguments."""
-    return registry.strategies.get(name).target(backbone, seed=0).to(device)
+    """A registered method with its default arguments, its classes named."""
+    model: PromptModel = registry.strategies.get(name).target(backbone, seed=0)
+    model.name_classes({c: f"number {c}" for c in range(CLASSES)})
+    return model.to(device)
 
 
 def _wait(device: torch.device) -> None:

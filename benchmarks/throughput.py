@@ -151,7 +151,8 @@ def main() -> None:
     facts: dict[str, Any] = {}
     for method in options.methods.split(",") if options.methods else registry.strategies.names():
         try:
-            loaded = configuration.load(names[0], [f"strategy={method}", "compare=[]", *overrides])
+            text = ["backbone=clip_letters"] if registry.strategies.get(method).target.needs_text else []
+            loaded = configuration.load(names[0], [f"strategy={method}", "compare=[]", *text, *overrides])
             config = replace(loaded, seed=loaded.seeds[0])
             results[method] = found = measure(config, builder, options.images, options.passes)
             facts = facts or folder.environment(builder.build(config).model, torch.device("cpu"))

@@ -41,9 +41,9 @@ def listing(kind: str, short: bool = False) -> list[str]:
     for entry in entries:
         paper = entry.info.get("paper") or entry.summary
         year = entry.info.get("year") or "-"
-        rows.append(
-            (entry.name, str(year), _boundaries(entry.target, backbones[entry.target.needs_text]), str(paper))
-        )
+        strategy: Any = entry.target
+        boundaries = _boundaries(strategy, backbones[strategy.needs_text])
+        rows.append((entry.name, str(year), boundaries, str(paper)))
     return columns(rows)
 
 

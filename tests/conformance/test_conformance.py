@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from devices import DEVICE, as_in_a_run
-from small_methods import SMALL, image_methods
+from small_methods import SMALL
 
 from clprompt import registry, testing
 from clprompt.errors import ClpromptError
@@ -56,7 +56,7 @@ REFUSED = {("multilane", "average pooling and q/k norm")}
 def forms() -> list[tuple[str, tuple[tuple[str, Any], ...]]]:
     """(name, arguments) of every strategy: its defaults, without boundaries, and what the table adds."""
     found: list[tuple[str, tuple[tuple[str, Any], ...]]] = []
-    for name in image_methods():
+    for name in registry.strategies.names():
         given: list[dict[str, Any]] = [{}]
         if "boundary_free" in inspect.signature(registry.strategies.get(name).target).parameters:
             given.append({"boundary_free": True})
@@ -122,7 +122,7 @@ def test_every_kind_of_backbone_serves_some_form_of_every_strategy() -> None:
             with contextlib.suppress(ClpromptError):
                 bench(form).make(kind)
                 served.add((form[0], kind))
-    assert served == set(itertools.product(image_methods(), KINDS)) - REFUSED
+    assert served == set(itertools.product(registry.strategies.names(), KINDS)) - REFUSED
 
 
 def test_the_table_names_registered_strategies() -> None:
