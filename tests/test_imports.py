@@ -40,8 +40,9 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-#: Strategies that are a classifier on frozen features and nothing else: any method may have it by that name.
-CLASSIFIERS = {"ncm", "ridge"}
+#: Strategies that are a classifier on frozen features and nothing else: any method may have it by that name,
+#: or be compared with it.
+CLASSIFIERS = {"ncm", "ridge", "zero_shot"}
 
 
 def string_literals(path: Path) -> set[str]:

@@ -288,5 +288,5 @@ def _sentences(values: Any, where: str, what: str) -> list[str]:
 def _kind(value: Any) -> str:
     if value is None or value == [] or value == {}:
         return "nothing"
-    kinds = {dict: "a mapping", list: "a list", str: "one text"}
+    kinds: dict[type, str] = {dict: "a mapping", list: "a list", str: "one text"}
     return kinds.get(type(value)) or show(value)
