@@ -27,6 +27,10 @@ class Tokenizer(Protocol):
         """A text's ids, start and end token included, without padding, of any length."""
         ...
 
+    def word(self, token: int) -> str | None:
+        """What an id stands for in a text; None for start, end, padding and ids without a text."""
+        ...
+
 
 class WordTokenizer:
     """A token a word; words that it does not know are spelled, a token a character.
@@ -42,6 +46,7 @@ class WordTokenizer:
     padding = 0
 
     def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
         self.ids = {word.lower(): index for index, word in enumerate(words, 1)}
         self.start, self.end = len(words) + 1, len(words) + 2
 
@@ -63,6 +68,10 @@ class WordTokenizer:
                     raise ConfigError(f'text "{text}": this text tower has no token for "{part}"')
                 ids.append(self.ids[part])
         return [*ids, self.end]
+
+    def word(self, token: int) -> str | None:
+        """The word of an id."""
+        return self.words[token - 1] if 0 < token <= len(self.words) else None
 
 
 def open_clip_package() -> Any:
@@ -116,6 +125,12 @@ class BytePairs:
             self._tokenizer.eot_token_id,
         ]
 
+    def word(self, token: int) -> str | None:
+        """What an id stands for."""
+        ends = (self._tokenizer.sot_token_id, self._tokenizer.eot_token_id)
+        known = 0 <= token < self._tokenizer.vocab_size and token not in ends
+        return self._tokenizer.decode([token]).strip() or None if known else None
+
 
 class HuggingFace:
     """A tokenizer of Hugging Face, as open_clip names it for SigLIP and others.
@@ -156,3 +171,7 @@ class HuggingFace:
     def encode(self, text: str) -> list[int]:
         """A text's ids, of any length: open_clip would cut them."""
         return list(self._tokenizer.tokenizer(self._tokenizer.clean_fn(text)).input_ids)
+
+    def word(self, token: int) -> str | None:
+        """What an id stands for."""
+        return self._tokenizer.tokenizer.decode([token], skip_special_tokens=True).strip() or None

@@ -218,8 +218,9 @@ class Evaluator:
             for (key, _), (images, *_) in zip(walked, loaded, strict=True):
                 images = model.placed(images)
                 with self._keeping(key) as cache:
-                    features, plain = model.encode(images, cache).features, model.features(images, cache)
-                parts.append((model.similarity(features, rows).cpu(), model.similarity(plain, frozen).cpu()))
+                    features = model.encode(images, cache).features
+                    plain = model.zero_shot_logits(images, frozen, cache)
+                parts.append((model.similarity(features, rows).cpu(), plain.cpu()))
         order = np.array([index for batch in batches for index in batch], dtype=np.int64)
         place = {index: at for at, index in enumerate(order.tolist())}
         column = {c: at for at, c in enumerate(classes)}

@@ -319,6 +319,19 @@ class CoOpModel(TextModel):
         """:meth:`text_features` of classes, [M, n, E]."""
         return self.text_features([self.names.shown(c) for c in classes], classes)
 
+    def context_rows(self) -> Tensor | None:
+        if self.residual is not None or self.class_specific:
+            return None
+        return torch.cat(self.learned_contexts())
+
+    def rows_of_patches(self) -> Tensor:
+        rows = super().rows_of_patches()
+        return (
+            rows
+            if self.gate is None
+            else F.normalize(rows.unflatten(1, (len(self.groups), -1)).mean(1), dim=-1)
+        )
+
     # ------------------------------------------------------------------ logits and losses
 
     def similarity(self, features: Tensor, rows: Tensor) -> Tensor:

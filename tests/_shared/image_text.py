@@ -33,6 +33,9 @@ class HashedWords:
         ids = [1 + zlib.crc32(word.encode()) % (self.vocabulary - 3) for word in words]
         return [*[self.vocabulary - 2] * self.start_tokens, *ids, self.vocabulary - 1]
 
+    def word(self, token: int) -> str | None:
+        return f"word {token}" if 0 < token < self.vocabulary - 2 else None
+
 
 def tiny_text(*, joint_width: int = 12, seed: int = 0, **changes: Any) -> FrozenText:
     """A random text tower: width 24, three blocks of two heads, at most 20 tokens."""

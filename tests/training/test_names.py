@@ -8,6 +8,7 @@ from image_text import tiny_image_text
 from torch import nn
 
 from clprompt.prompting.text.model import TextModel
+from clprompt.strategies.coop import CoOpModel
 from clprompt.training.evaluation import Evaluator
 
 TARGETS = np.array([0, 1, 2, 3, 4, 5] * 4)
@@ -88,3 +89,28 @@ def test_a_test_set_with_a_class_without_a_name_is_not_scored_by_names(items):
     model.begin_experience([0, 1])
     model.observe(torch.tensor([0, 1]))
     assert evaluator(items).run(model, 0, names=True).names is None
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"length": 2},
+        {"length": 2, "class_specific": True},
+        {"length": 2, "contexts": 2},
+        {"gate": (("a photo of a {}.",), ("a drawing of a {}.",))},
+        {"residual": True},
+    ],
+    ids=str,
+)
+def test_every_form_of_learned_text_answers_for_classes_to_come_and_explains(items, form):
+    model = CoOpModel(tiny_image_text(length=32), **form)
+    model.name_classes(NAMES)
+    model.begin_experience([0, 1])
+    model.observe(torch.tensor([0, 1]))
+    model.end_experience()
+    names = evaluator(items).run(model, 0, names=True).names
+    every = torch.stack([image for image, _ in items])
+    live = model.name_logits(every, [NAMES[c] for c in range(6)])
+    assert names["own"][1:] == [accuracy(live, GROUPS[1], [2, 3]), accuracy(live, GROUPS[2], [4, 5])]
+    drawn = model.explain(every[:1])
+    assert ("words" in drawn) == (not form.get("class_specific") and not form.get("residual"))

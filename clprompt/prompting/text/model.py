@@ -142,6 +142,14 @@ class TextModel(PromptModel):
         rows = self.live_class_rows(classes)
         return rows, dict(self.row_terms(classes, rows, encoded))
 
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """The stream behind the last block [B, N, D]; the frozen tower's, unless a method prompts it."""
+        return self.backbone.run(self.backbone.embed(images))
+
+    def context_rows(self) -> Tensor | None:
+        """Context tokens [n, W] of every name, for :meth:`explain`; None for a method without."""
+        return None
+
     def row_terms(self, classes: Sequence[int], rows: Tensor, encoded: Encoded) -> Mapping[str, Tensor]:
         """Terms of the loss over the live rows of a step, scalars by name.
 
@@ -187,13 +195,21 @@ class TextModel(PromptModel):
         if self.rows_from == "frozen":
             return frozen, frozen
         seen = self.seen.tolist()
-        coming = [at for at, c in enumerate(classes) if c >= len(seen) or not seen[c]]
-        rows = frozen.clone()
+        is_old = [c < len(seen) and seen[c] for c in classes]
+        old, coming = ([at for at, was in enumerate(is_old) if was == wanted] for wanted in (True, False))
+        rows = frozen.new_zeros(len(classes), self.rows.shape[1])
+        rows[old] = self._rows_in_use()[[classes[at] for at in old]].to(rows)
         if coming:
             rows[coming] = self.live_rows([self.names.shown(classes[at]) for at in coming]).to(rows)
-        old = [at for at in range(len(classes)) if at not in set(coming)]
-        rows[old] = self._rows_in_use()[[classes[at] for at in old]].to(rows)
         return rows, frozen
+
+    def zero_shot_logits(self, images: Tensor, rows: Tensor, cached: Cache | None = None) -> Tensor:
+        """Logits [B, n] of unprompted images by unprompted rows [n, E]."""
+        return TextModel.similarity(self, self.features(images, cached), rows)
+
+    def rows_of_patches(self) -> Tensor:
+        """What :meth:`explain` compares patches with, [C, E]: the rows that predict."""
+        return self._rows_in_use()
 
     def _store(self, classes: Sequence[int]) -> None:
         """Keep the rows of classes as the prompts make them now."""
@@ -224,6 +240,34 @@ class TextModel(PromptModel):
         if targets is None:
             return []
         return sorted({int(c) for c in (targets if targets.ndim == 1 else targets.nonzero()[:, 1])})
+
+    @torch.no_grad()
+    def explain(self, images: Tensor) -> dict[str, Any]:
+        """Plots: where each image is like the two likeliest names, and the words nearest to the context.
+
+        Args:
+            images: [B, 3, H, W].
+        """
+        from clprompt.prompting.text import explain
+
+        with evaluating(self):
+            scores = self(images)
+            count = min(explain.NAMES, int(self.predictable().sum()))
+            best = scores.topk(count, dim=1).indices  # (B, n)
+            rows = self.rows_of_patches()
+            cosines = explain.patch_similarity(self.backbone, self.image_tokens(images), rows)
+        maps = cosines.gather(1, best[:, :, None, None].expand(-1, -1, *cosines.shape[2:]))
+        chances = scores.softmax(dim=1).gather(1, best)
+        titles = [
+            [f"{self.names.shown(c)} ({chance:.0%})" for c, chance in zip(of_image, likely, strict=True)]
+            for of_image, likely in zip(best.tolist(), chances.tolist(), strict=True)
+        ]
+        pictures = images.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+        drawn = {"patches": explain.draw_patches(pictures, maps.float().cpu().numpy(), titles)}
+        context = self.context_rows()
+        if context is not None:
+            drawn["words"] = explain.draw_words(explain.nearest_words(self.text, context))
+        return drawn
 
     # ------------------------------------------------------------------ the contract of PromptModel
 
