@@ -598,6 +598,8 @@ def _text(value: Any) -> Any:
 def plain(value: Any, path: str, depth: int = 50) -> Any:
     """The value as plain YAML: tuples, sets and arrays as lists, paths as text, numpy's numbers as Python's.
 
+    Whole numbers that are keys of a mapping become text.
+
     Args:
         value: of any kind.
         path: its dotted key, for messages.
@@ -613,14 +615,19 @@ def plain(value: Any, path: str, depth: int = 50) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if depth and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: plain(item, _dotted(path, key), depth - 1) for key, item in value.items()}
+    if depth and isinstance(value, Mapping) and all(map(_is_key, value)):
+        return {str(key): plain(item, _dotted(path, key), depth - 1) for key, item in value.items()}
     if depth and isinstance(value, list | tuple | set | frozenset):
         return [plain(item, f"{path}.{number}", depth - 1) for number, item in enumerate(value)]
     allowed = "null, a bool, a number, text, or a list or mapping of those"
     if not depth:
         raise ConfigError(f"{path} is nested too deep")
     raise ConfigError(f"{path} must be {allowed}, got {show(value)}")
+
+
+def _is_key(key: Any) -> bool:
+    """Text, or a whole number, which stands for its text."""
+    return isinstance(key, str | int) and not isinstance(key, bool)
 
 
 def _is_plain(value: Any) -> bool:

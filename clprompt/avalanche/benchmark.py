@@ -22,7 +22,8 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
 
     Args:
         plan: which training samples arrive when, and the class groups.
-        train: a data set of (image, label) with ``targets``.
+        train: a data set of (image, label) with ``targets``; our strategies tell their models of its
+            ``names``, all names of each class by class id, where it has that attribute.
         test: another.
 
     Returns:
@@ -40,7 +41,7 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
         from avalanche.benchmarks.utils.data_attribute import TaskLabels
 
     if is_label_sets(train.targets):
-        return _label_sets(plan, train, test)
+        return name_classes(_label_sets(plan, train, test), plan, train)
 
     def parts(dataset: Any, groups: Any) -> list[Any]:
         subsets = []
@@ -60,7 +61,17 @@ def to_avalanche(plan: Plan, train: Any, test: Any) -> CLScenario:
     for experience in made.test_stream:
         if not len(experience.dataset):  # nothing new came, or no test image of it: Avalanche has no label
             experience.task_label, experience.task_labels = 0, [0]
+    name_classes(made, plan, train)
     return keep_order(made) if plan.is_ordered else made
+
+
+def name_classes(benchmark: CLScenario, plan: Plan, train: Any) -> CLScenario:
+    """A benchmark whose training experiences know the names of the plan's classes, where the data do."""
+    names = getattr(train, "names", None)
+    if names is not None:
+        for experience in benchmark.train_stream:
+            experience.class_names = plan.named(names)
+    return benchmark
 
 
 def keep_order(benchmark: CLScenario) -> CLScenario:

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from clprompt import schema
-from clprompt.avalanche.benchmark import keep_order
+from clprompt.avalanche.benchmark import keep_order, name_classes
 from clprompt.data.loading import epoch_order
 from clprompt.data.plan import Plan
 from clprompt.schema import at_least
@@ -36,7 +36,7 @@ def to_online_avalanche(
 
     Args:
         plan: which samples arrive when.
-        train: a data set of (image, label) with ``targets``.
+        train: as for :func:`clprompt.avalanche.benchmark.to_avalanche`.
         test: another.
         batch_size: samples of an experience; a strategy's ``train_mb_size`` should be as large.
         cut_at_sessions: whether a session's last batch is a short one; False lets batches run on past it.
@@ -69,4 +69,5 @@ def to_online_avalanche(
     batches = [run[i : i + batch_size] for run in runs for i in range(0, len(run), batch_size)]
     tested = np.concatenate(plan.test_groups(np.asarray(test.targets), getattr(test, "domains", None)))
     made = benchmark_from_datasets(train=[part(train, batch) for batch in batches], test=[part(test, tested)])
+    name_classes(made, plan, train)
     return keep_order(made) if plan.is_ordered else made

@@ -221,6 +221,9 @@ class PromptStrategy(SupervisedTemplate):
             check_data(plugin, self.experience.dataset)
         if self._skipped():
             return
+        names = vars(self.experience).get("class_names")
+        if names is not None:
+            self.model.name_classes(names)
         # asked without reading it: an experience without classes is a received batch; epochs iterate on it
         self._iterates = "classes_in_this_experience" not in dir(self.experience)
         classes = self._classes()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clprompt import schema
+from clprompt.data.class_names import Naming, read_names
 from clprompt.data.images import MAX_PIXELS, ImageFiles, ImageSource, Selected, reason_of, unreadable
 from clprompt.data.names import class_name
 from clprompt.data.normalisation import Normalisation
@@ -41,11 +42,13 @@ class DataBundle:
         name: what messages call it.
         train: training images and their targets.
         test: test images and their targets.
-        class_names: by class id.
+        class_names: by class id, as they are shown.
         views: how they are shown, see :class:`clprompt.data.transforms.Views`.
         cache: whether prepared images stay in memory between epochs and evaluations.
         domain_names: by the domain ids of both parts; None where the data have no domains.
         normalisation: published mean and deviation of its pixels; None where there are none.
+        own_names: by class id, what the data themselves call the classes: what selects and orders them.
+        synonyms: by class id, further names beside the shown one; None unless ``class_names`` were given.
 
     ``augment`` may be given by itself, in place of the views or to change them.
     """
@@ -58,6 +61,8 @@ class DataBundle:
     cache: bool
     domain_names: list[str] | None
     normalisation: Normalisation | None
+    own_names: list[str]
+    synonyms: list[list[str]] | None
 
     def __init__(
         self,
@@ -69,6 +74,8 @@ class DataBundle:
         cache: bool = True,
         domain_names: list[str] | None = None,
         normalisation: Normalisation | None = None,
+        own_names: list[str] | None = None,
+        synonyms: list[list[str]] | None = None,
         *,
         augment: Augment | None = None,
     ) -> None:
@@ -84,7 +91,14 @@ class DataBundle:
             cache=cache,
             domain_names=domain_names,
             normalisation=normalisation,
+            own_names=class_names if own_names is None else own_names,
+            synonyms=synonyms,
         )
+
+    def names(self) -> dict[int, list[str]]:
+        """All names of each class by class id, the shown one first."""
+        synonyms = self.synonyms or [[]] * len(self.class_names)
+        return {c: [shown, *synonyms[c]] for c, shown in enumerate(self.class_names)}
 
     @property
     def augment(self) -> Augment:
@@ -96,6 +110,7 @@ class DataBundle:
         """What its parts are known by; see :mod:`clprompt.data.fingerprint`."""
         return {
             "class names": list(self.class_names),
+            **({} if self.synonyms is None else {"synonyms": [list(names) for names in self.synonyms]}),
             **({} if self.domain_names is None else {"domain names": list(self.domain_names)}),
             "training images": self.train.fingerprint(),
             "test images": self.test.fingerprint(),
@@ -109,7 +124,7 @@ def plan_over(bundle: DataBundle, section: Mapping[str, Any], seed: int) -> Plan
         bundle.train.targets,
         seed=seed,
         data=bundle.name,
-        class_names=bundle.class_names,
+        class_names=bundle.own_names,
         domains=bundle.train.domains,
         domain_names=bundle.domain_names,
     )
@@ -118,28 +133,41 @@ def plan_over(bundle: DataBundle, section: Mapping[str, Any], seed: int) -> Plan
 def takes_views(
     *, normalisation: Normalisation | None = None, **defaults: Any
 ) -> Callable[[Callable[..., DataBundle]], Callable[..., DataBundle]]:
-    """Decorate a data set's function: the fields of :class:`Views` are among its arguments.
+    """Decorate a data set's function: how images and classes are shown is among its arguments.
 
-    The function knows nothing of them: they are set in the bundle that it returns. They stand last, or before
-    ``cache`` where it has that argument.
+    Those are the fields of :class:`Views`, and ``class_names``. The function knows nothing of them: they are
+    set in the bundle that it returns. They stand last, or before ``cache`` where it has that argument.
 
     Args:
         normalisation: set in the bundle, too.
         **defaults: the data set's own: ``augment="standard"``.
     """
     fields = schema.field_parameters(Views, defaults=defaults)
+    naming = schema.field_parameters(Naming)
 
     def decorate(function: Callable[..., DataBundle]) -> Callable[..., DataBundle]:
         @functools.wraps(function)
         def showing(**named: Any) -> DataBundle:
             views = Views(**{field.name: named.pop(field.name, field.default) for field in fields})
+            naming = Naming(**{key: named.pop(key) for key in ("class_names",) if key in named})
             bundle = function(**named)
-            return replace(bundle, views=views, normalisation=normalisation or bundle.normalisation)
+            bundle = replace(bundle, views=views, normalisation=normalisation or bundle.normalisation)
+            return _named(bundle, naming)
 
         schema.show_fields(showing, Views, fields, before="cache")
+        schema.show_fields(showing, Naming, naming, before="cache")
         return showing
 
     return decorate
+
+
+def _named(bundle: DataBundle, naming: Naming) -> DataBundle:
+    if naming.class_names is None:
+        return bundle
+    names = read_names(naming.class_names, bundle.own_names)
+    shown = [first for first, *_ in names]
+    _tell_alike(bundle.name, shown)
+    return replace(bundle, class_names=shown, own_names=bundle.own_names, synonyms=[s for _, *s in names])
 
 
 def assemble(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ class ImageDataset(Dataset):
         random_transform: whether the transform draws random numbers.
         cache_bytes: how much of what a :class:`Transform` computes the same way every time stays in memory:
             the resized image, or the decoded one before a random transform. It changes time and no item.
+        names: of each class by class id, the shown one first; None where nobody knows them.
 
     Attributes:
         targets: int64 [n], or multi-hot [n, C].
@@ -42,7 +43,9 @@ class ImageDataset(Dataset):
         *,
         random_transform: bool,
         cache_bytes: int = 0,
+        names: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
+        self.names = names
         self.source = source
         self.transform = transform
         self.targets = source.targets
@@ -110,8 +113,9 @@ def datasets_for(
     augmented = make_transform(
         inputs, views.augment, crop_scale=views.crop_scale, crop_interpolation=views.crop_interpolation
     )
-    clean = ImageDataset(bundle.train, plain, random_transform=False, cache_bytes=limit)
+    common: dict[str, Any] = {"cache_bytes": limit, "names": bundle.names()}
+    clean = ImageDataset(bundle.train, plain, random_transform=False, **common)
     train = clean
     if augmented.random:
-        train = ImageDataset(bundle.train, augmented, random_transform=True, cache_bytes=limit)
-    return train, clean, ImageDataset(bundle.test, plain, random_transform=False, cache_bytes=limit)
+        train = ImageDataset(bundle.train, augmented, random_transform=True, **common)
+    return train, clean, ImageDataset(bundle.test, plain, random_transform=False, **common)

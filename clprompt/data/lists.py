@@ -143,6 +143,15 @@ def _content(file: str | os.PathLike[str]) -> bytes:
         raise DataError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def text_of(file: str | os.PathLike[str]) -> str:
+    """What a file of text in UTF-8 holds.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return _text(file, _content(file))
+
+
 def _text(file: str | os.PathLike[str], content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
@@ -163,7 +172,7 @@ def numbered_lines(file: str | os.PathLike[str], content: bytes | None = None) -
     Raises:
         DataError: it cannot be read.
     """
-    text = _text(file, _content(file) if content is None else content)
+    text = text_of(file) if content is None else _text(file, content)
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             yield f"{file}, line {number}", line.strip()

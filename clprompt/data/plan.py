@@ -56,6 +56,10 @@ class Plan:
             met.update(classes)
         return tuple(groups)
 
+    def named(self, names: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
+        """Of names by class id those of the stream's classes, in the order in which they come."""
+        return {c: list(names[c]) for group in self.groups for c in group}
+
     @property
     def session_names(self) -> list[str] | None:
         """What the experiences are called; None for their numbers."""

@@ -67,7 +67,8 @@ class Builder:
         check_mixing(model, config.training, told=config.online is None)
         if config.memory:
             config.memory.check_model(model, bundle.train.targets)
-        model.meet([bundle.class_names[c] for group in plan.groups for c in group])
+        model.meet([bundle.own_names[c] for group in plan.groups for c in group])
+        model.name_classes(plan.named(bundle.names()))
         groups = list(plan.test_groups(bundle.test.targets, bundle.test.domains))
         return Parts(bundle, backbone, plan, model.to(device), device, groups)
 

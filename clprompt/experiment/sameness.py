@@ -74,6 +74,8 @@ def places(then: Mapping[str, Any]) -> set[str]:
     keys = {"backbone.checkpoint"} if "backbone weights" in then else set()
     if "stream" in then:
         keys.add("scenario.class_order")
+    if "synonyms" in then:
+        keys.add("data.class_names")
     if all("contents" in (then.get(part) or ()) for part in ("training images", "test images")):
         names = ("path", "test_path", "root", "lists", "class_list")
         keys |= {f"data{source}.{name}" for source in ("", ".source") for name in names}
@@ -117,6 +119,8 @@ def _differences(key: str, then: Any, now: Any, config: Config) -> list[str]:
         if "number" in kinds:
             texts[kinds.index("number")] = f"number ({now['number']}, not {then['number']})"
         return [f"other {key} (data.name={config.data['name']}): {', '.join(texts)}"] if kinds else []
+    if key == "synonyms":
+        return ["other synonyms of class names (data.class_names)"]
     if key == "stream" and isinstance(order := config.scenario.get("class_order"), str):
         return [f"another stream (scenario.class_order={order})"]
     return [f"another {key}"]

@@ -47,7 +47,8 @@ def fit(
     Args:
         model: any PromptModel, on its device.
         plan: a stream, e.g. ``clprompt.scenarios.split.plan(train.targets, experiences=5)``.
-        train: (image [3, H, W], label) items under the training transform.
+        train: (image [3, H, W], label) items under the training transform. The model is told of ``names``,
+            all names of each class by class id, where it has that attribute.
         test: items under the evaluation transform, with ``targets``; None for no evaluation.
         clean: see :class:`Engine`.
         training: see :class:`Engine`.
@@ -61,6 +62,9 @@ def fit(
         The evaluation records, one after each experience; :func:`clprompt.metrics.summarise` reads them.
     """
     training = training or Training()
+    names = getattr(train, "names", None)
+    if names is not None:
+        model.name_classes(plan.named(names))
     evaluator = None
     if test is not None:
         evaluator = evaluator_for(

@@ -190,7 +190,7 @@ def mine(*, path: str = "data", selection: Selection, cache: bool = True) -> Dat
 
 def test_the_arguments_of_every_data_set_stand_in_the_signature_of_a_new_one() -> None:
     keys = "path split_seed classes train_per_class test_per_class "
-    keys += "augment crop_scale test_resize interpolation crop_interpolation corrupt cache"
+    keys += "augment crop_scale test_resize interpolation crop_interpolation corrupt class_names cache"
     assert list(inspect.signature(mine).parameters) == keys.split()
     allowed, is_open = schema.parameters(mine)
     assert not is_open
@@ -222,7 +222,7 @@ def test_every_data_set_of_ours_takes_views() -> None:
     for name in datasets.names():
         entry = datasets.get(name)
         if entry.module.startswith("clprompt.data.sets."):
-            keys = {field.name for field in dataclasses.fields(Views)}
+            keys = {"class_names"} | {field.name for field in dataclasses.fields(Views)}
             assert keys <= set(inspect.signature(entry.target).parameters)
 
 

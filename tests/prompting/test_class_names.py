@@ -57,10 +57,13 @@ def test_a_state_that_holds_no_names_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ({0: "crane", 4: "crane"}, 'classes 0 and 4 are both called "crane"'),
-        ({0: "a_b", 4: ["a b", "c"]}, 'classes 0 and 4 are both called "a b"'),
+        (
+            {0: "crane", 4: "crane"},
+            r'class 0 \("crane"\) and class 4 \("crane"\) have the same text features; tell them apart',
+        ),
+        ({0: "a_b", 4: ["a b", "c"]}, r'class 0 \("a b"\) and class 4 \("a b"\) have the same text features'),
         ({2: "dog"}, 'class 2 is called "cat" already, got "dog"'),
-        ({3: "cat"}, 'classes 2 and 3 are both called "cat"'),
+        ({3: "cat"}, r'class 2 \("cat"\) and class 3 \("cat"\) have the same'),
         ({1: " _ "}, "class 1 has an empty name"),
         ({1: []}, r"class 1 must have a name, or a list of names; got \[\]"),
         ({1: 5}, "class 1 must have a name, or a list of names; got 5"),
@@ -75,6 +78,13 @@ def test_a_refusal_leaves_the_names_as_they_were(names: dict, said: str) -> None
         holder.add(names)
     assert holder.all(2) == ["cat"]
     assert (len(holder), torch.equal(holder.utf8, before)) == (1, True)
+
+
+def test_names_that_the_tower_reads_alike_are_refused() -> None:
+    holder = named(c0="crane")
+    with pytest.raises(ConfigError, match=r'class 0 \("crane"\) and class 1 \("Crane"\) have the same text'):
+        holder.add({1: "Crane"}, read=lambda texts: [text.lower() for text in texts])
+    holder.add({1: "Crane"})
 
 
 def test_a_class_without_a_name_is_told_of() -> None:

@@ -11,7 +11,7 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.statistics.plugin import Statistics
 from clprompt.prompting.text.model import TextModel
 
-NAMES = {0: "cat", 1: "dog", 2: "red bird", 3: "fish", 4: "tree"}
+NAMES = {0: "cat", 1: "dog", 2: "red bird", 3: "fish", 4: "lamp"}
 
 
 class Shifted(TextModel):
@@ -132,7 +132,7 @@ def test_a_state_predicts_with_its_names_elsewhere():
     other = Shifted(tiny_image_text())
     other.load_state_dict(model.method_state())
     assert torch.equal(predicted(other), predicted(model))
-    assert other.names.shown(4) == "tree"
+    assert other.names.shown(4) == "lamp"
 
 
 def test_statistics_count_projected_and_normalised_features():

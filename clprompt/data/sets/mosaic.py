@@ -142,7 +142,14 @@ def mosaic(
         )
         for name, part, count in (("train", bundle.train, train_images), ("test", bundle.test, test_images))
     }
-    return DataBundle(f"mosaics of {bundle.name}", parts["train"], parts["test"], bundle.class_names)
+    return DataBundle(
+        f"mosaics of {bundle.name}",
+        parts["train"],
+        parts["test"],
+        bundle.class_names,
+        own_names=bundle.own_names,
+        synonyms=bundle.synonyms,
+    )
 
 
 def _source(section: str | dict[str, Any]) -> DataBundle:

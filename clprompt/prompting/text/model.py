@@ -163,8 +163,16 @@ class TextModel(PromptModel):
     # ------------------------------------------------------------------ names and rows
 
     def name_classes(self, names: Mapping[int, str | Sequence[str]]) -> None:
-        """Tell the names of classes by id; before the first experience or batch that holds them."""
-        self.names.add(names)
+        """Tell the names of classes by id; before the first experience or batch that holds them.
+
+        Raises:
+            ConfigError: two classes whose names the text tower reads alike, or a name that is too long.
+        """
+        self.names.add(names, self.read)
+
+    def read(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """What the text tower reads of each text: its tokens, padded."""
+        return [tuple(row) for row in self.text.tokens(texts).ids.tolist()] if texts else []
 
     @torch.no_grad()
     def frozen_rows(self, names: Sequence[str]) -> Tensor:

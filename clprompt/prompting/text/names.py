@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,29 +37,28 @@ class ClassNames(nn.Module):
         self.utf8: Tensor
         self.register_buffer("utf8", torch.zeros(0, dtype=torch.uint8))
 
-    def add(self, names: Mapping[int, str | Sequence[str]]) -> None:
+    def add(
+        self,
+        names: Mapping[int, str | Sequence[str]],
+        read: Callable[[Sequence[str]], Iterable[Hashable]] = iter,
+    ) -> None:
         """Name further classes; a class that has the same names already stays as it is.
 
         Args:
             names: by class id; several are synonyms, the first is shown.
+            read: texts -> what the text tower reads of each; its tokenizer may read two names alike.
 
         Raises:
-            ConfigError: what is no class id or no name, a class that has other names, or two classes with
-                one shown name, whose text features would be equal.
+            ConfigError: what is no class id or no name, a class that has other names, or two classes whose
+                shown names are read alike: their text features would be equal.
         """
         added = {_class_id(c): _texts(c, given) for c, given in names.items()}
         for c, texts in added.items():
             if self._names.get(c, texts) != texts:
                 raise ConfigError(f'class {c} is called "{self._names[c][0]}" already, got "{texts[0]}"')
         merged = dict(sorted({**self._names, **added}.items()))
-        shown: dict[str, int] = {}
-        for c, texts in merged.items():
-            first = shown.setdefault(texts[0], c)
-            if first != c:
-                raise ConfigError(
-                    f'classes {first} and {c} are both called "{texts[0]}", and their text features would be '
-                    "equal; tell them apart (data.class_names)"
-                )
+        shown = [texts[0] for texts in merged.values()]
+        check_read_apart(shown, read, [f"class {c}" for c in merged], "tell them apart (data.class_names)")
         self._tell_unlike_words(texts[0] for c, texts in added.items() if c not in self._names)
         self._names = merged
         stored = json.dumps({str(c): texts for c, texts in merged.items()}, ensure_ascii=False).encode()
@@ -123,6 +122,31 @@ class ClassNames(nn.Module):
             self._names = {int(c): [str(name) for name in names] for c, names in held.items()}
         except (ValueError, AttributeError, TypeError) as error:
             reports[-1].append(f"{prefix}utf8 holds no names of classes: {error}")
+
+
+def check_read_apart(
+    texts: Sequence[str],
+    read: Callable[[Sequence[str]], Iterable[Hashable]],
+    whose: Sequence[str],
+    hint: str,
+) -> None:
+    """Refuse texts that a text tower cannot tell apart.
+
+    Args:
+        texts: [n].
+        read: see :meth:`ClassNames.add`.
+        whose: what messages call each, [n].
+        hint: what to do about it.
+
+    Raises:
+        ConfigError: two that are read alike.
+    """
+    met: dict[Hashable, int] = {}
+    for position, key in enumerate(read(texts)):
+        first = met.setdefault(key, position)
+        if first != position:
+            one, two = (f'{whose[at]} ("{texts[at]}")' for at in (first, position))
+            raise ConfigError(f"{one} and {two} have the same text features; {hint}")
 
 
 def _class_id(c: Any) -> int:
