@@ -361,6 +361,11 @@ class _BadImages(list[str]):
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time."
 )
 @click.option(
+    "--names",
+    metavar="NAME,...",
+    help="What images may show, in place of the run's classes; for strategies that read text.",
+)
+@click.option(
     "--out", metavar="FILE", type=click.Path(), help="Where to write the CSV; standard output else."
 )
 @_bad_image_option
@@ -372,6 +377,7 @@ def predict(
     images: tuple[str, ...],
     top_k: int,
     batch_size: int,
+    names: str | None,
     out: str | None,
     on_bad_image: str,
     max_pixels: int | None,
@@ -394,6 +400,7 @@ def predict(
             top_k=top_k,
             batch_size=batch_size,
             multi_label=bool(facts.get("multi_label")),
+            names=None if names is None else names.split(","),
             max_pixels=max_pixels or MAX_PIXELS,
             on_bad_image=report,
         )

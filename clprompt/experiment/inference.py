@@ -8,8 +8,9 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from clprompt.inputs import Corruption
 from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import Plugin
+from clprompt.prompting.text.model import TextModel
+from clprompt.prompting.text.names import as_text, check_read_apart
 from clprompt.reporting.markup import csv_table
 from clprompt.schema import above, at_least, at_most, not_empty
 from clprompt.system.documents import read_json
@@ -327,10 +330,11 @@ def predict(
     top_k: int = 5,
     batch_size: int = 32,
     multi_label: bool = False,
+    names: Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
     on_bad_image: OnBadImage | None = None,
 ) -> Iterator[Prediction]:
-    """The likeliest classes of image files, among those that the model has seen.
+    """The likeliest classes of image files, among those that the model has seen or names that are given.
 
     Args:
         model: as `load` returns it.
@@ -338,6 +342,7 @@ def predict(
         top_k: classes per image; fewer where the model has seen fewer.
         batch_size: changes speed and memory alone.
         multi_label: the probability of each class by itself, in place of a distribution over all.
+        names: what an image may show, in place of the model's classes; they need not have been trained.
         max_pixels: see `batches`.
         on_bad_image: see `batches`.
 
@@ -345,13 +350,22 @@ def predict(
         `top_k` predictions per image, images in order, the likeliest class first.
 
     Raises:
+        ConfigError: names for a model that has no text tower or does not read texts, an empty one, two equal
+            ones, or one that is too long.
         UnreadableImage: an image that cannot be read.
         CheckpointError: an answer that is not a number.
     """
-    count = min(top_k, int(model.seen.sum()))
+    answer: Callable[[Tensor], Tensor]
+    if names is None:
+        answer, seen, class_names = model, model.seen, model.class_names
+    else:
+        class_names = checked_names(model, names)
+        answer = partial(cast(TextModel, model).name_logits, names=class_names)
+        seen = torch.ones(len(names), dtype=torch.bool)
+    count = min(top_k, int(seen.sum()))
     for files, images in batches(model, paths, batch_size, max_pixels=max_pixels, on_bad_image=on_bad_image):
-        logits = model(images).double()
-        finite = logits[:, model.seen].isfinite().all(1)  # (B)
+        logits = answer(images).double()
+        finite = logits[:, seen].isfinite().all(1)  # (B)
         if not finite.all():
             path = files[int(finite.logical_not().nonzero()[0])]
             raise CheckpointError(
@@ -362,7 +376,25 @@ def predict(
         ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, :count]  # (B, top_k)
         for path, row, classes in zip(files, probabilities, ranked.tolist(), strict=True):
             for rank, number in enumerate(classes, start=1):
-                yield Prediction(path, rank, model.class_names[number], float(row[number]))
+                yield Prediction(path, rank, class_names[number], float(row[number]))
+
+
+def checked_names(model: PromptModel, names: Sequence[str]) -> list[str]:
+    """Names that a model shall tell apart, as text.
+
+    Raises:
+        ConfigError: the model reads no names, there is none, one is empty, two are read alike, or one is too
+            long.
+    """
+    if not isinstance(model, TextModel):
+        raise ConfigError(
+            f"names: {type(model).__name__} reads no text; it knows the classes that it was trained on alone"
+        )
+    texts = [as_text(name) for name in names]
+    if not texts or not all(texts):
+        raise ConfigError(f"names must be one name or more, none of them empty; got {schema.show([*names])}")
+    check_read_apart(texts, model.read, ["names:"] * len(texts), "give each once")
+    return texts
 
 
 def to_csv(predictions: Iterable[Prediction]) -> str:

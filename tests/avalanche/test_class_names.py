@@ -10,7 +10,7 @@ import clprompt
 from clprompt.avalanche.benchmark import to_avalanche
 from clprompt.avalanche.online import to_online_avalanche
 from clprompt.avalanche.strategy import PromptStrategy
-from clprompt.backbones.vit import make_backbone
+from clprompt.backbones.build import make_backbone
 from clprompt.data import ImageDataset, Plan, datasets_for, digits
 from clprompt.data.bundle import plan_over
 from clprompt.strategies.ncm import NCMModel

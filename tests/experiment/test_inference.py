@@ -190,6 +190,18 @@ def test_an_image_may_be_grey_coloured_transparent_deep_or_turned(
         assert torch.allclose(tensor, tensors[0], atol=1e-4), path
 
 
+def test_names_are_refused_by_a_strategy_that_reads_no_text(
+    runs: dict[str, Path], images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["predict", str(runs["ncm"]), str(images), "--names", "cat,dog"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "clprompt: error: names: NCMModel reads no text; it knows the classes that it was trained on alone\n"
+    )
+
+
 def test_images_are_named_by_file_folder_or_pattern_each_once(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

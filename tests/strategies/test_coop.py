@@ -19,7 +19,7 @@ from clprompt.strategies.coop import texts
 from clprompt.strategies.coop.gate import gate_loss, group_loss
 from clprompt.strategies.coop.model import CoOpModel
 
-NAMES = {0: "cat", 1: "dog", 2: "red bird", 3: "old stone house", 4: "u.s. car", 5: "tree"}
+NAMES = {0: "cat", 1: "dog", 2: "red bird", 3: "old stone house", 4: "u.s. car", 5: "lamp"}
 GROUPS = (("a photo of a {}.", "a picture of {}."), ("a drawing of the {} on paper.",), ("the {}",))
 #: Every option once.
 FORMS: dict[str, dict[str, Any]] = {
