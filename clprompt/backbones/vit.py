@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,10 +158,12 @@ class FrozenViT(nn.Module):
             self.projection.requires_grad_(False)
         self.scale, self.logit_bias = scale, logit_bias
         # where a run exports its backbone, they go with it
-        terms = [scale, math.nan if logit_bias is None else logit_bias]
-        self.register_buffer("logit_terms", torch.tensor(terms, dtype=torch.float64))
+        self.register_buffer("logit_terms", torch.tensor(self._terms(), dtype=torch.float64))
         self.register_load_state_dict_post_hook(_take_logit_terms)
         return self
+
+    def _terms(self) -> list[float]:
+        return [self.scale] if self.logit_bias is None else [self.scale, self.logit_bias]
 
     @property
     def joint_width(self) -> int:
@@ -353,8 +354,7 @@ class FrozenViT(nn.Module):
         if self.text is not None:
             weights |= {f"text.{name}": value for name, value in self.text.state_dict().items()}
             weights |= {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
-            bias = [] if self.logit_bias is None else [self.logit_bias]
-            weights["logits"] = torch.tensor([self.scale, *bias], dtype=torch.float64)
+            weights["logits"] = torch.tensor(self._terms(), dtype=torch.float64)
         digest = hashlib.sha256()
         for name, value in sorted(weights.items()):
             digest.update(name.encode())
@@ -364,5 +364,5 @@ class FrozenViT(nn.Module):
 
 def _take_logit_terms(backbone: FrozenViT, _: Any) -> None:
     """Scale and bias as loaded, as plain numbers: a step does not wait for the device that holds them."""
-    scale, bias = backbone.logit_terms.tolist()  # type: ignore[operator]
-    backbone.scale, backbone.logit_bias = scale, None if math.isnan(bias) else bias
+    backbone.scale, *bias = backbone.logit_terms.tolist()  # type: ignore[operator]
+    backbone.logit_bias = bias[0] if bias else None

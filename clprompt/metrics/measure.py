@@ -192,7 +192,7 @@ class Accuracy(Measure):
         "average_accuracy": "average",
         "average_incremental_accuracy": "incremental",
         "forgetting": "forgetting",
-        "backward_transfer": "transfer",
+        "backward_transfer": "backward transfer",
         "last_accuracy": "last",
     }
     reported: ClassVar[Mapping[str, str]] = {
@@ -214,7 +214,6 @@ class Accuracy(Measure):
     charts: Mapping[str, Sequence[str]] = {
         "accuracy per class group": [r"^accuracy/group_\d+$"],
         "average accuracy and forgetting": [r"^accuracy/average$", r"^accuracy/forgetting$"],
-        "names that were not trained": [r"^names/"],
     }
     plots: ClassVar[Sequence[str]] = ("accuracy_matrix", "accuracy_curves", "confusion_matrix")
     final_plots: ClassVar[Sequence[str]] = ("forgetting",)

@@ -199,6 +199,7 @@ def test_scale_and_bias_are_part_of_the_state():
     backbone = tiny_image_text(scale=20.5)
     backbone.add_text(backbone.text, projection=backbone.projection.weight.T, scale=20.5, logit_bias=-3.0)
     other = tiny_image_text(seed=1)
+    other.add_text(other.text, projection=other.projection.weight.T, scale=1.0, logit_bias=0.0)
     other.load_state_dict(backbone.state_dict())
     assert (other.scale, other.logit_bias) == (20.5, -3.0)
     assert other.fingerprint() == backbone.fingerprint()

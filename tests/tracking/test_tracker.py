@@ -386,10 +386,10 @@ def test_the_printed_block_shows_matrices_and_a_comparison():
         after  2  87.5  75.0
         average accuracy 81.2 %, forgetting 12.5 points
 
-        in percent  average  incremental  forgetting  transfer  last
-        ------------------------------------------------------------
-        ours           75.0         82.5        40.0     -40.0  50.0
-        ncm            81.2         90.6        12.5     -12.5  50.0"""
+        in percent  average  incremental  forgetting  backward transfer  last
+        ---------------------------------------------------------------------
+        ours           75.0         82.5        40.0              -40.0  50.0
+        ncm            81.2         90.6        12.5              -12.5  50.0"""
     )
 
 
