@@ -125,6 +125,19 @@ def test_other_names_answer_in_any_order_and_change_no_other_column():
     assert torch.allclose(three[:, [2, 0]], two, atol=1e-5)
 
 
+def test_names_are_read_once_until_the_prompts_change(monkeypatch):
+    model = made().eval()
+    asked = []
+    read = Shifted.live_rows
+    monkeypatch.setattr(Shifted, "live_rows", lambda self, names: asked.append(1) or read(self, names))
+    first = model.name_logits(images(), ["horse"])
+    assert torch.equal(model.name_logits(images(), ["horse"]), first)
+    assert len(asked) == 1
+    with torch.no_grad():
+        model.shift += torch.linspace(-1, 1, len(model.shift))
+    assert not torch.equal(model.name_logits(images(), ["horse"]), first)
+
+
 def test_a_state_predicts_with_its_names_elsewhere():
     model = made()
     learn(model, [0, 1])

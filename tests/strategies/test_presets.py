@@ -31,6 +31,8 @@ METHODS = (
     "ncm",
     "slda",
     "ranpac",
+    "zero-shot",
+    "coop",
 )
 
 
@@ -130,6 +132,9 @@ OFFLINE = ["training.train_epochs=2"]  # of a batch each, as an experience holds
 SPLIT, ONLINE = ["scenario.experiences=2"], ["scenario.sessions=2"]
 SMALLER = ["backbone.img_size=112"]
 #: scikit-learn's digits have one size only, and their test set takes longer than everything else.
+EMBEDDED = ("vit_letters", "clip_letters")
+#: Methods that read text get the embedded towers in place of a file that nobody ships.
+TEXT = ["backbone={name: clip_letters}"]
 DIGITS = ["data={name: synthetic, classes: 10, train_per_class: 2, test_per_class: 1, size: 8}"]
 MOSAICS = ["data.train_images=40", "data.test_images=10", "scenario.classes_per_experience=5"]
 BESIDE = "mvp-siblurry-cifar100"  # the others have the same strategies beside theirs, or none
@@ -148,6 +153,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         archives.cifar100(folder, patch, classes=6)
         archives.imagenet_r(folder, classes=6, train=1)
+        names = {wnid: f"letter {chr(97 + c)}" for c, wnid in enumerate(archives.wnids(6))}
+        (folder / "imagenet-r_names.json").write_text(json.dumps(names))
         archives.tiny_imagenet(folder, classes=6, train=1)
         archives.cub200(folder, classes=6, train=1)
         archives.dtd(folder, classes=2)
@@ -170,8 +177,8 @@ def small(name: str) -> list[str]:
     """What makes a run of a preset one of seconds; its data, its strategy and its recipe stay."""
     preset = config.load(name)
     overrides = ["device=cpu", "training.workers=0", "training.log_every=1", f"seed={preset.seeds[0]}"]
-    if preset.backbone["name"] != "vit_letters":
-        overrides += NARROW
+    if preset.backbone["name"] not in EMBEDDED:
+        overrides += TEXT if preset.backbone["name"] == "clip" else NARROW
     else:
         overrides.append("training.train_mb_size=40")
         overrides += MOSAICS if preset.data["name"] == "digit_mosaics" else DIGITS
@@ -184,7 +191,7 @@ def small(name: str) -> list[str]:
     if any(section.get("head") == "active" for section in preset.compare):
         overrides += SMALLER  # that head takes hundreds of noise images before the first step
     if preset.scenario["name"] == "si_blurry":
-        overrides += ONLINE if preset.backbone["name"] == "vit_letters" else ONLINE + SMALLER
+        overrides += ONLINE if preset.backbone["name"] in EMBEDDED else ONLINE + SMALLER
     if preset.online is not None and preset.compare:
         beside = preset.compare if name == BESIDE else []
         overrides.append(f"compare={json.dumps([narrow(section) for section in beside])}")

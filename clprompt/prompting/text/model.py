@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -100,9 +100,8 @@ class TextModel(PromptModel):
         self.names = ClassNames()
         self.rows: Tensor
         self.register_buffer("rows", torch.zeros(0, backbone.joint_width))
-        self._rows_at: tuple[Any, Tensor] | None = (
-            None  # rows in use in evaluation, and the state they are of
-        )
+        self._made_at: Any = None  # rows that evaluation made of the prompts, and the state that these had
+        self._made: dict[Hashable, Tensor] = {}
 
     # ------------------------------------------------------------------ what a method says of itself
 
@@ -189,8 +188,9 @@ class TextModel(PromptModel):
     @torch.no_grad()
     def name_logits(self, images: Tensor, names: Sequence[str]) -> Tensor:
         """Logits of any names, trained on or not, under the prompts as they are: [B, 3, H, W] -> [B, n]."""
+        make = self.frozen_rows if self.rows_from == "frozen" else self.live_rows
         with evaluating(self):
-            rows = self.frozen_rows(names) if self.rows_from == "frozen" else self.live_rows(names)
+            rows = self._made_once(tuple(names), lambda: make(names))
             return self.similarity(self.encode(images).features, rows)
 
     @torch.no_grad()
@@ -340,7 +340,8 @@ class TextModel(PromptModel):
         super().check_targets(targets)
 
     def train(self, mode: bool = True) -> TextModel:
-        self._rows_at = None
+        if mode:
+            self._made.clear()
         return super().train(mode)
 
     def _rows_in_use(self) -> Tensor:
@@ -350,11 +351,18 @@ class TextModel(PromptModel):
             return self.rows
         if torch.is_grad_enabled() and self.training:
             return self._with_live(classes)
+        return self._made_once("rows in use", lambda: self._with_live(classes))
+
+    def _made_once(self, what: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What evaluation makes of the prompts, once for each state of them."""
         state = tuple((v.data_ptr(), v._version) for v in self.method_state().values())
-        if self._rows_at is None or self._rows_at[0] != state:
+        if state != self._made_at:
+            self._made_at = state
+            self._made.clear()
+        if what not in self._made:
             with torch.no_grad():
-                self._rows_at = state, self._with_live(classes)
-        return self._rows_at[1]
+                self._made[what] = make()
+        return self._made[what]
 
     def _with_live(self, classes: Sequence[int]) -> Tensor:
         live = self.live_class_rows(classes)
