@@ -13,6 +13,7 @@ from clprompt import plain_yaml
 from clprompt.data.lists import numbered_lines, text_of
 from clprompt.data.names import class_name
 from clprompt.errors import DataError, nearest, tell
+from clprompt.plain_json import once_each
 
 #: What the ``class_names`` argument of a data set may be.
 Names = str | list[str | list[str]] | dict[str | int, str | list[str]]
@@ -120,7 +121,7 @@ def _in_file(file: str) -> Any:
     kind = os.path.splitext(file)[1].lower()
     try:
         if kind == ".json":
-            return json.loads(text_of(file), object_pairs_hook=_once)
+            return json.loads(text_of(file), object_pairs_hook=once_each('class "{}" is named twice'))
         if kind in (".yaml", ".yml"):
             return plain_yaml.read(text_of(file))
     except (ValueError, RecursionError) as error:
@@ -130,15 +131,6 @@ def _in_file(file: str) -> Any:
         problem = getattr(error, "msg", None) or " ".join(str(error).split())
         raise DataError(f"{_KEY}: {file}{f', line {line}' if line else ''}: {problem}") from None
     return _of_lines(file)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    held = dict(pairs)
-    if len(held) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f'class "{twice}" is named twice')
-    return held
 
 
 def _of_lines(file: str) -> list[str] | dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.names import class_name
 from clprompt.data.selection import Classes
 from clprompt.errors import DataError
+from clprompt.plain_json import once_each
 from clprompt.registry import datasets
 
 
@@ -127,7 +127,10 @@ def _load(file: Path) -> dict[str, Any]:
     if file.exists() and not file.is_file():
         raise DataError(f"{file}: it is not a file")
     try:
-        held = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
+        held = json.loads(
+            file.read_text(encoding="utf-8-sig"),
+            object_pairs_hook=once_each('"{}" stands twice in an object'),
+        )
     except OSError as error:
         raise DataError(f"{file}: {error.strerror or error}") from error
     except MemoryError as error:
@@ -139,14 +142,6 @@ def _load(file: Path) -> dict[str, Any]:
     if not isinstance(held, dict):
         raise DataError(f"{file} is not a COCO file of instances: it must hold an object, not {_kind(held)}")
     return held
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f'"{twice}" stands twice in an object')
-    return members
 
 
 def _each(file: Path, held: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:

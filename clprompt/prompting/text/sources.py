@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clprompt import plain_yaml
 from clprompt.errors import ConfigError, nearest, tell
+from clprompt.plain_json import once_each
 from clprompt.prompting.text.names import as_text
 from clprompt.schema import show
 from clprompt.system.files import read_text
@@ -235,7 +236,7 @@ def _read(path: str, key: str, hint: str = "") -> Any:
         return [line.strip() for line in content.splitlines() if line.strip()]
     try:
         if kind == ".json":  # YAML would take minutes for the large ones
-            return json.loads(content, object_pairs_hook=_once)
+            return json.loads(content, object_pairs_hook=once_each('the key "{}" stands there twice'))
         return plain_yaml.read(content)
     except plain_yaml.YamlError as error:
         at = f", line {error.line}" if error.line else ""
@@ -244,15 +245,6 @@ def _read(path: str, key: str, hint: str = "") -> Any:
         raise ConfigError(f"{key} {path}, line {error.lineno}: no JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{key} {path}: no JSON: {error}") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [name for name, _ in pairs]
-        twice = next(name for name in keys if keys.count(name) > 1)
-        raise ValueError(f'the key "{twice}" stands there twice')
-    return values
 
 
 def _templates(values: list[Any], where: str) -> list[str]:
