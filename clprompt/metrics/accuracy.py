@@ -164,7 +164,7 @@ def few_shot_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         "harmonic_mean_accuracy": harmonic_mean(base, novel),
         "base_accuracy": _number(base),
         "novel_accuracy": _number(novel),
-        "average_harmonic_mean_accuracy": _mean(harmonic_mean_curve(ends)),
+        "average_harmonic_mean_accuracy": mean_of_defined(harmonic_mean_curve(ends)),
         "performance_drop": _number(first.get("accuracy")) - _number(last.get("accuracy")),
     }
 
@@ -183,18 +183,18 @@ def harmonic_mean_curve(records: Iterable[Mapping[str, Any]]) -> FloatArray:
 def average_accuracy(matrix: ArrayLike) -> float:
     """Mean accuracy over the class groups after the last experience: mean_j R[T-1, j]."""
     matrix = _square(matrix)
-    return _mean(matrix[-1]) if len(matrix) else float("nan")
+    return mean_of_defined(matrix[-1]) if len(matrix) else float("nan")
 
 
 def accuracy_curve(matrix: ArrayLike) -> FloatArray:
     """Mean accuracy over the groups seen so far, after each experience: [T], mean_{j<=i} R[i, j]."""
     matrix = _square(matrix)
-    return np.array([_mean(row[: i + 1]) for i, row in enumerate(matrix)], dtype=np.float64)
+    return np.array([mean_of_defined(row[: i + 1]) for i, row in enumerate(matrix)], dtype=np.float64)
 
 
 def average_incremental_accuracy(matrix: ArrayLike) -> float:
     """Mean of the accuracy curve over the experiences: mean_i mean_{j<=i} R[i, j]."""
-    return _mean(accuracy_curve(matrix))
+    return mean_of_defined(accuracy_curve(matrix))
 
 
 def average_incremental_accuracy_by_samples(records: Iterable[Mapping[str, Any]]) -> float:
@@ -205,7 +205,7 @@ def average_incremental_accuracy_by_samples(records: Iterable[Mapping[str, Any]]
 
     Source: PILOT's "Average Accuracy", which rounds each experience to 0.01 %; here nothing is rounded.
     """
-    return _mean(np.array([_number(record["accuracy"]) for record in _session_ends(records)]))
+    return mean_of_defined(np.array([_number(record["accuracy"]) for record in _session_ends(records)]))
 
 
 def group_forgetting(matrix: ArrayLike) -> FloatArray:
@@ -226,7 +226,7 @@ def group_forgetting(matrix: ArrayLike) -> FloatArray:
 
 def forgetting(matrix: ArrayLike) -> float:
     """Mean of `group_forgetting`, mean_{j<T-1} (max_{i<T-1} R[i, j] - R[T-1, j]); nan for T=1."""
-    return _mean(group_forgetting(matrix))
+    return mean_of_defined(group_forgetting(matrix))
 
 
 def nonnegative_forgetting(matrix: ArrayLike) -> float:
@@ -237,7 +237,7 @@ def nonnegative_forgetting(matrix: ArrayLike) -> float:
 
     Source: the released codes of L2P and DualPrompt in PyTorch, PILOT, Mammoth.
     """
-    return _mean(np.maximum(group_forgetting(matrix), 0))
+    return mean_of_defined(np.maximum(group_forgetting(matrix), 0))
 
 
 def forgetting_curve(matrix: ArrayLike) -> FloatArray:
@@ -249,7 +249,7 @@ def forgetting_curve(matrix: ArrayLike) -> FloatArray:
 def backward_transfer(matrix: ArrayLike) -> float:
     """Mean gain of the older groups since they were learnt, mean_{j<T-1} R[T-1, j] - R[j, j]; nan for T=1."""
     matrix = _square(matrix)
-    return _mean((matrix[-1] - np.diagonal(matrix))[:-1]) if len(matrix) else float("nan")
+    return mean_of_defined((matrix[-1] - np.diagonal(matrix))[:-1]) if len(matrix) else float("nan")
 
 
 def last_forgetting(matrix: ArrayLike) -> float:
@@ -266,7 +266,7 @@ def last_forgetting(matrix: ArrayLike) -> float:
     if len(matrix) < 2:
         return float("nan")
     best = matrix[:-1].max(axis=0, initial=0)
-    return _mean((best - matrix[-1])[best > 0])
+    return mean_of_defined((best - matrix[-1])[best > 0])
 
 
 def class_accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
@@ -305,7 +305,7 @@ def online_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     records = list(records)
     ends = [_number(record["accuracy"]) for record in _session_ends(records)]
     return {
-        "A_auc": _mean(np.array([_number(record["accuracy"]) for record in _anytime(records)])),
+        "A_auc": mean_of_defined(np.array([_number(record["accuracy"]) for record in _anytime(records)])),
         "A_avg": average_incremental_accuracy_by_samples(records),
         "A_last": ends[-1] if ends else float("nan"),
         "F_last": last_forgetting(class_accuracy_matrix(records)),
@@ -387,6 +387,7 @@ def _square(matrix: ArrayLike) -> FloatArray:
     return array
 
 
-def _mean(values: FloatArray) -> float:
+def mean_of_defined(values: FloatArray) -> float:
+    """The mean over what is not nan; nan over nothing."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float("nan")

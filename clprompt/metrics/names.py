@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clprompt.metrics.accuracy import FloatArray, harmonic_mean
+from clprompt.metrics.accuracy import FloatArray, harmonic_mean, mean_of_defined
 
 #: The metrics of ``results.json`` that a run on names has besides, with their titles in tables.
 NAMES_METRICS = {
@@ -107,8 +107,8 @@ def transfer(matrix: ArrayLike) -> FloatArray:
     Args:
         matrix: R [T, T], each group among its own classes; nan counts for nothing.
     """
-    above = np.triu(np.ones(np.shape(matrix), dtype=bool), k=1)
-    return _means(np.where(above, np.asarray(matrix, dtype=np.float64), np.nan).T)[1:]
+    rows = np.asarray(matrix, dtype=np.float64)
+    return np.array([mean_of_defined(rows[:j, j]) for j in range(1, len(rows))], dtype=np.float64)
 
 
 def base_new_harmonic_mean(matrix: ArrayLike, counts: ArrayLike) -> FloatArray:
@@ -155,15 +155,8 @@ def summarise_names(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     of_all = [harmonic_mean(of["base_of_all"], of["new_of_all"]) for of in ends.values()]
     last = [value for value in ends[max(ends)]["zero_shot"] if value is not None]
     return {
-        "zero_shot": float(_means(np.array([last]))[0]),
-        "transfer": float(_means(transfer(own)[None])[0]),
-        "base_new_H": float(_means(np.array([within]))[0]),
-        "base_new_H_of_all": float(_means(np.array([of_all]))[0]),
+        "zero_shot": mean_of_defined(np.array(last)),
+        "transfer": mean_of_defined(transfer(own)),
+        "base_new_H": mean_of_defined(np.array(within)),
+        "base_new_H_of_all": mean_of_defined(np.array(of_all)),
     }
-
-
-def _means(rows: FloatArray) -> FloatArray:
-    """The mean of each row over what is not nan; nan over nothing."""
-    counts = (~np.isnan(rows)).sum(axis=1)
-    sums = np.nansum(rows, axis=1)
-    return np.divide(sums, counts, out=np.full(len(rows), np.nan), where=counts > 0)

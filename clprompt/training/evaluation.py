@@ -20,7 +20,7 @@ from clprompt.data.plan import Plan
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.last import LastPredictions
-from clprompt.metrics.measure import LabelSets, Measure, measure_of
+from clprompt.metrics.measure import Measure, measure_of
 from clprompt.metrics.names import OfNames, score_names
 from clprompt.prompting.model import Cache, Predictions, PromptModel, evaluating
 from clprompt.prompting.text.model import TextModel
@@ -198,7 +198,7 @@ class Evaluator:
 
         None where no text tower reads names, a class of the test set has none, or groups are no class groups.
         """
-        if not isinstance(model, TextModel) or type(self.measure) is LabelSets or self.in_turn:
+        if not isinstance(model, TextModel) or not self.measure.by_group or self.in_turn:
             return None
         classes = np.unique(self.targets).tolist()
         if getattr(self.measure, "group_names", None) or not all(c in model.names for c in classes):

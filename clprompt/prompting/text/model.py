@@ -19,6 +19,7 @@ from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel, evaluating
 from clprompt.prompting.plugin import Samples
 from clprompt.prompting.text.names import ClassNames
+from clprompt.prompting.text.sources import check_template, fill
 from clprompt.targets import checked_classes
 
 #: Which text features classify, see :class:`TextModel`.
@@ -79,8 +80,7 @@ class TextModel(PromptModel):
                 f"{type(self).__name__} needs a backbone with a text tower, such as backbone.name=clip or "
                 f"clip_letters; {backbone.source} has none"
             )
-        if "{}" not in template:
-            raise ConfigError(f'template must hold {{}} in place of the class name, got "{template}"')
+        check_template(template, "template")
         if rows == "frozen" and self.trains and self.features_stay:
             raise ConfigError(
                 f"rows=frozen leaves {type(self).__name__} nothing to train: its names alone would predict; "
@@ -176,7 +176,7 @@ class TextModel(PromptModel):
     @torch.no_grad()
     def frozen_rows(self, names: Sequence[str]) -> Tensor:
         """The unprompted text features of names in the template, normalised, [n, E]."""
-        return F.normalize(self.text.features([self.template.format(name) for name in names]), dim=-1)
+        return F.normalize(self.text.features([fill(self.template, name) for name in names]), dim=-1)
 
     def similarity(self, features: Tensor, rows: Tensor) -> Tensor:
         """s features rows^T (and the bias), both normalised: [B, E], [n, E] -> [B, n]; never in few bits."""
