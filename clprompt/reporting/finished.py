@@ -199,7 +199,9 @@ def read_run(folder: Path) -> Run:
     metrics = {key: results[key] for key in TITLES if results.get(key) is not None}
     if metrics and not records:
         raise CheckpointError(f"{folder / 'metrics.jsonl'} holds no evaluation, results.json does")
-    if any(not 0 <= record["experience"] < len(records) for record in records):
+    evaluated = {record["experience"] for record in records}
+    # what trains once, after the last experience, is evaluated there alone
+    if len(evaluated) > 1 and evaluated != set(range(len(evaluated))):
         raise CheckpointError(f"{folder / 'metrics.jsonl'} is cut: it lacks evaluations of some experiences")
     if len({str(record.get("measure")) for record in records}) > 1:
         raise CheckpointError(f"{folder / 'metrics.jsonl'} holds records of several measures")
