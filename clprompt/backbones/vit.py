@@ -223,7 +223,11 @@ class FrozenViT(nn.Module):
     def position(self, patches: Tensor) -> Tensor:
         """Add class token, registers and positions to patches: [B, n, D] -> tokens [B, N, D]."""
         vit: Any = self.vit
-        return vit.norm_pre(vit._pos_embed(patches))
+        return self.norm_pre(vit._pos_embed(patches))
+
+    def norm_pre(self, tokens: Tensor) -> Tensor:
+        """The norm before the first block (CLIP's): [..., D] -> [..., D]; nothing where there is none."""
+        return self.vit.norm_pre(tokens)  # type: ignore[operator]
 
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> the tokens that enter block 0, [B, N, D]."""

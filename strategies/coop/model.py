@@ -15,7 +15,9 @@ from clprompt.errors import ConfigError
 from clprompt.prompting.heads import grown
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Encoded, Mask
+from clprompt.prompting.text import sequences
 from clprompt.prompting.text.model import TextModel
+from clprompt.prompting.text.sequences import Frame, Names
 from clprompt.prompting.text.sources import (
     fill,
     read_candidates,
@@ -26,10 +28,8 @@ from clprompt.prompting.text.sources import (
 from clprompt.registry import strategies
 from clprompt.schema import at_least
 from clprompt.seeding import generator
-from clprompt.strategies.coop import texts
 from clprompt.strategies.coop.encoder import ContextEncoder
 from clprompt.strategies.coop.gate import Gate, gate_loss, group_loss
-from clprompt.strategies.coop.texts import Frame, Names
 
 #: Learned rows of a context that is initialised by no words.
 _LENGTH = 16
@@ -171,7 +171,7 @@ class CoOpModel(TextModel):
                 start = torch.zeros(0, self.length, self.text.width) if class_specific else self._start(index)
                 self.contexts.append(nn.Parameter(start))
         for index, attribute in enumerate(attributes):
-            if not len(texts.word_ids(self.text, attribute)):
+            if not len(sequences.word_ids(self.text, attribute)):
                 raise ConfigError(f'attributes must be words, got "{attribute}"')
             rows_before = torch.randn(
                 attribute_length, self.text.width, generator=generator(seed, "attributes", index)
@@ -189,21 +189,13 @@ class CoOpModel(TextModel):
 
     def _initial_words(self, length: int | None, position: str) -> tuple[int, ...]:
         """The ids of ``init``, refused where ``length`` and ``position`` do not go with them."""
-        if self.init is None:
-            return ()
-        ids = texts.word_ids(self.text, self.init).tolist()
-        if not ids:
-            raise ConfigError(f'init must be words, got "{self.init}"')
-        if length is not None and length > len(ids):
-            raise ConfigError(
-                f'length must be at most {len(ids)}, the tokens of init="{self.init}"; got {length}'
-            )
+        ids = sequences.initial_ids(self.text, self.init, length)
         if length is not None and length < len(ids) and position != "end":
             raise ConfigError(
                 f"length must be {len(ids)}, the tokens of init, with position={position}; got {length}: "
                 "words that are not learned stand before the name"
             )
-        return tuple(ids)
+        return ids
 
     def _start(self, context: int, class_id: int | None = None) -> Tensor:
         """The first values of a context, [n, W]: a function of the seed, its number and its class."""
@@ -211,24 +203,16 @@ class CoOpModel(TextModel):
         noise = 0.02 * torch.randn(self.length, self.text.width, generator=generator(self.seed, *where))
         if self.init is None:
             return noise
-        words = self._words(texts.word_ids(self.text, self.init)[: self.length])
+        ids = sequences.word_ids(self.text, self.init)[: self.length]
+        words = sequences.initial_rows(self.text, ids)
         return words + noise if self.several else words  # equal contexts would have equal gradients
-
-    def _words(self, ids: Tensor) -> Tensor:
-        return (
-            self.text.embed(ids)
-            .detach()
-            .cpu()
-            .to(torch.promote_types(self.backbone.dtype, torch.float32))
-            .clone()
-        )
 
     def _of_template(self, template: str) -> tuple[Frame, Tensor]:
         """Where the words of a template stand, and their embeddings, [n, W]."""
         before, _, after = template.partition("{}")
         tail = "." if after.endswith(".") else ""
-        ids = [texts.word_ids(self.text, words) for words in (before, after.removesuffix("."))]
-        return Frame(len(ids[0]), (), tail), self._words(torch.cat(ids))
+        ids = [sequences.word_ids(self.text, words) for words in (before, after.removesuffix("."))]
+        return Frame(len(ids[0]), (), tail), sequences.initial_rows(self.text, torch.cat(ids))
 
     def grow_classes(self, num_classes: int) -> None:
         super().grow_classes(num_classes)
@@ -254,7 +238,7 @@ class CoOpModel(TextModel):
         return self._once(f"names{tail}", names, lambda: self._tokenised(names, tail))
 
     def _tokenised(self, names: Sequence[str], tail: str) -> Names:
-        return texts.name_ids(
+        return sequences.name_ids(
             self.text, [" ".join([*self.keywords.get(name, ()), name]) for name in names], tail
         )
 
@@ -266,7 +250,9 @@ class CoOpModel(TextModel):
         """Learned rows and words of the attributes, which stand in front of the context, [A, W]."""
         if not self.attributes:
             return None
-        words = [self.text.embed(texts.word_ids(self.text, attribute)) for attribute in self.attribute_words]
+        words = [
+            self.text.embed(sequences.word_ids(self.text, attribute)) for attribute in self.attribute_words
+        ]
         pairs = zip(self.attributes, words, strict=True)
         return torch.cat([part.to(self.dtype) for pair in pairs for part in pair])
 
@@ -285,7 +271,7 @@ class CoOpModel(TextModel):
         head, found = self.head_rows(), []
         for frame, context in zip(self.frames, self.learned_contexts(), strict=True):
             rows = context[list(classes)] if self.class_specific and classes is not None else context
-            found.append(texts.features(self.text, frame, self._names(names, frame.tail), rows, head))
+            found.append(sequences.features(self.text, frame, self._names(names, frame.tail), rows, head))
         features = torch.stack(found)
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
@@ -432,7 +418,7 @@ class CoOpModel(TextModel):
                 + len(frame.words)
                 + (0 if head is None else len(head))
             )
-            texts.check_fit(self.text, names, self._tokenised(names, frame.tail), rows)
+            sequences.check_fit(self.text, names, self._tokenised(names, frame.tail), rows)
 
 
 def distance(features: Tensor, teacher: Tensor) -> Tensor:

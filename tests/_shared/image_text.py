@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import devices
 import torch
 from golden_files import Golden
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from clprompt.backbones.text import FrozenText, text_weights
 from clprompt.backbones.tokenizers import WordTokenizer
 from clprompt.backbones.vit import FrozenViT
+from clprompt.prompting.text.model import TextModel
+
+Learner = TypeVar("Learner", bound=TextModel)
 
 
 class HashedWords:
@@ -114,3 +118,39 @@ def golden_backbone(golden: Golden) -> FrozenViT:
 def golden_names(golden: Golden) -> list[str]:
     """The names of its classes, as they are shown."""
     return [str(name).replace("_", " ") for name in golden.arrays["config.names"]]
+
+
+def golden_learner(
+    golden: Golden, method: type[Learner], values: Mapping[str, Tensor], **arguments: Any
+) -> Learner:
+    """A model whose six classes are seen and whose experience is that of classes 2 and 3, its rows live."""
+    arguments = {"rows": "live", "mask": "experience"} | arguments
+    model = method(golden_backbone(golden), **arguments).to(golden.dtype)
+    model.name_classes(dict(enumerate(golden_names(golden))))
+    model.begin_experience(range(6))
+    model.observe(torch.arange(6))
+    model.begin_experience([2, 3])
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
+    return model
+
+
+def check_golden_step(golden: Golden, model: TextModel, prefix: str, names: Mapping[str, str]) -> None:
+    """The loss over classes 2 and 3, and in float64 its gradients.
+
+    Args:
+        golden: the file.
+        model: see :func:`golden_learner`.
+        prefix: of its keys.
+        names: of gradients in the file, by ours.
+    """
+    total = model.train().training_loss(golden["images"], golden["labels"]).loss
+    golden.check(total, f"{prefix}.loss")
+    if golden.dtype == torch.float64:
+        total.backward()
+        for name, key in names.items():
+            gradient = dict(model.named_parameters())[name].grad
+            assert gradient is not None, name
+            golden.check(gradient.reshape(golden[f"{prefix}.grad.{key}"].shape), f"{prefix}.grad.{key}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_files import Golden
-from image_text import golden_backbone, golden_names
+from image_text import check_golden_step, golden_backbone, golden_learner, golden_names
 from torch import Tensor
 
 from clprompt.strategies.coop.model import CoOpModel, diversity
@@ -24,32 +24,7 @@ def base(request: pytest.FixtureRequest, golden: Any) -> Golden:
 
 
 def learner(base: Golden, values: dict[str, Tensor], **arguments: Any) -> CoOpModel:
-    """A model whose six classes are seen and whose experience is that of classes 2 and 3."""
-    arguments = {"rows": "live", "mask": "experience"} | arguments
-    model = CoOpModel(golden_backbone(base), **arguments).to(base.dtype)
-    model.name_classes(dict(enumerate(golden_names(base))))
-    model.begin_experience(range(6))
-    model.observe(torch.arange(6))
-    model.begin_experience([2, 3])
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(value)
-    return model
-
-
-def check_step(
-    base: Golden, model: CoOpModel, prefix: str, names: dict[str, str], loss: str = "loss"
-) -> None:
-    """The loss over classes 2 and 3, and in float64 its gradients; names: those in the file, by ours."""
-    total = model.train().training_loss(base["images"], base["labels"]).loss
-    base.check(total, f"{prefix}.{loss}")
-    if base.dtype == torch.float64:
-        total.backward()
-        for name, key in names.items():
-            gradient = dict(model.named_parameters())[name].grad
-            assert gradient is not None, name
-            base.check(gradient.reshape(base[f"{prefix}.grad.{key}"].shape), f"{prefix}.grad.{key}")
+    return golden_learner(base, CoOpModel, values, **arguments)
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
@@ -61,13 +36,13 @@ def test_a_learned_context_gives_the_published_logits_losses_and_gradients(
     base.check(model.eval()(base["images"]), f"coop.{position}.logits")
     base.check(model.name_logits(base["eval_images"], names), f"coop.{position}.eval_logits")
     base.check(model.text_features(names)[0], f"coop.{position}.text_features")
-    check_step(base, model, f"coop.{position}", {"contexts.0": "ctx"})
+    check_golden_step(base, model, f"coop.{position}", {"contexts.0": "ctx"})
 
 
 def test_contexts_of_classes_give_the_published_logits_losses_and_gradients(base: Golden) -> None:
     model = learner(base, {"contexts.0": base["coop_csc.ctx"]}, length=4, class_specific=True)
     base.check(model.eval()(base["images"]), "coop_csc.logits")
-    check_step(base, model, "coop_csc", {"contexts.0": "ctx"})
+    check_golden_step(base, model, "coop_csc", {"contexts.0": "ctx"})
 
 
 @pytest.mark.parametrize("encoder", ["shared", "separate"])
@@ -78,7 +53,7 @@ def test_an_encoder_gives_the_published_logits_losses_and_gradients(base: Golden
     values["contexts.0"] = base["pre.ctx"]
     model = learner(base, values, length=4, encoder=encoder, encoder_width=8)
     base.check(model.eval()(base["images"]), f"pre.{encoder}.logits")
-    check_step(base, model, f"pre.{encoder}", ours | {"contexts.0": "ctx"})
+    check_golden_step(base, model, f"pre.{encoder}", ours | {"contexts.0": "ctx"})
 
 
 def test_attributes_give_the_published_logits_losses_and_gradients(base: Golden) -> None:
@@ -87,7 +62,7 @@ def test_attributes_give_the_published_logits_losses_and_gradients(base: Golden)
     model = learner(base, values, length=2, attributes=("shape", "color"), attribute_length=2)
     base.check(model.eval()(base["images"]), "atprompt.logits")
     base.check(model.text_features(golden_names(base))[0], "atprompt.text_features")
-    check_step(base, model, "atprompt", ours)
+    check_golden_step(base, model, "atprompt", ours)
 
 
 def test_several_contexts_give_the_published_logits_and_diversity(base: Golden) -> None:
@@ -122,7 +97,7 @@ def test_knowledge_gives_the_loss_and_gradient_of_the_formula(base: Golden, tmp_
     values = {"contexts.0": base["coop.ctx"]}
     model = learner(base, values, length=4, knowledge=file_of(base, "ensemble", tmp_path))
     base.check(model._teacher(range(6)), "ensemble.weights")
-    check_step(base, model, "kgcoop", {"contexts.0": "ctx"})
+    check_golden_step(base, model, "kgcoop", {"contexts.0": "ctx"})
 
 
 def test_several_contexts_near_descriptions_give_the_loss_and_gradient_of_the_formula(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ClpromptError
-from clprompt.strategies.coop import texts
+from clprompt.prompting.text import sequences
 from clprompt.strategies.coop.gate import gate_loss, group_loss
 from clprompt.strategies.coop.model import CoOpModel
 
@@ -124,9 +124,9 @@ def test_groups_of_templates_give_a_mixture_of_two_of_their_zero_shot_logits(bac
 def test_no_learned_rows_are_the_name_alone_wherever_it_stands(backbone: FrozenViT, position: str) -> None:
     text = backbone.text
     assert text is not None
-    names = texts.name_ids(text, list(NAMES.values()), ".")
+    names = sequences.name_ids(text, list(NAMES.values()), ".")
     none = torch.zeros(0, text.width, dtype=torch.float64)
-    found = texts.features(text, texts.Frame(0), names, none)
+    found = sequences.features(text, sequences.Frame(0), names, none)
     torch.testing.assert_close(found, text.features([f"{n}." for n in NAMES.values()]), rtol=0, atol=1e-12)
 
 
@@ -148,7 +148,7 @@ def test_text_features_are_those_of_the_whole_sequence(form: str, causal: bool) 
     for c, name in NAMES.items():
 
         def words(phrase: str) -> Tensor:
-            return text.embed(texts.word_ids(text, phrase))
+            return text.embed(sequences.word_ids(text, phrase))
 
         context = model.contexts[0][c] if model.class_specific else model.contexts[0]
         before = {"plain": length, "class-specific": length // 2, "attributes": 0}[form]
@@ -244,7 +244,7 @@ def test_several_contexts_of_the_same_words_start_apart_and_one_exactly_there(ba
     assert (several[0] - several[1]).abs().max() < 0.2
     text = backbone.text
     assert text is not None
-    words = text.embed(texts.word_ids(text, "a photo of a"))
+    words = text.embed(sequences.word_ids(text, "a photo of a"))
     assert torch.equal(made(backbone, init="a photo of a").contexts[0], words)
 
 

@@ -117,9 +117,13 @@ class TextModel(PromptModel):
         return self.backbone.joint_width
 
     @property
-    def features_stay(self) -> bool:
-        """Whether an image keeps its features: where nothing but text is prompted."""
+    def images_stay(self) -> bool:
+        """Whether :meth:`image_features` of an image never change in later experiences or batches."""
         return type(self).image_features is TextModel.image_features
+
+    @property
+    def features_stay(self) -> bool:
+        return self.images_stay
 
     @abstractmethod
     def live_rows(self, names: Sequence[str]) -> Tensor:

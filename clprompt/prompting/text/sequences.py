@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,6 +44,29 @@ def word_ids(text: FrozenText, words: str) -> Tensor:
     """Ids of words alone, without start and end token, int64 [n]."""
     tokens = text.tokens([words])
     return tokens.ids[0, text.start_rows : int(tokens.ends[0])]
+
+
+def initial_ids(text: FrozenText, init: str | None, length: int | None) -> tuple[int, ...]:
+    """The ids of the words that learned rows start from; none without words.
+
+    Raises:
+        ConfigError: no words, or more rows than there are tokens.
+    """
+    if init is None:
+        return ()
+    ids = word_ids(text, init).tolist()
+    if not ids:
+        raise ConfigError(f'init must be words, got "{init}"')
+    if length is not None and length > len(ids):
+        raise ConfigError(f'length must be at most {len(ids)}, the tokens of init="{init}"; got {length}')
+    return tuple(ids)
+
+
+@torch.no_grad()
+def initial_rows(text: FrozenText, ids: Tensor) -> Tensor:
+    """Token embeddings for rows to start from, in 32 bits at least and on the CPU: [n] -> [n, W]."""
+    rows = text.embed(ids.to(text.positional_embedding.device)).cpu()
+    return rows.to(torch.promote_types(rows.dtype, torch.float32)).clone()
 
 
 def name_ids(text: FrozenText, names: Sequence[str], tail: str) -> Names:
@@ -97,12 +120,26 @@ def own(text: FrozenText, names: Names, after: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def features(
-    text: FrozenText, frame: Frame, names: Names, context: Tensor, head: Tensor | None = None
+    text: FrozenText,
+    frame: Frame,
+    names: Names,
+    context: Tensor,
+    head: Tensor | None = None,
+    deep: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
-    """Text features of names in a context, not normalised, with gradient, [C, E]; see :func:`prefix`."""
+    """Text features of names in a context, not normalised, with gradient, [C, E].
+
+    Args:
+        text: the tower.
+        frame: where the learned rows stand.
+        names: of the classes.
+        context: see :func:`prefix`.
+        head: see :func:`prefix`.
+        deep: {block: [n, W]}, what replaces the first n rows behind the start token before that block.
+    """
     in_front = prefix(text, frame, context, head)
     behind, ends = own(text, names, context[..., frame.before :, :])
-    return text.prompted(in_front, behind, ends)
+    return text.prompted(in_front, behind, ends, deep)
 
 
 def check_fit(text: FrozenText, names: Sequence[str], tokens: Names, rows: int) -> None:
