@@ -50,7 +50,7 @@ def _over_seeds(groups: dict[str, dict[int, Result]]) -> list[str]:
     from clprompt.metrics.measure import TRAINED_HEAD_TITLE, measure_behind
 
     summaries = [result.summary for of_seeds in groups.values() for result in of_seeds.values()]
-    shown = measure_behind(summaries).columns
+    shown = measure_behind(summaries).shown(summaries)
     averaged = {key: shown[key] for key in shown if key not in ("backward_transfer", "last_accuracy")}
     rows: list[Sequence[str]] = [("percent, mean +- standard error", "seeds", *averaged.values())]
     for group, of_seeds in groups.items():

@@ -182,7 +182,7 @@ def _headline(folder: Path) -> str:
     results = results_of(folder)
     shown = [
         f"{title} {100 * results[key]:.1f}"
-        for key, title in measure_behind([results]).columns.items()
+        for key, title in measure_behind([results]).shown([results]).items()
         if isinstance(results.get(key), float)
     ]
     return f"{', '.join(shown)} (%), " if shown else ""

@@ -22,7 +22,7 @@ from clprompt.metrics import accuracy, label_sets, text
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.last import LastPredictions
-from clprompt.metrics.names import NAMES_METRICS, summarise_names
+from clprompt.metrics.names import NAMES_METRICS, summarise_names, zero_shot_accuracy, zero_shot_curve
 
 Record = Mapping[str, Any]
 Rows = list[list[object]]
@@ -37,6 +37,7 @@ class Measure(ABC):
         columns: the metrics of ``results.json`` that tables compare by, with short titles; the first one
             ranks.
         reported: those of them that a report over many runs shows, with their titles there.
+        optional: further ones that tables show beside those where a run has them, with their titles.
         by_choice: further ones, which tables show where they are asked for, with their titles.
         deciding: the metrics by which a sweep may choose, higher being better.
         charts: scalars that belong into one chart, by its title: regular expressions over tags.
@@ -44,6 +45,7 @@ class Measure(ABC):
             :mod:`clprompt.reporting.measure_plots`.
         final_plots: the drawings that a finished run has besides; on a dashboard they are charts.
         curve_titles: the titles of each of ``curves`` and of its vertical axis.
+        reference_title: what the lines of ``references`` are called.
         shows_stream: whether a finished run draws what arrived when.
     """
 
@@ -51,12 +53,14 @@ class Measure(ABC):
     by_group: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str]]
     reported: ClassVar[Mapping[str, str]]
+    optional: ClassVar[Mapping[str, str]] = {}
     by_choice: ClassVar[Mapping[str, str]] = {}
     deciding: ClassVar[Sequence[str]]
     charts: Mapping[str, Sequence[str]]
     plots: ClassVar[Sequence[str]]
     final_plots: ClassVar[Sequence[str]] = ()
     curve_titles: ClassVar[Mapping[str, tuple[str, str]]]
+    reference_title: ClassVar[str] = ""
     shows_stream: ClassVar[bool] = False
 
     @abstractmethod
@@ -143,18 +147,33 @@ class Measure(ABC):
             group_names: of the groups where they are domains; None where they are class groups.
         """
 
+    def shown(self, summaries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+        """The titles of ``columns``, and of those ``optional`` metrics that some run has.
+
+        Args:
+            summaries: the metrics of ``results.json`` of runs.
+        """
+        known = {key for summary in summaries for key, value in summary.items() if value is not None}
+        return {**self.columns, **{key: title for key, title in self.optional.items() if key in known}}
+
     def headline(self, summary: Mapping[str, float | None]) -> str:
         """The line that is printed of a run's metrics: all columns.
 
         Args:
             summary: the metrics of ``results.json``.
         """
-        metrics = (f"{title} {text.percent(summary.get(key))}" for key, title in self.columns.items())
+        metrics = (
+            f"{title} {text.percent(summary.get(key))}" for key, title in self.shown([summary]).items()
+        )
         return ", ".join(metrics) + " (%)"
 
     @abstractmethod
     def curves(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
         """The metrics that a report draws over the experiences, each [T]."""
+
+    def references(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
+        """Lines [T] that some of ``curves`` are to be held against, by the name of the curve."""
+        return {}
 
     def anytime(self, records: Iterable[Record]) -> dict[int, float]:
         """What periodic evaluations scored by the sample count at which they were due; {} without such."""
@@ -200,6 +219,7 @@ class Accuracy(Measure):
         "average_incremental_accuracy": "incremental",
         "forgetting": "forgetting",
     }
+    optional: ClassVar[Mapping[str, str]] = {"zero_shot": NAMES_METRICS["zero_shot"]}
     by_choice: ClassVar[Mapping[str, str]] = {
         "average_incremental_accuracy_by_samples": "incremental by samples",
         "nonnegative_forgetting": "nonnegative forgetting",
@@ -213,7 +233,9 @@ class Accuracy(Measure):
     )
     charts: Mapping[str, Sequence[str]] = {
         "accuracy per class group": [r"^accuracy/group_\d+$"],
-        "average accuracy and forgetting": [r"^accuracy/average$", r"^accuracy/forgetting$"],
+        "average accuracy and forgetting": [
+            *(r"^accuracy/average$", r"^accuracy/forgetting$", r"^names/zero_shot$")
+        ],
     }
     plots: ClassVar[Sequence[str]] = ("accuracy_matrix", "accuracy_curves", "confusion_matrix")
     final_plots: ClassVar[Sequence[str]] = ("forgetting",)
@@ -221,6 +243,7 @@ class Accuracy(Measure):
         "average_accuracy": ("Average accuracy over the groups seen", "accuracy (%)"),
         "forgetting": ("Average forgetting", "forgetting (percentage points)"),
     }
+    reference_title: ClassVar[str] = "zero-shot line"
 
     def __init__(self, group_names: Sequence[str] | None = None) -> None:
         self.group_names = None if group_names is None else list(group_names)
@@ -308,9 +331,11 @@ class Accuracy(Measure):
         return text.accuracy_lines(matrix, group_names)
 
     def headline(self, summary: Mapping[str, float | None]) -> str:
-        """Average accuracy and forgetting, in words."""
+        """Average accuracy and forgetting, in words; the zero-shot line where there is one."""
         average, lost = (text.percent(summary.get(key)) for key in ("average_accuracy", "forgetting"))
-        return f"average accuracy {average} %, forgetting {lost}{' points' if lost != '-' else ''}"
+        line = f"average accuracy {average} %, forgetting {lost}{' points' if lost != '-' else ''}"
+        known = {key: title for key, title in self.optional.items() if summary.get(key) is not None}
+        return ", ".join([line, *(f"{title} {text.percent(summary[key])} %" for key, title in known.items())])
 
     def curves(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
         matrix = accuracy.accuracy_matrix(records)
@@ -318,6 +343,11 @@ class Accuracy(Measure):
             "average_accuracy": accuracy.accuracy_curve(matrix),
             "forgetting": accuracy.forgetting_curve(matrix),
         }
+
+    def references(self, records: Iterable[Record]) -> dict[str, NDArray[np.float64]]:
+        """The zero-shot line of a run on names."""
+        line = zero_shot_curve(records)
+        return {} if line is None else {"average_accuracy": line}
 
     def tables(
         self, records: Sequence[Record], names: Sequence[str], groups: Sequence[Sequence[int]]
@@ -352,10 +382,9 @@ def _of_names(names: Record | None) -> dict[str, float | None]:
     """What an evaluation charts of names that were not trained, by tag."""
     if names is None:
         return {}
-    zero_shot = [value for value in names["zero_shot"] if value is not None]
     own = [value for value in names["own"] if value is not None]
     return {
-        "names/zero_shot": sum(zero_shot) / len(zero_shot) if zero_shot else None,
+        "names/zero_shot": zero_shot_accuracy(names),
         "names/transfer": sum(own) / len(own) if own else None,
         "names/base_new_H": accuracy.harmonic_mean(names["base"], names["new"]),
         "names/base_new_H_of_all": accuracy.harmonic_mean(names["base_of_all"], names["new_of_all"]),
@@ -624,7 +653,7 @@ _NO_FIGURES = (
 TITLES = {
     key: title
     for kind in MEASURES.values()
-    for key, title in {**kind.columns, **kind.reported, **kind.by_choice}.items()
+    for key, title in {**kind.columns, **kind.reported, **kind.optional, **kind.by_choice}.items()
 }
 
 

@@ -132,6 +132,38 @@ def base_new_harmonic_mean(matrix: ArrayLike, counts: ArrayLike) -> FloatArray:
     return np.array(means, dtype=np.float64)
 
 
+def zero_shot_curve(records: Iterable[Mapping[str, Any]]) -> FloatArray | None:
+    """The zero-shot line [T]: after each experience the accuracy of names without prompts on the groups seen.
+
+    None of a run without names; nan where an experience was not evaluated.
+    """
+    ends = _ends(records)
+    if not ends:
+        return None
+    curve = np.full(_groups_of(ends), np.nan)
+    for experience, names in ends.items():
+        curve[experience] = zero_shot_accuracy(names)
+    return curve
+
+
+def zero_shot_accuracy(names: Mapping[str, Any]) -> float:
+    """The mean over the groups seen of an evaluation, see :class:`OfNames`."""
+    return mean_of_defined(np.array([value for value in names["zero_shot"] if value is not None]))
+
+
+def _ends(records: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """What the evaluations of a run say of names, by experience."""
+    return {
+        int(record["experience"]): record["names"]
+        for record in records
+        if record.get("kind") == "evaluation" and record.get("names") is not None
+    }
+
+
+def _groups_of(ends: Mapping[int, Mapping[str, Any]]) -> int:
+    return len(next(iter(ends.values()))["own"])
+
+
 def summarise_names(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The metrics of a run on names by their names in ``results.json``, as fractions; {} of other runs.
 
@@ -140,22 +172,17 @@ def summarise_names(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     of the harmonic mean of base and new accuracy, each among its own classes; base_new_H_of_all: the same
     among all names.
     """
-    ends = {
-        int(record["experience"]): record["names"]
-        for record in records
-        if record.get("kind") == "evaluation" and record.get("names") is not None
-    }
+    ends = _ends(records)
     if not ends:
         return {}
-    size = len(next(iter(ends.values()))["own"])
+    size = _groups_of(ends)
     own = np.full((size, size), np.nan)
     for experience, names in ends.items():
         own[experience] = [np.nan if value is None else value for value in names["own"]]
     within = [harmonic_mean(of["base"], of["new"]) for of in ends.values()]
     of_all = [harmonic_mean(of["base_of_all"], of["new_of_all"]) for of in ends.values()]
-    last = [value for value in ends[max(ends)]["zero_shot"] if value is not None]
     return {
-        "zero_shot": mean_of_defined(np.array(last)),
+        "zero_shot": zero_shot_accuracy(ends[max(ends)]),
         "transfer": mean_of_defined(transfer(own)),
         "base_new_H": mean_of_defined(np.array(within)),
         "base_new_H_of_all": mean_of_defined(np.array(of_all)),

@@ -45,6 +45,7 @@ class Run:
         results: its results.json.
         measure: what it was measured by.
         curves: by metric, its values after each experience [T]; [0] where none was measured.
+        references: lines that some of these are held against, by the same names, [T].
         anytime: accuracy by the number of samples received, of the online protocol.
         environment: its environment.json; None where there is none that can be read.
         notes: what a reader should know of it, a line each.
@@ -62,6 +63,7 @@ class Run:
     results: dict[str, Any]
     measure: Measure = field(default_factory=Accuracy)
     curves: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    references: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     anytime: dict[int, float] = field(default_factory=dict)
     environment: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
@@ -220,6 +222,7 @@ def read_run(folder: Path) -> Run:
         results,
         measure,
         measure.curves(records),
+        measure.references(records),
         measure.anytime(records),
         environment,
         (*notes, *more),

@@ -21,12 +21,14 @@ class _Drawn:
     """What a plot may look at.
 
     Attributes:
+        measure: of the run.
         records: of the run so far.
         record: the last evaluation at the end of an experience; {} where a plot is not of an evaluation.
         names: of the classes 0..C-1.
         groups: the class ids of each group.
     """
 
+    measure: Measure
     records: Sequence[Record]
     record: Record
     names: Sequence[str]
@@ -49,23 +51,29 @@ def of_evaluation(
         names: of the classes 0..C-1.
         groups: the class ids of each group.
     """
-    return _drawings(measure.plots, _Drawn(records, record, names, groups))
+    return _drawings(measure.plots, _Drawn(measure, records, record, names, groups))
 
 
 def at_the_end(measure: Measure, records: Sequence[Record]) -> dict[str, Figure]:
     """The plots that a finished run has besides, by name; on a dashboard they are charts."""
-    return _drawings(measure.final_plots, _Drawn(records, {}, (), ()))
+    return _drawings(measure.final_plots, _Drawn(measure, records, {}, (), ()))
 
 
-def of_runs(measure: Measure, curves: Mapping[str, Mapping[str, ArrayLike]]) -> dict[str, bytes]:
+def of_runs(
+    measure: Measure,
+    curves: Mapping[str, Mapping[str, ArrayLike]],
+    references: Mapping[str, Mapping[str, ArrayLike]],
+) -> dict[str, bytes]:
     """The curves of several strategies together as PNG files, by the name of the curve.
 
     Args:
         measure: of the runs.
         curves: by the name that `Measure.curves` gives them and by strategy, fractions [S, T] of S seeds.
+        references: by the name of a curve and by what they are called, the lines that it is held against.
     """
     return {
-        name: plots.png(plots.overlay(rows, *measure.curve_titles[name])) for name, rows in curves.items()
+        name: plots.png(plots.overlay(rows, *measure.curve_titles[name], references=references.get(name, {})))
+        for name, rows in curves.items()
     }
 
 
@@ -81,7 +89,9 @@ def _accuracy_matrix(drawn: _Drawn) -> Figure:
 
 def _accuracy_curves(drawn: _Drawn) -> Figure:
     names = accuracy.group_names(drawn.records)
-    return plots.accuracy_curves(accuracy.accuracy_matrix(drawn.records), names)
+    line = drawn.measure.references(drawn.records).get("average_accuracy")
+    beside = {} if line is None else {drawn.measure.reference_title: line}
+    return plots.accuracy_curves(accuracy.accuracy_matrix(drawn.records), names, beside)
 
 
 def _anytime_accuracy(drawn: _Drawn) -> Figure:

@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize, PowerNorm
@@ -68,12 +69,17 @@ def accuracy_matrix(matrix: ArrayLike, names: Sequence[str] | None = None) -> Fi
     return figure
 
 
-def accuracy_curves(matrix: ArrayLike, names: Sequence[str] | None = None) -> Figure:
+def accuracy_curves(
+    matrix: ArrayLike,
+    names: Sequence[str] | None = None,
+    references: Mapping[str, ArrayLike] | None = None,
+) -> Figure:
     """One line per group over the experiences, with their average: how each group is remembered.
 
     Args:
         matrix: fractions, [T, T].
         names: see :func:`accuracy_matrix`.
+        references: lines that the average is held against by what they are called, fractions [T].
     """
     percent = 100 * np.asarray(matrix, dtype=np.float64)
     size = len(percent)
@@ -101,12 +107,16 @@ def accuracy_curves(matrix: ArrayLike, names: Sequence[str] | None = None) -> Fi
         markersize=4,
         label="average",
     )
+    beside = [
+        _reference(axes, experiences, 100 * np.asarray(line, dtype=np.float64), title, number)
+        for number, (title, line) in enumerate((references or {}).items())
+    ]
     _experience_axis(axes, size, f"How each {_group_word(names)} is remembered")
     axes.set(ylabel="accuracy (%)", ylim=(-2, 102))
     if size <= 12:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     else:
-        axes.legend(handles=axes.lines[-1:], loc="lower left")
+        axes.legend(handles=axes.lines[-1 - len(beside) :], loc="lower left")
         norm = BoundaryNorm(np.arange(size + 1) + 0.5, size)
         scale = ScalarMappable(norm, ListedColormap(colours))
         bar = figure.colorbar(scale, ax=axes, label=_group_word(names), ticks=_ticks(size, 10) + 1)
@@ -200,6 +210,7 @@ def overlay(
     title: str,
     label: str,
     *,
+    references: Mapping[str, ArrayLike] | None = None,
     at: Sequence[float] | None = None,
     axis: str = "after experience",
 ) -> Figure:
@@ -209,6 +220,7 @@ def overlay(
         curves: by strategy, fractions [S, T] of S seeds; nan where a value is not defined.
         title: above the drawing.
         label: of the vertical axis.
+        references: lines that all are held against by what they are called, fractions [S, T].
         at: where the T values stand on the horizontal axis; None for experiences 1..T.
         axis: the label of the horizontal axis.
     """
@@ -219,8 +231,7 @@ def overlay(
     for number, (name, values) in enumerate(curves.items()):
         percent = 100 * np.asarray(values, dtype=np.float64)
         defined = ~np.isnan(percent)
-        seeds = defined.sum(axis=0)
-        mean = np.divide(np.nansum(percent, axis=0), seeds, out=np.full(size, np.nan), where=seeds > 0)
+        seeds, mean = defined.sum(axis=0), _mean_over_seeds(percent)
         squares = np.nansum(np.where(defined, percent - mean, np.nan) ** 2, axis=0)
         # the standard error of one seed is unknown and drawn as no band
         variance = np.divide(squares, seeds - 1, out=np.zeros(size), where=seeds > 1)
@@ -237,6 +248,9 @@ def overlay(
             label=_text(name),
         )
         axes.fill_between(experiences, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+    for number, (name, values) in enumerate((references or {}).items()):
+        line = _mean_over_seeds(100 * np.asarray(values, dtype=np.float64))
+        _reference(axes, experiences, line, name, number)
     if at is None:
         _experience_axis(axes, size, title)
     else:
@@ -247,6 +261,28 @@ def overlay(
     if curves:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     return figure
+
+
+def _mean_over_seeds(percent: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of what is defined, [S, T] -> [T]; nan over nothing."""
+    seeds = (~np.isnan(percent)).sum(axis=0)
+    return np.divide(
+        np.nansum(percent, axis=0), seeds, out=np.full(percent.shape[1], np.nan), where=seeds > 0
+    )
+
+
+def _reference(axes: Axes, at: NDArray[Any], percent: NDArray[np.float64], title: str, number: int) -> Artist:
+    """A dashed line without marks, unlike all that a method draws; several differ in grey and dashes."""
+    (line,) = axes.plot(
+        at,
+        percent,
+        color=("#b00020", "#555555", "#999999")[number % 3],
+        linestyle=(0, (6 - number % 3, 2 + number % 3)),
+        linewidth=1.8,
+        zorder=3,
+        label=_text(title),
+    )
+    return line
 
 
 def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str]) -> Figure:

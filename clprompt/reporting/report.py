@@ -33,7 +33,11 @@ from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.overlay import flat
 
 #: Metrics of results.json by their title in the table; those that no run of a stream has are left out.
-METRICS = {key: title for measure in MEASURES.values() for key, title in measure.reported.items()}
+METRICS = {
+    key: title
+    for measure in MEASURES.values()
+    for key, title in {**measure.reported, **measure.optional}.items()
+}
 #: Numbers under `cost` by their title, the factor that they are shown with, and the decimals.
 _COSTS = {
     "method_parameters": ("parameters", 1, 0),
@@ -78,7 +82,8 @@ class Section:
             for row in self.rows
             for run in row.runs.values()
         ]
-        shown: Iterable[str] = self.chosen or measure_behind(results).reported
+        measure = measure_behind(results)
+        shown: Iterable[str] = self.chosen or {**measure.reported, **measure.optional}
         if not self.chosen and next(iter(shown)) not in {key for values in results for key in values}:
             shown = METRICS
         return [key for key in shown if any(key in values for values in results)]
@@ -145,7 +150,8 @@ class Section:
         if not any(run.experiences for run in runs):
             return {}
         curves = {name: self._curves(name) for name in runs[0].curves}
-        return self._anytime() | measure_plots.of_runs(runs[0].measure, curves)
+        references = {name: self._references(name) for name in curves}
+        return self._anytime() | measure_plots.of_runs(runs[0].measure, curves, references)
 
     def _anytime(self) -> dict[str, bytes]:
         """The accuracy over the samples received, at the counts that all runs of an online stream have."""
@@ -162,12 +168,36 @@ class Section:
         )
         return {"anytime_accuracy": plots.png(drawn)}
 
+    def _references(self, name: str) -> Curves:
+        """The lines that a curve is held against, by title; one that several rows share is one line."""
+        title = next(iter(self.rows[0].runs.values())).measure.reference_title
+        lines: list[dict[int, NDArray[np.float64]]] = []
+        labels: list[str] = []
+        for row in self.rows:
+            of_seeds = {s: run.references[name] for s, run in row.runs.items() if name in run.references}
+            if not of_seeds:
+                continue
+            shared = next((line for line in lines if _agree(line, of_seeds)), None)
+            if shared is not None:
+                shared.update(of_seeds)
+            else:
+                lines.append(of_seeds)
+                labels.append(row.label)
+        titles = [title] if len(lines) == 1 else [f"{title} ({label})" for label in labels]
+        return {title: np.stack(list(line.values())) for title, line in zip(titles, lines, strict=True)}
+
     def _curves(self, name: str) -> Curves:
         curves = {
             row.label: [run.curves[name] for run in row.runs.values() if name in run.curves]
             for row in self.rows
         }
         return {label: np.stack(of_runs) for label, of_runs in curves.items() if of_runs}
+
+
+def _agree(line: dict[int, NDArray[np.float64]], other: dict[int, NDArray[np.float64]]) -> bool:
+    """Whether two lines by seed are one, as far as both have the same seeds; those of no seed are not."""
+    both = line.keys() & other.keys()
+    return bool(both) and all(np.array_equal(line[seed], other[seed], equal_nan=True) for seed in both)
 
 
 @dataclass
@@ -196,7 +226,7 @@ class Report:
             parts.append("\n".join([*heading, *columns(first)]))
             parts += ["\n".join(columns(table)) for table in others]
             parts += ["\n".join(section.compared.remarks)] if section.compared.remarks else []
-        parts.append("\n".join([_NOTE, *self.machines()]))
+        parts.append("\n".join([self.note(), *self.machines()]))
         for title, lines in (("left out", self.left_out), ("noted", self.noted)):
             if lines:
                 parts.append("\n".join([f"{title}:", *(f"  {folder}: {line}" for folder, line in lines)]))
@@ -206,6 +236,11 @@ class Report:
         """What a section shows: its table, the differences where they were asked for, its domains."""
         differences = [section.differences(self.against), section.compared.table]
         return [table for table in (section.table(), *differences, *section.of_domains()) if table]
+
+    def note(self) -> str:
+        """What the columns are."""
+        shown = {key for section in self.sections for key in section.metrics()}
+        return _NOTE + _ZERO_SHOT_NOTE * ("zero_shot" in shown)
 
     def machines(self) -> list[str]:
         """Hardware and versions of the runs, a line each, and how many could not be checked."""
@@ -225,7 +260,7 @@ class Report:
         with one_line_errors(f"make the folder {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
         written, markdown = [], ["# Report", ""]
-        pages = [f"<p>{html.escape(_NOTE).replace('+-', '&plusmn;')}</p>"]
+        pages = [f"<p>{html.escape(self.note()).replace('+-', '&plusmn;')}</p>"]
         for section in self.sections:
             markdown += [
                 f"## {as_markdown(section.title)}",
@@ -252,7 +287,7 @@ class Report:
             rows = [["strategy", "seed", "run folder"], *_run_rows(section)]
             markdown += ["Runs:", "", *markdown_table(rows), ""]
             pages.append(f"<details><summary>Runs</summary>\n{html_table(rows)}</details>")
-        markdown += [_NOTE, "", *(f"* {as_markdown(line)}" for line in self.machines()), ""]
+        markdown += [self.note(), "", *(f"* {as_markdown(line)}" for line in self.machines()), ""]
         pages += [f"<p>{html.escape(line)}</p>" for line in self.machines()]
         for title, lines in ((["left out", "reason"], self.left_out), (["noted", "what"], self.noted)):
             if not lines:
@@ -270,6 +305,7 @@ _NOTE = (
     "the last experience; incremental: its mean over the experiences. Parameters: of the method beside the "
     "backbone; seconds: per run; peak MiB: of the process, of the allocator on a GPU."
 )
+_ZERO_SHOT_NOTE = " Zero-shot: average accuracy of the class names in the run's template, without prompts."
 
 
 # ------------------------------------------------------------------------------------------------ reading

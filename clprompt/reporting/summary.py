@@ -42,8 +42,10 @@ def text_summary(
             rows.append((f"{name} ({TRAINED_HEAD_TITLE})", trained))
         blocks.append("\n".join([title, "=" * len(title), *lines]))
     if len(results) > 1:
-        columns = measure_behind(summary for _, summary in results.values()).columns
-        width = min(max(map(len, [*(name for name, _ in rows), "in percent"])), 40)
+        summaries = [summary for _, summary in results.values()]
+        columns = measure_behind(summaries).shown(summaries)
+        room = _WIDTH - sum(len(title) + 2 for title in columns.values())
+        width = min(max(map(len, [*(name for name, _ in rows), "in percent"])), 40, room)
         lines = [
             f"{'in percent':{width}}" + "".join(f"{title:>{len(title) + 2}}" for title in columns.values())
         ]

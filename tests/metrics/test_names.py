@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from golden_files import arrays
 
-from clprompt.metrics.names import base_new_harmonic_mean, score_names, summarise_names, transfer
+from clprompt.metrics.names import (
+    base_new_harmonic_mean,
+    score_names,
+    summarise_names,
+    transfer,
+    zero_shot_curve,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,5 +61,14 @@ def test_a_run_is_summarised_over_its_experiences():
     assert found["base_new_H_of_all"] == 0.0
 
 
+def test_the_zero_shot_line_is_over_the_groups_seen():
+    record = {"kind": "evaluation", "when": "experience", "names": scored().record()}
+    later = {**scored().record(), "zero_shot": [0.5, 0.7, None]}
+    curve = zero_shot_curve([{**record, "experience": 0}, {**record, "experience": 1, "names": later}])
+    assert np.allclose(curve, [0.0, 0.6, np.nan], equal_nan=True)
+
+
 def test_other_runs_have_none_of_these_metrics():
-    assert summarise_names([{"kind": "evaluation", "when": "experience", "experience": 0}]) == {}
+    records = [{"kind": "evaluation", "when": "experience", "experience": 0}]
+    assert summarise_names(records) == {}
+    assert zero_shot_curve(records) is None

@@ -50,6 +50,16 @@ def test_domains_stand_in_the_drawings_by_name():
         assert plots.png(figure, dpi=30)
 
 
+@pytest.mark.parametrize("size", [3, 25])
+def test_curves_carry_the_line_that_they_are_held_against(size):
+    (axes, *_) = plots.accuracy_curves(lower_triangle(size), None, {"zero-shot": np.full(size, 0.4)}).axes
+    line = axes.lines[-1]
+    assert line.get_linestyle() == "--"
+    assert set(line.get_ydata()) == {40}
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown[-2:] == ["average", "zero-shot"]
+
+
 def test_cells_carry_numbers_as_long_as_they_fit():
     assert [text.get_text() for text in plots.accuracy_matrix([[0.5, NAN], [0.25, 1]]).axes[0].texts] == [
         "50.0",

@@ -21,6 +21,8 @@ from clprompt.metrics.last import LastPredictions
 from clprompt.reporting import plots, predictions, report
 from clprompt.reporting.paired import Comparison
 
+_OF_ALL = ("base", "new", "base_of_all", "new_of_all")
+
 
 def a_run(
     folder: Path,
@@ -33,12 +35,13 @@ def a_run(
     metrics: dict[str, Any] | None = None,
     trained: float | None = None,
     last: LastPredictions | None = None,
+    zero_shot: float | None = None,
     **settings: Any,
 ) -> Path:
     """The folder of a finished run, as far as the report reads it.
 
     ``trained``: the accuracy of its trained head, where something else answered; ``last``: what it predicted
-    last.
+    last; ``zero_shot``: the accuracy of its names on the first group, of a run on names.
     """
     folder.mkdir(parents=True)
     config = {
@@ -73,6 +76,14 @@ def a_run(
             record["trained_head"] = {"accuracy": trained, "groups": groups, "per_class": []}
         head = {"average_accuracy": trained, "average_incremental_accuracy": trained, "forgetting": 0.0}
         metrics = {**(metrics or {}), "trained_head": head}
+    if zero_shot is not None:
+        own = [None] * experiences
+        for record in records[1:]:
+            of_groups = [
+                zero_shot - 0.1 * j if value is not None else None for j, value in enumerate(record["groups"])
+            ]
+            record["names"] = {"zero_shot": of_groups, "own": own, **dict.fromkeys(_OF_ALL, 0.5)}
+        metrics = {**(metrics or {}), "zero_shot": zero_shot - 0.05 * (experiences - 1)}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     results = {
         "strategy": strategy,
@@ -539,6 +550,43 @@ def test_the_overlay_draws_the_mean_with_a_band_of_the_standard_error() -> None:
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((40.0, 70.0))
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
     plots.png(plots.overlay({}, "nothing", "at all"))
+
+
+def drawn_references(path: Path) -> dict[str, list[float]]:
+    """The dashed lines beside the average accuracies of a report's only stream, in percent by title."""
+    (section,) = report.collect([path]).sections
+    found: dict[str, Any] = section._references("average_accuracy")
+    (axes,) = plots.overlay(section._curves("average_accuracy"), "t", "l", references=found).axes
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    return {str(line.get_label()): np.round(line.get_ydata(), 6).tolist() for line in dashed}
+
+
+def test_the_zero_shot_line_of_several_methods_is_drawn_once(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.5, 0.6)):
+        a_run(tmp_path / f"a{seed}", seed=seed, zero_shot=accuracy)
+        a_run(tmp_path / f"n{seed}", seed=seed, strategy="ncm")
+    a_run(tmp_path / "b1", seed=1, zero_shot=0.6, strategy="beta")
+    assert drawn_references(tmp_path) == {"zero-shot line": [55, 50]}
+    text = report.collect([tmp_path]).text()
+    assert cells(text, "strategy")[4:6] == ["forgetting", "zero-shot"]
+    assert cells(text, "alpha")[4:6] == ["25.0 +- 0.0", "50.0 +- 5.0"]
+    assert cells(text, "ncm")[4:6] == ["25.0 +- 0.0", "-"]
+    assert "Zero-shot: average accuracy of the class names" in text
+
+
+def test_zero_shot_lines_that_differ_are_named_by_their_rows(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", accuracy=0.7, zero_shot=0.5)
+    a_run(tmp_path / "b", zero_shot=0.7, strategy="beta")
+    assert drawn_references(tmp_path) == {
+        "zero-shot line (alpha)": [50, 45],
+        "zero-shot line (beta)": [70, 65],
+    }
+
+
+def test_runs_without_names_have_no_zero_shot_line(tmp_path: Path) -> None:
+    a_run(tmp_path / "a")
+    assert drawn_references(tmp_path) == {}
+    assert "zero-shot" not in report.collect([tmp_path]).text().lower()
 
 
 # ------------------------------------------------------------------------------------------ what else is told

@@ -393,6 +393,13 @@ def test_the_printed_block_shows_matrices_and_a_comparison():
     )
 
 
+def test_the_zero_shot_line_is_printed_of_runs_that_have_one():
+    matrix, summary = summarised(np.array([[1.0, NAN], [0.875, 0.75]]))
+    lines = text_summary({"coop": (matrix, {**summary, "zero_shot": 0.5}), "ncm": (matrix, summary)})
+    assert "average accuracy 81.2 %, forgetting 12.5 points, zero-shot 50.0 %\n" in lines
+    assert [line.split()[-1] for line in lines.splitlines()[-2:]] == ["50.0", "-"]
+
+
 def test_the_figures_of_both_heads_are_printed():
     of_both = summarised(np.array([[1.0, NAN], [0.875, 0.75]]))
     _, trained = summarised(np.array([[0.9, NAN], [0.5, 1.0]]))
@@ -418,8 +425,9 @@ def test_one_strategy_alone_needs_no_comparison():
 
 @pytest.mark.parametrize("size", [0, 15, 16, 20, 200])
 def test_the_printed_block_fits_into_a_hundred_columns(size):
-    result = summarised(np.where(np.tri(size, dtype=bool), 1.0, NAN))
-    lines = text_summary({"a-name-without-end" * 10: result, "b": result}).splitlines()
+    matrix, summary = summarised(np.where(np.tri(size, dtype=bool), 1.0, NAN))
+    results = {"a-name-without-end" * 10: (matrix, summary), "b": (matrix, {**summary, "zero_shot": 0.5})}
+    lines = text_summary(results).splitlines()
     assert max(map(len, lines)) <= 100
     if size > 15:
         assert f"after{size:3d}" in "\n".join(lines)
