@@ -22,7 +22,13 @@ from clprompt.metrics import accuracy, label_sets, text
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.last import LastPredictions
-from clprompt.metrics.names import NAMES_METRICS, summarise_names, zero_shot_accuracy, zero_shot_curve
+from clprompt.metrics.names import (
+    NAMES_METRICS,
+    summarise_names,
+    template_accuracies,
+    zero_shot_accuracy,
+    zero_shot_curve,
+)
 
 Record = Mapping[str, Any]
 Rows = list[list[object]]
@@ -360,6 +366,10 @@ class Accuracy(Measure):
         header: list[object] = ["after_experience", *(group_names or _group_titles(len(matrix)))]
         lines: Rows = [[i + 1, *map(_cell, row)] for i, row in enumerate(matrix)]
         tables: dict[str, Rows] = {"accuracy_matrix.csv": [header, *lines]}
+        alone = template_accuracies(last.get("names") or {})
+        if alone:
+            rows: Rows = [[template, _cell(value)] for template, value in alone.items()]
+            tables["zero_shot_templates.csv"] = [["template", "accuracy"], *rows]
         if group_names is not None:
             tables["per_domain_accuracy.csv"] = _domain_rows(accuracy.domain_metrics(records))
         if last.get("confusion") is not None:

@@ -11,7 +11,7 @@ harmonic mean of base and new accuracy).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ NAMES_METRICS = {
     "transfer": "transfer to unseen",
     "base_new_H": "H of base and new",
     "base_new_H_of_all": "H among all names",
+    "zero_shot_template_min": "zero-shot, worst template",
+    "zero_shot_template_max": "zero-shot, best template",
+    "zero_shot_template_std": "zero-shot, spread of templates",
 }
 
 
@@ -40,6 +43,7 @@ class OfNames:
         new: over the samples of classes still to come, among these; None where there are none.
         base_of_all: over the samples of seen classes, among all names.
         new_of_all: over those of classes still to come, among all names.
+        templates: of several templates, the mean of ``zero_shot`` over the groups seen by each of them alone.
     """
 
     zero_shot: list[float | None]
@@ -48,10 +52,11 @@ class OfNames:
     new: float | None
     base_of_all: float | None
     new_of_all: float | None
+    templates: dict[str, float] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The JSON form."""
-        return dict(vars(self))
+        """The JSON form; ``templates`` where there are several."""
+        return {key: value for key, value in vars(self).items() if key != "templates" or value}
 
 
 def score_names(
@@ -60,6 +65,7 @@ def score_names(
     targets: NDArray[np.int64],
     seen: Sequence[int],
     groups: Sequence[NDArray[np.int64]],
+    templates: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> OfNames:
     """The accuracies of all test samples by names.
 
@@ -69,6 +75,7 @@ def score_names(
         targets: class ids, [n].
         seen: the ids of the seen classes.
         groups: rows of ``logits`` per class group; a group may be empty.
+        templates: whether each template alone is right about samples of seen classes, [n]; None for one.
     """
     is_seen = np.zeros(logits.shape[1], dtype=bool)
     is_seen[list(seen)] = True
@@ -91,6 +98,11 @@ def score_names(
     everything = np.zeros_like(is_seen)
     everything[targets] = True
     everything |= is_seen
+    seen_rows = [rows[old[rows]] for rows in groups]
+    alone = {
+        template: float(np.mean([right[rows].mean() for rows in seen_rows if len(rows)]))
+        for template, right in (templates or {}).items()
+    }
     return OfNames(
         zero_shot,
         own,
@@ -98,6 +110,7 @@ def score_names(
         accuracy(logits, new, everything & ~is_seen),
         accuracy(logits, base, everything),
         accuracy(logits, new, everything),
+        alone,
     )
 
 
@@ -170,7 +183,8 @@ def summarise_names(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     zero_shot: of names without prompts, mean over the class groups after the last experience. transfer: mean
     over the groups from the second on of :func:`transfer`. base_new_H: mean over the experiences but the last
     of the harmonic mean of base and new accuracy, each among its own classes; base_new_H_of_all: the same
-    among all names.
+    among all names. Of several templates the accuracy after the last experience by each alone:
+    zero_shot_template_min, zero_shot_template_max, and zero_shot_template_std, with n - 1.
     """
     ends = _ends(records)
     if not ends:
@@ -186,4 +200,22 @@ def summarise_names(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         "transfer": mean_of_defined(transfer(own)),
         "base_new_H": mean_of_defined(np.array(within)),
         "base_new_H_of_all": mean_of_defined(np.array(of_all)),
+        **_spread(template_accuracies(ends[max(ends)])),
+    }
+
+
+def template_accuracies(names: Mapping[str, Any]) -> dict[str, float]:
+    """By template alone, the best first; {} of an evaluation with a single one."""
+    alone: Mapping[str, float] = names.get("templates") or {}
+    return dict(sorted(alone.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _spread(alone: Mapping[str, float]) -> dict[str, float]:
+    if not alone:
+        return {}
+    values = np.array(list(alone.values()))
+    return {
+        "zero_shot_template_min": float(values.min()),
+        "zero_shot_template_max": float(values.max()),
+        "zero_shot_template_std": float(values.std(ddof=1)),
     }

@@ -6,7 +6,7 @@ It walks and caches; a :class:`clprompt.metrics.measure.Measure` groups samples 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,9 +21,9 @@ from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.last import LastPredictions
 from clprompt.metrics.measure import Measure, measure_of
-from clprompt.metrics.names import OfNames, score_names
-from clprompt.prompting.model import Cache, Predictions, PromptModel, evaluating
+from clprompt.prompting.model import Cache, PromptModel, evaluating
 from clprompt.prompting.text.model import TextModel
+from clprompt.training.by_name import ByName
 from clprompt.training.finite import check_logits, check_state
 from clprompt.training.precision import autocast
 
@@ -168,14 +168,24 @@ class Evaluator:
         parts: list[np.ndarray] = []  # logits, (b, C) each
         trained: list[np.ndarray] = []  # those of the trained head, where another answered
         with evaluating(model):
+            with autocast(model.device, self.precision):
+                by_name, coming = self._by_name(model) if names else (None, [])
             loaded = fixed_batches(self.test, batches, self.workers)
             for (key, _, batch), (images, *_) in zip(evaluated, loaded, strict=True):
                 images = model.placed(images)
-                answer = self._predictions(model, images, key)
+                with self._walking(model, key, by_name) as cache:
+                    answer = model.predictions(images, cache)
+                    if by_name is not None:
+                        by_name.add(batch, images, cache)
                 for logits, kept in ((answer.logits, parts), (answer.trained, trained)):
                     if logits is not None:
                         check_logits(model, logits, images, partial(_name, batch))
                         kept.append(logits.float().cpu().numpy())
+            if by_name is not None:
+                loaded = fixed_batches(self.test, coming, self.workers)
+                for batch, (images, *_) in zip(coming, loaded, strict=True):
+                    with self._walking(model, tuple(batch), by_name) as cache:
+                        by_name.add(batch, model.placed(images), cache)
         order = np.array([index for batch in batches for index in batch], dtype=np.int64)
         numbers = np.array([number for _, number, batch in evaluated for _ in batch], dtype=np.int64)
         groups = [np.flatnonzero(numbers == number) for number in range(len(self.groups))]
@@ -184,62 +194,43 @@ class Evaluator:
         of_trained = _stacked(trained, columns) if trained else None
         self.last = self.measure.predictions(order, targets, seen, scores, of_trained)
         evaluation = self.measure.score(scores, targets, seen, groups)
-        of_names = self.run_names(model) if names else None
-        if of_names is not None:
-            evaluation = replace(evaluation, names=of_names.record())  # type: ignore[arg-type, call-arg]
+        if by_name is not None:
+            of_names = by_name.score(self.groups).record()
+            evaluation = replace(evaluation, names=of_names)  # type: ignore[arg-type, call-arg]
         if of_trained is None:
             return evaluation
         trained_head = self.measure.score(of_trained, targets, seen, groups)
         return replace(evaluation, trained_head=trained_head)  # type: ignore[arg-type]
 
-    @torch.no_grad()
-    def run_names(self, model: PromptModel) -> OfNames | None:
-        """The accuracies of every class by its name, those still to come included.
+    def _by_name(self, model: PromptModel) -> tuple[ByName | None, list[list[int]]]:
+        """What scores all classes by their names, and the batches of those that are still to come.
 
         None where no text tower reads names, a class of the test set has none, or groups are no class groups.
         """
         if not isinstance(model, TextModel) or not self.measure.by_group or self.in_turn:
-            return None
+            return None, []
         classes = np.unique(self.targets).tolist()
         if getattr(self.measure, "group_names", None) or not all(c in model.names for c in classes):
-            return None
-        walked: list[tuple[Hashable, list[int]]] = [(key, part) for key, (_, part) in enumerate(self._chunks)]
-        met = {index for _, part in walked for index in part}
+            return None, []
+        met = {index for _, batch in self._chunks for index in batch}
+        coming: list[list[int]] = []
         for group in self.groups:
             rest = [index for index in group.tolist() if index not in met]
-            coming = (rest[start : start + self.batch_size] for start in range(0, len(rest), self.batch_size))
-            walked += [(tuple(batch), batch) for batch in coming]
-        self._forget_others({key for key, _ in walked})
-        batches = [batch for _, batch in walked]
-        parts: list[tuple[Tensor, Tensor]] = []
-        with evaluating(model), autocast(model.device, self.precision):
-            rows, frozen = model.open_rows(classes)
-            loaded = fixed_batches(self.test, batches, self.workers)
-            for (key, _), (images, *_) in zip(walked, loaded, strict=True):
-                images = model.placed(images)
-                with self._keeping(key) as cache:
-                    features = model.encode(images, cache).features
-                    plain = model.zero_shot_logits(images, frozen, cache)
-                parts.append((model.similarity(features, rows).cpu(), plain.cpu()))
-        order = np.array([index for batch in batches for index in batch], dtype=np.int64)
-        place = {index: at for at, index in enumerate(order.tolist())}
-        column = {c: at for at, c in enumerate(classes)}
-        return score_names(
-            torch.cat([prompted for prompted, _ in parts]).numpy(),
-            torch.cat([plain for _, plain in parts]).numpy(),
-            np.array([column[int(target)] for target in self.targets[order]], dtype=np.int64),
-            [column[c] for c in np.flatnonzero(model.seen.cpu().numpy()).tolist() if c in column],
-            [np.array([place[index] for index in group.tolist()], dtype=np.int64) for group in self.groups],
-        )
+            coming += (rest[at : at + self.batch_size] for at in range(0, len(rest), self.batch_size))
+        self._forget_others({*range(len(self._chunks)), *map(tuple, coming)})
+        return ByName(model, self.targets), coming
 
     def _forget_others(self, keys: Collection[Hashable]) -> None:
         """Keep nothing of batches that are no more: of classes that were still to come."""
         for key in self._kept.keys() - keys:
             self._kept_bytes -= _size(self._kept.pop(key))
 
-    def _predictions(self, model: PromptModel, images: Tensor, key: int) -> Predictions:
-        with self._keeping(key) as cache, autocast(images.device, self.precision):
-            return model.predictions(images, cache)
+    @contextmanager
+    def _walking(self, model: PromptModel, key: Hashable, by_name: ByName | None) -> Iterator[Cache | None]:
+        """Around what is made of one batch, which is encoded once where names are scored beside."""
+        once = nullcontext() if by_name is None else by_name.model.encoded_once()
+        with self._keeping(key) as cache, autocast(model.device, self.precision), once:
+            yield cache
 
     @contextmanager
     def _keeping(self, key: Hashable) -> Iterator[Cache | None]:

@@ -235,6 +235,18 @@ class ZeroShotModel(TextModel):
         """The normalised text features of names, [n, E], by the texts that are in use."""
         return text_rows(self.text, [self.texts_of(name) for name in names], self.ensemble)
 
+    @torch.no_grad()
+    def template_rows(self, classes: Sequence[int]) -> dict[str, Tensor]:
+        if self.searches or self.sentences is not None or len(self.templates) < 2:
+            return {}
+        groups = [self.texts_of(self.names.shown(c)) for c in classes]
+        # the very list that the rows of all templates together are made of, so its features are kept
+        features = self._for_mean(self.text.features([text for group in groups for text in group]))
+        parts = features.split([len(group) for group in groups])
+        of_names = [part.unflatten(0, (-1, len(self.templates))).mean(0) for part in parts]  # (T, E) each
+        rows = F.normalize(torch.stack(of_names, dim=1), dim=-1)  # (T, n, E)
+        return dict(zip(self.templates, rows, strict=True))
+
     def _store(self, classes: Sequence[int]) -> None:
         """Rows of an experience that was searched were stored when it began."""
         super()._store([c for c in classes if not (self.searches and bool(self.current[c]))])

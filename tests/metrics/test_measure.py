@@ -386,6 +386,12 @@ def test_accuracy_leaves_three_tables():
     }
 
 
+def test_templates_that_were_scored_alone_leave_a_table_with_the_best_first():
+    names = {"zero_shot": [0.5, 0.5], "own": [None, None], "templates": {"a {}": 0.25, "the {}": 0.75}}
+    tables = Accuracy().tables(accuracies(names=names), NAMES, GROUPS)
+    assert tables["zero_shot_templates.csv"] == [["template", "accuracy"], ["the {}", 0.75], ["a {}", 0.25]]
+
+
 def test_label_sets_leave_two_tables():
     assert LabelSets().tables(label_sets(), NAMES, GROUPS) == {
         "map_matrix.csv": [

@@ -61,6 +61,18 @@ def test_a_run_is_summarised_over_its_experiences():
     assert found["base_new_H_of_all"] == 0.0
 
 
+def test_templates_alone_have_their_best_their_worst_and_a_spread():
+    right = {"the {}": np.array([True, True, False, False]), "a {}": np.array([True, False, True, True])}
+    groups = [np.array([0, 1]), np.array([2]), np.array([3])]
+    names = score_names(np.eye(4), np.eye(4), np.arange(4), [0, 1, 2], groups, right)
+    assert names.templates == {"the {}": 0.5, "a {}": 0.75}  # of the two groups seen
+    record = {"kind": "evaluation", "when": "experience", "experience": 1, "names": names.record()}
+    found = summarise_names([record])
+    spread = [found[f"zero_shot_template_{key}"] for key in ("min", "max", "std")]
+    assert spread == pytest.approx([0.5, 0.75, 0.25 / 2**0.5])
+    assert not any("template" in key for key in summarise_names([{**record, "names": scored().record()}]))
+
+
 def test_the_zero_shot_line_is_over_the_groups_seen():
     record = {"kind": "evaluation", "when": "experience", "names": scored().record()}
     later = {**scored().record(), "zero_shot": [0.5, 0.7, None]}

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from image_text import tiny_image_text
 from torch import nn
 
+from clprompt.metrics.names import zero_shot_accuracy
 from clprompt.prompting.text.model import TextModel
 from clprompt.strategies.coop import CoOpModel
+from clprompt.strategies.zero_shot import ZeroShotModel
 from clprompt.training.evaluation import Evaluator
 
 TARGETS = np.array([0, 1, 2, 3, 4, 5] * 4)
@@ -77,6 +79,62 @@ def test_what_is_kept_between_evaluations_changes_no_figure(items):
         first, second = (one.run(model, experience, names=True).names for one in (kept, fresh))
         assert first == second
     assert first["new"] is None
+
+
+class Bordered(Shifted):
+    """Prompts the images, and counts how many it encodes."""
+
+    def __init__(self, backbone, **arguments):
+        super().__init__(backbone, **arguments)
+        self.border = nn.Parameter(torch.linspace(-1, 1, 3 * 16 * 16).reshape(3, 16, 16))
+        self.encoded = 0
+
+    def image_features(self, images, cached=None):
+        self.encoded += len(images)
+        return super().image_features(images + self.border)
+
+
+def test_prompted_images_are_encoded_once_for_what_is_predicted_and_for_names(items):
+    model = Bordered(tiny_image_text())
+    model.name_classes(NAMES)
+    model.begin_experience([0, 1])
+    model.observe(torch.tensor([0, 1]))
+    model.end_experience()
+    every = torch.stack([image for image, _ in items])
+    live = model.name_logits(every, [NAMES[c] for c in range(6)])
+    model.encoded = 0
+    evaluation = evaluator(items).run(model, 0, names=True)
+    assert model.encoded == len(items)
+    assert evaluation.names["base"] == evaluation.accuracy == accuracy(live, GROUPS[0], [0, 1])
+    assert evaluation.names["own"][1:] == [
+        accuracy(live, GROUPS[1], [2, 3]),
+        accuracy(live, GROUPS[2], [4, 5]),
+    ]
+    assert torch.equal(model(every[:2]), model(every.clone()[:2]))
+    model.encoded = 0
+    model(every)
+    model(every)
+    assert model.encoded == 2 * len(items)  # nothing is remembered behind an evaluation
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_each_of_several_templates_is_scored_as_if_it_were_alone(items, tmp_path, cache_bytes):
+    templates = ["a photo of a {}.", "the {} again", "{} on a table"]
+    (tmp_path / "templates.txt").write_text("\n".join(templates))
+
+    def names_of(**arguments):
+        model = ZeroShotModel(tiny_image_text(), **arguments)
+        model.name_classes({c: [name, f"other{c} word"] for c, name in NAMES.items()})
+        model.observe(torch.arange(4))
+        return evaluator(items, cache_bytes=cache_bytes).run(model, 1, names=True).names
+
+    for synonyms in (False, True):
+        found = names_of(templates=str(tmp_path / "templates.txt"), synonyms=synonyms)["templates"]
+        alone = [names_of(template=template, synonyms=synonyms) for template in templates]
+        assert list(found) == templates
+        assert list(found.values()) == pytest.approx([zero_shot_accuracy(names) for names in alone])
+        assert not any("templates" in names for names in alone)
+    assert len(set(found.values())) > 1
 
 
 def test_only_an_evaluation_that_is_asked_scores_names(items):

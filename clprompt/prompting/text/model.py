@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -102,6 +103,7 @@ class TextModel(PromptModel):
         self.register_buffer("rows", torch.zeros(0, backbone.joint_width))
         self._made_at: Any = None  # rows that evaluation made of the prompts, and the state that these had
         self._made: dict[Hashable, Tensor] = {}
+        self._encoded: list[tuple[Tensor, Encoded]] | None = None  # of the latest images, while it is wanted
 
     # ------------------------------------------------------------------ what a method says of itself
 
@@ -215,6 +217,10 @@ class TextModel(PromptModel):
             rows[coming] = self.live_rows([self.names.shown(classes[at]) for at in coming]).to(rows)
         return rows, frozen
 
+    def template_rows(self, classes: Sequence[int]) -> dict[str, Tensor]:
+        """The unprompted rows [n, E] of classes by each template alone; {} where there are not several."""
+        return {}
+
     def zero_shot_logits(self, images: Tensor, rows: Tensor, cached: Cache | None = None) -> Tensor:
         """Logits [B, n] of unprompted images by unprompted rows [n, E]."""
         return TextModel.similarity(self, self.features(images, cached), rows)
@@ -284,7 +290,20 @@ class TextModel(PromptModel):
     # ------------------------------------------------------------------ the contract of PromptModel
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
-        return Encoded(F.normalize(self.image_features(images, cached), dim=-1))
+        if self._encoded is None:
+            return Encoded(F.normalize(self.image_features(images, cached), dim=-1))
+        if not self._encoded or self._encoded[0][0] is not images:
+            self._encoded = [(images, Encoded(F.normalize(self.image_features(images, cached), dim=-1)))]
+        return self._encoded[0][1]
+
+    @contextmanager
+    def encoded_once(self) -> Iterator[None]:
+        """Encode once what is asked for again, the very same tensor; nothing may change meanwhile."""
+        self._encoded = []
+        try:
+            yield
+        finally:
+            self._encoded = None
 
     def features(
         self, images: Tensor, cached: Cache | None = None, *, stem: Tensor | None = None, first: int = 0

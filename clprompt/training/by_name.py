@@ -1,0 +1,77 @@
+"""The part of an evaluation in which every class answers by its name, those still to come included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clprompt.metrics.names import OfNames, score_names
+from clprompt.prompting.model import Cache
+from clprompt.prompting.text.model import TextModel
+
+
+class ByName:
+    """Scores of test images by the names of all classes, batch by batch.
+
+    Args:
+        model: in eval mode.
+        targets: the labels of the whole test set, [n].
+    """
+
+    def __init__(self, model: TextModel, targets: np.ndarray) -> None:
+        self.model = model
+        self.targets = targets
+        self.classes: list[int] = np.unique(targets).tolist()
+        self.rows, self.frozen = model.open_rows(self.classes)
+        self.alone = model.template_rows(self.classes)
+        self._seen = np.flatnonzero(model.seen.cpu().numpy()).tolist()
+        self._order: list[int] = []
+        self._prompted: list[Tensor] = []  # logits of all classes, (b, n) each
+        self._plain: list[Tensor] = []
+        self._right: list[Tensor] = []  # of each template alone, bool, (b, T)
+
+    def add(self, batch: Sequence[int], images: Tensor, cached: Cache | None) -> None:
+        """Score a batch of test images.
+
+        Args:
+            batch: their indices in the test set.
+            images: [b, 3, H, W].
+            cached: what is kept of them, see :class:`clprompt.prompting.PromptModel`.
+        """
+        model, cached = self.model, {} if cached is None else cached
+        features = model.encode(images, cached).features
+        self._order += batch
+        self._prompted.append(model.similarity(features, self.rows).cpu())
+        self._plain.append(model.zero_shot_logits(images, self.frozen, cached).cpu())
+        if self.alone:
+            self._right.append(self._right_alone(batch, images, cached))
+
+    def _right_alone(self, batch: Sequence[int], images: Tensor, cached: Cache) -> Tensor:
+        """Whether each template alone gives an image's class the most among the seen ones, [b, T]."""
+        rows = torch.cat(list(self.alone.values()))  # (T n, E)
+        logits = self.model.zero_shot_logits(images, rows, cached).unflatten(1, (len(self.alone), -1))
+        seen = [at for at, c in enumerate(self.classes) if c in self._seen]
+        best = logits[:, :, seen].argmax(2).cpu()  # (b, T)
+        chosen = torch.tensor([self.classes[at] for at in seen])[best]
+        return chosen == torch.as_tensor(self.targets[list(batch)])[:, None]
+
+    def score(self, groups: Sequence[np.ndarray]) -> OfNames:
+        """The accuracies over all images that were added.
+
+        Args:
+            groups: test indices per class group; all of them were added.
+        """
+        place = {index: at for at, index in enumerate(self._order)}
+        column = {c: at for at, c in enumerate(self.classes)}
+        right = torch.cat(self._right).numpy() if self._right else None
+        return score_names(
+            torch.cat(self._prompted).numpy(),
+            torch.cat(self._plain).numpy(),
+            np.array([column[int(target)] for target in self.targets[self._order]], dtype=np.int64),
+            [column[c] for c in self._seen if c in column],
+            [np.array([place[index] for index in group.tolist()], dtype=np.int64) for group in groups],
+            {} if right is None else {text: right[:, at] for at, text in enumerate(self.alone)},
+        )
