@@ -88,6 +88,8 @@ class BlockPrompt:
         zero_values: replace the values by zeros: the columns take attention mass and give nothing (the fused
             form of a mask that is applied after the softmax: the same prompt once with its mask, once with
             the complement and zero values).
+        weight: scalar with gradient; what rows get from these columns, behind the softmax, is multiplied with
+            it. None for 1; not for ``carried``.
         name: which set of the method's prompts these are, see ``PromptModel.prompt_sets``.
         slots: the slots of that set that the columns come from, in order, [1 or B, s]; None without a choice.
     """
@@ -98,6 +100,7 @@ class BlockPrompt:
     mask: Tensor | None = None
     rows: slice | None = None
     zero_values: bool = False
+    weight: Tensor | None = None
     name: str = "prompts"
     slots: Tensor | None = None
 
@@ -108,8 +111,10 @@ class BlockPrompt:
             )
         if (self.values is not None) != (self.kind in ("prefix", "projected")):
             raise ValueError(f"BlockPrompt values belong to prefix and projected prompts, not to {self.kind}")
-        if self.kind == "carried" and (self.rows is not None or self.zero_values):
-            raise ValueError("carried prompts are part of the stream: use a mask, not rows or zero_values")
+        if self.kind == "carried" and (self.rows is not None or self.zero_values or self.weight is not None):
+            raise ValueError(
+                "carried prompts are part of the stream: use a mask, not rows, zero_values or weight"
+            )
         if self.tokens is not None and self.tokens.ndim != 3:
             raise ValueError(f"BlockPrompt tokens must be [1 or B, P, D], got {list(self.tokens.shape)}")
         if self.mask is not None and (self.mask.dtype != torch.bool or self.mask.ndim != 4):
@@ -277,6 +282,8 @@ def _columns(block: FrozenBlock, prompt: BlockPrompt, dtype: torch.dtype, length
         keys, values = project(attn, block.norm1(prompt.tokens), "kv")
     if prompt.zero_values:
         values = torch.zeros_like(keys)
+    if prompt.weight is not None:
+        values = values * prompt.weight
     return _Columns(keys.to(dtype), values.to(dtype), prompt.mask, start, stop)
 
 

@@ -35,10 +35,6 @@ class TextAlone(nn.Module):
         """What the image tower gets in each prompted block, [n, D] each; nothing here."""
         return []
 
-    def beside_text(self) -> dict[str, nn.Parameter]:
-        """All that is trained but the prompts of the text tower, by name."""
-        return {name: p for name, p in self.named_parameters() if not name.startswith("text.")}
-
 
 class TextToVision(TextAlone):
     """Image prompts are linear in those of the text, p_l = A_l v_l + b_l, with a map of each block's own.

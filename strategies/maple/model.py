@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
@@ -49,6 +49,10 @@ class MaPLeModel(TextModel):
     With ``vision="first"`` they are trained in the first experience alone; what they are when it ends is
     stored and used from then on, and the maps are trained no more. That, and kept rows, are ours.
 
+    ``decouple`` (after DPL, Xu et al. 2023, of which the abstract was read): what image tokens take from
+    prompts in attention has a learned weight in each prompted block of the image tower but the last, whose
+    prompts join the sequence. Weights start at 1. Which part is weighted, and how, is ours.
+
     Args:
         backbone: the frozen towers.
         seed: where all initial values come from.
@@ -61,6 +65,7 @@ class MaPLeModel(TextModel):
             for the middle of the prompted ones.
         vision: whether image prompts are trained in every experience ("train"), in the "first" alone, or
             there are "none"; None for "first", or "train" when boundary-free.
+        decouple: weigh what image tokens take from prompts.
         rows: "kept" rows of earlier experiences stay as they were when their experience ended; "live" ones
             move with the prompts.
         template: the unprompted text.
@@ -80,6 +85,7 @@ class MaPLeModel(TextModel):
         coupling: Literal["text_to_vision", "none", "hierarchical"] = "text_to_vision",
         cross_block: Annotated[int, at_least(1)] | None = None,
         vision: Literal["train", "first", "none"] | None = None,
+        decouple: bool = False,
         rows: Literal["kept", "live"] = "kept",
         template: str = "a photo of a {}.",
         mask: Mask | None = None,
@@ -100,6 +106,8 @@ class MaPLeModel(TextModel):
         words = sequences.initial_ids(self.text, init, length)
         self.frame = Frame(length, words[length:])
         self.prompts = self._coupled(coupling, cross_block, words)
+        #: of what image tokens take from prompts, [J - 1]
+        self.weights = nn.Parameter(torch.ones(self._decoupled_blocks())) if decouple else None
         self._latest: tuple[object, Names] | None = None  # the names that were tokenised last
         if self.vision != "none":
             self.first_block = 0
@@ -142,6 +150,14 @@ class MaPLeModel(TextModel):
             )
         return cross_block or self.depth // 2
 
+    def _decoupled_blocks(self) -> int:
+        if self.vision == "none" or self.depth < 2:
+            got = "vision=none" if self.vision == "none" else f"depth={self.depth}"
+            raise ConfigError(
+                f"decouple=true weighs image prompts in every prompted block but the last; got {got}"
+            )
+        return self.depth - 1
+
     def _text_starts(self, words: Sequence[int]) -> list[Tensor]:
         """First values of the text prompts, [n, W] for each block."""
         starts = [
@@ -166,13 +182,18 @@ class MaPLeModel(TextModel):
             tokens = rows[block][None]
             if block == 0:  # they join in front of the norm
                 tokens = self.backbone.norm_pre(tokens)
-            return BlockPrompt("carried" if block == len(rows) - 1 else "fresh", tokens)
+            if block == len(rows) - 1:
+                return BlockPrompt("carried", tokens)
+            return BlockPrompt("fresh", tokens, weight=None if self.weights is None else self.weights[block])
 
         return prompts
 
     def prompt_sets(self) -> dict[str, PromptSet]:
-        trained = list(self.prompts.beside_text().values())[:1]  # trained and frozen with the image prompts
-        return {"prompts": PromptSet(tuple(range(self.depth)), self.length, trained)} if trained else {}
+        # one that is trained and frozen with the image prompts
+        beside_text = [p for name, p in self.prompts.named_parameters() if not name.startswith("text.")]
+        if not beside_text:
+            return {}
+        return {"prompts": PromptSet(tuple(range(self.depth)), self.length, beside_text[:1])}
 
     # ------------------------------------------------------------------ images
 
@@ -242,5 +263,6 @@ class MaPLeModel(TextModel):
 
     def set_stage(self) -> None:
         """Once image prompts are stored, they and all maps are trained no more."""
-        for parameter in self.prompts.beside_text().values():
-            parameter.requires_grad_(not bool(self.stored))
+        for name, parameter in self.own_parameters().items():
+            if not name.startswith("prompts.text."):
+                parameter.requires_grad_(not bool(self.stored))

@@ -24,7 +24,7 @@ from clprompt.testing.bench import Workbench
 
 NAMES = {0: "cat", 1: "dog", 2: "red bird", 3: "old stone house", 4: "u.s. car", 5: "lamp"}
 FORMS: dict[str, dict[str, Any]] = {
-    "coupled": {},
+    "coupled": {"decouple": True},
     "independent": {"coupling": "none", "length": 3, "init": None},
     "hierarchical": {"coupling": "hierarchical", "length": 3, "init": None},
     "text alone": {"vision": "none", "depth": 2},
@@ -175,7 +175,7 @@ def test_a_step_moves_all_that_is_learned(backbone: FrozenViT, form: str) -> Non
     same = {name for name in before if name.endswith("in_proj_bias")}
     still = {name for name, value in model.trainable().items() if torch.equal(value, before[name])}
     assert still <= same
-    assert {name.split(".")[1] for name in before} == {
+    assert {name.split(".")[1] for name in before if name != "weights"} == {
         "coupled": {"text", "maps"},
         "independent": {"text", "images"},
         "hierarchical": {"text", "images", "text_proxies", "image_proxies", "to_images", "to_text"},
@@ -261,6 +261,31 @@ def test_deeper_maps_start_equal(backbone: FrozenViT) -> None:
     first, second, third = made(backbone).prompts.maps
     assert torch.equal(second.weight, third.weight)
     assert not torch.equal(first.weight, second.weight)
+
+
+@torch.no_grad()
+def test_weights_of_prompts_scale_what_image_tokens_take_from_them(backbone: FrozenViT) -> None:
+    model = made(backbone, decouple=True, length=3, init=None, depth=2)
+    plain = made(backbone, length=3, init=None, depth=2)
+    torch.testing.assert_close(image_features(model), image_features(plain), rtol=0, atol=0)
+    assert model.weights is not None
+    model.weights.fill_(0.3)
+    vit: Any = backbone.vit
+    first, second = model.image_rows()
+    x, block = vit.norm_pre(vit._pos_embed(vit.patch_embed(PICTURES))), vit.blocks[0]
+    columns = torch.cat([x, vit.norm_pre(first).expand(len(x), -1, -1)], dim=1)
+    q, k, v = (
+        part.unflatten(2, (2, -1)).transpose(1, 2)
+        for part in block.attn.qkv(block.norm1(columns)).chunk(3, dim=2)
+    )  # (B, H, N, d)
+    shares = (q[:, :, : x.shape[1]] @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+    shares[..., x.shape[1] :] *= 0.3
+    x = x + block.attn.proj((shares @ v).transpose(1, 2).flatten(2))
+    x = torch.cat([x + block.mlp(block.norm2(x)), second.expand(len(x), -1, -1)], dim=1)
+    for block in vit.blocks[1:]:
+        x = block(x)
+    expected = backbone.project(vit.norm(x)[:, 0])
+    torch.testing.assert_close(image_features(model), expected, rtol=0, atol=1e-12)
 
 
 def attention(part: nn.MultiheadAttention, query: Tensor, given: tuple[Tensor, Tensor]) -> Tensor:
@@ -352,6 +377,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"init": " "}, 'init must be words, got " "'),
     ({"depth": 4}, "depth must be at most 3, the blocks of the text tower; got 4"),
     ({"depth": 0}, "depth must be .*at least 1"),
+    ({"decouple": True, "vision": "none"}, "decouple=true .* got vision=none"),
+    ({"decouple": True, "depth": 1}, "decouple=true .* got depth=1"),
     ({"cross_block": 1}, "cross_block belongs to coupling=hierarchical, got coupling=text_to_vision"),
     (
         {"coupling": "hierarchical", "cross_block": 3},

@@ -33,6 +33,7 @@ METHODS = (
     "ranpac",
     "zero-shot",
     "coop",
+    "maple",
 )
 
 
@@ -182,6 +183,8 @@ def small(name: str) -> list[str]:
     else:
         overrides.append("training.train_mb_size=40")
         overrides += MOSAICS if preset.data["name"] == "digit_mosaics" else DIGITS
+    if preset.backbone["name"] == "clip" and "depth" in preset.strategy:
+        overrides.append("strategy.depth=3")  # blocks of the embedded text tower
     if preset.strategy.get("random_features"):
         overrides.append("strategy.random_features=50")
     if preset.online is None and preset.training.train_epochs > 1:
