@@ -42,7 +42,7 @@ class Payload:
     experience_seconds: list[float]
     engine: dict[str, Any]
     checksums: dict[str, str] | None = None
-    fingerprints: dict[str, str | list[str] | dict[str, Any]] | None = None
+    fingerprints: dict[str, str | list[str | list[str]] | dict[str, Any]] | None = None
 
 
 def save_checkpoint(folder: Path, payload: Mapping[str, Any]) -> None:

@@ -10,9 +10,11 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 CRASH = Path(__file__).parents[1] / "_crash"
@@ -308,3 +310,60 @@ def test_the_line_that_a_stopped_run_prints_continues_to_the_same_pictures_too(w
     assert words[:2] == ["clprompt", "resume"]
     assert warm(*words[1:], draw=True) == 0, warm.said
     assert_same(left(Path(words[-1])), warm.whole("between experiences", draw=True))
+
+
+# ---------------------------------------------------------------------------------------- names of classes
+
+WORDS = ["zero", "one", "two", "three"]
+#: Names by mapping and by file, of learned and of searched text; killed in the middle of an experience.
+NAMED = {
+    "mapping": (
+        {"name": "coop", "length": 2, "encoder": "shared"},
+        ["stepped:4", "replaced state.pt:4"],
+    ),
+    "file": (
+        {"name": "zero_shot", "candidates": "templates.json", "budget": 5, "cache_size": 2},
+        ["replaced state.pt:4"],
+    ),
+}
+
+
+@pytest.mark.parametrize("given", NAMED)
+def test_a_run_on_names_that_is_killed_resumes_to_the_same_bits_and_predicts_with_them(warm, given):
+    strategy, points = NAMED[given]
+    names = {c: [f"digit_{word}", word] for c, word in enumerate(WORDS)}
+    (warm.folder / "names.yaml").write_text(yaml.safe_dump(names))
+    images = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
+    np.savez(warm.folder / "images.npz", images=images, labels=np.arange(60) % 4)
+    (warm.folder / "templates.json").write_text('["the {}", "a photo of a {}", "thin {}"]')
+    if "candidates" in strategy:
+        strategy = strategy | {"candidates": str(warm.folder / "templates.json")}
+    sections = {
+        "data": {
+            **{"name": "npz", "path": str(warm.folder / "images.npz"), "test_fraction": 0.3},
+            "class_names": names if given == "mapping" else str(warm.folder / "names.yaml"),
+        },
+        "scenario": {"name": "split", "experiences": 2},
+        "backbone": {"name": "clip_letters"},
+        "strategy": strategy,
+        "training": {**TRAINING, "train_epochs": 1, "checkpoint_every": 2},
+    }
+    code, (undisturbed,) = warm.start("between experiences", **sections)
+    assert code == 0, warm.said
+    expected = left(undisturbed)
+    for point in points:
+        code, (folder,) = warm.start("between experiences", at=point, **sections)
+        assert code == -9, f"{point} was never reached: {warm.said}"
+        at = torch.load(folder / "checkpoint" / "state.pt", weights_only=True)["engine"]["position"]
+        assert at["batch"] > 0
+        assert warm.resume(folder) == 0, warm.said
+        assert_same(left(folder), expected)
+    (warm.folder / "names.yaml").unlink()
+    image = warm.folder / "digit.png"
+    Image.fromarray(images[0]).save(image)
+    assert warm("predict", folder, image) == 0, warm.said
+    rows = list(csv.DictReader(warm.said.splitlines()))
+    assert {row["class"] for row in rows} == {f"digit_{word}" for word in WORDS}
+    assert warm("predict", folder, image, "--names", "digit nine,digit_one") == 0, warm.said
+    rows = list(csv.DictReader(warm.said.splitlines()))
+    assert sorted(row["class"] for row in rows) == ["digit nine", "digit one"]
