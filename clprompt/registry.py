@@ -174,6 +174,8 @@ def _where(target: Callable[..., Any]) -> str:
 _MODULES = (
     "clprompt.prompting.coordination",
     "clprompt.prompting.statistics.plugin",
+    "clprompt.prompting.text.anchors.short_form",
+    "clprompt.prompting.text.trajectory",
     "clprompt.prompting.train_experiences",
     "clprompt.tracking.tensorboard",
 )

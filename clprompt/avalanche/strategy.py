@@ -306,7 +306,7 @@ class PromptStrategy(SupervisedTemplate):
             keep_copies(plugin)
 
     def _before_training_epoch(self, **kwargs: Any) -> None:
-        self.model.begin_epoch(self.clock.train_exp_epochs)
+        self.model.start_epoch(self.clock.train_exp_epochs, self.train_epochs)
         for plugin in self.plugins:
             if self.clock.train_exp_epochs > 0:
                 check_metric(plugin, self, self.evaluator.get_last_metrics())

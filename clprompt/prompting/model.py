@@ -200,6 +200,19 @@ class PromptModel(nn.Module, ABC):
     def begin_epoch(self, epoch: int) -> None:
         """The loop may tell at which epoch of the experience it is, from 0; most methods do not care."""
 
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """The loop tells the method and its plug-ins at which epoch of the experience it is.
+
+        A loop that was resumed tells it again. One that never does has an epoch for each experience.
+
+        Args:
+            epoch: which, from 0.
+            epochs: of the experience.
+        """
+        for plugin in self.plugins:
+            plugin.begin_epoch(epoch, epochs)
+        self.begin_epoch(epoch)
+
     def finish_experience(self) -> None:
         """Called once when an experience ends."""
 
@@ -335,7 +348,7 @@ class PromptModel(nn.Module, ABC):
 
     def wants_experiences(self) -> bool:
         """Whether a loop that has experiences tells of them: the method or a plug-in has a use for them."""
-        hooks = ("begin_experience", "end_experience", "logits")
+        hooks = ("begin_experience", "look", "end_experience", "logits")
         return self.boundaries != "unused" or any(overrides(p, hook) for p in self.plugins for hook in hooks)
 
     def check_online(self) -> None:
@@ -501,6 +514,12 @@ class PromptModel(nn.Module, ABC):
                 f"training.mixup and training.cutmix are refused: {', '.join(counting)} counts features, and "
                 "mixed ones are no class's"
             )
+        reading = [plugin.name for plugin in self.plugins if plugin.needs_label]
+        if soft.labels.ndim == 2 and reading:
+            raise ProtocolError(
+                f"training.mixup and training.cutmix are refused: {', '.join(reading)} reads the label of an "
+                "image, and mixed ones have two"
+            )
 
     def base_loss(self, logits: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Tensor:
         """The classification loss over the classes that compete; unmasked logits [B, C] -> scalar."""
@@ -530,6 +549,9 @@ class PromptModel(nn.Module, ABC):
             raise ProtocolError(f"{needing[0]} needs begin_experience(classes) before it is trained")
         if targets.ndim == 2 and not self.multi_label:
             raise ProtocolError(f"{type(self).__name__} needs one label per image, got multi-hot targets")
+        for plugin in self.plugins:
+            if targets.ndim == 2 and plugin.needs_label:
+                raise ProtocolError(f"{plugin.name} needs one label per image, got multi-hot targets")
         labels = targets if targets.ndim == 1 else present(targets)
         known = self.knows(labels)
         if not bool(known.all()):
@@ -589,6 +611,8 @@ class PromptModel(nn.Module, ABC):
                 self.start_experience(int(self.experience), samples)
             for plugin in self.plugins:
                 plugin.begin_experience(classes)
+                if not self.stopped:
+                    plugin.look(samples)
         self._restage()
 
     @contextmanager
@@ -603,8 +627,13 @@ class PromptModel(nn.Module, ABC):
             if id(parameter) not in there and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
 
-    def begin_for_plugins(self, classes: Iterable[int]) -> None:
-        """Tell plug-ins of an experience for which the method itself has no use (``boundaries`` "unused")."""
+    def begin_for_plugins(self, classes: Iterable[int], samples: Samples | None = None) -> None:
+        """Tell plug-ins of an experience for which the method itself has no use (``boundaries`` "unused").
+
+        Args:
+            classes: of the experience.
+            samples: see :meth:`begin_experience`.
+        """
         classes = checked_classes(classes)
         if self._plugin_experience:
             if self._plugin_experience == classes:
@@ -614,6 +643,7 @@ class PromptModel(nn.Module, ABC):
         device = self.device
         for plugin in self.plugins:
             plugin.begin_experience(classes)
+            plugin.look(samples)
             plugin.to(device).follow()
 
     def end_experience(self, samples: Samples | None = None) -> None:
@@ -625,6 +655,8 @@ class PromptModel(nn.Module, ABC):
         """
         is_open = bool(self.open)
         if is_open:
+            for plugin in self.plugins:
+                plugin.training_ended()
             self.finish_experience()
         # whether plug-ins alone were told is no state: after a resume, samples say that one was open
         resumed = self._plugin_experience is None and samples is not None and self.boundaries == "unused"

@@ -78,6 +78,10 @@ class Plugin(nn.Module):
     needs_experiences: bool = False
     #: whether it counts an experience's images at its end, and what is received where there are none
     counts_at_end: ClassVar[bool] = False
+    #: whether it reads the one label of an image, so that label sets and mixed images are refused
+    needs_label: ClassVar[bool] = False
+    #: whether it stands between the method's features and what compares them, with state of its own
+    changes_features: bool = False
 
     _host: Any = None  # a PromptModel, whose module imports this one
 
@@ -125,6 +129,24 @@ class Plugin(nn.Module):
 
     def begin_experience(self, classes: Sequence[int]) -> None:
         """An experience of these classes begins, wherever the loop has experiences."""
+
+    def look(self, samples: Samples | None) -> None:
+        """An experience that will be trained on has begun; called behind :meth:`begin_experience`.
+
+        Args:
+            samples: streams what will be trained on; None where the loop does not give it.
+        """
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """An epoch of the experience begins, or goes on in a run that was resumed in its middle.
+
+        Args:
+            epoch: which, from 0.
+            epochs: that the experience will be trained for.
+        """
+
+    def training_ended(self) -> None:
+        """The last step of an experience was made; called before the method itself finishes it."""
 
     def received(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
         """Once per received batch, at its first iteration, whatever the loop.

@@ -205,7 +205,7 @@ class Engine:
         steps = -(-len(part) // size)
         self.model.train()
         for epoch in range(at.epoch, epochs):
-            self.model.begin_epoch(epoch)
+            self.model.start_epoch(epoch, epochs)
             if self.progress:
                 self.progress.epoch(epoch, epochs, steps)
             batches = self._batches(part, epoch, cut and self._shuffles())

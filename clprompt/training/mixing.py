@@ -15,7 +15,9 @@ from clprompt.training.settings import Training
 
 
 def check_mixing(model: PromptModel, training: Training, *, told: bool) -> None:
-    """Refuse mixed images, before anything is trained, where a plug-in counts features of what is received.
+    """Refuse mixed images, before anything is trained, where a plug-in has no use for them.
+
+    One that counts features of what is received has none, nor one that reads the label of an image.
 
     Args:
         model: with its plug-ins.
@@ -30,6 +32,12 @@ def check_mixing(model: PromptModel, training: Training, *, told: bool) -> None:
             raise ConfigError(
                 f"training.{name} must be 0: a plug-in counts features, and those of mixed images are no "
                 "class's"
+            )
+        reading = [plugin.name for plugin in model.plugins if plugin.needs_label]
+        if getattr(training, name) and reading:
+            raise ConfigError(
+                f"training.{name} must be 0: {', '.join(reading)} reads the label of an image, and mixed "
+                "images have two"
             )
 
 

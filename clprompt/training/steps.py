@@ -42,7 +42,7 @@ def begin(model: PromptModel, classes: Iterable[int], samples: Samples) -> bool:
         samples: see :meth:`PromptModel.begin_experience`.
     """
     if model.boundaries == "unused":
-        model.begin_for_plugins(classes)
+        model.begin_for_plugins(classes, samples)
         return False
     model.begin_experience(classes, samples)
     return True

@@ -19,8 +19,8 @@ from clprompt.prompting.text import sequences
 from clprompt.prompting.text.model import TextModel
 from clprompt.prompting.text.sequences import Frame, Names
 from clprompt.prompting.text.sources import (
+    ClassTexts,
     fill,
-    read_candidates,
     read_descriptions,
     tell_of_strangers,
     text_rows,
@@ -137,10 +137,7 @@ class CoOpModel(TextModel):
         self.init, self.several = init, contexts > 1
         self.diversity = diversity
         self.knowledge, self.knowledge_weight = knowledge, knowledge_weight
-        #: templates, or sentences by name
-        self.known_texts: Sequence[str] | Mapping[str, Sequence[str]] = ()
-        if knowledge is not None:
-            self.known_texts = [knowledge] if "{}" in knowledge else read_candidates(knowledge, "knowledge")
+        self.known_texts = None if knowledge is None else ClassTexts(knowledge, "knowledge")
         self.keywords_file = keywords
         self.keywords = read_descriptions(keywords, "keywords") if keywords is not None else {}
         self.gate_weight, self.group_weight = gate_weight, group_weight
@@ -184,6 +181,13 @@ class CoOpModel(TextModel):
             self.gate = Gate(backbone.joint_width, len(gate), seed=seed)
             self.multi_label = False  # the gate's loss asks for an image's class
             self.rows = torch.zeros(0, len(gate) * backbone.joint_width)
+
+    def why_unanchored(self) -> str | None:
+        if self.residual is not None:
+            return "residual=true trains rows without a text"
+        if self.gate is not None or self.several:
+            return "gate and contexts give a class several"
+        return None
 
     # ------------------------------------------------------------------ what contexts start from
 
@@ -357,14 +361,10 @@ class CoOpModel(TextModel):
 
     def _teacher(self, classes: Sequence[int]) -> Tensor:
         """Rows of the unprompted texts of ``knowledge``, [n, E]."""
-        names = tuple(self.names.shown(c) for c in classes)
-        known = self.known_texts
-
-        def of_name(name: str) -> Sequence[str]:
-            return known[name] if isinstance(known, Mapping) else [fill(template, name) for template in known]
-
+        names, known = tuple(self.names.shown(c) for c in classes), self.known_texts
+        assert known is not None
         return self._once(
-            "teacher", names, lambda: torch.cat([text_rows(self.text, [of_name(name)]) for name in names])
+            "teacher", names, lambda: torch.cat([text_rows(self.text, [known.of(name)]) for name in names])
         )
 
     @torch.no_grad()
@@ -390,11 +390,12 @@ class CoOpModel(TextModel):
 
     def _by_name(self) -> list[tuple[Mapping[str, Any], str]]:
         """What files say of single classes, and where."""
+        known = self.known_texts
         found = [
-            (self.known_texts, f"knowledge {self.knowledge}"),
+            ((known.sentences if known else None) or {}, f"knowledge {self.knowledge}"),
             (self.keywords, f"keywords {self.keywords_file}"),
         ]
-        return [(given, where) for given, where in found if given and isinstance(given, Mapping)]
+        return [(given, where) for given, where in found if given]
 
     def _check_named(self, classes: Iterable[int]) -> None:
         classes = list(classes)

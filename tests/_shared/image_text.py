@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import devices
@@ -21,6 +23,25 @@ from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.text.model import TextModel
 
 Learner = TypeVar("Learner", bound=TextModel)
+
+#: Names of MaPLe's prompts in ``clip.npz`` by ours.
+COUPLED = {
+    "prompts.text.0": "ctx",
+    "prompts.maps.0.weight": "proj.weight",
+    "prompts.maps.0.bias": "proj.bias",
+    **{f"prompts.text.{block}": f"compound_prompts_text.{block - 1}" for block in (1, 2)},
+    **{
+        f"prompts.maps.{block}.{part}": f"compound_prompt_projections.{block - 1}.{part}"
+        for block in (1, 2)
+        for part in ("weight", "bias")
+    },
+}
+#: The same of PromptSRC's.
+INDEPENDENT = {
+    f"prompts.{ours}.{block}": f"{theirs}.{block}"
+    for ours, theirs in (("text", "text"), ("images", "vision"))
+    for block in range(3)
+}
 
 
 class HashedWords:
@@ -121,7 +142,7 @@ def golden_names(golden: Golden) -> list[str]:
 
 
 def golden_learner(
-    golden: Golden, method: type[Learner], values: Mapping[str, Tensor], **arguments: Any
+    golden: Golden, method: Callable[..., Learner], values: Mapping[str, Tensor], **arguments: Any
 ) -> Learner:
     """A model whose six classes are seen and whose experience is that of classes 2 and 3, its rows live."""
     arguments = {"rows": "live", "mask": "experience"} | arguments
@@ -154,3 +175,24 @@ def check_golden_step(golden: Golden, model: TextModel, prefix: str, names: Mapp
             gradient = dict(model.named_parameters())[name].grad
             assert gradient is not None, name
             golden.check(gradient.reshape(golden[f"{prefix}.grad.{key}"].shape), f"{prefix}.grad.{key}")
+
+
+def golden_texts(golden: Golden, source: str, folder: Path) -> str:
+    """The texts of a teacher of the golden file as a user gives them: templates, or sentences by name."""
+    words = ["", *map(str, golden.arrays["config.words"])]
+    if source == "ensemble":  # of the class "nine", one word
+        texts = [
+            " ".join("{}" if words[i] == "nine" else words[i] for i in ids[5].tolist() if 0 < i < len(words))
+            for ids in golden["ensemble.ids"]
+        ]
+        content: Any = texts
+    else:
+        texts = [" ".join(words[i] for i in ids.tolist() if 0 < i < len(words)) for ids in golden["cupl.ids"]]
+        ends = golden["cupl.counts"].cumsum(0).tolist()
+        content = {
+            name: texts[end - int(count) : end]
+            for name, count, end in zip(golden_names(golden), golden["cupl.counts"], ends, strict=True)
+        }
+    path = folder / f"{source}.json"
+    path.write_text(json.dumps(content))
+    return str(path)

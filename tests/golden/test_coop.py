@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_files import Golden
-from image_text import check_golden_step, golden_backbone, golden_learner, golden_names
+from image_text import check_golden_step, golden_backbone, golden_learner, golden_names, golden_texts
 from torch import Tensor
 
 from clprompt.strategies.coop.model import CoOpModel, diversity
@@ -72,30 +71,9 @@ def test_several_contexts_give_the_published_logits_and_diversity(base: Golden) 
     base.check(diversity(model.class_features([2, 3])), "msgcoop.diversity")
 
 
-def file_of(base: Golden, source: str, folder: Path) -> str:
-    """The texts of a teacher of the golden file as a user gives them: templates, or sentences by name."""
-    words = ["", *map(str, base.arrays["config.words"])]
-    if source == "ensemble":  # of the class "nine", one word
-        texts = [
-            " ".join("{}" if words[i] == "nine" else words[i] for i in ids[5].tolist() if 0 < i < len(words))
-            for ids in base["ensemble.ids"]
-        ]
-        content: Any = texts
-    else:
-        texts = [" ".join(words[i] for i in ids.tolist() if 0 < i < len(words)) for ids in base["cupl.ids"]]
-        ends = base["cupl.counts"].cumsum(0).tolist()
-        content = {
-            name: texts[end - int(count) : end]
-            for name, count, end in zip(golden_names(base), base["cupl.counts"], ends, strict=True)
-        }
-    path = folder / f"{source}.json"
-    path.write_text(json.dumps(content))
-    return str(path)
-
-
 def test_knowledge_gives_the_loss_and_gradient_of_the_formula(base: Golden, tmp_path: Path) -> None:
     values = {"contexts.0": base["coop.ctx"]}
-    model = learner(base, values, length=4, knowledge=file_of(base, "ensemble", tmp_path))
+    model = learner(base, values, length=4, knowledge=golden_texts(base, "ensemble", tmp_path))
     base.check(model._teacher(range(6)), "ensemble.weights")
     check_golden_step(base, model, "kgcoop", {"contexts.0": "ctx"})
 
@@ -104,7 +82,7 @@ def test_several_contexts_near_descriptions_give_the_loss_and_gradient_of_the_fo
     base: Golden, tmp_path: Path
 ) -> None:
     values = {f"contexts.{index}": context for index, context in enumerate(base["msgcoop.ctx"])}
-    descriptions = file_of(base, "cupl", tmp_path)
+    descriptions = golden_texts(base, "cupl", tmp_path)
     model = learner(base, values, length=4, contexts=3, diversity=1.0, knowledge=descriptions)
     step = model.train().training_loss(base["images"], base["labels"])
     base.check(step.terms["knowledge"] / 8, "msgcoop.semantic")

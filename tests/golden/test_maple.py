@@ -7,28 +7,10 @@ from typing import Any
 import pytest
 import torch
 from golden_files import Golden
-from image_text import check_golden_step, golden_learner, golden_names
+from image_text import COUPLED, INDEPENDENT, check_golden_step, golden_learner, golden_names
 from torch.nn.functional import normalize
 
 from clprompt.strategies.maple.model import MaPLeModel
-
-#: Names in the file by ours.
-MAPLE = {
-    "prompts.text.0": "ctx",
-    "prompts.maps.0.weight": "proj.weight",
-    "prompts.maps.0.bias": "proj.bias",
-    **{f"prompts.text.{block}": f"compound_prompts_text.{block - 1}" for block in (1, 2)},
-    **{
-        f"prompts.maps.{block}.{part}": f"compound_prompt_projections.{block - 1}.{part}"
-        for block in (1, 2)
-        for part in ("weight", "bias")
-    },
-}
-INDEPENDENT = {
-    f"prompts.{ours}.{block}": f"{theirs}.{block}"
-    for ours, theirs in (("text", "text"), ("images", "vision"))
-    for block in range(3)
-}
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
@@ -37,7 +19,7 @@ def base(request: pytest.FixtureRequest, golden: Any) -> Golden:
 
 
 def maple(base: Golden) -> MaPLeModel:
-    values = {name: base[f"maple.{key}"] for name, key in MAPLE.items()}
+    values = {name: base[f"maple.{key}"] for name, key in COUPLED.items()}
     return golden_learner(base, MaPLeModel, values, vision="train")
 
 
@@ -51,7 +33,7 @@ def test_coupled_prompts_give_the_released_features_and_logits(base: Golden) -> 
 
 
 def test_coupled_prompts_give_the_released_loss_and_gradients(base: Golden) -> None:
-    check_golden_step(base, maple(base), "maple", MAPLE)
+    check_golden_step(base, maple(base), "maple", COUPLED)
 
 
 def test_three_steps_give_the_released_losses_and_logits(base: Golden) -> None:

@@ -164,7 +164,7 @@ class Statistics(Plugin):
     def _refuse_plugins_around(self, model: PromptModel) -> None:
         """Refuse what changes with the prompts and is no part of their copy."""
         for plugin in model.plugins:
-            if overrides(plugin, "around"):
+            if overrides(plugin, "around") or plugin.changes_features:
                 raise ConfigError(
                     f"compensate_drift=true and {plugin.name} exclude each other: its state drifts as well"
                 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from functools import cache
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,24 @@ from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel, evaluating
 from clprompt.prompting.plugin import Samples
 from clprompt.prompting.text.names import ClassNames
+from clprompt.prompting.text.plugin import LiveText, TextPlugin
 from clprompt.prompting.text.sources import check_template, fill
 from clprompt.targets import checked_classes
 
 #: Which text features classify, see :class:`TextModel`.
 Rows = Literal["kept", "live", "frozen"]
+
+
+class Batch(NamedTuple):
+    """Which images were encoded, for terms of the loss over more than their features.
+
+    Attributes:
+        images: [B, 3, H, W].
+        cached: what was kept of them, the frozen tower's features among it.
+    """
+
+    images: Tensor
+    cached: Cache
 
 
 class TextModel(PromptModel):
@@ -82,17 +96,17 @@ class TextModel(PromptModel):
                 f"clip_letters; {backbone.source} has none"
             )
         check_template(template, "template")
-        if rows == "frozen" and self.trains and self.features_stay:
-            raise ConfigError(
-                f"rows=frozen leaves {type(self).__name__} nothing to train: its names alone would predict; "
-                "take rows=kept or live"
-            )
         super().__init__(
             backbone,
             seed=seed,
             mask=mask or ("seen" if rows == "kept" else None),
             boundary_free=boundary_free,
         )
+        if rows == "frozen" and self.trains and self.features_stay:
+            raise ConfigError(
+                f"rows=frozen leaves {type(self).__name__} nothing to train: its names alone would predict; "
+                "take rows=kept or live"
+            )
         self.head = None
         self.first_block = backbone.depth
         self.rows_from: Rows = rows
@@ -124,8 +138,18 @@ class TextModel(PromptModel):
         return type(self).image_features is TextModel.image_features
 
     @property
+    def text_plugins(self) -> list[TextPlugin]:
+        """The plug-ins that have to do with text, by their names."""
+        found = [plugin for plugin in self.plugins if isinstance(plugin, TextPlugin)]
+        return sorted(found, key=lambda plugin: plugin.name)
+
+    def why_unanchored(self) -> str | None:
+        """Why no class has one learned text that could be held near another; None where each has."""
+        return None
+
+    @property
     def features_stay(self) -> bool:
-        return self.images_stay
+        return self.images_stay and not any(plugin.changes_features for plugin in self.plugins)
 
     @abstractmethod
     def live_rows(self, names: Sequence[str]) -> Tensor:
@@ -174,6 +198,8 @@ class TextModel(PromptModel):
             ConfigError: two classes whose names the text tower reads alike, or a name that is too long.
         """
         self.names.add(names, self.read)
+        for plugin in self.text_plugins:
+            plugin.name_classes([self.names.shown(c) for c in names])
 
     def read(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """What the text tower reads of each text: its tokens, padded."""
@@ -194,7 +220,7 @@ class TextModel(PromptModel):
     @torch.no_grad()
     def name_logits(self, images: Tensor, names: Sequence[str]) -> Tensor:
         """Logits of any names, trained on or not, under the prompts as they are: [B, 3, H, W] -> [B, n]."""
-        make = self.frozen_rows if self.rows_from == "frozen" else self.live_rows
+        make = self.frozen_rows if self.rows_from == "frozen" else self._name_rows
         with evaluating(self):
             rows = self._made_once(tuple(names), lambda: make(names))
             return self.similarity(self.encode(images).features, rows)
@@ -214,7 +240,7 @@ class TextModel(PromptModel):
         rows = frozen.new_zeros(len(classes), self.rows.shape[1])
         rows[old] = self._rows_in_use()[[classes[at] for at in old]].to(rows)
         if coming:
-            rows[coming] = self.live_rows([self.names.shown(classes[at]) for at in coming]).to(rows)
+            rows[coming] = self._name_rows([self.names.shown(classes[at]) for at in coming]).to(rows)
         return rows, frozen
 
     def template_rows(self, classes: Sequence[int]) -> dict[str, Tensor]:
@@ -235,12 +261,19 @@ class TextModel(PromptModel):
             if self.rows_from == "frozen":
                 rows = self.frozen_rows([self.names.shown(c) for c in classes])
             else:
-                rows = self.live_class_rows(classes)
+                rows = self._adapted(self.live_class_rows(classes))
         self.rows[list(classes)] = rows.to(self.rows)
 
     def _check_named(self, classes: Iterable[int]) -> None:
-        for c in classes:
-            self.names.all(c)
+        names = [self.names.all(c)[0] for c in classes]
+        for plugin in self.text_plugins:
+            plugin.check_names(names)
+
+    def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
+        super().check_stream(classes)
+        names = [self.names.shown(c) for group in classes for c in group if c in self.names]
+        for plugin in self.text_plugins:
+            plugin.check_names(names)
 
     def _live_classes(self, targets: Tensor | None) -> list[int]:
         """The classes whose rows come from the live prompts.
@@ -291,10 +324,17 @@ class TextModel(PromptModel):
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         if self._encoded is None:
-            return Encoded(F.normalize(self.image_features(images, cached), dim=-1))
+            return self._encode(images, cached)
         if not self._encoded or self._encoded[0][0] is not images:
-            self._encoded = [(images, Encoded(F.normalize(self.image_features(images, cached), dim=-1)))]
+            self._encoded = [(images, self._encode(images, cached))]
         return self._encoded[0][1]
+
+    def _encode(self, images: Tensor, cached: Cache | None) -> Encoded:
+        batch = Batch(images, {} if cached is None else cached)
+        features = self.image_features(images, batch.cached)
+        for plugin in self.text_plugins:
+            features = plugin.adapt_images(features)
+        return Encoded(F.normalize(features, dim=-1), details=batch)
 
     @contextmanager
     def encoded_once(self) -> Iterator[None]:
@@ -323,12 +363,44 @@ class TextModel(PromptModel):
         terms: dict[str, Tensor] = {}
         if classes:
             live, terms = self.trained_rows(classes, encoded)
+            live = self._adapted(live)
             rows = rows.to(live).index_copy(0, torch.tensor(classes, device=rows.device), live)
             if self.rows_from == "kept" and not bool(self.open):
                 self.rows[classes] = live.detach().to(self.rows)
         logits = self.similarity(encoded.features, rows)
+        if classes:
+            self._show_plugins(classes, live, encoded, logits, targets)
         name = "cross_entropy" if targets.ndim == 1 else "binary_cross_entropy"
         return logits, {name: self.base_loss(logits, targets, soft), **encoded.terms, **terms}
+
+    def _show_plugins(
+        self, classes: list[int], rows: Tensor, encoded: Encoded, logits: Tensor, targets: Tensor
+    ) -> None:
+        """Leave a step's live text with the plug-ins that add terms over it."""
+        if self._collected is None or not self.text_plugins:
+            return
+        batch: Batch = encoded.details
+        wide = logits.dtype
+        live = LiveText(
+            classes,
+            rows.to(wide),
+            encoded.features.to(wide),
+            logits[:, classes],
+            targets,
+            batch.images,
+            cache(lambda: self.features(batch.images, batch.cached).to(wide)),
+        )
+        for plugin in self.text_plugins:
+            self._collected[plugin.name].append(live)
+
+    def _adapted(self, rows: Tensor) -> Tensor:
+        """Rows of learned texts as plug-ins change them, [n, E]."""
+        for plugin in self.text_plugins:
+            rows = plugin.adapt_rows(rows)
+        return rows
+
+    def _name_rows(self, names: Sequence[str]) -> Tensor:
+        return self._adapted(self.live_rows(names))
 
     def observe(self, targets: Tensor) -> bool:
         before = self.seen.clone()
@@ -388,5 +460,5 @@ class TextModel(PromptModel):
         return self._made[what]
 
     def _with_live(self, classes: Sequence[int]) -> Tensor:
-        live = self.live_class_rows(classes)
+        live = self._adapted(self.live_class_rows(classes))
         return self.rows.to(live).index_copy(0, torch.tensor(classes, device=live.device), live)

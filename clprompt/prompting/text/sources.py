@@ -150,6 +150,45 @@ def read_candidates(path: str, key: str = "candidates") -> list[str] | dict[str,
     )
 
 
+class ClassTexts:
+    """The texts of any class: templates that take its name, or sentences about it.
+
+    Args:
+        source: a template with {}, a file of templates or of sentences by name, or a published list.
+        key: the argument, for messages.
+
+    Attributes:
+        where: the argument and its value, for messages.
+        templates: in use where there are no sentences.
+        sentences: by name, as text; None for templates.
+
+    Raises:
+        ConfigError: as :func:`read_candidates` does.
+    """
+
+    def __init__(self, source: str, key: str) -> None:
+        self.where = f"{key} {source}"
+        read = [source] if _MARK in source else read_candidates(source, key)
+        self.templates: list[str] = read if isinstance(read, list) else []
+        self.sentences: dict[str, list[str]] | None = None if isinstance(read, list) else read
+
+    def of(self, name: str) -> list[str]:
+        """The texts of a class."""
+        if self.sentences is not None:
+            return self.sentences[name]
+        return [fill(template, name) for template in self.templates]
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse names of classes without sentences.
+
+        Raises:
+            ConfigError: naming the class.
+        """
+        for name in names:
+            if self.sentences is not None and name not in self.sentences:
+                raise ConfigError(f'{self.where} says nothing of class "{name}"')
+
+
 def read_pairs(path: str, key: str = "pairs") -> dict[tuple[str, str], list[str]]:
     """Sentences that tell two classes apart, from a JSON or YAML file: the form of FuDD's files.
 
