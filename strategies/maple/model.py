@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -18,6 +18,7 @@ from clprompt.prompting.plugin import PromptSet
 from clprompt.prompting.text import sequences
 from clprompt.prompting.text.model import TextModel
 from clprompt.prompting.text.sequences import Frame, Names
+from clprompt.prompting.text.sources import ClassTexts, check_fit, fill, tell_of_strangers, text_rows
 from clprompt.registry import strategies
 from clprompt.schema import at_least
 from clprompt.seeding import generator
@@ -49,6 +50,9 @@ class MaPLeModel(TextModel):
     With ``vision="first"`` they are trained in the first experience alone; what they are when it ends is
     stored and used from then on, and the maps are trained no more. That, and kept rows, are ours.
 
+    ``residual_features`` (HiCroPL): to the features of image and text those of the frozen towers are added,
+    each normalised, and the sums classify.
+
     ``decouple`` (after DPL, Xu et al. 2023, of which the abstract was read): what image tokens take from
     prompts in attention has a learned weight in each prompted block of the image tower but the last, whose
     prompts join the sequence. Weights start at 1. Which part is weighted, and how, is ours.
@@ -66,6 +70,9 @@ class MaPLeModel(TextModel):
         vision: whether image prompts are trained in every experience ("train"), in the "first" alone, or
             there are "none"; None for "first", or "train" when boundary-free.
         decouple: weigh what image tokens take from prompts.
+        residual_features: unprompted texts whose features are added to those of a class: a template with {},
+            a file of templates or of sentences by class name, or ``imagenet_7`` or ``imagenet_80``. With it
+            the frozen tower's image features are added to the prompted ones.
         rows: "kept" rows of earlier experiences stay as they were when their experience ended; "live" ones
             move with the prompts.
         template: the unprompted text.
@@ -86,6 +93,7 @@ class MaPLeModel(TextModel):
         cross_block: Annotated[int, at_least(1)] | None = None,
         vision: Literal["train", "first", "none"] | None = None,
         decouple: bool = False,
+        residual_features: str | None = None,
         rows: Literal["kept", "live"] = "kept",
         template: str = "a photo of a {}.",
         mask: Mask | None = None,
@@ -106,6 +114,9 @@ class MaPLeModel(TextModel):
         words = sequences.initial_ids(self.text, init, length)
         self.frame = Frame(length, words[length:])
         self.prompts = self._coupled(coupling, cross_block, words)
+        self.unprompted = (
+            None if residual_features is None else ClassTexts(residual_features, "residual_features")
+        )
         #: of what image tokens take from prompts, [J - 1]
         self.weights = nn.Parameter(torch.ones(self._decoupled_blocks())) if decouple else None
         self._latest: tuple[object, Names] | None = None  # the names that were tokenised last
@@ -206,6 +217,12 @@ class MaPLeModel(TextModel):
         return "required" if self.vision == "first" else super().boundaries
 
     def image_features(self, images: Tensor, cached: Cache | None = None) -> Tensor:
+        features = self._prompted_features(images, cached)
+        if self.unprompted is None:
+            return features
+        return F.normalize(features, dim=-1) + self.features(images, cached)
+
+    def _prompted_features(self, images: Tensor, cached: Cache | None) -> Tensor:
         if self.vision == "none":
             return super().image_features(images, cached)
         kept = cached if bool(self.stored) and not self.training else None  # they never change again
@@ -233,7 +250,19 @@ class MaPLeModel(TextModel):
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def live_rows(self, names: Sequence[str]) -> Tensor:
-        return F.normalize(self.text_features(names), dim=-1)
+        rows = F.normalize(self.text_features(names), dim=-1)
+        if self.unprompted is None:
+            return rows
+        # one by one: the tower keeps an answer for each list of texts
+        added = torch.cat([text_rows(self.text, [self._unprompted_texts(name)]) for name in names])
+        return F.normalize(rows + added.to(rows), dim=-1)
+
+    def _unprompted_texts(self, name: str) -> list[str]:
+        """Those of ``residual_features``; the template's of a name that its file does not know."""
+        texts = self.unprompted
+        if texts is None or (texts.sentences is not None and name not in texts.sentences):
+            return [fill(self.template, name)]
+        return texts.of(name)
 
     def context_rows(self) -> Tensor:
         return self.prompts.text_rows()[0]
@@ -250,6 +279,20 @@ class MaPLeModel(TextModel):
         shown = [self.names.shown(c) for c in names]
         rows = self.text.start_rows + self.length + len(self.frame.words)
         sequences.check_fit(self.text, shown, sequences.name_ids(self.text, shown, self.frame.tail), rows)
+        if self.unprompted is not None:
+            tell_of_strangers(self.unprompted.sentences or (), shown, self.unprompted.where)
+            texts = [text for name in shown for text in self._unprompted_texts(name)]
+            check_fit(self.text, texts, self.unprompted.where)
+
+    def _check_named(self, classes: Iterable[int]) -> None:
+        classes = list(classes)
+        super()._check_named(classes)
+        if self.unprompted is not None:
+            self.unprompted.check(map(self.names.shown, classes))
+
+    def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
+        super().check_stream(classes)
+        self._check_named(c for group in classes for c in group if c in self.names)
 
     # ------------------------------------------------------------------ experiences
 

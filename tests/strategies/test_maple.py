@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +28,12 @@ NAMES = {0: "cat", 1: "dog", 2: "red bird", 3: "old stone house", 4: "u.s. car",
 FORMS: dict[str, dict[str, Any]] = {
     "coupled": {"decouple": True},
     "independent": {"coupling": "none", "length": 3, "init": None},
-    "hierarchical": {"coupling": "hierarchical", "length": 3, "init": None},
+    "hierarchical": {
+        "coupling": "hierarchical",
+        "length": 3,
+        "init": None,
+        "residual_features": "a drawing of a {}.",
+    },
     "text alone": {"vision": "none", "depth": 2},
 }
 PICTURES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -257,6 +264,38 @@ def test_coordination_needs_image_prompts(backbone: FrozenViT) -> None:
 # ------------------------------------------------------------------------------------------------ couplings
 
 
+@torch.no_grad()
+def test_features_of_the_frozen_towers_are_added_to_those_of_the_prompted_ones(
+    backbone: FrozenViT, tmp_path: Path
+) -> None:
+    path = tmp_path / "sentences.json"
+    path.write_text(json.dumps({name: [f"a {name}", f"the big {name}"] for name in NAMES.values()}))
+    model, plain = made(backbone, residual_features=str(path)), made(backbone)
+    for each in (model, plain):
+        each.begin_experience(range(6))
+        each.observe(torch.arange(6))
+    text, frozen = model.text, F.normalize(backbone.project(backbone.features(PICTURES)), dim=-1)
+    images = F.normalize(F.normalize(image_features(plain), dim=-1) + frozen, dim=-1)
+    added = [
+        F.normalize(F.normalize(text.features([f"a {name}", f"the big {name}"]), dim=-1).mean(0), dim=0)
+        for name in NAMES.values()
+    ]
+    texts = F.normalize(plain.live_rows(list(NAMES.values())) + torch.stack(added), dim=-1)
+    torch.testing.assert_close(logits(model), backbone.scale * images @ texts.T, rtol=0, atol=1e-11)
+    assert model.live_rows(["wolf"]).shape == (1, 12)
+
+
+def test_a_class_without_texts_to_add_is_refused(backbone: FrozenViT, tmp_path: Path) -> None:
+    path = tmp_path / "sentences.json"
+    path.write_text(json.dumps({"cat": ["a small cat"]}))
+    model = made(backbone, residual_features=str(path))
+    told = 'residual_features .*sentences.json says nothing of class "dog"'
+    with pytest.raises(ClpromptError, match=told):
+        model.begin_experience([0, 1])
+    with pytest.raises(ClpromptError, match=told):
+        model.check_stream([[0], [1]])
+
+
 def test_deeper_maps_start_equal(backbone: FrozenViT) -> None:
     first, second, third = made(backbone).prompts.maps
     assert torch.equal(second.weight, third.weight)
@@ -379,6 +418,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"depth": 0}, "depth must be .*at least 1"),
     ({"decouple": True, "vision": "none"}, "decouple=true .* got vision=none"),
     ({"decouple": True, "depth": 1}, "decouple=true .* got depth=1"),
+    ({"residual_features": "nowhere.json"}, "residual_features: there is no file nowhere.json"),
     ({"cross_block": 1}, "cross_block belongs to coupling=hierarchical, got coupling=text_to_vision"),
     (
         {"coupling": "hierarchical", "cross_block": 3},
