@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,9 +25,9 @@ from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.build import construct
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import Plugin, Samples
-from clprompt.seeding import generator, preserved_rng
+from clprompt.seeding import generator, preserved_rng, rng_state
 from clprompt.targets import visible
-from clprompt.testing.asserts import chunked, steady
+from clprompt.testing.asserts import chunked, same_bits, steady
 from clprompt.training import optim
 from clprompt.training.engine import Engine
 from clprompt.training.evaluation import Evaluator
@@ -91,7 +92,8 @@ def tiny_backbone(model_class: type[PromptModel], kind: str = "class token") -> 
     assert embedded is not None
     text, _, scale = embedded
     toys = ToyImages(17)
-    texts = text.features([f"a photo of a {NAMES[int(c)]}." for c in toys.targets])
+    classes, of_class = np.unique(toys.targets, return_inverse=True)
+    texts = text.features([f"a photo of a {NAMES[int(c)]}." for c in classes])[torch.from_numpy(of_class)]
     texts = F.normalize(texts, dim=1).double()
     features = F.normalize(backbone.features(toys.images), dim=1).double()
     ridge = 0.1 * torch.eye(backbone.width, dtype=torch.float64)
@@ -223,6 +225,7 @@ class Workbench:
         self.arguments = arguments
         self.train, self.test = self.images(17), self.images(6, "test")  # 17: the last batch is a small one
         self.few = self.images(9)  # the same for what needs to train, but not to learn
+        self.probes = self.test.images[::2]  # of every class, for what goes through a model one by one
 
     def images(self, per_class: int, part: str = "train") -> Any:
         """The toy data."""
@@ -317,10 +320,23 @@ class Workbench:
         return []
 
     @cached_property
+    def again(self) -> tuple[PromptModel, list[dict[str, Any]], list[str]]:
+        """What ``short`` gave, under other global random states, and the names of those that it changed."""
+        with preserved_rng(1):
+            model, log = self.make(), Log()
+            engine = self.engine(model, epochs=2, experiences=2, train=self.few, log=log)
+            random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+            before = rng_state()
+            engine.run()
+            after = rng_state()
+        return model, log.records, [name for name in before if not same_bits(before[name], after[name])]
+
+    @cached_property
     def stages(self) -> list[PromptModel]:
         """The model after each experience of the whole stream; take :meth:`copy` to go on with one."""
         model = self.make()
-        engine = self.engine(model, epochs=5, log=self.log)
+        # without boundaries all experiences are forgotten alike, which takes more to learn against
+        engine = self.engine(model, epochs=5 if self.online else 3, log=self.log)
         stages = []
         for _ in CLASSES:
             engine.run_experience()
@@ -338,10 +354,10 @@ class Workbench:
 
     @cached_property
     def alone(self) -> tuple[Tensor, Tensor]:
-        """Logits of the test images one by one after the stream [B, C], and which of them are steady [B]."""
+        """Logits of ``probes`` one by one after the stream [B, C], and which of them are steady [B]."""
         model = self.copy()
-        logits = chunked(model, self.test.images, 1)
-        return logits, steady(model, self.test.images, logits)
+        logits = chunked(model, self.probes, 1)
+        return logits, steady(model, self.probes, logits)
 
     def arrived(self, parts: Sequence[Any], experience: int) -> list[Any]:
         """What an experience gives to training: its part, or all so far for a model that revisits them."""

@@ -112,7 +112,6 @@ MULTI_LABEL_CHECKS: tuple[Check, ...] = (
     check_declared_parameters,
     check_unseen_classes,
     check_batch_companions,
-    check_batch_size,
     check_forward_changes_nothing,
     check_cache,
     state.check_counting,

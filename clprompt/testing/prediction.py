@@ -33,7 +33,7 @@ from clprompt.training.steps import receive, train_step
 
 def check_batch_companions(bench: Workbench) -> None:
     """In eval mode a sample's logits depend neither on its companions in the batch nor on its place in it."""
-    model, images = bench.copy(), bench.test.images
+    model, images = bench.copy(), bench.probes
     alone, kept = bench.alone
     order = torch.randperm(len(images), generator=generator(0, "companions"))
     for size in (8, 7):  # published mix-ups of the batch axis show on even or on odd batches only
@@ -47,7 +47,7 @@ def check_batch_companions(bench: Workbench) -> None:
 
 def check_batch_size(bench: Workbench) -> None:
     """Predictions do not depend on the evaluation batch size."""
-    model, images = bench.copy(), bench.test.images
+    model, images = bench.copy(), bench.probes
     alone, kept = bench.alone
     for size in (2, 5, 16, len(images)):
         near(chunked(model, images, size), alone, kept, f"in evaluation batches of 1 and of {size}")
@@ -111,11 +111,11 @@ def check_cache(bench: Workbench) -> None:
 
 def check_savings(bench: Workbench) -> None:
     """What the backbone saves (a shared start, a trimmed last block) changes no prediction."""
-    model, images = bench.copy(), bench.test.images[:16]
-    alone, kept = (values[:16] for values in bench.alone)
+    model, images = bench.copy(), bench.probes
+    alone, kept = bench.alone
     for switch in ("share_prefix", "trim_last_block"):
         setattr(model.backbone, switch, False)
-        near(chunked(model, images, 16), alone, kept, f"with backbone.{switch} on and off")
+        near(chunked(model, images, len(images)), alone, kept, f"with backbone.{switch} on and off")
 
 
 def check_autocast(bench: Workbench) -> None:
