@@ -163,7 +163,7 @@ def offline(name: str) -> tuple[Workbench, PromptModel]:
     """A method with a recorder after two epochs on each of two experiences."""
     bench = Workbench(registry.strategies.get(name).target, plugins=[Recorder()], **SMALL.get(name, {}))
     model = bench.make()
-    bench.run(model, epochs=EPOCHS, experiences=2, online=False)
+    bench.run(model, epochs=EPOCHS, experiences=2, online=False, train=bench.few)
     return bench, model
 
 
@@ -175,13 +175,13 @@ def test_every_method_tells_a_plug_in_of_each_experience_and_gives_it_the_sample
     else:
         assert own(model).begun == [sorted(group) for group in CLASSES[:2]]
     assert own(model).calls["end"] == len(own(model).begun)
-    assert own(model).ended.tolist() == counted(*CLASSES[:2], each=17)
+    assert own(model).ended.tolist() == counted(*CLASSES[:2], each=9)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_hands_on_what_it_receives_once_a_batch(name):
     _, model = offline(name)
-    assert own(model).got.tolist() == counted(*CLASSES[:2], each=EPOCHS * 17)
+    assert own(model).got.tolist() == counted(*CLASSES[:2], each=EPOCHS * 9)
     assert own(model).widths == {(model.backbone.width,)}
 
 
@@ -189,7 +189,7 @@ def test_every_method_hands_on_what_it_receives_once_a_batch(name):
 def test_every_method_asks_a_plug_in_for_terms_logits_and_growth(name):
     _, model = offline(name)
     calls = own(model).calls
-    batches = 9 if model.revisits == "last" else 10  # one experience of 68 samples, or two of 34
+    batches = 5 if model.revisits == "last" else 6  # one experience of 36 samples, or two of 18
     assert calls["terms"] == EPOCHS * batches
     assert calls["attach"] == 1
     assert min(calls["logits"], calls["grow"], calls["follow"]) > 0
@@ -202,7 +202,7 @@ def test_a_plug_in_that_only_looks_changes_no_bit_of_any_method(name):
     bench, model = offline(name)
     plain = Workbench(bench.model_class, **bench.arguments)
     other = plain.make()
-    plain.run(other, epochs=EPOCHS, experiences=2, online=False)
+    plain.run(other, epochs=EPOCHS, experiences=2, online=False, train=plain.few)
     without = {key: value for key, value in bits(model).items() if not key.startswith("recorder.")}
     assert not changed(bits(other), without)
 
@@ -237,9 +237,9 @@ FREE = [
 def test_online_a_plug_in_sees_each_batch_once_and_no_experience(name, arguments):
     bench = Workbench(registry.strategies.get(name).target, plugins=[Recorder()], **arguments)
     model = bench.make()
-    bench.run(model, epochs=3, experiences=2, online=True)
-    assert own(model).got.tolist() == counted(*CLASSES[:2], each=17)
-    assert own(model).calls["terms"] == 3 * 10
+    bench.run(model, epochs=3, experiences=2, online=True, train=bench.few)
+    assert own(model).got.tolist() == counted(*CLASSES[:2], each=9)
+    assert own(model).calls["terms"] == 3 * 6
     assert not own(model).begun
     assert not own(model).calls["end"]
 
