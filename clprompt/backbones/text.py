@@ -25,6 +25,8 @@ from clprompt.errors import ConfigError
 
 #: Texts that :meth:`FrozenText.features` runs at a time: what bounds its memory.
 _AT_A_TIME = 256
+#: Numbers that it keeps of lists asked for before the latest one: 128 MiB in float32.
+_KEPT = 2**25
 
 
 class Tokens(NamedTuple):
@@ -182,7 +184,8 @@ class FrozenText(nn.Module):
         """Features of texts, not normalised, without gradient, [C, E].
 
         They are cached by the whole list: what a list gives depends on nothing that was asked before, to the
-        bit, so that a resumed run computes what an uninterrupted one would have.
+        bit, so that a resumed run computes what an uninterrupted one would have. Lists that were not asked
+        for in the longest time are forgotten, which changes no bit either.
         """
         key = (texts,) if isinstance(texts, str) else tuple(texts)
         if key not in self._features:
@@ -191,7 +194,10 @@ class FrozenText(nn.Module):
                 tokens = self.tokens(key[start : start + _AT_A_TIME])
                 rows.append(self.run(self.embed(tokens.ids), tokens.ends))
             self._features[key] = torch.cat(rows)
-        return self._features[key].clone()
+        features = self._features[key] = self._features.pop(key)  # the latest stands last
+        while len(self._features) > 1 and sum(kept.numel() for kept in self._features.values()) > _KEPT:
+            del self._features[next(iter(self._features))]
+        return features.clone()
 
     def prompted(
         self, prefix: Tensor, own: Tensor, ends: Tensor, deep: Mapping[int, Tensor] | None = None

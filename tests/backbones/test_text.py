@@ -9,6 +9,7 @@ import torch
 from image_text import HashedWords, tiny_image_text, tiny_text
 from torch import Tensor
 
+from clprompt.backbones import text as text_tower
 from clprompt.backbones.text import FrozenText
 from clprompt.backbones.tokenizers import WordTokenizer
 from clprompt.backbones.vit import FrozenViT
@@ -108,6 +109,22 @@ def test_features_are_the_same_bits_whatever_was_asked_before():
     assert torch.equal(text.features(["a dog", "b"]), other.features(["a dog", "b"]))
     text.features(["a dog", "b"]).zero_()
     assert torch.equal(text.features(["a dog", "b"]), other.features(["a dog", "b"]))
+
+
+def test_of_many_lists_the_latest_are_kept_and_the_others_give_the_same_bits_again(monkeypatch):
+    monkeypatch.setattr(text_tower, "_KEPT", 4 * 12)
+    text, runs = tiny_text(), []
+    monkeypatch.setattr(text, "run", lambda *rows: runs.append(rows) or FrozenText.run(text, *rows))
+    first = text.features(["a", "b"])
+    for asked in (["c", "d"], ["a", "b"], ["e"], ["a", "b"]):
+        text.features(asked)
+    assert len(runs) == 3  # ["c", "d"] has gone, which was asked for in the longest time
+    assert sum(kept.numel() for kept in text._features.values()) <= 4 * 12
+    text.features([str(i) for i in range(9)])  # the latest is kept, however large
+    text.features([str(i) for i in range(9)])
+    assert len(runs) == 4
+    assert torch.equal(text.features(["a", "b"]), first)
+    assert len(runs) == 5
 
 
 def test_cached_features_follow_the_weights():
