@@ -51,7 +51,8 @@ class ZeroShotModel(TextModel):
     * ``descriptions``: sentences about each class (CuPL, Pratt et al., ICCV 2023);
     * ``pairs``: between the ``top_k`` best classes of an image decide sentences that tell two classes apart
       (FuDD, Esfandiarpoor and Bach, ICLR 2024); the others come behind them. For a pair that the file lacks
-      stand the class's own texts;
+      stand the class's own texts. A class's logit then depends on which others are among the best, so that a
+      new class may change it;
     * ``candidates``: templates, or sentences by class, among which a seeded search takes those that score
       best on the images of each experience, against the classes seen before (ProAPO, Qu et al., CVPR 2025,
       without its language model). The rows that an experience chose stay; the next one begins with the best

@@ -7,6 +7,7 @@ import inspect
 import itertools
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from clprompt.errors import ClpromptError
 from clprompt.testing import label_sets
 from clprompt.testing.bench import KINDS, Workbench
 from clprompt.testing.label_sets import ScenesBench
+
+TEXTS = Path(__file__).parents[1] / "fixtures" / "texts"
 
 #: Further forms that only some methods have. Plug-ins are tried in pairs of what they could depend on: a head
 #: from statistics with and without prompts, and with and without boundaries; coordination of prompts in every
@@ -48,6 +51,11 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"coordinate": True, "boundary_free": True},
         {"statistics": "lda", "boundary_free": True},
     ],
+    "zero_shot": [
+        # sentences that are the same against every class: else a new class may change an old one's logits
+        {"pairs": str(TEXTS / "pairs.json")},
+        {"candidates": str(TEXTS / "templates.json"), "budget": 6, "cache_size": 2},
+    ],
 }
 
 #: Backbones that no form of a method can do with: lanes start from the class token.
@@ -59,9 +67,13 @@ BEHIND_THE_BACKBONE = {
     "align_covariance",
     "base",
     "boundary_free",
+    "budget",
+    "cache_size",
+    "candidates",
     "mask",
     "metric",
     "normalise_first",
+    "pairs",
     "statistics",
     "task_adaptive",
     "when",
@@ -81,7 +93,9 @@ def forms() -> list[tuple[str, tuple[tuple[str, Any], ...]]]:
 
 
 def title(form: tuple[str, tuple[tuple[str, Any], ...]]) -> str:
-    return form[0] + "".join(f",{key}={value}" for key, value in form[1])
+    """Its name and arguments, of files their names."""
+    given = {key: Path(value).name if isinstance(value, str) else value for key, value in form[1]}
+    return form[0] + "".join(f",{key}={value}" for key, value in given.items())
 
 
 @cache
