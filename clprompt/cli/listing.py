@@ -43,7 +43,8 @@ def listing(kind: str, short: bool = False) -> list[str]:
         year = entry.info.get("year") or "-"
         strategy: Any = entry.target
         boundaries = _boundaries(strategy, backbones[strategy.needs_text])
-        rows.append((entry.name, str(year), boundaries, str(paper)))
+        text = "; needs a text tower (clip, clip_letters)" if strategy.needs_text else ""
+        rows.append((entry.name, str(year), boundaries, f"{paper}{text}"))
     return columns(rows)
 
 
@@ -94,6 +95,9 @@ def _backbones(short: bool) -> list[str]:
         size = "x".join([str(facts["model"]["img_size"])] * 2)
         parameters = f"{facts['parameters']:,} parameters, " if "parameters" in facts else ""
         rows.append((name, f"embedded; {parameters}{size} images"))
+    rows.append(
+        ("clip", "CLIP and SigLIP from a file: model=NAME of open_clip, checkpoint=FILE (clprompt[clip])")
+    )
     names = timm_backbones()
     more = f"and {len(names)} of timm with pretrained weights (or random ones: pretrained=false)"
     return [*columns(rows), *([f"{more}: clprompt list backbones"] if short else [f"{more}:", *names])]

@@ -94,14 +94,21 @@ def test_runs_in_several_folders_have_a_tensorboard_line_each() -> None:
 # ------------------------------------------------------------------------------------------------ backbones
 
 
+def test_the_list_of_strategies_says_which_need_a_text_tower() -> None:
+    needing = [line.split()[0] for line in listing.listing("strategies") if "needs a text tower" in line]
+    assert {"coop", "maple", "zero_shot"} <= {*needing}
+    assert "ncm" not in needing
+
+
 def test_the_list_of_backbones_begins_with_the_embedded_ones() -> None:
-    image_text, images = listing.listing("backbones")[:2]
+    image_text, images, from_file = listing.listing("backbones")[:3]
     assert re.match(r"clip_letters +embedded; vit_letters with a text tower: ", image_text)
     assert re.match(r"vit_letters +embedded; 169,728 parameters, 16x16 images", images)
+    assert re.match(r"clip +CLIP and SigLIP from a file: ", from_file)
 
 
 def test_the_list_of_backbones_says_how_many_there_are() -> None:
-    _, _, count, *names = listing.listing("backbones")
+    _, _, _, count, *names = listing.listing("backbones")
     assert count.startswith(f"and {len(names)} of timm with pretrained weights")
     assert {"vit_base_patch16_224.augreg_in21k", "deit_small_patch16_224.fb_in1k"} <= {*names}
     assert listing.listing("backbones", short=True)[-1].endswith(": clprompt list backbones")
