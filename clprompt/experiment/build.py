@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from clprompt import registry
-from clprompt.backbones.build import make_backbone
+from clprompt.backbones.build import check_exportable, make_backbone
 from clprompt.backbones.vit import FrozenViT
 from clprompt.data.bundle import DataBundle, plan_over
 from clprompt.data.dataset import inputs_for
@@ -22,6 +22,7 @@ from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
 from clprompt.registry import make_registered
 from clprompt.system.runtime import find_device
+from clprompt.targets import is_label_sets
 from clprompt.training.mixing import check_mixing
 from clprompt.training.steps import check_stream
 
@@ -51,6 +52,8 @@ class Builder:
             ClpromptError: whatever does not fit together.
         """
         device = find_device(config.device)
+        if config.export == "full":
+            check_exportable(config.backbone)
         bundle = self._once("data", config.data, lambda: make_registered(registry.datasets, config.data))
         backbone = self._once("backbone", config.backbone, lambda: make_backbone(config.backbone))
         backbone = backbone.with_inputs(inputs_for(bundle, backbone))
@@ -63,12 +66,14 @@ class Builder:
                 f"strategy {config.strategy['name']} needs experience boundaries, which an online stream "
                 "does not show; use its boundary-free form (strategy.boundary_free=true) where it has one"
             )
-        check_stream(model, plan.classes, online=config.online is not None)
         check_mixing(model, config.training, told=config.online is None)
+        if is_label_sets(bundle.train.targets):
+            model.check_label_sets()
         if config.memory:
             config.memory.check_model(model, bundle.train.targets)
         model.meet([bundle.own_names[c] for group in plan.groups for c in group])
         model.name_classes(plan.named(bundle.names()))
+        check_stream(model, plan.classes, online=config.online is not None)  # it may ask for names
         groups = list(plan.test_groups(bundle.test.targets, bundle.test.domains))
         return Parts(bundle, backbone, plan, model.to(device), device, groups)
 

@@ -132,7 +132,7 @@ class _Backbone:
 
     name: str
     sha256: str
-    pretrained: bool = False
+    pretrained: bool | None = False
     checkpoint: str | None = None
 
 

@@ -547,17 +547,22 @@ class PromptModel(nn.Module, ABC):
             needing += [plugin.name for plugin in self.plugins if plugin.needs_experiences]
         if needing and not bool(self.open):
             raise ProtocolError(f"{needing[0]} needs begin_experience(classes) before it is trained")
-        if targets.ndim == 2 and not self.multi_label:
-            raise ProtocolError(f"{type(self).__name__} needs one label per image, got multi-hot targets")
-        for plugin in self.plugins:
-            if targets.ndim == 2 and plugin.needs_label:
-                raise ProtocolError(f"{plugin.name} needs one label per image, got multi-hot targets")
+        if targets.ndim == 2:
+            self.check_label_sets()
         labels = targets if targets.ndim == 1 else present(targets)
         known = self.knows(labels)
         if not bool(known.all()):
             raise ProtocolError(
                 f"label {int(labels[~known][0])} was never observed; call observe(targets) first"
             )
+
+    def check_label_sets(self) -> None:
+        """Refuse multi-hot targets where the method has no use for them; a run asks before it begins."""
+        if not self.multi_label:
+            raise ProtocolError(f"{type(self).__name__} needs one label per image, got multi-hot targets")
+        for plugin in self.plugins:
+            if plugin.needs_label:
+                raise ProtocolError(f"{plugin.name} needs one label per image, got multi-hot targets")
 
     def knows(self, labels: Tensor) -> Tensor:
         """Boolean [n]: whether each label's class was observed; labels beyond the columns are unknown."""

@@ -305,7 +305,9 @@ _NOTE = (
     "the last experience; incremental: its mean over the experiences. Parameters: of the method beside the "
     "backbone; seconds: per run; peak MiB: of the process, of the allocator on a GPU."
 )
-_ZERO_SHOT_NOTE = " Zero-shot: average accuracy of the class names in the run's template, without prompts."
+_ZERO_SHOT_NOTE = (
+    " Zero-shot: average accuracy of the class names without prompts, in the run's own template or texts."
+)
 
 
 # ------------------------------------------------------------------------------------------------ reading

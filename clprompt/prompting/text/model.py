@@ -426,13 +426,13 @@ class TextModel(PromptModel):
     def grow_classes(self, num_classes: int) -> None:
         grow_rows(self.rows, torch.zeros(num_classes - self.rows.shape[0], self.rows.shape[1]))
 
-    def check_targets(self, targets: Tensor) -> None:
-        if targets.ndim == 2 and not self.multi_label:
+    def check_label_sets(self) -> None:
+        if self.backbone.logit_bias is None:
             raise ProtocolError(
                 f"{type(self).__name__} takes label sets on a backbone whose text tower has a bias alone "
                 "(SigLIP's): elsewhere its logits have no zero point"
             )
-        super().check_targets(targets)
+        super().check_label_sets()
 
     def train(self, mode: bool = True) -> TextModel:
         if mode:
