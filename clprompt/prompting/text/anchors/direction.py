@@ -96,16 +96,15 @@ class Direction(Anchor):
         self.means[count > 0] = means[count > 0]
 
     def text_terms(self, live: LiveText) -> Mapping[str, Tensor]:
+        if not bool(self.means[live.classes].any()):
+            raise ProtocolError(f"anchor={self.name} has no class means: no experience showed these classes")
         means = self.means[live.targets].to(live.features)  # (B, E)
-        if not bool(means.any(1).all()):
-            missing = live.targets[~means.any(1)][0]
-            raise ProtocolError(
-                f"anchor={self.name} has no mean of class {int(missing)}: no experience showed it"
-            )
+        is_known = means.any(1)
         frozen, teacher = live.frozen(), self.teacher(live.classes).to(live.rows)
         images = TextModel.similarity(self.model, live.features, teacher)
         texts = TextModel.similarity(self.model, frozen, live.rows)
-        kept = 1 - F.cosine_similarity(live.features, means).mean()
+        turned = (1 - F.cosine_similarity(live.features, means)) * is_known
+        kept = turned.sum() / is_known.sum().clamp(min=1)
         return self.named(
             {
                 "logits": (self.logits_weight, divergence(texts, images) / len(images)),
