@@ -258,11 +258,13 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(limit: int, tmp_path: 
 def _largest_file(size: int) -> Iterator[None]:
     """The nearest thing to a full disk that needs no rights: no file may grow beyond a size."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    dont_write_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nor half of a module
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = dont_write_bytecode
 
 
 def test_debug_shows_the_traceback_above_the_line(
