@@ -121,9 +121,10 @@ def test_prompted_images_are_encoded_once_for_what_is_predicted_and_for_names(it
 def test_each_of_several_templates_is_scored_as_if_it_were_alone(items, tmp_path, cache_bytes):
     templates = ["a photo of a {}.", "the {} again", "{} on a table"]
     (tmp_path / "templates.txt").write_text("\n".join(templates))
+    backbone = tiny_image_text()
 
     def names_of(**arguments):
-        model = ZeroShotModel(tiny_image_text(), **arguments)
+        model = ZeroShotModel(backbone, **arguments)
         model.name_classes({c: [name, f"other{c} word"] for c, name in NAMES.items()})
         model.observe(torch.arange(4))
         return evaluator(items, cache_bytes=cache_bytes).run(model, 1, names=True).names
