@@ -13,6 +13,7 @@ from clprompt.errors import ConfigError, Interrupted
 from clprompt.prompting.build import construct
 from clprompt.strategies.coop.model import CoOpModel
 from clprompt.strategies.linear_probe import LinearProbeModel
+from clprompt.strategies.maple.model import MaPLeModel
 from clprompt.testing.asserts import bits, changed
 from clprompt.testing.bench import Workbench, tiny_vit
 
@@ -62,6 +63,22 @@ def test_rows_are_stored_of_the_average():
     travel(model, [0, 1], [0.1, -0.2, 0.3])
     with torch.no_grad():
         torch.testing.assert_close(model.rows[:2], model.eval().live_class_rows([0, 1]))
+
+
+def test_image_prompts_of_the_first_experience_are_stored_of_the_average():
+    model = construct(MaPLeModel, tiny_image_text(), coupling="none", depth=2, init=None, trajectory=True)
+    model.name_classes(NAMES)
+    model.begin_experience([0, 1])
+    model.observe(torch.tensor([0, 1]))
+    ends = [1.0, 3.0]
+    for epoch, end in enumerate(ends):
+        model.start_epoch(epoch, 2)
+        with torch.no_grad():
+            for parameter in model.own_parameters().values():
+                parameter.fill_(end)
+    model.end_experience()
+    expected = torch.full_like(model.stored_prompts, weighted(ends, 1.5, 1.0))
+    torch.testing.assert_close(model.stored_prompts, expected)
 
 
 def test_an_experience_without_epochs_leaves_the_prompts_as_they_are():
