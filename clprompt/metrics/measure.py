@@ -658,6 +658,7 @@ TRAINED_HEAD, TRAINED_HEAD_TITLE = "trained_head", "trained head"
 _NO_FIGURES = (
     *("kind", "when", "step", "samples", "experience", "nominal", "measure", "group_names"),
     *("classes", "images"),
+    "names",  # classes answer by their text there, whatever else answers otherwise
 )
 #: Every metric of ``results.json`` that a table may show, by its title there.
 TITLES = {

@@ -106,6 +106,15 @@ def test_names_that_were_never_trained_are_predicted(
     assert [named["red bird"], named["a cat"]] == pytest.approx(expected[:2].tolist(), abs=1e-5)
 
 
+def test_statistics_that_answer_in_place_of_texts_leave_the_figures_by_name(tmp_path: Path) -> None:
+    with same_picture():
+        assert main(words_of(tmp_path, NAMES, "{name: shifted-names, statistics: lda}")) == 0
+    metrics = json.loads(next(tmp_path.rglob("results.json")).read_text())
+    by_name = ["zero_shot", "transfer", "base_new_H"]
+    assert [metrics[key] for key in by_name] == [metrics["trained_head"][key] for key in by_name]
+    assert all(0 < metrics[key] <= 1 for key in by_name)
+
+
 def test_python_predicts_the_same_names(run: Path, image: Path) -> None:
     model = clprompt.load(run)
     (best,) = inference.predict(model, [image], names=["a cat", "red bird"], top_k=1)
