@@ -300,6 +300,14 @@ def test_rows_of_old_classes_keep_their_bits(tmp_path: Path, values):
     assert bool((model.rows.norm(dim=1) - 1).abs().max() < 1e-5)
 
 
+@pytest.mark.parametrize("values", [TEMPLATES, sentences()], ids=["templates", "sentences"])
+def test_seen_classes_answer_beside_those_to_come_by_the_rows_that_were_chosen(tmp_path: Path, values):
+    model = lived(searched(tmp_path, values), [0, 1], [2])
+    rows, frozen = model.open_rows([0, 1, 2, 3])
+    assert torch.equal(rows[:3], model.rows[:3])
+    assert torch.equal(rows[3], frozen[3])
+
+
 def test_sentences_are_chosen_class_by_class(tmp_path: Path):
     model = lived(searched(tmp_path, sentences()), [0, 1])
     subsets = [[0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]]

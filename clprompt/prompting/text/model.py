@@ -232,14 +232,14 @@ class TextModel(PromptModel):
         A seen class answers by its own row, one still to come by its name under the prompts as they are.
         """
         frozen = self.frozen_rows([self.names.shown(c) for c in classes])
-        if self.rows_from == "frozen":
-            return frozen, frozen
         seen = self.seen.tolist()
         is_old = [c < len(seen) and seen[c] for c in classes]
         old, coming = ([at for at, was in enumerate(is_old) if was == wanted] for wanted in (True, False))
         rows = frozen.new_zeros(len(classes), self.rows.shape[1])
         rows[old] = self._rows_in_use()[[classes[at] for at in old]].to(rows)
-        if coming:
+        if coming and self.rows_from == "frozen":
+            rows[coming] = frozen[coming]
+        elif coming:
             rows[coming] = self._name_rows([self.names.shown(classes[at]) for at in coming]).to(rows)
         return rows, frozen
 
