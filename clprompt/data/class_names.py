@@ -69,9 +69,11 @@ def _keys(entries: Mapping[str, Any], own: Sequence[str], place: str) -> list[st
     if missing and entries and all(key.isdecimal() for key in entries):
         keys = [str(c) for c in range(len(own))]
         missing = [c for c, key in enumerate(keys) if key not in entries]
-        beyond = sorted(entries.keys() - set(keys), key=int)
+        beyond = sorted(
+            entries.keys() - set(keys), key=lambda key: (len(key), key)
+        )  # int() takes 4300 digits
         if beyond:
-            raise DataError(f"{place}: {beyond[0]} is not within the {len(own)} classes 0-{len(own) - 1}")
+            raise DataError(f"{place}: {beyond[0]:.60} is not within the {len(own)} classes 0-{len(own) - 1}")
     spare = sorted(entries.keys() - set(keys))
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -80,7 +82,7 @@ def _keys(entries: Mapping[str, Any], own: Sequence[str], place: str) -> list[st
     if spare:
         tell(
             f"{place}: names of classes that the data do not have are left out: {len(spare)}, the first "
-            f'"{spare[0]}"'
+            f'"{spare[0]:.60}"'
         )
     return keys
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,7 @@ WRONG = [
     ("a.json", "{}", r'no name for class 0 \("cat"\) \(and 1 more\)'),
     ("a.json", '{"0": "a"}', r'no name for class 1 \("dog"\)$'),
     ("a.json", '{"0": "a", "1": "b", "2": "c"}', "2 is not within the 2 classes 0-1"),
+    ("a.json", json.dumps({"0": "a", "1": "b", "9" * 5000: "c"}), "9{60} is not within the 2 classes 0-1"),
     ("a.json", '["a"]', "a.json: 1 names for 2 classes"),
     ("a.json", '["a", "b", "c"]', "a.json: 3 names for 2 classes"),
     ("a.json", '["a", 7]', r'class 1 \("dog"\) must have a name, as text, or a list of names; got 7'),

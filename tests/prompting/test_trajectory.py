@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -160,11 +161,30 @@ def test_what_has_no_trajectory_is_refused_in_one_line(arguments, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_mean_that_leaves_no_epoch_a_weight_is_refused_before_any_is_trained():
-    model = made(trajectory_mean=1000.0)
+@pytest.mark.parametrize(("mean", "std"), [(1000.0, 1.0), (1e200, 1.0), (1.5, 1e-200)])
+def test_a_mean_that_leaves_no_epoch_a_weight_is_refused_before_any_is_trained(mean, std):
+    model = made(trajectory_mean=mean, trajectory_std=std)
     model.begin_experience([0])
-    with pytest.raises(ConfigError, match=r"trajectory_mean=1000\.0 is so far from all 3 epochs"):
+    said = re.escape(f"trajectory_mean={mean} is so far from all 3 epochs")
+    with pytest.raises(ConfigError, match=said):
         model.start_epoch(0, 3)
+
+
+def test_the_refusal_names_the_mean_that_was_meant():
+    model = made(trajectory_std=0.001)
+    model.begin_experience([0])
+    with pytest.raises(ConfigError, match=r"trajectory_mean=1\.5 is so far from all 2 epochs"):
+        model.start_epoch(0, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({"std": 1e200}, 3.75), ({"std": 1e-200, "mean": 2.0}, 2.0), ({"std": 5e-324, "mean": 2.0}, 2.0)],
+)
+def test_weights_of_any_width_are_numbers(given, expected):
+    model = made(**{f"trajectory_{key}": value for key, value in given.items()})
+    travel(model, [0, 1], [1.0, 2.0, 4.0, 8.0])
+    torch.testing.assert_close(model.contexts[0], torch.full_like(model.contexts[0], expected))
 
 
 def test_an_online_stream_has_no_epochs_to_average():

@@ -106,14 +106,15 @@ class Trajectory(Plugin):
     def weight_of(self, epoch: int, epochs: int) -> float:
         """The weight of an epoch, from 1, among so many; not divided by their sum."""
         mean = _MEAN * epochs if self.mean is None else self.mean
-        return math.exp(-((epoch - mean) ** 2) / (2 * self.std**2))
+        distance = (epoch - mean) / self.std
+        return math.exp(-distance * distance / 2)  # a product: powers of large numbers raise
 
     def _check_weights(self, epochs: int) -> None:
         least = torch.finfo(self.weight.dtype).tiny
         if sum(self.weight_of(epoch, epochs) for epoch in range(1, epochs + 1)) < least:
             raise ConfigError(
-                f"trajectory_mean={self.mean} is so far from all {epochs} epochs of an experience that none "
-                f"has a weight with trajectory_std={self.std}"
+                f"trajectory_mean={_MEAN * epochs if self.mean is None else self.mean} is so far from all "
+                f"{epochs} epochs of an experience that none has a weight with trajectory_std={self.std}"
             )
 
     def _trained(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
