@@ -10,9 +10,13 @@ import devices
 import pytest
 import torch
 from drawing import same_picture
+from hypothesis import HealthCheck, settings
 from warm_process import WarmProcess
 
 torch.set_num_threads(1)
+# a busy machine is no fault of what is tested
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
