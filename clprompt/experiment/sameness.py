@@ -1,4 +1,4 @@
-"""Whether a run goes on with what it was stopped with: weights, classes, images, stream.
+"""Whether a run goes on with what it was stopped with: weights, texts, classes, images, stream.
 
 Names say little: a weight file or a folder of images may have been replaced under its name, and the figures
 would then be of two worlds. A checkpoint holds fingerprints of all of them; those that it lacks, as an older
@@ -18,6 +18,7 @@ from clprompt.data import fingerprint
 from clprompt.errors import CheckpointError
 from clprompt.experiment.build import Parts
 from clprompt.experiment.config import Config
+from clprompt.prompting.text.model import TextModel
 from clprompt.system.documents import read_json
 
 #: The parts of a data set and what is covered of each, as messages call it.
@@ -38,11 +39,17 @@ def fingerprints(parts: Parts, weights: str) -> dict[str, Any]:
         parts: of the run.
         weights: the fingerprint of the backbone.
     """
+    texts = parts.model.texts_read() if isinstance(parts.model, TextModel) else {}
     transform = sorted(parts.backbone.inputs.facts().items())
     return {
         "backbone weights": weights,
         "image transform": fingerprint.checksum([repr(transform).encode()]),
         "stream": parts.plan.fingerprint(),
+        **(
+            {"texts": {key: fingerprint.checksum([repr(texts[key]).encode()]) for key in texts}}
+            if texts
+            else {}
+        ),
         **parts.bundle.fingerprints,
     }
 
@@ -111,6 +118,11 @@ def _differences(key: str, then: Any, now: Any, config: Config) -> list[str]:
         file = config.backbone["checkpoint"]
         source = f"backbone.checkpoint={file}" if file else f"backbone.name={config.backbone['name']}"
         return [f"other backbone weights ({source})"]
+    if key == "texts":
+        changed = [name for name in now if now[name] != then.get(name)]
+        return [
+            f"other texts ({', '.join(f'strategy.{name}={config.strategy.get(name)}' for name in changed)})"
+        ]
     if key in ("class names", "domain names") and isinstance(then, list):
         return [_names(key.removesuffix(" names"), then, now)]
     if isinstance(now, dict) and isinstance(then, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -263,6 +263,10 @@ class MaPLeModel(TextModel):
         if texts is None or (texts.sentences is not None and name not in texts.sentences):
             return [fill(self.template, name)]
         return texts.of(name)
+
+    def texts_read(self) -> dict[str, Any]:
+        own = {} if self.unprompted is None else {"residual_features": self.unprompted.read}
+        return super().texts_read() | own
 
     def context_rows(self) -> Tensor:
         return self.prompts.text_rows()[0]

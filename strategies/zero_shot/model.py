@@ -133,6 +133,7 @@ class ZeroShotModel(TextModel):
                 self.templates = read
             else:
                 self.sentences = read
+        self._source = next((key for key, path in sources.items() if path is not None), None)
         self._where = next((f"{key} {path}" for key, path in sources.items() if path is not None), "template")
         self._pairs_where = f"pairs {pairs}"
         self._has_told: set[str] = set()
@@ -208,6 +209,12 @@ class ZeroShotModel(TextModel):
         best = self.best_sets
         templates = best[0][1] if best else self.templates
         return [fill(t, n) for n in self._in_use(names or [name]) for t in templates]
+
+    def texts_read(self) -> dict[str, Any]:
+        read: dict[str, Any] = (
+            {} if self._source is None else {self._source: self.sentences or self.templates}
+        )
+        return read if self.pairs is None else read | {"pairs": self.pairs}
 
     def _in_use(self, names: Sequence[str]) -> Sequence[str]:
         return names if self.synonyms else names[:1]

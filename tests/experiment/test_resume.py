@@ -356,6 +356,13 @@ def test_a_run_on_names_that_is_killed_resumes_to_the_same_bits_and_predicts_wit
         assert code == -9, f"{point} was never reached: {warm.said}"
         at = torch.load(folder / "checkpoint" / "state.pt", weights_only=True)["engine"]["position"]
         assert at["batch"] > 0
+        if "candidates" in strategy:  # rows of later classes would come from other texts
+            texts = Path(strategy["candidates"])
+            before = texts.read_text()
+            texts.write_text('["the {}", "a {}"]')
+            assert warm.resume(folder) == 2, warm.said
+            assert f"other texts (strategy.candidates={texts})" in warm.said
+            texts.write_text(before)
         assert warm.resume(folder) == 0, warm.said
         assert_same(left(folder), expected)
     (warm.folder / "names.yaml").unlink()

@@ -172,6 +172,11 @@ class ClassTexts:
         self.templates: list[str] = read if isinstance(read, list) else []
         self.sentences: dict[str, list[str]] | None = None if isinstance(read, list) else read
 
+    @property
+    def read(self) -> list[str] | dict[str, list[str]]:
+        """Templates, or sentences by name."""
+        return self.templates if self.sentences is None else self.sentences
+
     def of(self, name: str) -> list[str]:
         """The texts of a class."""
         if self.sentences is not None:
