@@ -194,9 +194,9 @@ class FrozenText(nn.Module):
                 tokens = self.tokens(key[start : start + _AT_A_TIME])
                 rows.append(self.run(self.embed(tokens.ids), tokens.ends))
             self._features[key] = torch.cat(rows)
+            while len(self._features) > 1 and sum(kept.numel() for kept in self._features.values()) > _KEPT:
+                del self._features[next(iter(self._features))]
         features = self._features[key] = self._features.pop(key)  # the latest stands last
-        while len(self._features) > 1 and sum(kept.numel() for kept in self._features.values()) > _KEPT:
-            del self._features[next(iter(self._features))]
         return features.clone()
 
     def prompted(

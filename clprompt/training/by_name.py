@@ -27,7 +27,8 @@ class ByName:
         self.classes: list[int] = np.unique(targets).tolist()
         self.rows, self.frozen = model.open_rows(self.classes)
         self.alone = model.template_rows(self.classes)
-        self._seen = np.flatnonzero(model.seen.cpu().numpy()).tolist()
+        seen = set(np.flatnonzero(model.seen.cpu().numpy()).tolist())
+        self._seen = [column for column, c in enumerate(self.classes) if c in seen]
         self._order: list[int] = []
         self._prompted: list[Tensor] = []  # logits of all classes, (b, n) each
         self._plain: list[Tensor] = []
@@ -53,9 +54,8 @@ class ByName:
         """Whether each template alone gives an image's class the most among the seen ones, [b, T]."""
         rows = torch.cat(list(self.alone.values()))  # (T n, E)
         logits = self.model.zero_shot_logits(images, rows, cached).unflatten(1, (len(self.alone), -1))
-        seen = [at for at, c in enumerate(self.classes) if c in self._seen]
-        best = logits[:, :, seen].argmax(2).cpu()  # (b, T)
-        chosen = torch.tensor([self.classes[at] for at in seen])[best]
+        best = logits[:, :, self._seen].argmax(2).cpu()  # (b, T)
+        chosen = torch.tensor([self.classes[column] for column in self._seen])[best]
         return chosen == torch.as_tensor(self.targets[list(batch)])[:, None]
 
     def score(self, groups: Sequence[np.ndarray]) -> OfNames:
@@ -71,7 +71,7 @@ class ByName:
             torch.cat(self._prompted).numpy(),
             torch.cat(self._plain).numpy(),
             np.array([column[int(target)] for target in self.targets[self._order]], dtype=np.int64),
-            [column[c] for c in self._seen if c in column],
+            self._seen,
             [np.array([place[index] for index in group.tolist()], dtype=np.int64) for group in groups],
             {} if right is None else {text: right[:, at] for at, text in enumerate(self.alone)},
         )
