@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from image_text import HashedWords, tiny_image_text
+from image_text import NAMES, HashedWords, learn_text, tiny_image_text
 from torch import Tensor
 
 from clprompt.backbones.vit import FrozenViT
@@ -19,7 +20,6 @@ from clprompt.prompting.text import sequences
 from clprompt.strategies.coop.gate import gate_loss, group_loss
 from clprompt.strategies.coop.model import CoOpModel
 
-NAMES = {0: "cat", 1: "dog", 2: "red bird", 3: "old stone house", 4: "u.s. car", 5: "lamp"}
 GROUPS = (("a photo of a {}.", "a picture of {}."), ("a drawing of the {} on paper.",), ("the {}",))
 #: Every option once.
 FORMS: dict[str, dict[str, Any]] = {
@@ -37,6 +37,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "residual": {"residual": True, "knowledge": "a {}.", "knowledge_weight": 0.1},
 }
 PICTURES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+learn = partial(learn_text, PICTURES.double())
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +49,6 @@ def made(backbone: FrozenViT, names: dict[int, str] = NAMES, **arguments: Any) -
     model = CoOpModel(backbone, **arguments)
     model.name_classes(names)
     return model.double()
-
-
-def learn(model: CoOpModel, classes: Sequence[int], *, steps: int = 2, ends: bool = True) -> None:
-    """A few steps on random pictures, in an experience unless the method knows of none."""
-    told = model.boundaries != "unused"
-    if told:
-        model.begin_experience(classes)
-    targets = torch.tensor(classes).repeat(6)[:6]
-    model.observe(targets)
-    optimizer = torch.optim.Adam(model.train().trainable().values(), lr=0.02)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model.training_loss(PICTURES.double(), targets).loss.backward()
-        optimizer.step()
-    if told and ends:
-        model.end_experience()
 
 
 @torch.no_grad()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from image_text import HashedWords, tiny_image_text
+from image_text import NAMES, HashedWords, learn_text, tiny_image_text
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -24,7 +24,6 @@ from clprompt.strategies.maple.couplings import Hierarchical, Mapper, Proxy
 from clprompt.strategies.maple.model import MaPLeModel
 from clprompt.testing.bench import Workbench
 
-NAMES = {0: "cat", 1: "dog", 2: "red bird", 3: "old stone house", 4: "u.s. car", 5: "lamp"}
 FORMS: dict[str, dict[str, Any]] = {
     "coupled": {"decouple": True},
     "independent": {"coupling": "none", "length": 3, "init": None},
@@ -37,6 +36,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "text alone": {"vision": "none", "depth": 2},
 }
 PICTURES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+learn = partial(learn_text, PICTURES)
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +52,6 @@ def made(backbone: FrozenViT, **arguments: Any) -> MaPLeModel:
     model = MaPLeModel(backbone, **arguments)
     model.name_classes(NAMES)
     return model.double()
-
-
-def learn(model: MaPLeModel, classes: Sequence[int], *, steps: int = 2, ends: bool = True) -> None:
-    """A few steps on the pictures, in an experience unless the method knows of none."""
-    told = model.boundaries != "unused"
-    if told:
-        model.begin_experience(classes)
-    targets = torch.tensor(classes).repeat(6)[:6]
-    model.observe(targets)
-    optimizer = torch.optim.Adam(model.train().trainable().values(), lr=0.02)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model.training_loss(PICTURES, targets).loss.backward()
-        optimizer.step()
-    if told and ends:
-        model.end_experience()
 
 
 @torch.no_grad()
