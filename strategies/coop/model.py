@@ -22,8 +22,8 @@ from clprompt.prompting.text.sources import (
     ClassTexts,
     fill,
     read_descriptions,
+    rows_one_by_one,
     tell_of_strangers,
-    text_rows,
 )
 from clprompt.registry import strategies
 from clprompt.schema import at_least
@@ -368,7 +368,7 @@ class CoOpModel(TextModel):
         names, known = tuple(self.names.shown(c) for c in classes), self.known_texts
         assert known is not None
         return self._once(
-            "teacher", names, lambda: torch.cat([text_rows(self.text, [known.of(name)]) for name in names])
+            "teacher", names, lambda: rows_one_by_one(self.text, [known.of(name) for name in names])
         )
 
     @torch.no_grad()
@@ -408,10 +408,6 @@ class CoOpModel(TextModel):
             for name in map(self.names.shown, classes):
                 if name not in given:
                     raise ConfigError(f'{where} says nothing of class "{name}"')
-
-    def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
-        super().check_stream(classes)
-        self._check_named(c for group in classes for c in group if c in self.names)
 
     def _check_fit(self, names: Sequence[str]) -> None:
         """Refuse names whose text does not fit into the tower with all that is learned."""

@@ -18,7 +18,7 @@ from clprompt.prompting.plugin import PromptSet
 from clprompt.prompting.text import sequences
 from clprompt.prompting.text.model import TextModel
 from clprompt.prompting.text.sequences import Frame, Names
-from clprompt.prompting.text.sources import ClassTexts, check_fit, fill, tell_of_strangers, text_rows
+from clprompt.prompting.text.sources import ClassTexts, check_fit, fill, rows_one_by_one, tell_of_strangers
 from clprompt.registry import strategies
 from clprompt.schema import at_least
 from clprompt.seeding import generator
@@ -253,8 +253,7 @@ class MaPLeModel(TextModel):
         rows = F.normalize(self.text_features(names), dim=-1)
         if self.unprompted is None:
             return rows
-        # one by one: the tower keeps an answer for each list of texts
-        added = torch.cat([text_rows(self.text, [self._unprompted_texts(name)]) for name in names])
+        added = rows_one_by_one(self.text, [self._unprompted_texts(name) for name in names])
         return F.normalize(rows + added.to(rows), dim=-1)
 
     def _unprompted_texts(self, name: str) -> list[str]:
@@ -293,10 +292,6 @@ class MaPLeModel(TextModel):
         super()._check_named(classes)
         if self.unprompted is not None:
             self.unprompted.check(map(self.names.shown, classes))
-
-    def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
-        super().check_stream(classes)
-        self._check_named(c for group in classes for c in group if c in self.names)
 
     # ------------------------------------------------------------------ experiences
 

@@ -275,9 +275,7 @@ class TextModel(PromptModel):
 
     def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
         super().check_stream(classes)
-        names = [self.names.shown(c) for group in classes for c in group if c in self.names]
-        for plugin in self.text_plugins:
-            plugin.check_names(names)
+        self._check_named(c for group in classes for c in group if c in self.names)
 
     def _live_classes(self, targets: Tensor | None) -> list[int]:
         """The classes whose rows come from the live prompts.

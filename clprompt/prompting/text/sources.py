@@ -78,6 +78,14 @@ def text_rows(text: Any, groups: Sequence[Sequence[str]], rule: Ensemble = "norm
     return ensemble_rows(features, [len(group) for group in groups], rule)
 
 
+def rows_one_by_one(text: Any, groups: Sequence[Sequence[str]], rule: Ensemble = "normalised") -> Tensor:
+    """:func:`text_rows` of groups that are asked for in changing company.
+
+    The tower keeps an answer for each list of texts: here one of each group, whatever stands beside it.
+    """
+    return torch.cat([text_rows(text, [group], rule) for group in groups])
+
+
 def check_fit(text: Any, texts: Iterable[str], where: str) -> None:
     """Refuse texts that a tower does not take, before anything is computed.
 

@@ -13,7 +13,13 @@ from clprompt.errors import ConfigError
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.text.model import TextModel
 from clprompt.prompting.text.plugin import LiveText, TextPlugin
-from clprompt.prompting.text.sources import ClassTexts, Ensemble, check_fit, tell_of_strangers, text_rows
+from clprompt.prompting.text.sources import (
+    ClassTexts,
+    Ensemble,
+    check_fit,
+    rows_one_by_one,
+    tell_of_strangers,
+)
 
 LACKING = "learns no texts that could be anchored"
 
@@ -78,9 +84,8 @@ class Anchor(TextPlugin):
         key = (names, model.device, model.backbone.dtype)
         if self._latest is None or self._latest[0] != key:
             assert self.texts is not None
-            # one by one: the tower keeps an answer for each list of texts
-            rows = [text_rows(model.text, [self.texts.of(name)], self.rule) for name in names]
-            self._latest = key, torch.cat(rows)
+            rows = rows_one_by_one(model.text, [self.texts.of(name) for name in names], self.rule)
+            self._latest = key, rows
         return self._latest[1]
 
     def named(self, terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, Tensor]:
