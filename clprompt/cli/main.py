@@ -124,10 +124,7 @@ def _complete_override(context: click.Context, parameter: click.Parameter, word:
     from clprompt.experiment import config
     from clprompt.training.settings import Online, Training
 
-    keys = [
-        f"{key}="
-        for key in ("seed", "precision", "device", "deterministic", "runs_dir", "export", "name", *SECTIONS)
-    ]
+    keys = [f"{key}=" for key in (*(key for key in config.PLAIN_KEYS if key != "label"), *SECTIONS)]
     for section, settings in (
         ("training", Training),
         ("online", Online),

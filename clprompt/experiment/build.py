@@ -18,6 +18,7 @@ from clprompt.data.plan import Plan
 from clprompt.data.transforms import make_transform
 from clprompt.errors import ConfigError
 from clprompt.experiment.config import Config
+from clprompt.metrics.retrieval import check_retrieval
 from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
 from clprompt.registry import make_registered
@@ -75,6 +76,8 @@ class Builder:
         model.name_classes(plan.named(bundle.names()))
         check_stream(model, plan.classes, online=config.online is not None)  # it may ask for names
         groups = list(plan.test_groups(bundle.test.targets, bundle.test.domains))
+        if config.retrieval:
+            check_retrieval(bundle.test.targets, groups)
         return Parts(bundle, backbone, plan, model.to(device), device, groups)
 
     def _once(self, kind: str, section: dict[str, Any], make: Callable[[], Any]) -> Any:

@@ -33,6 +33,7 @@ class Config:
         precision: float32, or bf16 (autocast).
         device: "auto", or a torch device.
         deterministic: the same bits from the same seed; False takes what is faster on a GPU.
+        retrieval: after each experience, search among the embeddings of test images, too.
         runs_dir: where run folders are written.
         export: what model.safetensors holds at the end: the method's tensors alone, which need the backbone's
             source to be loaded, or "full" with those of the backbone.
@@ -58,6 +59,7 @@ class Config:
     precision: Literal["float32", "bf16"] = "float32"
     device: str = "auto"
     deterministic: bool = True
+    retrieval: bool = False
     runs_dir: str = "runs"
     export: Literal["method", "full"] = "method"
     compare: list[dict[str, Any]] = field(default_factory=list)
@@ -84,7 +86,9 @@ class Config:
 
 
 # The order of the keys in a resolved configuration, which is the order of the packaged files.
-PLAIN_KEYS = ("name", "label", "seed", "precision", "device", "deterministic", "runs_dir", "export")
+PLAIN_KEYS = (
+    *("name", "label", "seed", "precision", "device", "deterministic", "retrieval", "runs_dir", "export"),
+)
 KEYS = (
     *PLAIN_KEYS,
     *("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory"),

@@ -215,6 +215,7 @@ class Session:
             batch_size=config.training.eval_mb_size,
             workers=config.training.workers,
             precision=config.precision,
+            retrieval=config.retrieval,
         )
         self.measure = evaluator.measure
         listeners: list[Listener] = []
@@ -357,6 +358,7 @@ class Session:
             test = parts.bundle.test
             notes = parts.plan.notes(parts.bundle.train.targets, test.targets, test.domains)
             notes = [*notes, *parts.model.notes(), *([str(config.memory)] if config.memory else [])]
+            notes += self.engine.evaluator.notes() if self.engine.evaluator else []
             for note in notes:
                 runfolder.log(folder, note)
                 if self.progress:

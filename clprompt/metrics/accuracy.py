@@ -39,6 +39,8 @@ class Evaluation:
         trained_head: the same of the method's trained head, where something else answered in its place.
         names: what :meth:`clprompt.metrics.names.OfNames.record` gives, where every class has a name that a
             text tower reads.
+        retrieval: what :func:`clprompt.metrics.retrieval.search_all` gives, and the same of frozen features
+            under "frozen", where it was asked for.
     """
 
     accuracy: float
@@ -49,6 +51,7 @@ class Evaluation:
     of_parts: dict[str, float | None] = field(default_factory=dict)
     trained_head: Evaluation | None = None
     names: dict[str, Any] | None = None
+    retrieval: dict[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
         """The JSON form; the confusion as sorted cells [target, predicted, count]."""
@@ -62,6 +65,7 @@ class Evaluation:
             **self.of_parts,
             **({} if self.trained_head is None else {"trained_head": self.trained_head.figures()}),
             **({} if self.names is None else {"names": self.names}),
+            **({} if self.retrieval is None else {"retrieval": self.retrieval}),
         }
 
     def figures(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from clprompt.metrics.names import (
     zero_shot_accuracy,
     zero_shot_curve,
 )
+from clprompt.metrics.retrieval import RETRIEVAL_METRICS, retrieval_scalars, summarise_retrieval
 
 Record = Mapping[str, Any]
 Rows = list[list[object]]
@@ -225,11 +226,15 @@ class Accuracy(Measure):
         "average_incremental_accuracy": "incremental",
         "forgetting": "forgetting",
     }
-    optional: ClassVar[Mapping[str, str]] = {"zero_shot": NAMES_METRICS["zero_shot"]}
+    optional: ClassVar[Mapping[str, str]] = {
+        "zero_shot": NAMES_METRICS["zero_shot"],
+        **{key: RETRIEVAL_METRICS[key] for key in ("recall_at_1", "frozen_recall_at_1")},
+    }
     by_choice: ClassVar[Mapping[str, str]] = {
         "average_incremental_accuracy_by_samples": "incremental by samples",
         "nonnegative_forgetting": "nonnegative forgetting",
         **NAMES_METRICS,
+        **RETRIEVAL_METRICS,
     }
     deciding: ClassVar[Sequence[str]] = (
         "average_accuracy",
@@ -320,12 +325,13 @@ class Accuracy(Measure):
         if names is not None:
             scalars |= _by_group("forgetting", accuracy.group_forgetting(matrix), names)
         scalars |= _of_names(record.get("names"))
+        scalars |= retrieval_scalars(record.get("retrieval"))
         # A group that was not seen yet has no point, and no forgetting is defined after one experience.
         return _defined(scalars)
 
     def summarise(self, records: Iterable[Record]) -> dict[str, float]:
         records = list(records)
-        return {**accuracy.summarise(records), **summarise_names(records)}
+        return {**accuracy.summarise(records), **summarise_names(records), **summarise_retrieval(records)}
 
     def matrix(self, records: Iterable[Record], groups: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """The accuracy matrix, [T, T]."""
@@ -412,7 +418,7 @@ class Online(Accuracy):
         "F_last": "F_last",
     }
     reported: ClassVar[Mapping[str, str]] = columns
-    by_choice: ClassVar[Mapping[str, str]] = NAMES_METRICS
+    by_choice: ClassVar[Mapping[str, str]] = {**NAMES_METRICS, **RETRIEVAL_METRICS}
     deciding: ClassVar[Sequence[str]] = ("A_auc", "A_avg", "A_last")
     plots: ClassVar[Sequence[str]] = (
         "accuracy_matrix",
@@ -659,6 +665,7 @@ _NO_FIGURES = (
     *("kind", "when", "step", "samples", "experience", "nominal", "measure", "group_names"),
     *("classes", "images"),
     "names",  # classes answer by their text there, whatever else answers otherwise
+    "retrieval",  # embeddings are compared, whatever answers
 )
 #: Every metric of ``results.json`` that a table may show, by its title there.
 TITLES = {

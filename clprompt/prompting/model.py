@@ -135,6 +135,11 @@ class PromptModel(nn.Module, ABC):
         """Whether an image keeps its features when later experiences or batches are trained on."""
         return False
 
+    @property
+    def answer_is_trained(self) -> bool:
+        """Whether what answers between experiences is trained by gradient."""
+        return self.trains
+
     @abstractmethod
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         """Images [B, 3, H, W] -> head input [B, D], the method's own loss terms, what its later hooks need.
@@ -160,6 +165,10 @@ class PromptModel(nn.Module, ABC):
     def classify(self, encoded: Encoded) -> Tensor:
         """What was encoded -> unmasked logits [B, C], where no plug-in answers."""
         return self.logits(encoded.features)
+
+    def embedding(self, encoded: Encoded) -> Tensor:
+        """What was encoded -> what retrieval compares by cosine, [B, E]; by default the features."""
+        return encoded.features
 
     def predictable(self) -> Tensor:
         """Boolean [C]: the classes whose logits are finite."""
@@ -405,17 +414,28 @@ class PromptModel(nn.Module, ABC):
         encode, plugged = self._answered(images, cached)
         return mask_logits(self.classify(encode()) if plugged is None else plugged, self.predictable())
 
-    def predictions(self, images: Tensor, cached: Cache | None = None) -> Predictions:
-        """What :meth:`forward` gives, and beside it what it would give without plug-ins that answer."""
-        if not any(overrides(plugin, "logits") for plugin in self.plugins):
+    def embed(self, images: Tensor, cached: Cache | None = None) -> Tensor:
+        """Images [B, 3, H, W] -> embeddings [B, E], which retrieval compares by cosine."""
+        return self.embedding(self.encode(images, cached))
+
+    def predictions(self, images: Tensor, cached: Cache | None = None, *, embed: bool = False) -> Predictions:
+        """What :meth:`forward` gives, and beside it what it would give without plug-ins that answer.
+
+        Args:
+            images: [B, 3, H, W].
+            cached: see :meth:`encode`.
+            embed: give what :meth:`embed` gives as well; images are encoded once for both.
+        """
+        if not embed and not any(overrides(plugin, "logits") for plugin in self.plugins):
             return Predictions(self(images, cached), None)
         encode, plugged = self._answered(images, cached)
-        if plugged is None:
-            return Predictions(mask_logits(self.classify(encode()), self.predictable()), None)
-        logits = mask_logits(plugged, self.predictable())
-        if any(overrides(plugin, "stops") for plugin in self.plugins):  # its head is not trained to the end
-            return Predictions(logits, None)
-        return Predictions(logits, mask_logits(self.classify(encode()), self.predictable()))
+        logits = self.classify(encode()) if plugged is None else plugged
+        trained = None
+        # where training stops, the head is not trained to the end
+        if plugged is not None and not any(overrides(plugin, "stops") for plugin in self.plugins):
+            trained = mask_logits(self.classify(encode()), self.predictable())
+        embeddings = self.embedding(encode()) if embed else None
+        return Predictions(mask_logits(logits, self.predictable()), trained, embeddings)
 
     def _answered(self, images: Tensor, cached: Cache | None) -> tuple[Callable[[], Encoded], Tensor | None]:
         """What encodes the images, once, and the logits of a plug-in that answers."""

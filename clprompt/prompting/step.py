@@ -45,7 +45,9 @@ class Predictions(NamedTuple):
     Attributes:
         logits: those that predict.
         trained: those of the method's own head, where a plug-in answered in its place; None elsewhere.
+        embeddings: what retrieval compares, [B, E], where it was asked for.
     """
 
     logits: Tensor
     trained: Tensor | None
+    embeddings: Tensor | None = None

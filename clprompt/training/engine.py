@@ -359,7 +359,7 @@ class Engine:
         if self.evaluator is None:
             return None
         at = self.position
-        evaluation = self.evaluator.run(self.model, at.experience, names=when == "experience")
+        evaluation = self.evaluator.run(self.model, at.experience, beyond=when == "experience")
         record = {
             "kind": "evaluation",
             "when": when,

@@ -5,7 +5,7 @@ It walks and caches; a :class:`clprompt.metrics.measure.Measure` groups samples 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,9 +21,11 @@ from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.last import LastPredictions
 from clprompt.metrics.measure import Measure, measure_of
+from clprompt.metrics.retrieval import check_retrieval
 from clprompt.prompting.model import Cache, PromptModel, evaluating
 from clprompt.prompting.text.model import TextModel
 from clprompt.training.by_name import ByName
+from clprompt.training.embeddings import Embeddings
 from clprompt.training.finite import check_logits, check_state
 from clprompt.training.precision import autocast
 
@@ -46,12 +48,13 @@ class Evaluator:
         cache_bytes: how much a model may keep between evaluations; 0 switches the cache off.
         in_turn: group number t is evaluated from experience t on, and not before; needs to be told the
             experience.
+        retrieval: search among embeddings, too, where an evaluation is asked for all of its figures.
 
     Attributes:
         last: what the last evaluation predicted, image by image; None before there was one.
 
     Raises:
-        DataError: targets that the measure is not defined on.
+        DataError: targets that the measure is not defined on, or in which retrieval finds nothing.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Evaluator:
         precision: str = "float32",
         cache_bytes: int = 2**30,
         in_turn: bool = False,
+        retrieval: bool = False,
     ) -> None:
         self.test = test
         self.measure = measure or measure_of(targets)
@@ -76,10 +80,19 @@ class Evaluator:
         self.groups = [np.asarray(group) for group in groups]
         self.batch_size = batch_size
         self.in_turn = in_turn
+        self.retrieval = retrieval
+        self._notes: list[str] = []
+        if retrieval:
+            note = check_retrieval(self.targets, self.groups)
+            self._notes += [] if note is None else [note]
         self.last: LastPredictions | None = None
         #: The classes by the evaluation that met them first, in order: what a checkpoint has to keep.
         self.exposed: list[list[int]] = []
         self.restore([])
+
+    def notes(self) -> list[str]:
+        """What whoever starts a run should know of its evaluations, in a sentence each."""
+        return list(self._notes)
 
     def restore(self, exposed: Sequence[Sequence[int]]) -> None:
         """Form the batches of classes that were seen in this order; forgets everything else."""
@@ -145,7 +158,7 @@ class Evaluator:
 
     @torch.no_grad()
     def run(
-        self, model: PromptModel, experience: int | None = None, *, names: bool = False
+        self, model: PromptModel, experience: int | None = None, *, beyond: bool = False
     ) -> Evaluation | LabelSetEvaluation:
         """Evaluate on the samples of seen classes; the model's mode is restored afterwards.
 
@@ -154,7 +167,8 @@ class Evaluator:
         Args:
             model: on its device.
             experience: the index of the current one, for groups that come in turn; None for all of them.
-            names: score every class by its name as well, those still to come included, where it has one.
+            beyond: what goes beyond the classes seen as well: score every class by its name, where it has
+                one, and search among the embeddings of all images, where ``retrieval`` is on.
 
         Raises:
             ClpromptError: the method's state or a logit of a seen class is not finite.
@@ -169,23 +183,31 @@ class Evaluator:
         trained: list[np.ndarray] = []  # those of the trained head, where another answered
         with evaluating(model):
             with autocast(model.device, self.precision):
-                by_name, coming = self._by_name(model) if names else (None, [])
+                by_name = self._by_name(model) if beyond else None
+            embeddings = Embeddings(model, self.targets) if beyond and self.retrieval else None
+            asked = {} if embeddings is None else {"embed": True}
+            coming = self._coming(batches) if by_name or embeddings else []
             loaded = fixed_batches(self.test, batches, self.workers)
             for (key, _, batch), (images, *_) in zip(evaluated, loaded, strict=True):
                 images = model.placed(images)
                 with self._walking(model, key, by_name) as cache:
-                    answer = model.predictions(images, cache)
+                    answer = model.predictions(images, cache, **asked)
                     if by_name is not None:
                         by_name.add(batch, images, cache)
+                    if embeddings is not None:
+                        embeddings.add(batch, images, cache, answer.embeddings)
                 for logits, kept in ((answer.logits, parts), (answer.trained, trained)):
                     if logits is not None:
                         check_logits(model, logits, images, partial(_name, batch))
                         kept.append(logits.float().cpu().numpy())
-            if by_name is not None:
-                loaded = fixed_batches(self.test, coming, self.workers)
-                for batch, (images, *_) in zip(coming, loaded, strict=True):
-                    with self._walking(model, tuple(batch), by_name) as cache:
-                        by_name.add(batch, model.placed(images), cache)
+            later: Iterable[Any] = fixed_batches(self.test, coming, self.workers) if coming else ()
+            for batch, (images, *_) in zip(coming, later, strict=True):
+                with self._walking(model, tuple(batch), by_name) as cache:
+                    images = model.placed(images)
+                    if by_name is not None:
+                        by_name.add(batch, images, cache)
+                    if embeddings is not None:
+                        embeddings.add(batch, images, cache)
         order = np.array([index for batch in batches for index in batch], dtype=np.int64)
         numbers = np.array([number for _, number, batch in evaluated for _ in batch], dtype=np.int64)
         groups = [np.flatnonzero(numbers == number) for number in range(len(self.groups))]
@@ -197,28 +219,35 @@ class Evaluator:
         if by_name is not None:
             of_names = by_name.score(self.groups).record()
             evaluation = replace(evaluation, names=of_names)  # type: ignore[arg-type, call-arg]
+        if embeddings is not None:
+            searches = embeddings.search(seen, order)
+            evaluation = replace(evaluation, retrieval=searches)  # type: ignore[arg-type, call-arg]
         if of_trained is None:
             return evaluation
         trained_head = self.measure.score(of_trained, targets, seen, groups)
         return replace(evaluation, trained_head=trained_head)  # type: ignore[arg-type]
 
-    def _by_name(self, model: PromptModel) -> tuple[ByName | None, list[list[int]]]:
-        """What scores all classes by their names, and the batches of those that are still to come.
+    def _by_name(self, model: PromptModel) -> ByName | None:
+        """What scores all classes by their names.
 
         None where no text tower reads names, a class of the test set has none, or groups are no class groups.
         """
         if not isinstance(model, TextModel) or not self.measure.by_group or self.in_turn:
-            return None, []
+            return None
         classes = np.unique(self.targets).tolist()
         if getattr(self.measure, "group_names", None) or not all(c in model.names for c in classes):
-            return None, []
-        met = {index for _, batch in self._chunks for index in batch}
+            return None
+        return ByName(model, self.targets)
+
+    def _coming(self, evaluated: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Batches of the images that are still to come; of other ones nothing is kept."""
+        met = {index for batch in evaluated for index in batch}
         coming: list[list[int]] = []
         for group in self.groups:
             rest = [index for index in group.tolist() if index not in met]
             coming += (rest[at : at + self.batch_size] for at in range(0, len(rest), self.batch_size))
         self._forget_others({*range(len(self._chunks)), *map(tuple, coming)})
-        return ByName(model, self.targets), coming
+        return coming
 
     def _forget_others(self, keys: Collection[Hashable]) -> None:
         """Keep nothing of batches that are no more: of classes that were still to come."""

@@ -39,6 +39,7 @@ def fit(
     online: Online | None = None,
     seed: int = 0,
     precision: str = "float32",
+    retrieval: bool = False,
     listeners: Sequence[Listener] = (),
     progress: ProgressLike | None = None,
 ) -> list[dict[str, Any]]:
@@ -55,6 +56,7 @@ def fit(
         online: see :class:`Engine`.
         seed: see :class:`Engine`.
         precision: see :class:`Engine`.
+        retrieval: see :class:`clprompt.training.Evaluator`.
         listeners: see :class:`Engine`.
         progress: see :class:`Engine`.
 
@@ -74,6 +76,7 @@ def fit(
             online=online is not None,
             batch_size=training.eval_mb_size,
             precision=precision,
+            retrieval=retrieval,
         )
     collector = _Collector()
     Engine(

@@ -96,6 +96,15 @@ MISTAKES: list[tuple[str, str]] = [
         " online={} training.train_epochs=1 memory={} compare=[]",
         "memory is refused: a plug-in counts what is received",
     ),
+    ("run quickstart retrieval=maybe", "retrieval must be bool, got"),
+    (
+        "run quickstart-multilabel retrieval=true",
+        "retrieval needs one label per image, got multi-hot targets",
+    ),
+    (
+        "run quickstart data={name: synthetic, classes: 10, test_per_class: 1} retrieval=true",
+        "retrieval needs a second test image of a class, but each of 10 is the only one of its class",
+    ),
     ("run quickstart precision=fp8", 'precision must be one of "float32", "bf16", got "fp8"'),
     ("run quickstart seed=one", 'seed must be int or list of int, got "one"'),
     ("run quickstart name=../up", 'name must be the plain name of a folder, got "../up"'),

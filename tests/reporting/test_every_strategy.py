@@ -23,6 +23,7 @@ def test_a_report_reads_the_run_of_every_strategy(tmp_path: Path, name: str) -> 
         {
             "device": "cpu",
             "runs_dir": str(tmp_path),
+            "retrieval": True,
             "data": {"name": "digits"} | ({"class_names": list(DIGITS)} if needs_text else {}),
             "scenario": {"name": "split", "experiences": 2},
             "backbone": {"name": "clip_letters"} if needs_text else {"name": "vit_tiny_patch16_224", **TINY},
@@ -32,4 +33,6 @@ def test_a_report_reads_the_run_of_every_strategy(tmp_path: Path, name: str) -> 
     )
     run = read_run(Path(finished.folder))
     assert run.results["average_accuracy"] == pytest.approx(finished.summary["average_accuracy"])
+    for metric in ("recall_at_1", "frozen_recall_at_1"):
+        assert 0 < run.results[metric] == pytest.approx(finished.summary[metric])
     assert run.curves["average_accuracy"][-1] == pytest.approx(run.results["average_accuracy"])

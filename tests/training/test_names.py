@@ -56,7 +56,7 @@ def accuracy(logits, rows, among):
 
 def test_groups_still_to_come_are_scored_by_their_names(items):
     model = trained([[0, 1]])
-    names = evaluator(items).run(model, 0, names=True).names
+    names = evaluator(items).run(model, 0, beyond=True).names
     every = torch.stack([image for image, _ in items])
     live = model.name_logits(every, [NAMES[c] for c in range(6)])
     plain = model.similarity(model.features(every), model.frozen_rows([NAMES[c] for c in range(6)]))
@@ -76,7 +76,7 @@ def test_what_is_kept_between_evaluations_changes_no_figure(items):
         model.begin_experience(classes)
         model.observe(torch.tensor(classes))
         model.end_experience()
-        first, second = (one.run(model, experience, names=True).names for one in (kept, fresh))
+        first, second = (one.run(model, experience, beyond=True).names for one in (kept, fresh))
         assert first == second
     assert first["new"] is None
 
@@ -103,7 +103,7 @@ def test_prompted_images_are_encoded_once_for_what_is_predicted_and_for_names(it
     every = torch.stack([image for image, _ in items])
     live = model.name_logits(every, [NAMES[c] for c in range(6)])
     model.encoded = 0
-    evaluation = evaluator(items).run(model, 0, names=True)
+    evaluation = evaluator(items).run(model, 0, beyond=True)
     assert model.encoded == len(items)
     assert evaluation.names["base"] == evaluation.accuracy == accuracy(live, GROUPS[0], [0, 1])
     assert evaluation.names["own"][1:] == [
@@ -127,7 +127,7 @@ def test_each_of_several_templates_is_scored_as_if_it_were_alone(items, tmp_path
         model = ZeroShotModel(backbone, **arguments)
         model.name_classes({c: [name, f"other{c} word"] for c, name in NAMES.items()})
         model.observe(torch.arange(4))
-        return evaluator(items, cache_bytes=cache_bytes).run(model, 1, names=True).names
+        return evaluator(items, cache_bytes=cache_bytes).run(model, 1, beyond=True).names
 
     for synonyms in (False, True):
         found = names_of(templates=str(tmp_path / "templates.txt"), synonyms=synonyms)["templates"]
@@ -147,7 +147,7 @@ def test_a_test_set_with_a_class_without_a_name_is_not_scored_by_names(items):
     model.name_classes({0: "cat", 1: "dog"})
     model.begin_experience([0, 1])
     model.observe(torch.tensor([0, 1]))
-    assert evaluator(items).run(model, 0, names=True).names is None
+    assert evaluator(items).run(model, 0, beyond=True).names is None
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_every_form_of_learned_text_answers_for_classes_to_come_and_explains(ite
     model.begin_experience([0, 1])
     model.observe(torch.tensor([0, 1]))
     model.end_experience()
-    names = evaluator(items).run(model, 0, names=True).names
+    names = evaluator(items).run(model, 0, beyond=True).names
     every = torch.stack([image for image, _ in items])
     live = model.name_logits(every, [NAMES[c] for c in range(6)])
     assert names["own"][1:] == [accuracy(live, GROUPS[1], [2, 3]), accuracy(live, GROUPS[2], [4, 5])]

@@ -147,7 +147,7 @@ def test_periodic_evaluations_come_at_the_golden_numbers_of_samples(backbone):
     class Silent:  # an evaluator that costs nothing
         exposed = ()
 
-        def run(self, model, experience, *, names):
+        def run(self, model, experience, *, beyond):
             from clprompt.training.evaluation import Evaluation
 
             return Evaluation(0.5, [0.5], {})
