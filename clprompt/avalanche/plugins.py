@@ -180,6 +180,8 @@ def _counting(_: Any, strategy: Strategy) -> str:
 
 
 def _answering(_: Any, strategy: Strategy) -> str:
+    if not strategy.model.answer_is_trained:
+        return "it answers after an experience without a gradient"
     answering = [plugin.name for plugin in strategy.model.plugins if overrides(plugin, "logits")]
     return f"{answering[0]} answers after an experience, without a gradient" if answering else ""
 

@@ -51,7 +51,7 @@ NAMES = image_methods()
 #: Steps of an epoch, over all experiences of a run.
 STEPS = {"never": 4, "last": 6}
 #: Their experiences train nothing that others have trained: what protects old weights has nothing to hold.
-NOTHING_SHARED = {"damvp", "multilane"}
+NOTHING_SHARED = {"damvp", "multilane", "semantic_proxies"}
 
 
 @functools.cache
@@ -112,6 +112,7 @@ TRAINS_NOTHING = {
 }
 REGULARISED = {**TRAINS_NOTHING, "joint": "it trains on all images so far and forgets none"}
 UNSOLVED = {} if "quadprog" in qpsolvers.available_solvers else {"*": "pip install quadprog"}
+MEANS = {"semantic_proxies": "it answers after an experience without a gradient"}
 ADDS = "an experience adds parameters between others"
 
 
@@ -135,11 +136,13 @@ class Case:
 
 
 CASES = {
-    "ewc": Case(lambda _: EWCPlugin(100.0), protects(lambda p: values(p.importances[0])), REGULARISED),
+    "ewc": Case(
+        lambda _: EWCPlugin(100.0), protects(lambda p: values(p.importances[0])), {**REGULARISED, **MEANS}
+    ),
     "ewc, online": Case(
         lambda _: EWCPlugin(100.0, mode="online", decay_factor=0.5),
         protects(lambda p: values(p.importances[1])),
-        {**REGULARISED, **dict.fromkeys(("coda_prompt", "dualprompt", "multilane", "tcpa"), ADDS)},
+        {**REGULARISED, **MEANS, **dict.fromkeys(("coda_prompt", "dualprompt", "multilane", "tcpa"), ADDS)},
     ),
     "lwf": Case(lambda _: LwFPlugin(1.0), lambda p, *_: p.lwf.prev_model is not None, REGULARISED),
     "synaptic intelligence": Case(
@@ -152,7 +155,8 @@ CASES = {
         protects(lambda p: values(p.exp_penalties)),
         {
             **REGULARISED,
-            **dict.fromkeys(("coda_prompt", "damvp", "dualprompt", "flyprompt", "multilane", "tcpa"), ADDS),
+            **dict.fromkeys(("coda_prompt", "damvp", "dualprompt", "flyprompt", "multilane"), ADDS),
+            **dict.fromkeys(("semantic_proxies", "tcpa"), ADDS),
         },
     ),
     "gem": Case(

@@ -46,6 +46,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     ],
     "mvp": [{"query": "features"}, {"coordinate": True, "variant": "prefix"}],
     "ncm": [{"metric": "euclidean", "normalise_first": True}],
+    "semantic_proxies": [{"classifier": "proxies", "loss": "nca", "mask": "experience"}],
     "tcpa": [{"prompts": "shared", "mask": "seen"}, {"mask_position": "after", "select": "task"}],
     "vpt_deep": [
         {"coordinate": True, "boundary_free": True},
@@ -70,6 +71,8 @@ BEHIND_THE_BACKBONE = {
     "budget",
     "cache_size",
     "candidates",
+    "classifier",
+    "loss",
     "mask",
     "metric",
     "normalise_first",

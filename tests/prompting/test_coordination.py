@@ -36,6 +36,7 @@ from clprompt.training.settings import Training
 METHODS = [VPTDeepModel, L2PModel, DualPromptModel, CODAPromptModel, MVPModel]
 WITHOUT_TOKENS = [
     *("damvp", "flyprompt", "joint", "linear_probe", "multilane", "ncm", "ranpac", "ridge", "slda", "tcpa"),
+    "semantic_proxies",
 ]
 
 

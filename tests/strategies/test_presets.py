@@ -160,7 +160,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         names = {wnid: f"letter {chr(97 + c)}" for c, wnid in enumerate(archives.wnids(6))}
         (folder / "imagenet-r_names.json").write_text(json.dumps(names))
         archives.tiny_imagenet(folder, classes=6, train=1)
-        archives.cub200(folder, classes=6, train=1)
+        archives.cub200(folder, classes=6, train=1, test=2)
         archives.dtd(folder, classes=2)
         archives.coco(folder, images=5)
         archives.voc2007(folder, images=6)
@@ -196,6 +196,8 @@ def small(name: str) -> list[str]:
         overrides += OFFLINE
     if preset.scenario["name"] == "split" and preset.scenario["experiences"] > 2:
         overrides += SPLIT
+    if preset.scenario.get("base_classes", 0) > 4:
+        overrides.append("scenario.base_classes=4")
     if any(section.get("head") == "active" for section in preset.compare):
         overrides += SMALLER  # that head takes hundreds of noise images before the first step
     if preset.scenario["name"] == "si_blurry":

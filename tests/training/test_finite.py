@@ -117,7 +117,10 @@ def test_a_rate_that_no_step_can_be_taken_with_is_one_line(optimizer, precision)
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_rate_of_a_group_is_told_with_its_name(name):
-    rates = {"prompt_lr": 1e38, "head_lr": 1e38} if name == "damvp" else {}
+    rates = {
+        "damvp": {"prompt_lr": 1e38, "head_lr": 1e38},
+        "semantic_proxies": {"bias_lr": 1e38},
+    }.get(name, {})
     with pytest.raises(ConfigError, match=r"\AAdam cannot take a step with lr 1e\+38") as caught:
         run(Workbench(method(name), **rates), training=Training(lr=1e38, train_mb_size=8))
     assert ("(prompts)" in str(caught.value)) == (name == "damvp")
