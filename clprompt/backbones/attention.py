@@ -213,10 +213,7 @@ def prompted_block(
 
     Source: for prefixes Wang et al. 2022 (DualPrompt), eq. 4; for fresh tokens Jia et al. 2022 (VPT), eq. 4.
     """
-    batch = x.shape[0]
-    joining = [p.tokens for p in prompts if p.kind == "carried" and p.tokens is not None]
-    if joining:
-        x = torch.cat([x, *(tokens.to(x.dtype).expand(batch, -1, -1) for tokens in joining)], dim=1)
+    x = _joined(x, prompts)
     start, stop, _ = (rows or slice(None)).indices(x.shape[1])
     h = block.norm1(x)
     attn: FrozenAttention = block.attn
@@ -244,6 +241,67 @@ def prompted_block(
         ]
         heads = torch.cat(parts, dim=2)
     return residual_mlp(block, x[:, start:stop], finish_attention(attn, h[:, start:stop], heads))
+
+
+@dataclass(frozen=True, eq=False)
+class SpelledOut:
+    """Attention of some rows of a prompted block, with its weights: to look at, or to change head by head.
+
+    Attributes:
+        block: whose.
+        x: the rows that enter the block, [B, R, D].
+        normed: behind its first norm, [B, R, D].
+        weights: what each row takes from each column, [B, H, R, M]; they add up to 1.
+        visible: boolean [1 or B, 1, R, M]: the columns that a row sees at all.
+        values: of the columns, [B, H, M, d].
+    """
+
+    block: FrozenBlock
+    x: Tensor
+    normed: Tensor
+    weights: Tensor
+    visible: Tensor
+    values: Tensor
+
+    def finish(self, weights: Tensor) -> Tensor:
+        """The rest of the block with weights of the caller's, [B, H, R, M] -> [B, R, D]."""
+        attended = finish_attention(self.block.attn, self.normed, weights @ self.values)
+        return residual_mlp(self.block, self.x, attended)
+
+
+def spelled_out(
+    block: FrozenBlock, x: Tensor, prompts: Sequence[BlockPrompt] = (), rows: slice | None = None
+) -> SpelledOut:
+    """What :func:`prompted_block` does to some rows, with the weights that a fused attention never shows.
+
+    Args:
+        block: a plain timm block.
+        x: the stream that enters the block, [B, N, D].
+        prompts: what this block gets; all ``rows`` have the same view of each.
+        rows: of the stream, carried prompts that join here included; None for all.
+    """
+    x = _joined(x, prompts)
+    start, stop, _ = (rows or slice(None)).indices(x.shape[1])
+    h = block.norm1(x)
+    attn: FrozenAttention = block.attn
+    query = project(attn, h[:, start:stop], "q")
+    keys, values = project(attn, h, "kv")
+    columns_or_none = [_columns(block, prompt, keys.dtype, x.shape[1]) for prompt in prompts]
+    columns = [c for c in columns_or_none if c is not None]
+    keys, values, mask = _seen(query, keys, values, columns, start, stop)
+    scores = query @ keys.mT * query.shape[-1] ** -0.5
+    if mask is None:
+        mask = torch.ones(1, 1, *scores.shape[2:], dtype=torch.bool, device=scores.device)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    return SpelledOut(block, x[:, start:stop], h[:, start:stop], weights, mask, values)
+
+
+def _joined(x: Tensor, prompts: Sequence[BlockPrompt]) -> Tensor:
+    """The stream [B, N, D] and behind it the carried prompts that join here."""
+    joining = [p.tokens for p in prompts if p.kind == "carried" and p.tokens is not None]
+    if not joining:
+        return x
+    return torch.cat([x, *(tokens.to(x.dtype).expand(len(x), -1, -1) for tokens in joining)], dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,6 +347,14 @@ def _columns(block: FrozenBlock, prompt: BlockPrompt, dtype: torch.dtype, length
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, columns: list[_Columns], a: int, b: int) -> Tensor:
     """Fused attention of rows a..b-1 over the stream's columns and the prompt columns that they see."""
+    keys, values, mask = _seen(query, keys, values, columns, a, b)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+
+def _seen(
+    query: Tensor, keys: Tensor, values: Tensor, columns: list[_Columns], a: int, b: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values of all columns that rows a..b-1 see some of, and which: boolean [1|B, 1, b - a, M]."""
     visible = [c for c in columns if c.start <= a and b <= c.stop]
     added = [c for c in visible if c.keys is not None]
     batch, _, length, _ = keys.shape
@@ -307,4 +373,4 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, columns: list[_Columns]
     if added:
         keys = torch.cat([keys, *(c.keys.expand(batch, -1, -1, -1) for c in added)], dim=2)
         values = torch.cat([values, *(c.values.expand(batch, -1, -1, -1) for c in added)], dim=2)
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    return keys, values, mask

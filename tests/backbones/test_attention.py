@@ -13,7 +13,14 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from clprompt.backbones.attention import BlockPrompt, project, project_stream, prompted_block, split_heads
+from clprompt.backbones.attention import (
+    BlockPrompt,
+    project,
+    project_stream,
+    prompted_block,
+    spelled_out,
+    split_heads,
+)
 
 B, N, P, D = 3, 5, 4, 12
 KINDS = ["prefix", "projected", "fresh", "carried"]
@@ -133,6 +140,19 @@ def test_each_kind_equals_the_explicit_softmax(style, kind, batch):
     assert out.shape == (B, N + (P if kind == "carried" else 0), D)
     exact(out, oracle(block, x, [prompt]))
     assert (out[:, :N] - block(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("style", STYLES)
+def test_attention_that_is_spelled_out_gives_the_same_rows(style, kind):
+    block, x = make_block(style), randn(B, N, D, seed=3)
+    length = N + P if kind == "carried" else N
+    prompt = make_prompt(kind, mask=mask_of(B, 1, length, P, seed=5))
+    rows = slice(2, length)
+    attention = spelled_out(block, x, [prompt], rows)
+    exact(attention.finish(attention.weights), prompted_block(block, x, [prompt], rows))
+    exact(attention.weights.sum(-1), torch.ones(attention.weights.shape[:-1], dtype=torch.float64))
+    assert (attention.weights[~attention.visible.expand_as(attention.weights)] == 0).all()
 
 
 @pytest.mark.parametrize("style", ["plain", "qk_norm"])
