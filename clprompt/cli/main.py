@@ -421,12 +421,23 @@ def predict(
 @click.option(
     "--out", metavar="DIR", type=click.Path(), default="explain", show_default=True, help="Where to draw."
 )
+@click.option(
+    "--classes",
+    metavar="NAME,...",
+    help="Classes to look at beside the predicted one; for strategies that compare classes.",
+)
 @_bad_image_option
 @_max_pixels_option
 @_device_option
 @_import_option
 def explain(
-    run: Path, images: tuple[str, ...], out: str, on_bad_image: str, max_pixels: int | None, device: str
+    run: Path,
+    images: tuple[str, ...],
+    out: str,
+    classes: str | None,
+    on_bad_image: str,
+    max_pixels: int | None,
+    device: str,
 ) -> None:
     """Draw how the model of a finished run sees images, where its method can; one PNG per drawing.
 
@@ -441,7 +452,12 @@ def explain(
     paths = inference.find_images(images, report)
     folders = len(bad)
     plots = inference.explain(
-        run, paths, device=device, max_pixels=max_pixels or MAX_PIXELS, on_bad_image=report
+        run,
+        paths,
+        classes=None if classes is None else classes.split(","),
+        device=device,
+        max_pixels=max_pixels or MAX_PIXELS,
+        on_bad_image=report,
     )
     for path in inference.draw(plots, Path(out)) if plots else ():
         show(path)

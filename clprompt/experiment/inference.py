@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from clprompt.backbones.vit import FrozenViT
 from clprompt.data.folders import Walk, photographs, walk
 from clprompt.data.images import EXTENSIONS, MAX_PIXELS, UnreadableImage, read_image
 from clprompt.data.transforms import TestResize, make_transform
-from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError
+from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError, nearest
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
 from clprompt.inputs import Corruption
@@ -412,6 +413,7 @@ def explain(
     folder: str | Path,
     paths: Sequence[Path],
     *,
+    classes: Sequence[str] | None = None,
     device: str = "cpu",
     max_pixels: int = MAX_PIXELS,
     on_bad_image: OnBadImage | None = None,
@@ -421,6 +423,8 @@ def explain(
     Args:
         folder: of a finished run whose strategy has `explain(images) -> mapping of plots`.
         paths: image files; the method gets all of them as one batch.
+        classes: names of classes to look at beside the predicted one, of a strategy whose `explain` takes
+            their ids as `classes`; None for those that it chooses.
         device: see `load`.
         max_pixels: see `batches`.
         on_bad_image: see `batches`.
@@ -429,17 +433,46 @@ def explain(
         Plots by name; none where no image can be read.
 
     Raises:
-        ConfigError: the strategy explains nothing.
+        ConfigError: the strategy explains nothing, or not by class; a class that the model does not know.
         ClpromptError: see `load`.
     """
-    name = read_facts(Path(folder))["strategy"]["name"]
-    if not callable(getattr(registry.strategies.get(name).target, "explain", None)):
+    facts = read_facts(Path(folder))
+    name = facts["strategy"]["name"]
+    draws = getattr(registry.strategies.get(name).target, "explain", None)
+    if not callable(draws):
         raise ConfigError(f"strategy {name} explains nothing: it has no explain(images)")
+    chosen: dict[str, list[int]] = {}
+    if classes is not None:
+        if "classes" not in inspect.signature(draws).parameters:
+            raise ConfigError(f"strategy {name} takes no classes: its explain does not compare them")
+        chosen["classes"] = [_class_id(word, facts["class_names"]) for word in classes]
     model: Any = load(folder, device=device)
+    for word, label in zip(classes or (), chosen.get("classes", ()), strict=True):
+        if label >= model.num_classes or not bool(model.predictable()[label]):
+            raise ConfigError(f'classes: the model was never trained on "{word}"')
     readable = batches(model, paths, len(paths), max_pixels=max_pixels, on_bad_image=on_bad_image)
     for _, images in readable:
-        return model.explain(images)
+        return model.explain(images, **chosen)
     return {}
+
+
+def _class_id(name: str, class_names: Sequence[str]) -> int:
+    """The id of a class by its name.
+
+    Raises:
+        ConfigError: none is called so.
+    """
+    if name not in class_names:
+        raise ConfigError(
+            f"classes: no class of the run is called {schema.show(name)}"
+            f"{nearest(name, class_names) or '; there are ' + _some(class_names)}"
+        )
+    return class_names.index(name)
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def draw(plots: Mapping[str, Figure], folder: Path) -> list[Path]:

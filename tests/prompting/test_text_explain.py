@@ -67,3 +67,9 @@ def test_explain_draws_the_likeliest_names_and_the_words(model):
     titles = [axes.get_title() for axes in drawn["patches"].axes]
     assert sum(title.startswith(("cat", "dog")) for title in titles) == 4
     assert not any(title.startswith("photo") for title in titles)  # it was not seen
+
+
+def test_explain_draws_named_classes_beside_the_likeliest_one(model):
+    for classes, names in (([0], {"cat"}), ([0, 1], {"cat", "dog"})):
+        figure = model.explain(torch.rand(2, 3, 16, 16), classes=classes)["patches"]
+        assert names <= {axes.get_title().split(" ")[0] for axes in figure.axes}

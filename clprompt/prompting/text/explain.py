@@ -74,18 +74,18 @@ def patch_similarity(backbone: FrozenViT, tokens: Tensor, rows: Tensor) -> Tenso
 
 
 def draw_patches(
-    images: NDArray[np.floating], maps: NDArray[np.floating], names: Sequence[Sequence[str]]
+    images: NDArray[np.floating], maps: Sequence[NDArray[np.floating]], names: Sequence[Sequence[str]]
 ) -> Figure:
     """One row per image: itself, then the cosine of each of its patches with a name.
 
     Args:
         images: [B, H, W, 1 or 3], any range.
-        maps: [B, n, height, width].
+        maps: of each image, [n, height, width].
         names: of each image's maps, with what else stands above them.
     """
     from matplotlib.figure import Figure
 
-    count, columns = len(images), 1 + maps.shape[1]
+    count, columns = len(images), 1 + max(map(len, maps), default=0)
     figure = Figure(figsize=(2.0 * columns + 0.6, 2.2 * count), layout="constrained")
     axes = figure.subplots(count, columns, squeeze=False)
     for row, (image, of_image) in enumerate(zip(images, maps, strict=True)):
@@ -96,6 +96,8 @@ def draw_patches(
         for column, (values, name) in enumerate(zip(of_image, names[row], strict=True), 1):
             drawn = axes[row, column].imshow(values, vmin=low, vmax=high, cmap="viridis")
             axes[row, column].set_title(name, fontsize=8)
+        for empty in axes[row, 1 + len(of_image) :]:
+            empty.axis("off")
         figure.colorbar(drawn, ax=axes[row, 1:].tolist(), fraction=0.05, label="cosine")
     for each in axes.flat:
         each.set_xticks([])

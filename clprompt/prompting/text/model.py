@@ -295,28 +295,32 @@ class TextModel(PromptModel):
         return sorted({int(c) for c in (targets if targets.ndim == 1 else targets.nonzero()[:, 1])})
 
     @torch.no_grad()
-    def explain(self, images: Tensor) -> dict[str, Any]:
+    def explain(self, images: Tensor, *, classes: Sequence[int] = ()) -> dict[str, Any]:
         """Plots: where each image is like the two likeliest names, and the words nearest to the context.
 
         Args:
             images: [B, 3, H, W].
+            classes: these beside the likeliest name; the second likeliest where there are none.
         """
         from clprompt.prompting.text import explain
 
         with evaluating(self):
             scores = self(images)
             count = min(explain.NAMES, int(self.predictable().sum()))
-            best = scores.topk(count, dim=1).indices  # (B, n)
+            best = scores.topk(count, dim=1).indices.tolist()
             rows = self.rows_of_patches()
             cosines = explain.patch_similarity(self.backbone, self.image_tokens(images), rows)
-        maps = cosines.gather(1, best[:, :, None, None].expand(-1, -1, *cosines.shape[2:]))
-        chances = scores.softmax(dim=1).gather(1, best)
+        shown = [list(dict.fromkeys([first, *(classes or rest)])) for first, *rest in best]
+        maps = [of_image[ids].float().cpu().numpy() for of_image, ids in zip(cosines, shown, strict=True)]
         titles = [
-            [f"{self.names.shown(c)} ({chance:.0%})" for c, chance in zip(of_image, likely, strict=True)]
-            for of_image, likely in zip(best.tolist(), chances.tolist(), strict=True)
+            [
+                f"{self.names.shown(c)} ({chance:.0%})"
+                for c, chance in zip(ids, likely[ids].tolist(), strict=True)
+            ]
+            for ids, likely in zip(shown, scores.softmax(dim=1), strict=True)
         ]
         pictures = images.detach().float().cpu().permute(0, 2, 3, 1).numpy()
-        drawn = {"patches": explain.draw_patches(pictures, maps.float().cpu().numpy(), titles)}
+        drawn = {"patches": explain.draw_patches(pictures, maps, titles)}
         context = self.context_rows()
         if context is not None:
             drawn["words"] = explain.draw_words(explain.nearest_words(self.text, context))
