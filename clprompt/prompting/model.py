@@ -140,6 +140,11 @@ class PromptModel(nn.Module, ABC):
         """Whether what answers between experiences is trained by gradient."""
         return self.trains
 
+    @property
+    def counts_features(self) -> bool:
+        """Whether it counts features of what it receives, so that mixed images and a memory are refused."""
+        return False
+
     @abstractmethod
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         """Images [B, 3, H, W] -> head input [B, D], the method's own loss terms, what its later hooks need.
@@ -374,12 +379,13 @@ class PromptModel(nn.Module, ABC):
                 )
 
     def counts_received(self, *, told: bool = False) -> bool:
-        """Whether a plug-in looks at what is received, so that mixed images are refused.
+        """Whether the method or a plug-in looks at what is received, so that mixed images are refused.
 
         Args:
             told: the loop tells of experiences, so that some count at their ends instead.
         """
-        return any(overrides(p, "received") and not (told and p.counts_at_end) for p in self.plugins)
+        counting = (p for p in self.plugins if overrides(p, "received"))
+        return self.counts_features or any(not (told and p.counts_at_end) for p in counting)
 
     # ------------------------------------------------------------------ use
 
@@ -528,7 +534,8 @@ class PromptModel(nn.Module, ABC):
                 f"{type(self).__name__} has a loss of its own, which takes neither training.mixup and "
                 "training.cutmix nor training.label_smoothing"
             )
-        counting = [plugin.name for plugin in self.plugins if plugin.counts_now()]
+        counting = [type(self).__name__] if self.counts_features else []
+        counting += [plugin.name for plugin in self.plugins if plugin.counts_now()]
         if soft.labels.ndim == 2 and counting:
             raise ProtocolError(
                 f"training.mixup and training.cutmix are refused: {', '.join(counting)} counts features, and "
@@ -838,6 +845,27 @@ class PromptModel(nn.Module, ABC):
                 plugin.grow_classes(needed)
         self._hold()
         return True
+
+
+def check_disjoint(classes: Sequence[Sequence[int]], method: str) -> None:
+    """Refuse a stream in which a class comes again.
+
+    Args:
+        classes: of each experience.
+        method: whose experiences must not overlap, as it calls itself.
+
+    Raises:
+        ConfigError: naming the class and its experiences, counted from 1.
+    """
+    home: dict[int, int] = {}
+    for number, group in enumerate(classes, start=1):
+        for label in group:
+            if label in home:
+                raise ConfigError(
+                    f"class {label} is in the experiences {home[label]} and {number}; "
+                    f"{method} needs class lists that do not overlap"
+                )
+        home.update(dict.fromkeys(group, number))
 
 
 def has_trained_head(method: type[PromptModel]) -> bool:

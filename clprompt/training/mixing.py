@@ -15,7 +15,7 @@ from clprompt.training.settings import Training
 
 
 def check_mixing(model: PromptModel, training: Training, *, told: bool) -> None:
-    """Refuse mixed images, before anything is trained, where a plug-in has no use for them.
+    """Refuse mixed images, before anything is trained, where the method or a plug-in has no use for them.
 
     One that counts features of what is received has none, nor one that reads the label of an image.
 
@@ -30,8 +30,8 @@ def check_mixing(model: PromptModel, training: Training, *, told: bool) -> None:
     for name in ("mixup", "cutmix"):
         if getattr(training, name) and model.counts_received(told=told):
             raise ConfigError(
-                f"training.{name} must be 0: a plug-in counts features, and those of mixed images are no "
-                "class's"
+                f"training.{name} must be 0: the method or a plug-in counts features, and those of "
+                "mixed images are no class's"
             )
         reading = [plugin.name for plugin in model.plugins if plugin.needs_label]
         if getattr(training, name) and reading:

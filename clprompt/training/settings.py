@@ -66,7 +66,8 @@ class Memory:
             )
         if model.counts_received():
             raise ConfigError(
-                "memory is refused: a plug-in counts what is received, and images from it come again"
+                "memory is refused: the method or a plug-in counts what is received, and images from it come "
+                "again"
             )
         if np.ndim(targets) == 2:
             raise ConfigError("memory needs one label per image, got multi-hot targets")

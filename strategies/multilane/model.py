@@ -15,7 +15,7 @@ from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import grow_rows
 from clprompt.prompting.losses import SoftLabels, classification_loss
-from clprompt.prompting.model import Cache, Encoded, PromptModel
+from clprompt.prompting.model import Cache, Encoded, PromptModel, check_disjoint
 from clprompt.prompting.plugin import Samples
 from clprompt.prompting.prompts import cosine
 from clprompt.registry import strategies
@@ -302,15 +302,7 @@ class MultiLaneModel(PromptModel):
     # ------------------------------------------------------------------ growth
 
     def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
-        home: dict[int, int] = {}
-        for number, group in enumerate(classes, start=1):
-            for label in group:
-                if label in home:
-                    raise ConfigError(
-                        f"class {label} is in the experiences {home[label]} and {number}; "
-                        "MULTI-LANE needs class lists that do not overlap"
-                    )
-            home.update(dict.fromkeys(group, number))
+        check_disjoint(classes, "MULTI-LANE")
 
     def start_experience(self, index: int, samples: Samples | None) -> None:
         """A new lane: selectors and prompts start from the previous one's, key and head rows afresh."""
@@ -400,6 +392,7 @@ class MultiLaneModel(PromptModel):
 
     def explain(self, images: Tensor) -> dict[str, Any]:
         """Each image beside what its selectors look at, one row per lane: plots by name."""
+        from clprompt.reporting.attention import pixels
         from clprompt.strategies.multilane.plots import attention_plots
 
         if self.merge_to is not None or not self.num_lanes:
@@ -407,8 +400,5 @@ class MultiLaneModel(PromptModel):
         names = getattr(self, "class_names", [str(c) for c in range(self.num_classes)])
         rows = [", ".join(names[int(c)] for c in self.classes_of(lane)) for lane in range(self.num_lanes)]
         maps = self.selector_maps(images, range(self.num_lanes))
-        mean, std = (
-            torch.tensor(v).view(-1, 1, 1) for v in (self.backbone.inputs.mean, self.backbone.inputs.std)
-        )
-        pixels = (images.cpu().float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
-        return attention_plots(pixels.numpy(), maps.cpu().double().numpy(), rows, "selector")
+        pictures = pixels(images, self.backbone.inputs)
+        return attention_plots(pictures, maps.cpu().double().numpy(), rows, "selector")

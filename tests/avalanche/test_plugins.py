@@ -51,7 +51,7 @@ NAMES = image_methods()
 #: Steps of an epoch, over all experiences of a run.
 STEPS = {"never": 4, "last": 6}
 #: Their experiences train nothing that others have trained: what protects old weights has nothing to hold.
-NOTHING_SHARED = {"damvp", "multilane", "semantic_proxies"}
+NOTHING_SHARED = {"damvp", "multilane", "prompt_cam", "semantic_proxies"}
 
 
 @functools.cache
@@ -142,7 +142,11 @@ CASES = {
     "ewc, online": Case(
         lambda _: EWCPlugin(100.0, mode="online", decay_factor=0.5),
         protects(lambda p: values(p.importances[1])),
-        {**REGULARISED, **MEANS, **dict.fromkeys(("coda_prompt", "dualprompt", "multilane", "tcpa"), ADDS)},
+        {
+            **REGULARISED,
+            **MEANS,
+            **dict.fromkeys(("coda_prompt", "dualprompt", "multilane", "prompt_cam", "tcpa"), ADDS),
+        },
     ),
     "lwf": Case(lambda _: LwFPlugin(1.0), lambda p, *_: p.lwf.prev_model is not None, REGULARISED),
     "synaptic intelligence": Case(
@@ -156,7 +160,7 @@ CASES = {
         {
             **REGULARISED,
             **dict.fromkeys(("coda_prompt", "damvp", "dualprompt", "flyprompt", "multilane"), ADDS),
-            **dict.fromkeys(("semantic_proxies", "tcpa"), ADDS),
+            **dict.fromkeys(("prompt_cam", "semantic_proxies", "tcpa"), ADDS),
         },
     ),
     "gem": Case(
@@ -176,7 +180,7 @@ CASES = {
         lambda p, *_: len(p.storage_policy.buffer) == 8,
         {
             "joint": REGULARISED["joint"],
-            **dict.fromkeys(("flyprompt", *TRAINS_NOTHING), "it counts what is received"),
+            **dict.fromkeys(("flyprompt", "prompt_cam", *TRAINS_NOTHING), "it counts what is received"),
         },
     ),
     "learning rate": Case(step_lr, lowered, TRAINS_NOTHING),

@@ -82,7 +82,7 @@ MISTAKES: list[tuple[str, str]] = [
     (
         "run quickstart strategy=vpt_deep strategy.boundary_free=true strategy.statistics=lda"
         " online={} training.train_epochs=1 training.mixup=0.5 compare=[]",
-        "training.mixup must be 0: a plug-in counts features",
+        "training.mixup must be 0: the method or a plug-in counts features",
     ),
     ("run quickstart strategy.train_experiences=1 compare=[]", "needs a head that does without training"),
     ("run quickstart strategy.train_experiences=0", "strategy.train_experiences must be at least 1, got 0"),
@@ -94,7 +94,7 @@ MISTAKES: list[tuple[str, str]] = [
     (
         "run quickstart strategy=vpt_deep strategy.boundary_free=true strategy.statistics=lda"
         " online={} training.train_epochs=1 memory={} compare=[]",
-        "memory is refused: a plug-in counts what is received",
+        "memory is refused: the method or a plug-in counts what is received",
     ),
     ("run quickstart retrieval=maybe", "retrieval must be bool, got"),
     (

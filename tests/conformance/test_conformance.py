@@ -44,6 +44,10 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"selectors": 0, "merge_to": 6},
         {"drop_and_replace": False, "lane_chunk": 1},
     ],
+    "prompt_cam": [
+        {"gate": "none", "visibility": "all"},
+        {"gate_by": "lda", "shared_length": 2, "layers": 3},
+    ],
     "mvp": [{"query": "features"}, {"coordinate": True, "variant": "prefix"}],
     "ncm": [{"metric": "euclidean", "normalise_first": True}],
     "semantic_proxies": [{"classifier": "proxies", "loss": "nca", "mask": "experience"}],

@@ -60,7 +60,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, toy: None) -> dict[str, Path]
     with same_picture():
         assert main(["run", "quickstart", *words, "strategy=shows-brightness", "compare=[]"]) == 0
     tiny = "backbone={name: vit_tiny_patch16_224, embed_dim: 16, depth: 2, num_heads: 2, img_size: 32}"
-    counting = "compare=[{name: linear_probe, statistics: lda, training: {train_epochs: 1}}]"
+    once = "training: {train_epochs: 1}"
+    counting = f"compare=[{{name: linear_probe, statistics: lda, {once}}}, {{name: prompt_cam, {once}}}]"
     words += ["strategy=ncm", counting, "export=full", tiny]
     with same_picture():
         assert main(["run", "quickstart", *words]) == 0
@@ -390,6 +391,21 @@ def test_explain_draws_what_the_method_shows(
             assert image.format == "PNG"
 
 
+def test_explain_looks_at_the_classes_that_are_named(
+    runs: dict[str, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    words = [str(runs["prompt_cam"]), str(images / "a" / "0-00.png"), "--out", str(tmp_path / "drawn")]
+    heights = []
+    for classes in ("3", "3,8,5"):
+        assert main(["explain", *words, "--classes", classes]) == 0
+        (drawn,) = capsys.readouterr().out.splitlines()
+        assert Path(drawn).name == "heads_01.png"
+        with Image.open(drawn) as image:
+            heights.append(image.height)
+    assert heights[1] > heights[0]  # a row for each class
+
+
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -422,6 +438,13 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         ),
         (["explain", "{ncm}", "{images}"], "strategy ncm explains nothing: it has no explain(images)"),
         (["explain", "{run}", "{images}", "--out", "{images}/a/notes.txt"], "cannot make the folder"),
+        (["explain", "{run}", "{images}", "--classes", "3"], "strategy shows-brightness takes no classes"),
+        (
+            ["explain", "{cam}", "{images}", "--classes", "3,dog"],
+            'classes: no class of the run is called "dog"; there are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9',
+        ),
+        (["explain", "{cam}", "{images}", "--classes", ""], 'no class of the run is called ""'),
+        (["explain", "{cam}", "{images}/a/notes.txt", "--classes", "3"], "the image cannot be read"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -440,6 +463,7 @@ def test_a_mistake_is_one_line(
     places = {
         "run": runs["shows-brightness"],
         "ncm": runs["ncm"],
+        "cam": runs["prompt_cam"],
         "images": images,
         "unfinished": "unfinished",
     }

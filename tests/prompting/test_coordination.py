@@ -35,8 +35,8 @@ from clprompt.training.settings import Training
 
 METHODS = [VPTDeepModel, L2PModel, DualPromptModel, CODAPromptModel, MVPModel]
 WITHOUT_TOKENS = [
-    *("damvp", "flyprompt", "joint", "linear_probe", "multilane", "ncm", "ranpac", "ridge", "slda", "tcpa"),
-    "semantic_proxies",
+    *("damvp", "flyprompt", "joint", "linear_probe", "multilane", "ncm", "prompt_cam", "ranpac", "ridge"),
+    *("semantic_proxies", "slda", "tcpa"),
 ]
 
 
