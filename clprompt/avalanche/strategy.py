@@ -111,6 +111,7 @@ class PromptStrategy(SupervisedTemplate):
         for plugin in ours:
             model.plug(plugin)
         check_mixing(model, self.training_settings, told=True)
+        model.check_epochs(settings.train_epochs)
         model = model.to(device)
         self.watch = FiniteWatch(model)
         super().__init__(

@@ -74,7 +74,8 @@ class Builder:
             config.memory.check_model(model, bundle.train.targets)
         model.meet([bundle.own_names[c] for group in plan.groups for c in group])
         model.name_classes(plan.named(bundle.names()))
-        check_stream(model, plan.classes, online=config.online is not None)  # it may ask for names
+        epochs, online = config.training.train_epochs, config.online is not None
+        check_stream(model, plan.classes, epochs=epochs, online=online)  # it may ask for names
         groups = list(plan.test_groups(bundle.test.targets, bundle.test.domains))
         if config.retrieval:
             check_retrieval(bundle.test.targets, groups)

@@ -36,6 +36,7 @@ from safetensors.torch import save
 from clprompt.data.bundle import DataBundle
 from clprompt.errors import CheckpointError, ClpromptError, RunFolderError
 from clprompt.experiment import config as configuration
+from clprompt.experiment import sameness
 from clprompt.experiment.config import Config
 from clprompt.metrics import measure
 from clprompt.prompting.model import PromptModel
@@ -45,9 +46,9 @@ from clprompt.system.files import atomic_write, one_line_errors, open_regular, r
 from clprompt.targets import is_label_sets
 
 RESULTS = "results.json"
-#: What the checksum of model.json leaves out: the place of a backbone may be mended, and its weights have a
-#: checksum of their own in there.
-UNCOVERED = ("backbone",)
+#: What the checksum of model.json leaves out: the places of a backbone and of files may be mended, and what
+#: stands there has checksums of its own in there.
+UNCOVERED = ("backbone", "files")
 _PACKAGES = ("clprompt", "torch", "torchvision", "timm", "avalanche-lib", "numpy", "scikit-learn")
 
 
@@ -169,6 +170,7 @@ def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
     backbone = sum(p.numel() for p in model.backbone.parameters())
     # two models of one shape and one name: weights do not tell which activation they were trained with
     activation = {} if model.backbone.text is None else {"activation": model.backbone.activation}
+    files = sameness.of_files(model)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -180,6 +182,7 @@ def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
         "git": git_state(Path(str(importlib.resources.files("clprompt")))),
         "parameters": {"backbone": backbone},
         "backbone": {"source": model.backbone.source, "sha256": model.backbone.fingerprint()} | activation,
+        **({"files": files} if files else {}),
     }
 
 
@@ -201,10 +204,16 @@ def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataB
     data = save(tensors)
     atomic_write(folder / "model.safetensors", data)
     backbone = model.backbone
+    files = {
+        key: {"path": config.strategy[key], "sha256": sha256}
+        for key, sha256 in sameness.of_files(model).items()
+        if key in config.strategy
+    }
     write_json(
         folder / "model.json",
         {
             "strategy": config.strategy,
+            **({"files": files} if files else {}),
             "seed": config.seeds[0],
             "backbone": {**config.backbone, "sha256": backbone.fingerprint()},
             "class_names": bundle.class_names,

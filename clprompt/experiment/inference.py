@@ -25,6 +25,7 @@ from clprompt.data.transforms import TestResize, make_transform
 from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError, nearest
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
+from clprompt.experiment import sameness
 from clprompt.inputs import Corruption
 from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
@@ -48,8 +49,8 @@ def load(folder: str | Path, *, device: str = "cpu", plugins: Iterable[Plugin] =
     """The trained model of a finished run folder, in eval mode.
 
     It carries `class_names`, by class id, and `transform`, which makes the tensor [C, H, W] that the model
-    expects from a PIL image. A run with `export: full` needs nothing but its folder; else the backbone is
-    built again from where the run had it.
+    expects from a PIL image. The backbone is built again from where the run had it, unless the run has
+    `export: full`; files that keys of its strategy name are read again, where model.json says that they are.
 
     Args:
         folder: of the run.
@@ -59,7 +60,8 @@ def load(folder: str | Path, *, device: str = "cpu", plugins: Iterable[Plugin] =
     Raises:
         RunFolderError: not a run folder, or the run is not finished.
         CheckpointError: its model cannot be read.
-        ClpromptError: the backbone cannot be built, or its weights are others than in the run.
+        ClpromptError: the backbone cannot be built, or a file of the strategy cannot be read, or either is
+            another than in the run.
     """
     folder = Path(folder)
     facts = read_facts(folder)
@@ -67,11 +69,16 @@ def load(folder: str | Path, *, device: str = "cpu", plugins: Iterable[Plugin] =
     prefix = "backbone."
     weights = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
     backbone = _backbone_of(folder, facts, weights)
+    files = facts.get("files") or {}
     try:
-        section = configuration.named(facts["strategy"], "strategy", of_run=True)
-    except ConfigError as error:
-        raise ConfigError(f"{folder / 'model.json'}: {error}") from error
-    model = make_method(section, backbone, seed=facts["seed"], plugins=plugins)
+        strategy = facts["strategy"] | {key: file["path"] for key, file in files.items()}
+        section = configuration.named(strategy, "strategy", of_run=True)
+        model = make_method(section, backbone, seed=facts["seed"], plugins=plugins)
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{folder / 'model.json'}: {error}") from error
+    if files:
+        then = {key: file["sha256"] for key, file in files.items()}
+        sameness.check_files(then, model, section, folder)
     with runfolder.fitting(folder / "model.safetensors"):
         model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(prefix)})
     if len(facts["class_names"]) < model.num_classes:
@@ -102,6 +109,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
         schema.held(_Facts, facts, "")
         for key, kind in (("strategy", _Named), ("backbone", _Backbone), ("transform", _Transform)):
             schema.held(kind, facts[key], key)
+        for key, file in (facts.get("files") or {}).items():
+            schema.held(_File, file, f"files.{key}")
     except ConfigError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return facts
@@ -109,7 +118,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What model.json holds; older versions wrote no checksum."""
+    """What model.json holds; older versions wrote no checksums."""
 
     strategy: dict[str, Any]
     seed: Annotated[int, at_least(0), at_most(2**32 - 1)]
@@ -118,6 +127,15 @@ class _Facts:
     transform: dict[str, Any]
     multi_label: bool = False
     tensors_sha256: str | None = None
+    files: dict[str, dict[str, str]] | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    """Of a file that a key of the strategy names, and of what it gave."""
+
+    path: str
+    sha256: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether a run goes on with what it was stopped with: weights, texts, classes, images, stream.
+"""Whether a run goes on, or predicts, with what it had: weights, texts, classes, images, stream.
 
 Names say little: a weight file or a folder of images may have been replaced under its name, and the figures
 would then be of two worlds. A checkpoint holds fingerprints of all of them; those that it lacks, as an older
@@ -18,9 +18,11 @@ from clprompt.data import fingerprint
 from clprompt.errors import CheckpointError
 from clprompt.experiment.build import Parts
 from clprompt.experiment.config import Config
-from clprompt.prompting.text.model import TextModel
+from clprompt.prompting.model import PromptModel
 from clprompt.system.documents import read_json
 
+#: The key of the files that a strategy's keys name.
+_FILES = "files of the strategy"
 #: The parts of a data set and what is covered of each, as messages call it.
 _COVERED = {
     "number": "number",
@@ -39,19 +41,40 @@ def fingerprints(parts: Parts, weights: str) -> dict[str, Any]:
         parts: of the run.
         weights: the fingerprint of the backbone.
     """
-    texts = parts.model.texts_read() if isinstance(parts.model, TextModel) else {}
+    files = of_files(parts.model)
     transform = sorted(parts.backbone.inputs.facts().items())
     return {
         "backbone weights": weights,
         "image transform": fingerprint.checksum([repr(transform).encode()]),
         "stream": parts.plan.fingerprint(),
-        **(
-            {"texts": {key: fingerprint.checksum([repr(texts[key]).encode()]) for key in texts}}
-            if texts
-            else {}
-        ),
+        **({_FILES: files} if files else {}),
         **parts.bundle.fingerprints,
     }
+
+
+def of_files(model: PromptModel) -> dict[str, str]:
+    """Checksums of what files gave a method and its plug-ins, by the key of the strategy that names each."""
+    return {key: fingerprint.checksum([repr(value).encode()]) for key, value in model.files_read().items()}
+
+
+def check_files(
+    then: Mapping[str, str], model: PromptModel, strategy: Mapping[str, Any], folder: Path
+) -> None:
+    """Refuse to predict with other contents of files than a run had.
+
+    Args:
+        then: what :func:`of_files` gave of the run's model.
+        model: built again.
+        strategy: the section that it was built from.
+        folder: of the run.
+
+    Raises:
+        CheckpointError: naming all that differ.
+    """
+    now = of_files(model)
+    different = _other_files(then, {key: now.get(key, "") for key in then}, strategy)
+    if different:
+        raise CheckpointError(f"{folder}: {different}; put back what they were in the run")
 
 
 def known_by(images: Mapping[str, Any]) -> np.ndarray:
@@ -83,6 +106,7 @@ def places(then: Mapping[str, Any]) -> set[str]:
         keys.add("scenario.class_order")
     if "synonyms" in then:
         keys.add("data.class_names")
+    keys |= {f"strategy.{key}" for key in then.get(_FILES) or ()}
     if all("contents" in (then.get(part) or ()) for part in ("training images", "test images")):
         names = ("path", "test_path", "root", "lists", "class_list")
         keys |= {f"data{source}.{name}" for source in ("", ".source") for name in names}
@@ -118,11 +142,8 @@ def _differences(key: str, then: Any, now: Any, config: Config) -> list[str]:
         file = config.backbone["checkpoint"]
         source = f"backbone.checkpoint={file}" if file else f"backbone.name={config.backbone['name']}"
         return [f"other backbone weights ({source})"]
-    if key == "texts":
-        changed = [name for name in now if now[name] != then.get(name)]
-        return [
-            f"other texts ({', '.join(f'strategy.{name}={config.strategy.get(name)}' for name in changed)})"
-        ]
+    if key == _FILES:
+        return [_other_files(then, now, config.strategy)]
     if key in ("class names", "domain names") and isinstance(then, list):
         return [_names(key.removesuffix(" names"), then, now)]
     if isinstance(now, dict) and isinstance(then, dict):
@@ -136,6 +157,13 @@ def _differences(key: str, then: Any, now: Any, config: Config) -> list[str]:
     if key == "stream" and isinstance(order := config.scenario.get("class_order"), str):
         return [f"another stream (scenario.class_order={order})"]
     return [f"another {key}"]
+
+
+def _other_files(then: Mapping[str, str], now: Mapping[str, str], strategy: Mapping[str, Any]) -> str:
+    """Which files of a strategy's keys hold something else; "" for none."""
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    named = ", ".join(f"strategy.{key}={strategy.get(key)}" for key in keys)
+    return f"other contents of files ({named})" if keys else ""
 
 
 def _names(kind: str, then: list[Any], now: list[str]) -> str:

@@ -345,6 +345,13 @@ class PromptModel(nn.Module, ABC):
             cached[key] = encode().features
         return cached[key]
 
+    def files_read(self) -> dict[str, Any]:
+        """What files, or published lists, gave: plain values by the argument that names the file.
+
+        A run goes on, and predicts, with the same contents alone.
+        """
+        return {key: value for plugin in self.plugins for key, value in plugin.files_read().items()}
+
     def notes(self) -> list[str]:
         """What whoever starts a run should know of the model, in a sentence each."""
         return [note for plugin in self.plugins for note in plugin.notes()]
@@ -377,6 +384,15 @@ class PromptModel(nn.Module, ABC):
                     f"{plugin.name} needs to know where experiences begin and end, which an online stream "
                     "does not show"
                 )
+
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse so many epochs of an experience where a plug-in has no use for them.
+
+        Raises:
+            ConfigError: naming the argument.
+        """
+        for plugin in self.plugins:
+            plugin.check_epochs(epochs)
 
     def counts_received(self, *, told: bool = False) -> bool:
         """Whether the method or a plug-in looks at what is received, so that mixed images are refused.

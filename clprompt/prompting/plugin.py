@@ -202,6 +202,17 @@ class Plugin(nn.Module):
         """
         return None
 
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse so many epochs of an experience, before anything is trained.
+
+        Raises:
+            ConfigError: naming the argument.
+        """
+
+    def files_read(self) -> dict[str, Any]:
+        """What files gave, by the argument: see :meth:`~clprompt.prompting.model.PromptModel.files_read`."""
+        return {}
+
     def notes(self) -> list[str]:
         """What whoever starts a run with it should know, in a sentence each."""
         return []

@@ -84,6 +84,9 @@ class Run:
         values = {key: value for key, value in values.items() if key not in NO_MATTER and value is not None}
         if "backbone.checkpoint" in values:  # the same weights in the folders of two machines
             values["backbone.checkpoint"] = Path(values["backbone.checkpoint"]).name
+        for key, sha256 in ((self.environment or {}).get("files") or {}).items():
+            # the same file in the folders of two machines; and of two contents two rows
+            values[f"strategy.{key}"] = f"{Path(str(values.get(f'strategy.{key}'))).name} ({sha256[:8]})"
         return values
 
     @property
@@ -164,6 +167,7 @@ class _Environment:
     versions: dict[str, str | None] | None = None
     git: dict[str, Any] | None = None
     config_sha256: str | None = None
+    files: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class Engine:
         check_mixing(model, self.training, told=online is None)
         self.online = online
         self.is_ordered = is_ordered
-        check_stream(model, classes, online=online is not None)
+        check_stream(model, classes, epochs=self.training.train_epochs, online=online is not None)
         self.seed = seed
         self.precision = precision
         self.listeners = listeners

@@ -14,12 +14,15 @@ from clprompt.training import optim
 from clprompt.training.precision import autocast
 
 
-def check_stream(model: PromptModel, classes: Sequence[Collection[int]], *, online: bool) -> None:
+def check_stream(
+    model: PromptModel, classes: Sequence[Collection[int]], *, epochs: int, online: bool
+) -> None:
     """Refuse a stream that a model is sure not to finish.
 
     Args:
         model: before the first of its experiences.
         classes: of each experience.
+        epochs: that each is trained for.
         online: whether the stream does not tell of them.
 
     Raises:
@@ -27,7 +30,9 @@ def check_stream(model: PromptModel, classes: Sequence[Collection[int]], *, onli
     """
     if online:
         model.check_online()
-    elif model.boundaries != "unused":
+        return
+    model.check_epochs(epochs)
+    if model.boundaries != "unused":
         first = int(model.experience) + 1
         begun = [list(group) for i, group in enumerate(classes, first) if not model.stops(i)]
         model.check_stream(begun)

@@ -309,9 +309,9 @@ class CoOpModel(TextModel):
         """:meth:`text_features` of classes, [M, n, E]."""
         return self.text_features([self.names.shown(c) for c in classes], classes)
 
-    def texts_read(self) -> dict[str, Any]:
-        known = {} if self.known_texts is None else {"knowledge": self.known_texts.read}
-        return super().texts_read() | known | ({"keywords": self.keywords} if self.keywords else {})
+    def files_read(self) -> dict[str, Any]:
+        known = {} if self.known_texts is None else self.known_texts.files_read()
+        return super().files_read() | known | ({"keywords": self.keywords} if self.keywords else {})
 
     def context_rows(self) -> Tensor | None:
         if self.residual is not None or self.class_specific:

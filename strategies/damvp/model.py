@@ -438,6 +438,10 @@ class DAMVPModel(PromptModel):
             "bytes_per_prompt": one * self.prototypes.element_size(),
         }
 
+    def files_read(self) -> dict[str, Any]:
+        frame = {} if self.meta_file is None else {"meta_file": self.meta_frame.tolist()}
+        return super().files_read() | frame
+
     def meet(self, class_names: Sequence[str]) -> None:
         tell_of_leaks(self.meta_facts, class_names, str(self.meta_file))
 

@@ -263,9 +263,8 @@ class MaPLeModel(TextModel):
             return [fill(self.template, name)]
         return texts.of(name)
 
-    def texts_read(self) -> dict[str, Any]:
-        own = {} if self.unprompted is None else {"residual_features": self.unprompted.read}
-        return super().texts_read() | own
+    def files_read(self) -> dict[str, Any]:
+        return super().files_read() | ({} if self.unprompted is None else self.unprompted.files_read())
 
     def context_rows(self) -> Tensor:
         return self.prompts.text_rows()[0]

@@ -210,11 +210,9 @@ class ZeroShotModel(TextModel):
         templates = best[0][1] if best else self.templates
         return [fill(t, n) for n in self._in_use(names or [name]) for t in templates]
 
-    def texts_read(self) -> dict[str, Any]:
-        read: dict[str, Any] = (
-            {} if self._source is None else {self._source: self.sentences or self.templates}
-        )
-        return read if self.pairs is None else read | {"pairs": self.pairs}
+    def files_read(self) -> dict[str, Any]:
+        texts = {} if self._source is None else {self._source: self.sentences or self.templates}
+        return super().files_read() | texts | ({} if self.pairs is None else {"pairs": self.pairs})
 
     def _in_use(self, names: Sequence[str]) -> Sequence[str]:
         return names if self.synonyms else names[:1]

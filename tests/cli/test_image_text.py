@@ -214,6 +214,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "strategy={name: coop, length: 2, keywords: words.json}",
         'keywords words.json says nothing of class "trout"',
     ),
+    "trajectory far from all epochs": (
+        "strategy={name: coop, length: 2, trajectory: true, trajectory_mean: 100}",
+        "trajectory_mean=100.0 is so far from all 1 epochs of an experience that none has a weight",
+    ),
     "template without a name": (
         "strategy={name: zero_shot, template: a photo}",
         'template must hold {} in place of the class name, got "a photo"',

@@ -361,7 +361,7 @@ def test_a_run_on_names_that_is_killed_resumes_to_the_same_bits_and_predicts_wit
             before = texts.read_text()
             texts.write_text('["the {}", "a {}"]')
             assert warm.resume(folder) == 2, warm.said
-            assert f"other texts (strategy.candidates={texts})" in warm.said
+            assert f"other contents of files (strategy.candidates={texts})" in warm.said
             texts.write_text(before)
         assert warm.resume(folder) == 0, warm.said
         assert_same(left(folder), expected)

@@ -143,10 +143,6 @@ class TextModel(PromptModel):
         found = [plugin for plugin in self.plugins if isinstance(plugin, TextPlugin)]
         return sorted(found, key=lambda plugin: plugin.name)
 
-    def texts_read(self) -> dict[str, Any]:
-        """Texts that files or lists gave, by the argument; a run goes on with the same ones alone."""
-        return {key: texts for plugin in self.text_plugins for key, texts in plugin.texts_read().items()}
-
     def why_unanchored(self) -> str | None:
         """Why no class has one learned text that could be held near another; None where each has."""
         return None

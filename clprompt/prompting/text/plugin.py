@@ -48,10 +48,6 @@ class TextPlugin(Plugin):
         """Changes rows of learned texts, normalised before and after, [n, E]."""
         return rows
 
-    def texts_read(self) -> dict[str, Any]:
-        """See :meth:`~clprompt.prompting.text.model.TextModel.texts_read`."""
-        return {}
-
     def name_classes(self, names: Sequence[str]) -> None:
         """Called when classes were named, with their shown names, for notices about them."""
 

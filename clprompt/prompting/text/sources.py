@@ -175,15 +175,15 @@ class ClassTexts:
     """
 
     def __init__(self, source: str, key: str) -> None:
-        self.where = f"{key} {source}"
-        read = [source] if _MARK in source else read_candidates(source, key)
+        self.key, self.where = key, f"{key} {source}"
+        self.from_file = _MARK not in source
+        read = read_candidates(source, key) if self.from_file else [source]
         self.templates: list[str] = read if isinstance(read, list) else []
         self.sentences: dict[str, list[str]] | None = None if isinstance(read, list) else read
 
-    @property
-    def read(self) -> list[str] | dict[str, list[str]]:
-        """Templates, or sentences by name."""
-        return self.templates if self.sentences is None else self.sentences
+    def files_read(self) -> dict[str, Any]:
+        """Templates, or sentences by name, that a file or a list gave, by the argument."""
+        return {self.key: self.sentences or self.templates} if self.from_file else {}
 
     def of(self, name: str) -> list[str]:
         """The texts of a class."""

@@ -80,7 +80,7 @@ class Trajectory(Plugin):
         if begun > epoch:  # resumed in its middle
             return
         if begun == 0:
-            self._check_weights(epochs)
+            self.check_epochs(epochs)
         else:
             self._add(begun, int(self.epochs[1]))
         self.epochs.copy_(torch.tensor([epoch + 1, epochs]))
@@ -109,9 +109,9 @@ class Trajectory(Plugin):
         distance = (epoch - mean) / self.std
         return math.exp(-distance * distance / 2)  # a product: powers of large numbers raise
 
-    def _check_weights(self, epochs: int) -> None:
+    def check_epochs(self, epochs: int) -> None:
         least = torch.finfo(self.weight.dtype).tiny
-        if sum(self.weight_of(epoch, epochs) for epoch in range(1, epochs + 1)) < least:
+        if epochs and sum(self.weight_of(epoch, epochs) for epoch in range(1, epochs + 1)) < least:
             raise ConfigError(
                 f"trajectory_mean={_MEAN * epochs if self.mean is None else self.mean} is so far from all "
                 f"{epochs} epochs of an experience that none has a weight with trajectory_std={self.std}"

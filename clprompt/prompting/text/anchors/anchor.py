@@ -64,8 +64,8 @@ class Anchor(TextPlugin):
         check_fit(self.model.text, (text for name in new for text in self.texts.of(name)), self.texts.where)
         self._fitting.update(new)
 
-    def texts_read(self) -> dict[str, Any]:
-        return {} if self.texts is None else {"anchor_texts": self.texts.read}
+    def files_read(self) -> dict[str, Any]:
+        return {} if self.texts is None else self.texts.files_read()
 
     def name_classes(self, names: Sequence[str]) -> None:
         assert self.texts is not None
