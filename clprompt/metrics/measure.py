@@ -45,6 +45,7 @@ class Measure(ABC):
             ranks.
         reported: those of them that a report over many runs shows, with their titles there.
         optional: further ones that tables show beside those where a run has them, with their titles.
+        also_reported: further ones that the wider tables of a report show where a run has them.
         by_choice: further ones, which tables show where they are asked for, with their titles.
         deciding: the metrics by which a sweep may choose, higher being better.
         charts: scalars that belong into one chart, by its title: regular expressions over tags.
@@ -61,6 +62,7 @@ class Measure(ABC):
     columns: ClassVar[Mapping[str, str]]
     reported: ClassVar[Mapping[str, str]]
     optional: ClassVar[Mapping[str, str]] = {}
+    also_reported: ClassVar[Mapping[str, str]] = {}
     by_choice: ClassVar[Mapping[str, str]] = {}
     deciding: ClassVar[Sequence[str]]
     charts: Mapping[str, Sequence[str]]
@@ -69,6 +71,11 @@ class Measure(ABC):
     curve_titles: ClassVar[Mapping[str, tuple[str, str]]]
     reference_title: ClassVar[str] = ""
     shows_stream: ClassVar[bool] = False
+
+    @classmethod
+    def of_report(cls) -> dict[str, str]:
+        """The metrics that the tables of a report show where a run has them, with their titles."""
+        return {**cls.reported, **cls.optional, **cls.also_reported}
 
     @abstractmethod
     def checked(self, targets: Any) -> NDArray[Any]:
@@ -186,6 +193,10 @@ class Measure(ABC):
         """What periodic evaluations scored by the sample count at which they were due; {} without such."""
         return {}
 
+    def anytime_reference(self, records: Iterable[Record]) -> dict[int, float]:
+        """What :meth:`anytime` is to be held against, by sample count; {} without such."""
+        return {}
+
     @abstractmethod
     def tables(
         self, records: Sequence[Record], names: Sequence[str], groups: Sequence[Sequence[int]]
@@ -229,6 +240,9 @@ class Accuracy(Measure):
     optional: ClassVar[Mapping[str, str]] = {
         "zero_shot": NAMES_METRICS["zero_shot"],
         **{key: RETRIEVAL_METRICS[key] for key in ("recall_at_1", "frozen_recall_at_1")},
+    }
+    also_reported: ClassVar[Mapping[str, str]] = {
+        key: NAMES_METRICS[key] for key in ("transfer", "base_new_H")
     }
     by_choice: ClassVar[Mapping[str, str]] = {
         "average_incremental_accuracy_by_samples": "incremental by samples",
@@ -445,6 +459,15 @@ class Online(Accuracy):
             if record.get("when") == "anytime"
             and record.get("nominal")
             and record.get("accuracy") is not None
+        }
+
+    def anytime_reference(self, records: Iterable[Record]) -> dict[int, float]:
+        """The zero-shot line of a run on names: after each session, over the test images of classes seen."""
+        return {
+            int(record["samples"]): float(record["names"]["zero_shot_base"])
+            for record in records
+            if record.get("when") == "experience"
+            and (record.get("names") or {}).get("zero_shot_base") is not None
         }
 
 
@@ -671,7 +694,13 @@ _NO_FIGURES = (
 TITLES = {
     key: title
     for kind in MEASURES.values()
-    for key, title in {**kind.columns, **kind.reported, **kind.optional, **kind.by_choice}.items()
+    for key, title in {
+        **kind.columns,
+        **kind.reported,
+        **kind.optional,
+        **kind.also_reported,
+        **kind.by_choice,
+    }.items()
 }
 
 

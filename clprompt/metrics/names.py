@@ -43,6 +43,7 @@ class OfNames:
         new: over the samples of classes still to come, among these; None where there are none.
         base_of_all: over the samples of seen classes, among all names.
         new_of_all: over those of classes still to come, among all names.
+        zero_shot_base: of names without prompts, over the samples of seen classes, among these.
         templates: of several templates, the mean of ``zero_shot`` over the groups seen by each of them alone.
     """
 
@@ -52,6 +53,7 @@ class OfNames:
     new: float | None
     base_of_all: float | None
     new_of_all: float | None
+    zero_shot_base: float | None = None
     templates: dict[str, float] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -110,6 +112,7 @@ def score_names(
         accuracy(logits, new, everything & ~is_seen),
         accuracy(logits, base, everything),
         accuracy(logits, new, everything),
+        accuracy(unprompted, base, is_seen),
         alone,
     )
 

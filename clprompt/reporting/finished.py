@@ -47,6 +47,7 @@ class Run:
         curves: by metric, its values after each experience [T]; [0] where none was measured.
         references: lines that some of these are held against, by the same names, [T].
         anytime: accuracy by the number of samples received, of the online protocol.
+        anytime_reference: a line that this is held against, in the same form.
         environment: its environment.json; None where there is none that can be read.
         notes: what a reader should know of it, a line each.
         has_checksums: whether its records could be checked; older versions wrote none.
@@ -65,6 +66,7 @@ class Run:
     curves: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     references: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     anytime: dict[int, float] = field(default_factory=dict)
+    anytime_reference: dict[int, float] = field(default_factory=dict)
     environment: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     has_checksums: bool = False
@@ -228,6 +230,7 @@ def read_run(folder: Path) -> Run:
         measure.curves(records),
         measure.references(records),
         measure.anytime(records),
+        measure.anytime_reference(records),
         environment,
         (*notes, *more),
         bool(checksums),

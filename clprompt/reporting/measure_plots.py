@@ -95,7 +95,8 @@ def _accuracy_curves(drawn: _Drawn) -> Figure:
 
 
 def _anytime_accuracy(drawn: _Drawn) -> Figure:
-    return plots.anytime_accuracy(drawn.records)
+    line = drawn.measure.anytime_reference(drawn.records)
+    return plots.anytime_accuracy(drawn.records, {drawn.measure.reference_title: line} if line else {})
 
 
 def _confusion_matrix(drawn: _Drawn) -> Figure | None:

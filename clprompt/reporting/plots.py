@@ -125,11 +125,14 @@ def accuracy_curves(
     return figure
 
 
-def anytime_accuracy(records: Iterable[Mapping[str, Any]]) -> Figure:
+def anytime_accuracy(
+    records: Iterable[Mapping[str, Any]], references: Mapping[str, Mapping[int, float]] | None = None
+) -> Figure:
     """Accuracy on the seen classes over the samples received, of an online run; sessions are shaded in turn.
 
     Args:
         records: of the run; the periodic evaluations are the line, those at session ends the squares.
+        references: by what they are called, lines that it is held against: fractions by sample count.
     """
     evaluations = [r for r in records if r.get("kind") == "evaluation" and r["accuracy"] is not None]
     periodic = [r for r in evaluations if r["when"] == "anytime"]
@@ -161,6 +164,8 @@ def anytime_accuracy(records: Iterable[Mapping[str, Any]]) -> Figure:
         zorder=3,
         label="at a session's end",
     )
+    for number, (title, line) in enumerate((references or {}).items()):
+        _reference(axes, np.array(list(line)), 100 * np.array(list(line.values())), title, number)
     axes.set(xlabel="samples received", ylabel="accuracy on seen classes (%)", ylim=(0, 101))
     axes.set_xlim(0, max([1, *(r["samples"] for r in evaluations)]))
     axes.set_title("Anytime accuracy (shaded: sessions)", pad=16)

@@ -13,8 +13,9 @@ import html
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,7 @@ from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.overlay import flat
 
 #: Metrics of results.json by their title in the table; those that no run of a stream has are left out.
-METRICS = {
-    key: title
-    for measure in MEASURES.values()
-    for key, title in {**measure.reported, **measure.optional}.items()
-}
+METRICS = {key: title for measure in MEASURES.values() for key, title in measure.of_report().items()}
 #: Numbers under `cost` by their title, the factor that they are shown with, and the decimals.
 _COSTS = {
     "method_parameters": ("parameters", 1, 0),
@@ -83,7 +80,7 @@ class Section:
             for run in row.runs.values()
         ]
         measure = measure_behind(results)
-        shown: Iterable[str] = self.chosen or {**measure.reported, **measure.optional}
+        shown: Iterable[str] = self.chosen or measure.of_report()
         if not self.chosen and next(iter(shown)) not in {key for values in results for key in values}:
             shown = METRICS
         return [key for key in shown if any(key in values for values in results)]
@@ -150,7 +147,7 @@ class Section:
         if not any(run.experiences for run in runs):
             return {}
         curves = {name: self._curves(name) for name in runs[0].curves}
-        references = {name: self._references(name) for name in curves}
+        references = {name: self._references(partial(_reference, name)) for name in curves}
         return self._anytime() | measure_plots.of_runs(runs[0].measure, curves, references)
 
     def _anytime(self) -> dict[str, bytes]:
@@ -164,17 +161,27 @@ class Section:
             for row in self.rows
         }
         drawn = plots.overlay(
-            curves, "Accuracy on the classes received", "accuracy (%)", at=at, axis="samples received"
+            curves,
+            "Accuracy on the classes received",
+            "accuracy (%)",
+            references=self._references(lambda run: _between(run.anytime_reference, at)),
+            at=at,
+            axis="samples received",
         )
         return {"anytime_accuracy": plots.png(drawn)}
 
-    def _references(self, name: str) -> Curves:
-        """The lines that a curve is held against, by title; one that several rows share is one line."""
+    def _references(self, line_of: Callable[[Run], NDArray[np.float64] | None]) -> Curves:
+        """The lines that curves are held against, by title; one that several rows share is one line.
+
+        Args:
+            line_of: a run's, [T]; None of one without.
+        """
         title = next(iter(self.rows[0].runs.values())).measure.reference_title
         lines: list[dict[int, NDArray[np.float64]]] = []
         labels: list[str] = []
         for row in self.rows:
-            of_seeds = {s: run.references[name] for s, run in row.runs.items() if name in run.references}
+            found = {seed: line_of(run) for seed, run in row.runs.items()}
+            of_seeds = {seed: line for seed, line in found.items() if line is not None}
             if not of_seeds:
                 continue
             shared = next((line for line in lines if _agree(line, of_seeds)), None)
@@ -192,6 +199,18 @@ class Section:
             for row in self.rows
         }
         return {label: np.stack(of_runs) for label, of_runs in curves.items() if of_runs}
+
+
+def _reference(name: str, run: Run) -> NDArray[np.float64] | None:
+    return run.references.get(name)
+
+
+def _between(line: dict[int, float], at: Sequence[int]) -> NDArray[np.float64] | None:
+    """The values of a line at other places [T], straight between its own; nan beside it, None for no line."""
+    places = sorted(line)
+    if not places:
+        return None
+    return np.interp(at, places, [line[place] for place in places], left=np.nan, right=np.nan)
 
 
 def _agree(line: dict[int, NDArray[np.float64]], other: dict[int, NDArray[np.float64]]) -> bool:
@@ -306,7 +325,9 @@ _NOTE = (
     "backbone; seconds: per run; peak MiB: of the process, of the allocator on a GPU."
 )
 _ZERO_SHOT_NOTE = (
-    " Zero-shot: average accuracy of the class names without prompts, in the run's own template or texts."
+    " Zero-shot: average accuracy of the class names without prompts, in the run's own template or texts. "
+    "Transfer to unseen: by name, on class groups before they were trained on. H: harmonic mean over seen "
+    "classes and those to come, each among its own."
 )
 
 

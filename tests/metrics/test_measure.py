@@ -365,6 +365,13 @@ def test_the_anytime_curve_is_by_the_samples_at_which_it_was_due():
     assert Online().anytime(onlines()) == {10: 0.4, 20: 0.8}
 
 
+def test_the_zero_shot_line_of_an_online_run_is_by_the_samples_at_which_sessions_ended():
+    first, second = accuracies("online")
+    names = {"zero_shot": [0.5], "zero_shot_base": 0.6}
+    records = [*onlines(), first | {"samples": 15, "names": names}, second | {"samples": 20}]
+    assert Online().anytime_reference(records) == {15: 0.6}
+
+
 # ------------------------------------------------------------------------------------------------ tables
 
 

@@ -43,6 +43,7 @@ def test_each_accuracy_is_among_its_own_classes():
     assert (names.base_of_all, names.new_of_all) == (0.5, 0.0)
     assert names.own == [None, 1.0, 1.0]
     assert names.zero_shot == [0.0, None, None]
+    assert names.zero_shot_base == 0.0
 
 
 def test_a_run_is_summarised_over_its_experiences():

@@ -555,7 +555,7 @@ def test_the_overlay_draws_the_mean_with_a_band_of_the_standard_error() -> None:
 def drawn_references(path: Path) -> dict[str, list[float]]:
     """The dashed lines beside the average accuracies of a report's only stream, in percent by title."""
     (section,) = report.collect([path]).sections
-    found: dict[str, Any] = section._references("average_accuracy")
+    found: dict[str, Any] = section._references(lambda run: run.references.get("average_accuracy"))
     (axes,) = plots.overlay(section._curves("average_accuracy"), "t", "l", references=found).axes
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
     return {str(line.get_label()): np.round(line.get_ydata(), 6).tolist() for line in dashed}
@@ -581,6 +581,16 @@ def test_zero_shot_lines_that_differ_are_named_by_their_rows(tmp_path: Path) -> 
         "zero-shot line (alpha)": [50, 45],
         "zero-shot line (beta)": [70, 65],
     }
+
+
+def test_transfer_and_base_to_new_stand_in_a_table_of_runs_on_names(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", zero_shot=0.5, metrics={"transfer": 0.25, "base_new_H": 0.75})
+    a_run(tmp_path / "n", strategy="ncm")
+    text = report.collect([tmp_path]).text()
+    titles = ["zero-shot", "transfer to unseen", "H of base and new"]
+    assert cells(text, "strategy")[5:8] == titles
+    assert cells(text, "alpha")[5:8] == ["45.0", "25.0", "75.0"]
+    assert cells(text, "ncm")[5:8] == ["-", "-", "-"]
 
 
 def test_runs_without_names_have_no_zero_shot_line(tmp_path: Path) -> None:
@@ -682,3 +692,25 @@ def test_online_runs_are_told_and_drawn_by_the_metrics_of_their_protocol(tmp_pat
     (axes,) = plots.overlay({"a": [[0.5, 0.6]]}, "t", "l", at=[100, 200], axis="samples received").axes
     assert np.asarray(axes.lines[0].get_xdata()).tolist() == [100, 200]
     assert axes.get_xlabel() == "samples received"
+
+
+def test_the_anytime_accuracy_is_held_against_the_zero_shot_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = {"kind": "evaluation", "measure": "online"}
+    record: dict[str, Any] = {**measured, "accuracy": 0.5, "groups": [0.5, 0.5]}
+    names = {"zero_shot": [0.5, 0.5], "own": [None, None], **dict.fromkeys(_OF_ALL, 0.5)}
+    records = [record | {"when": "anytime", "experience": 0, "nominal": at} for at in (50, 100, 150, 250)]
+    for number, (at, line) in enumerate({100: 0.6, 200: 0.4}.items()):
+        ended = {"when": "experience", "experience": number, "samples": at, "confusion": []}
+        records.append(record | ended | {"names": names | {"zero_shot_base": line}})
+    for strategy in ("alpha", "beta"):
+        folder = a_run(tmp_path / strategy, strategy=strategy, online={"iterations": 1})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    drawn: list[Any] = []
+    overlay = plots.overlay
+    monkeypatch.setattr(plots, "overlay", lambda *of, **how: drawn.append(how) or overlay(*of, **how))
+    (section,) = report.collect([tmp_path]).sections
+    section._anytime()
+    (line,) = drawn[0]["references"]["zero-shot line"]
+    np.testing.assert_allclose(line, [np.nan, 0.6, 0.5, np.nan])
