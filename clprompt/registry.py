@@ -230,8 +230,9 @@ scenarios = Registry("scenario", load_builtin)
 datasets = Registry("data set", load_builtin)
 #: where runs are shown, see :mod:`clprompt.tracking.sink`
 sinks = Registry("sink", load_builtin)
-#: Short forms of plug-ins: a function of the keys that stand beside a method's own, which returns the plug-in
-#: or None. ``serves`` says of a method whether it can carry it, ``lacking`` why another cannot.
+#: Short forms of plug-ins: a function of the keys that stand beside a method's own, which returns the
+#: plug-in, several, or None. ``serves`` says of a method whether it can carry it, ``lacking`` why another
+#: cannot.
 plugins = Registry("plug-in", load_builtin)
 
 ENTRY_POINTS = {

@@ -54,8 +54,7 @@ def construct(
     for entry in short_forms(method):
         keys = schema.parameters(entry.target)[0]
         plugin = entry.target(**{key: arguments.pop(key) for key in keys if key in arguments})
-        if plugin is not None:
-            made.append(plugin)
+        made += [plugin] if isinstance(plugin, Plugin) else plugin or []
     model = method(*positional, **arguments)
     for plugin in [*made, *map(copy.deepcopy, plugins)]:
         model.plug(plugin)

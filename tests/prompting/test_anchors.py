@@ -60,7 +60,11 @@ def samples(classes: list[int]) -> Any:
 def made(anchor: str | None = None, method: type[TextModel] = Moved, **arguments: Any) -> Any:
     """A model in its second experience, of classes 2 and 3, after one of classes 0 and 1."""
     backbone = arguments.pop("backbone", None) or tiny_image_text()
-    model = construct(method, backbone, anchor=anchor, **arguments)
+    return met(construct(method, backbone, anchor=anchor, **arguments))
+
+
+def met(model: Any) -> Any:
+    """The model in its second experience."""
     model.name_classes(NAMES)
     for classes in ([0, 1], [2, 3]):
         model.begin_experience(classes, samples(classes))
@@ -174,6 +178,24 @@ def test_several_anchors_ride_on_one_model():
     model.begin_experience([2, 3], samples([2, 3]))
     model.observe(torch.tensor([2, 3]))
     assert {name.partition("_")[0] for name in step(model.train()).terms} == {"cross", "self", "direction"}
+
+
+def test_a_list_names_several_anchors_and_each_gets_the_settings_that_it_has():
+    section = {"name": "coop", "anchor": "self_regulation,direction", "anchor_direction_weight": 2}
+    checked = config.named({**section, "anchor_logits_weight": 0.5, "anchor_texts": "the {}"}, "strategy")
+    assert checked["anchor"] == ["self_regulation", "direction"]
+    keys = {key: value for key, value in checked.items() if key.startswith("anchor")}
+    named = made(keys.pop("anchor"), **keys)
+    plugged = construct(
+        Moved,
+        tiny_image_text(),
+        plugins=[
+            SelfRegulation(texts="the {}", logits_weight=0.5),
+            Direction(texts="the {}", logits_weight=0.5, direction_weight=2.0),
+        ],
+    )
+    assert [plugin.name for plugin in named.plugins] == ["self_regulation", "direction"]
+    assert torch.equal(step(named).loss, step(met(plugged)).loss)
 
 
 def test_the_teacher_of_self_regulation_is_the_mean_of_raw_features(tmp_path):
@@ -356,6 +378,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "anchor_image_weight belongs to anchor=self_regulation or consistency, got anchor=direction",
     ),
     "a setting of no anchor": ({"anchor_texts": "a {}."}, "anchor_texts belongs to anchor, which is null"),
+    "a setting of none of several": (
+        {"anchor": ["direction", "equal_shifts"], "anchor_image_weight": 2.0},
+        "belongs to anchor=self_regulation or consistency, got anchor=direction, equal_shifts",
+    ),
+    "one of several twice": (
+        {"anchor": ["direction", "direction"]},
+        r'anchor names one twice: \["direction", "direction"\]',
+    ),
     "no such texts": (
         {"anchor": "consistency", "anchor_texts": "imagenet_8"},
         "anchor_texts: there is no file imagenet_8.*imagenet_80",

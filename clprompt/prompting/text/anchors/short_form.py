@@ -1,4 +1,4 @@
-"""The short form of anchors: which one, and its settings, beside a method's own keys."""
+"""The short form of anchors: which ones, and their settings, beside a method's own keys."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from clprompt.prompting.text.anchors.direction import Direction
 from clprompt.prompting.text.anchors.equal_shifts import EqualShifts
 from clprompt.prompting.text.anchors.self_regulation import SelfRegulation
 from clprompt.registry import plugins
-from clprompt.schema import at_least, at_most
+from clprompt.schema import at_least, at_most, not_empty
 
+Kind = Literal["self_regulation", "consistency", "equal_shifts", "direction"]
 Weight = Annotated[float, at_least(0)]
 Ratio = Annotated[float, at_least(0), at_most(1)]
 
@@ -27,7 +28,7 @@ _KINDS: Mapping[str, Callable[..., Anchor]] = {
 @schema.checked
 def anchor(
     *,
-    anchor: Literal["self_regulation", "consistency", "equal_shifts", "direction"] | None = None,
+    anchor: Kind | Annotated[list[Kind], not_empty] | None = None,
     anchor_texts: str | None = None,
     anchor_text_weight: Weight | None = None,
     anchor_image_weight: Weight | None = None,
@@ -36,12 +37,12 @@ def anchor(
     anchor_direction_weight: Weight | None = None,
     anchor_adapt_image: Ratio | None = None,
     anchor_adapt_text: Ratio | None = None,
-) -> Anchor | None:
+) -> list[Anchor]:
     """What is learned stays near the unprompted towers: the short form of the anchors.
 
     Args:
-        anchor: which: "self_regulation" (PromptSRC), "consistency" (CoPrompt), "equal_shifts" (RESTORE) or
-            "direction" (DiSa); null for none.
+        anchor: which one or several: "self_regulation" (PromptSRC), "consistency" (CoPrompt), "equal_shifts"
+            (RESTORE), "direction" (DiSa); null for none. A setting is that of each that has it.
         anchor_texts: unprompted texts of a class: a template with {}, a file of templates or of sentences by
             class name, ``imagenet_7`` or ``imagenet_80``; null for the method's template.
         anchor_text_weight: of the texts' term; null for 25 (self_regulation) or 1 (consistency).
@@ -64,12 +65,17 @@ def anchor(
         "adapt_text": anchor_adapt_text,
     }
     given = {key: value for key, value in values.items() if value is not None}
-    if anchor is None:
+    kinds = [anchor] if isinstance(anchor, str) else anchor or []
+    if not kinds:
         for key in given:
             raise ConfigError(f"anchor_{key} belongs to anchor, which is null")
-        return None
+    if len(set(kinds)) < len(kinds):
+        raise ConfigError(f"anchor names one twice: {schema.show(kinds)}")
+    taken = {kind: schema.parameters(_KINDS[kind])[0] for kind in kinds}
     for key in given:
-        owners = [name for name, kind in _KINDS.items() if key in schema.parameters(kind)[0]]
-        if anchor not in owners:
-            raise ConfigError(f"anchor_{key} belongs to anchor={' or '.join(owners)}, got anchor={anchor}")
-    return _KINDS[anchor](**given)
+        if not any(key in keys for keys in taken.values()):
+            owners = [name for name, kind in _KINDS.items() if key in schema.parameters(kind)[0]]
+            raise ConfigError(
+                f"anchor_{key} belongs to anchor={' or '.join(owners)}, got anchor={', '.join(kinds)}"
+            )
+    return [_KINDS[kind](**{key: given[key] for key in given if key in keys}) for kind, keys in taken.items()]
