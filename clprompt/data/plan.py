@@ -56,9 +56,14 @@ class Plan:
             met.update(classes)
         return tuple(groups)
 
+    @property
+    def class_order(self) -> tuple[int, ...]:
+        """The classes of the stream in the order in which they first come, whatever the groups go by."""
+        return tuple(dict.fromkeys(c for classes in self.classes for c in classes))
+
     def named(self, names: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
         """Of names by class id those of the stream's classes, in the order in which they come."""
-        return {c: list(names[c]) for group in self.groups for c in group}
+        return {c: list(names[c]) for c in self.class_order}
 
     @property
     def session_names(self) -> list[str] | None:

@@ -72,7 +72,7 @@ class Builder:
             model.check_label_sets()
         if config.memory:
             config.memory.check_model(model, bundle.train.targets)
-        model.meet([bundle.own_names[c] for group in plan.groups for c in group])
+        model.meet([bundle.own_names[c] for c in plan.class_order])
         model.name_classes(plan.named(bundle.names()))
         epochs, online = config.training.train_epochs, config.online is not None
         check_stream(model, plan.classes, epochs=epochs, online=online)  # it may ask for names

@@ -310,6 +310,11 @@ class ZeroShotModel(TextModel):
 
     # ------------------------------------------------------------------ experiences
 
+    def check_label_sets(self) -> None:
+        super().check_label_sets()
+        if self.searches:
+            raise ProtocolError("candidates are scored by one label per image, got multi-hot targets")
+
     def grow_classes(self, num_classes: int) -> None:
         super().grow_classes(num_classes)
         if self.cache is not None:
@@ -330,10 +335,10 @@ class ZeroShotModel(TextModel):
                 "call begin_experience(classes, samples)"
             )
         features, labels = self._looked_at(samples)
+        if labels.ndim != 1:
+            self.check_label_sets()
         classes = self.current.nonzero().flatten().tolist()
         if self.searches:
-            if labels.ndim != 1:
-                raise ProtocolError("candidates are scored by one label per image, got multi-hot targets")
             self._search(index, classes, features, labels)
         else:
             self.rows[classes] = self.frozen_rows([self.names.shown(c) for c in classes]).to(self.rows)

@@ -13,6 +13,7 @@ import torch
 from small_methods import SMALL, image_methods
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import clprompt
 from clprompt import registry
 from clprompt.cli import results as results_
 from clprompt.data import DataBundle, ImageArray, ImageSource
@@ -30,6 +31,7 @@ from clprompt.training.settings import Online, Training
 
 pytestmark = pytest.mark.usefixtures("same_picture")
 NAMES = ["$x$, y", "clip/art", "photo"]
+TEXTUAL = [name for name in registry.strategies.names() if name not in image_methods()]
 
 
 def arrays(count: int = 108, part: str = "train") -> dict[str, np.ndarray]:
@@ -258,6 +260,18 @@ def test_every_strategy_is_trained_or_refused_in_one_line(name: str, scenario: s
     last = accuracy.accuracy_matrix(fit(model, stream, train, test, **arguments))[-1]
     assert last.shape == (3,)
     assert not np.isnan(last).any()
+
+
+@pytest.mark.parametrize("strategy", TEXTUAL)
+def test_classes_are_told_by_their_names_in_every_domain(strategy: str, tmp_path: Path) -> None:
+    sections = settings(tmp_path, backbone={"name": "clip_letters"})
+    sections["data"]["class_names"] = {0: "digit one", 1: "digit two", 2: "digit three"}
+    sections["strategy"] = {"name": strategy, **SMALL.get(strategy, {})}
+    sections["training"]["train_epochs"] = 1
+    (result,) = experiment.run(sections)
+    assert np.isfinite(result.matrix[np.tril_indices(3)]).all()
+    model = clprompt.load(result.folder)
+    assert {model.names.shown(c) for c in range(3)} == {"digit one", "digit two", "digit three"}
 
 
 # ------------------------------------------------------------------------------------------ of few shots
