@@ -315,14 +315,22 @@ def test_the_line_that_a_stopped_run_prints_continues_to_the_same_pictures_too(w
 # ---------------------------------------------------------------------------------------- names of classes
 
 WORDS = ["zero", "one", "two", "three"]
-#: Names by mapping and by file, of learned and of searched text; killed in the middle of an experience.
+#: Names by mapping and by file, of learned and of searched text; killed in the middle of an experience, the
+#: averaged prompts of both towers in the middle of an epoch, before and after those of images are stored.
 NAMED = {
     "mapping": (
         {"name": "coop", "length": 2, "encoder": "shared"},
+        1,
         ["stepped:4", "replaced state.pt:4"],
+    ),
+    "averaged": (
+        {"name": "maple", "depth": 2, "trajectory": True, "anchor": ["consistency", "direction"]},
+        3,
+        ["stepped:9", "stepped:25"],
     ),
     "file": (
         {"name": "zero_shot", "candidates": "templates.json", "budget": 5, "cache_size": 2},
+        1,
         ["replaced state.pt:4"],
     ),
 }
@@ -330,7 +338,7 @@ NAMED = {
 
 @pytest.mark.parametrize("given", NAMED)
 def test_a_run_on_names_that_is_killed_resumes_to_the_same_bits_and_predicts_with_them(warm, given):
-    strategy, points = NAMED[given]
+    strategy, epochs, points = NAMED[given]
     names = {c: [f"digit_{word}", word] for c, word in enumerate(WORDS)}
     (warm.folder / "names.yaml").write_text(yaml.safe_dump(names))
     images = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
@@ -341,12 +349,12 @@ def test_a_run_on_names_that_is_killed_resumes_to_the_same_bits_and_predicts_wit
     sections = {
         "data": {
             **{"name": "npz", "path": str(warm.folder / "images.npz"), "test_fraction": 0.3},
-            "class_names": names if given == "mapping" else str(warm.folder / "names.yaml"),
+            "class_names": str(warm.folder / "names.yaml") if given == "file" else names,
         },
         "scenario": {"name": "split", "experiences": 2},
         "backbone": {"name": "clip_letters"},
         "strategy": strategy,
-        "training": {**TRAINING, "train_epochs": 1, "checkpoint_every": 2},
+        "training": {**TRAINING, "train_epochs": epochs, "checkpoint_every": 2},
     }
     code, (undisturbed,) = warm.start("between experiences", **sections)
     assert code == 0, warm.said
