@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -143,7 +143,6 @@ class CoOpModel(TextModel):
         self.gate_weight, self.group_weight = gate_weight, group_weight
         self.groups = [list(group) for group in gate]
         self.attribute_words = list(attributes)
-        self._latest: dict[str, tuple[Any, Any]] = {}
         #: [n, W] each, or [C, n, W] where class-specific; where the rows of each stand
         self.contexts = nn.ParameterList()
         self.frames: list[Frame] = []
@@ -230,16 +229,9 @@ class CoOpModel(TextModel):
 
     # ------------------------------------------------------------------ texts
 
-    def _once(self, what: str, key: Any, make: Callable[[], Any]) -> Any:
-        """What the latest key made: the same classes are asked for step after step."""
-        key = (key, self.device, self.backbone.dtype)
-        if what not in self._latest or self._latest[what][0] != key:
-            self._latest[what] = key, make()
-        return self._latest[what][1]
-
     def _names(self, names: Sequence[str], tail: str) -> Names:
         names = tuple(names)
-        return self._once(f"names{tail}", names, lambda: self._tokenised(names, tail))
+        return self.once(f"names{tail}", names, lambda: self._tokenised(names, tail))
 
     def _tokenised(self, names: Sequence[str], tail: str) -> Names:
         return sequences.name_ids(
@@ -282,7 +274,7 @@ class CoOpModel(TextModel):
     def _unprompted(self, names: Sequence[str]) -> Tensor:
         """Zero-shot rows [n, E], asked one by one: the tower keeps an answer for each list of texts."""
         key = tuple(names)
-        return self._once("unprompted", key, lambda: torch.cat([self.frozen_rows([name]) for name in key]))
+        return self.once("unprompted", key, lambda: torch.cat([self.frozen_rows([name]) for name in key]))
 
     def _rows_of(self, features: Tensor) -> Tensor:
         """Text features of all contexts [M, n, E] -> rows [n, E]; with a gate side by side, [n, M E]."""
@@ -367,7 +359,7 @@ class CoOpModel(TextModel):
         """Rows of the unprompted texts of ``knowledge``, [n, E]."""
         names, known = tuple(self.names.shown(c) for c in classes), self.known_texts
         assert known is not None
-        return self._once(
+        return self.once(
             "teacher", names, lambda: rows_one_by_one(self.text, [known.of(name) for name in names])
         )
 
@@ -381,7 +373,7 @@ class CoOpModel(TextModel):
             means = [F.normalize(self.text.features(group), dim=-1).mean(0) for group in groups]
             return F.normalize(torch.stack(means), dim=-1)
 
-        return self._once("prototypes", names, lambda: torch.stack([of_name(name) for name in names], dim=1))
+        return self.once("prototypes", names, lambda: torch.stack([of_name(name) for name in names], dim=1))
 
     # ------------------------------------------------------------------ refusals
 

@@ -31,6 +31,10 @@ class TextAlone(nn.Module):
         """What the text tower gets in each prompted block, [n, W] each."""
         return list(self.text)
 
+    def beside_text(self) -> list[nn.Parameter]:
+        """What is trained beside the text prompts: those of the images, and maps."""
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith("text.")]
+
     def image_rows(self) -> list[Tensor]:
         """What the image tower gets in each prompted block, [n, D] each; nothing here."""
         return []

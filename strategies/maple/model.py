@@ -119,7 +119,6 @@ class MaPLeModel(TextModel):
         )
         #: of what image tokens take from prompts, [J - 1]
         self.weights = nn.Parameter(torch.ones(self._decoupled_blocks())) if decouple else None
-        self._latest: tuple[object, Names] | None = None  # the names that were tokenised last
         if self.vision != "none":
             self.first_block = 0
         shape = (self.depth if self.vision == "first" else 0, length, backbone.width)
@@ -201,10 +200,8 @@ class MaPLeModel(TextModel):
 
     def prompt_sets(self) -> dict[str, PromptSet]:
         # one that is trained and frozen with the image prompts
-        beside_text = [p for name, p in self.prompts.named_parameters() if not name.startswith("text.")]
-        if not beside_text:
-            return {}
-        return {"prompts": PromptSet(tuple(range(self.depth)), self.length, beside_text[:1])}
+        first = self.prompts.beside_text()[:1]
+        return {"prompts": PromptSet(tuple(range(self.depth)), self.length, first)} if first else {}
 
     # ------------------------------------------------------------------ images
 
@@ -270,11 +267,8 @@ class MaPLeModel(TextModel):
         return self.prompts.text_rows()[0]
 
     def _tokenised(self, names: Sequence[str]) -> Names:
-        """Names as token ids; the same classes are asked for step after step."""
-        key = tuple(names), self.device
-        if self._latest is None or self._latest[0] != key:
-            self._latest = key, sequences.name_ids(self.text, names, self.frame.tail)
-        return self._latest[1]
+        names = tuple(names)
+        return self.once("names", names, lambda: sequences.name_ids(self.text, names, self.frame.tail))
 
     def name_classes(self, names: Mapping[int, str | Sequence[str]]) -> None:
         super().name_classes(names)
@@ -304,6 +298,6 @@ class MaPLeModel(TextModel):
 
     def set_stage(self) -> None:
         """Once image prompts are stored, they and all maps are trained no more."""
-        for name, parameter in self.own_parameters().items():
-            if not name.startswith("prompts.text."):
-                parameter.requires_grad_(not bool(self.stored))
+        weights = [] if self.weights is None else [self.weights]
+        for parameter in [*self.prompts.beside_text(), *weights]:
+            parameter.requires_grad_(not bool(self.stored))

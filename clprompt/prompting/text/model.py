@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from clprompt.prompting.text.plugin import LiveText, TextPlugin
 from clprompt.prompting.text.sources import check_template, fill
 from clprompt.targets import checked_classes
 
+Made = TypeVar("Made")
 #: Which text features classify, see :class:`TextModel`.
 Rows = Literal["kept", "live", "frozen"]
 
@@ -115,6 +116,7 @@ class TextModel(PromptModel):
         self.names = ClassNames()
         self.rows: Tensor
         self.register_buffer("rows", torch.zeros(0, backbone.joint_width))
+        self._latest: dict[str, tuple[Hashable, Any]] = {}  # see once
         self._made_at: Any = None  # rows that evaluation made of the prompts, and the state that these had
         self._made: dict[Hashable, Tensor] = {}
         self._encoded: list[tuple[Tensor, Encoded]] | None = None  # of the latest images, while it is wanted
@@ -200,6 +202,19 @@ class TextModel(PromptModel):
         self.names.add(names, self.read)
         for plugin in self.text_plugins:
             plugin.name_classes([self.names.shown(c) for c in names])
+
+    def once(self, what: str, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What the latest key made: the same classes are asked for step after step.
+
+        Args:
+            what: is made, for one latest key of each.
+            key: what it is made of, beside the frozen towers.
+            make: makes it.
+        """
+        key = (key, self.device, self.backbone.dtype)
+        if what not in self._latest or self._latest[what][0] != key:
+            self._latest[what] = key, make()
+        return self._latest[what][1]
 
     def read(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """What the text tower reads of each text: its tokens, padded."""

@@ -42,7 +42,6 @@ class Anchor(TextPlugin):
         super().__init__()
         self.texts = None if texts is None else ClassTexts(texts, "anchor_texts")
         self._fitting: set[str] = set()  # names whose texts were tried
-        self._latest: tuple[Any, Tensor] | None = None  # the rows that were asked for last
 
     def attach(self, model: PromptModel) -> None:
         method = type(model).__name__
@@ -80,13 +79,13 @@ class Anchor(TextPlugin):
     def teacher(self, classes: Sequence[int]) -> Tensor:
         """The rows of the unprompted texts of classes, normalised, [n, E]."""
         model: TextModel = self.model
-        names = tuple(self.shown(classes))
-        key = (names, model.device, model.backbone.dtype)
-        if self._latest is None or self._latest[0] != key:
-            assert self.texts is not None
-            rows = rows_one_by_one(model.text, [self.texts.of(name) for name in names], self.rule)
-            self._latest = key, rows
-        return self._latest[1]
+        names, texts = tuple(self.shown(classes)), self.texts
+        assert texts is not None
+        return model.once(
+            f"teacher of {self.name}",
+            names,
+            lambda: rows_one_by_one(model.text, [texts.of(name) for name in names], self.rule),
+        )
 
     def named(self, terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, Tensor]:
         """Terms by the names that they have in the loss, weighted; none without weight."""
