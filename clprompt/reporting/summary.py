@@ -45,7 +45,8 @@ def text_summary(
         summaries = [summary for _, summary in results.values()]
         columns = measure_behind(summaries).shown(summaries)
         room = _WIDTH - sum(len(title) + 2 for title in columns.values())
-        width = min(max(map(len, [*(name for name, _ in rows), "in percent"])), 40, room)
+        names_width = max(map(len, [*(name for name, _ in rows), "in percent"]))
+        width = max(min(names_width, 40, room), len("in percent"))
         lines = [
             f"{'in percent':{width}}" + "".join(f"{title:>{len(title) + 2}}" for title in columns.values())
         ]
