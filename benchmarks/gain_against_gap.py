@@ -87,7 +87,7 @@ def draw(base: Accuracies, methods: Mapping[str, Accuracies], ways: list[str | N
             if (gains := paired(by_way.get(way, {}), base[way]))
         ]
         means = [gains.mean() for _, gains in points]
-        errors = [gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0 for _, gains in points]
+        errors = [gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else np.nan for _, gains in points]
         axes.errorbar([gap for gap, _ in points], means, errors, marker=marker, capsize=3, label=label)
     axes.axhline(0, color="grey", linewidth=1)
     top = axes.get_ylim()[1]
