@@ -25,6 +25,13 @@ from clprompt.cli.main import main
 
 WORDS = ["red cat", "small dog", "oak", "trout"]
 LONG = "very " * 20
+#: The same with CLIP's tokenizer, which needs no download.
+SIGMOID: dict[str, Any] = SIGLIP | {
+    "text_cfg": {
+        **{key: value for key, value in SIGLIP["text_cfg"].items() if key != "hf_tokenizer_name"},
+        "vocab_size": 49408,
+    }
+}
 FILES: dict[str, Any] = {
     "templates.json": ["a photo of a {}.", "the {}", "one {}"],
     "described.json": {word: [f"{word} {kind}" for kind in ("near", "far")] for word in WORDS},
@@ -62,11 +69,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "own.yaml").write_text(yaml.safe_dump(sections))
     (folder / "configs").mkdir()
     with (
-        known_by_name({"tiny": CLIP, "tiny-siglip": SIGLIP}, folder / "configs"),
+        known_by_name({"tiny": CLIP, "tiny-siglip": SIGLIP, "tiny-sigmoid": SIGMOID}, folder / "configs"),
         contextlib.chdir(folder),
         same_picture(),
     ):
-        for name in ("tiny", "tiny-siglip"):
+        for name in ("tiny", "tiny-siglip", "tiny-sigmoid"):
             model = open_clip.create_model(name, pretrained=None)
             save_file(state_of(model), folder / f"{name}.safetensors")
         yield folder
@@ -157,6 +164,44 @@ def test_a_backbone_is_exported_or_built_from_its_checkpoint_again(
         assert main(["predict", str(run), "image.png"]) == 2
         told = capsys.readouterr().err
         assert told == "clprompt: error: backbone.checkpoint copy.safetensors: no file copy.safetensors\n"
+
+
+SETS = (
+    "data.name=multi_label_npz",
+    "data.path=sets.npz",
+    "scenario={name: multi_label, classes_per_experience: 2}",
+    "backbone={name: clip, model: tiny-sigmoid, checkpoint: tiny-sigmoid.safetensors}",
+)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "zero_shot",
+        "{name: coop, length: 2, position: middle}",
+        "{name: maple, depth: 2, anchor: consistency, trajectory: true}",
+    ],
+    ids=["zero_shot", "coop", "maple"],
+)
+def test_label_sets_are_learned_and_predicted_where_the_text_tower_has_a_bias(
+    strategy: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "own.yaml", *SETS, f"strategy={strategy}", f"runs_dir={tmp_path}"]) == 0
+    (run,) = tmp_path.glob("*/*")
+    assert 0 < json.loads((run / "results.json").read_text())["mAP_last"] <= 1
+    rows = rows_of(capsys, run, "image.png")
+    assert {row["class"] for row in rows} == set(WORDS)
+    assert sum(float(row["probability"]) for row in rows) != pytest.approx(1, abs=1e-3)  # each on its own
+
+
+def test_candidates_refuse_label_sets_before_a_run_has_a_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strategy = "strategy={name: zero_shot, candidates: templates.json}"
+    assert main(["run", "own.yaml", *SETS, strategy, f"runs_dir={tmp_path}"]) == 2
+    told = capsys.readouterr().err
+    assert told == "clprompt: error: candidates are scored by one label per image, got multi-hot targets\n"
+    assert not any(tmp_path.iterdir())
 
 
 NAMED = "data.class_names={0: red cat, 1: small dog, 2: oak"
