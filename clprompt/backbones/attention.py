@@ -15,23 +15,29 @@ fresh       ``tokens`` stand beside the image tokens in this block only: norm, p
 carried     ``tokens`` join the sequence here and stay in it (L2P)
 ==========  ==================================================================================================
 
-Prompt columns always come after the stream's own columns; a softmax does not care about the order.
+Prompt columns always come after the stream's own columns; a softmax does not care about the order. Prompts
+have no place in the image: where positions are rotary (:class:`Rotary`) they are not rotated, whatever their
+kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from itertools import pairwise
 from typing import Any, Literal, Protocol, overload
 
 import torch
 import torch.nn.functional as F
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
 
 class FrozenAttention(Protocol):
     """What :func:`project` and :func:`finish_attention` ask of an attention; timm's ``Attention`` has it.
+
+    One that keeps its query, key and value layers otherwise registers its :func:`projections`.
 
     Attributes:
         num_heads: H.
@@ -52,7 +58,8 @@ class FrozenBlock(Protocol):
     """What prompts ask of a frozen pre-norm block; timm's ``Block`` has it.
 
     Three things: to project what enters its attention, to finish attention, and its MLP (:func:`project`,
-    :func:`finish_attention`, :func:`residual_mlp`). A tower of other blocks needs these three.
+    :func:`finish_attention`, :func:`residual_mlp`). A tower of other blocks needs these three; where it names
+    its layers otherwise, it registers its own form of :func:`projections` and :func:`residual_mlp`.
 
     Attributes:
         norm1: before attention.
@@ -135,6 +142,57 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+@dataclass(frozen=True, eq=False)
+class Rotary:
+    """Rotary positions of the patches in one block: what turns their queries and keys.
+
+    Args:
+        embedding: sines and cosines of each patch, as timm has them, [n, 2 d] or [H, n, 2 d].
+        start: the row of the first patch in the stream; the rows before it are not rotated.
+        half: whether a number's partner is half a head away, not its neighbour.
+    """
+
+    embedding: Tensor
+    start: int
+    half: bool
+
+    def __call__(self, heads: Tensor, first: int = 0) -> Tensor:
+        """Rotate queries or keys [B, H, R, d], of which row 0 is row ``first`` of the stream.
+
+        Only rows of patches are changed: neither those before them nor carried prompts behind them.
+        """
+        rows = heads.shape[2]
+        begin = min(max(self.start - first, 0), rows)
+        end = min(max(self.start + self.embedding.shape[-2] - first, 0), rows)
+        if begin == end:
+            return heads
+        patch = begin + first - self.start
+        embedding = self.embedding[..., patch : patch + end - begin, :]
+        rotated = apply_rot_embed_cat(heads[:, :, begin:end], embedding, half=self.half).type_as(heads)
+        return torch.cat([heads[:, :, :begin], rotated, heads[:, :, end:]], dim=2)
+
+
+@singledispatch
+def projections(attn: Any, x: Tensor, first: int, last: int) -> Sequence[Tensor]:
+    """Of (queries, keys, values) those numbered first..last-1, bias included, heads side by side.
+
+    Args:
+        attn: the block's frozen attention.
+        x: what enters the projection, [b, P, D].
+        first: 0 for queries, 1 for keys, 2 for values.
+        last: one behind the last of them.
+
+    Returns:
+        [b, P, H * d] each.
+    """
+    width = attn.qkv.out_features // 3
+    if (first, last) == (0, 3):
+        return attn.qkv(x).split(width, dim=-1)
+    weight = attn.qkv.weight[first * width : last * width]
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[first * width : last * width]
+    return F.linear(x, weight, bias).split(width, dim=-1)
+
+
 @overload
 def project(attn: FrozenAttention, x: Tensor, which: Literal["q", "k", "v"]) -> Tensor: ...
 @overload
@@ -142,7 +200,7 @@ def project(attn: FrozenAttention, x: Tensor, which: Literal["kv"]) -> tuple[Ten
 def project(
     attn: FrozenAttention, x: Tensor, which: Literal["q", "k", "v", "kv"]
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The block's own query, key or value projection with bias and q/k norm, split into heads.
+    """The block's own query, key or value projection with bias and q/k norm, split into heads; no positions.
 
     Args:
         attn: the block's frozen attention.
@@ -152,24 +210,20 @@ def project(
     Returns:
         [b, H, P, d], or a pair of them for "kv".
     """
-    width = attn.qkv.out_features // 3
-    start, stop = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "kv": (1, 3)}[which]
-    weight = attn.qkv.weight[start * width : stop * width]
-    bias = None if attn.qkv.bias is None else attn.qkv.bias[start * width : stop * width]
-    out = F.linear(x, weight, bias)
     if which == "kv":
-        key_part, value_part = out.split(width, dim=-1)
+        key_part, value_part = projections(attn, x, 1, 3)
         return attn.k_norm(split_heads(key_part, attn)), split_heads(value_part, attn)
-    heads = split_heads(out, attn)
+    number = "qkv".index(which)
+    (part,) = projections(attn, x, number, number + 1)
+    heads = split_heads(part, attn)
     if which == "q":
         return attn.q_norm(heads)
     return attn.k_norm(heads) if which == "k" else heads
 
 
 def project_stream(attn: FrozenAttention, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of all rows from one matrix product: [B, N, D] -> three of [B, H, N, d]."""
-    qkv = attn.qkv(h).reshape(h.shape[0], h.shape[1], 3, attn.num_heads, -1)  # (B, N, 3, H, d)
-    query, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, d) each
+    """Queries, keys and values of all rows, without positions: [B, N, D] -> three of [B, H, N, d]."""
+    query, keys, values = (split_heads(part, attn) for part in projections(attn, h, 0, 3))
     return attn.q_norm(query), attn.k_norm(keys), values
 
 
@@ -190,14 +244,19 @@ def finish_attention(attn: FrozenAttention, x: Tensor, heads: Tensor) -> Tensor:
     return attn.proj(out)
 
 
-def residual_mlp(block: FrozenBlock, x: Tensor, attended: Tensor) -> Tensor:
+@singledispatch
+def residual_mlp(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     """The rest of a pre-norm block: ``x + ls1(attended)``, then the MLP with its residual. [b, R, D] each."""
     x = x + block.ls1(attended)
     return x + block.ls2(block.mlp(block.norm2(x)))
 
 
 def prompted_block(
-    block: FrozenBlock, x: Tensor, prompts: Sequence[BlockPrompt] = (), rows: slice | None = None
+    block: FrozenBlock,
+    x: Tensor,
+    prompts: Sequence[BlockPrompt] = (),
+    rows: slice | None = None,
+    rotary: Rotary | None = None,
 ) -> Tensor:
     """One frozen block with prompts, over fused scaled-dot-product attention.
 
@@ -207,6 +266,7 @@ def prompted_block(
         prompts: what this block gets; may be empty.
         rows: the rows of the stream (carried prompts that join here included) that the caller will read; only
             these get queries, projection and MLP. None for all.
+        rotary: rotary positions of the patches in the stream; None where positions are in the stream alone.
 
     Returns:
         [B, R, D] for the R rows asked for.
@@ -223,6 +283,8 @@ def prompted_block(
     else:
         query = project(attn, h[:, start:stop], "q")
         keys, values = project(attn, h, "kv")
+    if rotary is not None:
+        query, keys = rotary(query, start), rotary(keys)
     if sum(p.kind == "carried" and p.mask is not None for p in prompts) > 1:
         raise ValueError(
             "give one mask over all carried tokens: each would be read as that of the last columns"

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clprompt.backbones.families import weights_translator
 from clprompt.errors import BackboneError, tell
 
 Tensors = dict[str, Tensor]
@@ -31,9 +32,10 @@ def load_weights(vit: Any, path: Path) -> None:
     """Load a file into a timm vision transformer: wrappers undone, classifiers left out, positions resampled.
 
     Args:
-        vit: a timm ``VisionTransformer`` without a classifier.
-        path: safetensors, a PyTorch checkpoint of tensors, or an npz, in the names of timm, Hugging Face,
-            torchvision or CLIP; or a JAX npz of a vision transformer.
+        vit: a timm ``VisionTransformer`` or ``Eva`` without a classifier.
+        path: safetensors, a PyTorch checkpoint of tensors, or an npz, in the names of timm, Hugging Face
+            (ViT, DINOv2, DINOv3), torchvision, CLIP, or of DINOv3 and EVA-02 as they were released; or a JAX
+            npz of a vision transformer.
 
     Raises:
         BackboneError: another kind of file, another architecture, or weights that are not finite.
@@ -241,17 +243,17 @@ AVERAGED = {"ema", "teacher"}
 
 def _fit(vit: Any, group: Tensors, prefix: str, keys: list[str], path: Path) -> _Candidate:
     """Tensors in timm's names, or in those that timm itself translates, against the model."""
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
     weights = vit.state_dict()
     shapes = {key: tuple(value.shape) for key, value in group.items()}
     _check_patch_size(shapes, weights, path)
     try:
-        state = checkpoint_filter_fn(dict(group), vit)
+        state = weights_translator(vit)(dict(group), vit)
     except Exception as error:
         raise BackboneError(f"backbone.checkpoint {path} could not be read: {_reason(error)}") from error
     state = {
-        key: value for key, value in state.items() if isinstance(value, Tensor) and not _is_classifier(key)
+        key: value
+        for key, value in state.items()
+        if isinstance(value, Tensor) and not _is_classifier(key) and not _adds_nothing(key, value, weights)
     }
     problems = [f"{key} is missing" for key in weights if key not in state]
     problems += [f"{key} is not part of the model" for key in state if key not in weights]
@@ -274,6 +276,43 @@ def _is_classifier(key: str) -> bool:
     return first in ("classifier", "cls_classifier", "distillation_classifier", "pooler", "fc") or (
         first in ("head", "heads", "head_dist")
     )
+
+
+def _adds_nothing(key: str, value: Tensor, weights: Mapping[str, Tensor]) -> bool:
+    """Whether it is a bias of zeros for a model without it, as DINOv3's files have."""
+    return key not in weights and key.endswith((".q_bias", ".v_bias")) and not value.any()
+
+
+def _of_timm(group: Tensors) -> Tensors:
+    """timm's own names, or DINOv3's as they were released, which timm translates all but the biases."""
+    if "storage_tokens" not in group:
+        return group
+    renamed = {}
+    for key, value in group.items():
+        if key.endswith(".attn.qkv.bias"):  # timm would leave them out where the model has none, zeros or not
+            query, _, values = value.chunk(3)  # keys have a mask of zeros in the place of a bias
+            renamed[key.replace("qkv.bias", "q_bias")] = query
+            renamed[key.replace("qkv.bias", "v_bias")] = values
+        else:
+            renamed[key] = value
+    return renamed
+
+
+def _of_dinov3(group: Tensors) -> Tensors:
+    """DINOv3 in Hugging Face's names."""
+    renamed = _renamed(group, _DINOV3)
+    renamed.pop("mask_token", None)  # of pre-training alone
+    for key in [key for key in renamed if key.endswith(".attention.q_proj.weight")]:
+        block = key.removesuffix("attention.q_proj.weight")
+        parts = [f"{block}attention.{part}_proj.weight" for part in "qkv"]
+        if all(part in renamed for part in parts):
+            renamed[f"{block}attn.qkv.weight"] = torch.cat([renamed.pop(part) for part in parts])
+        if f"{block}mlp.gate_proj.weight" in renamed:
+            for theirs, ours in (("gate_proj", "fc1_g"), ("up_proj", "fc1_x")):
+                for part in ("weight", "bias"):
+                    if (value := renamed.pop(f"{block}mlp.{theirs}.{part}", None)) is not None:
+                        renamed[f"{block}mlp.{ours}.{part}"] = value
+    return _renamed(renamed, ((r"\.mlp\.up_proj\.", ".mlp.fc1."),))
 
 
 def _of_hugging_face(group: Tensors) -> Tensors:
@@ -313,6 +352,16 @@ _HUGGING_FACE = (
     (r"\.output\.dense\.|\.mlp\.weights_out\.", ".mlp.fc2."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
 )
+_DINOV3 = (
+    (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.", ""),  # cls_token, mask_token
+    (r"^(model\.)?layer\.", "blocks."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.([qv])_proj\.bias$", r".attn.\1_bias"),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".gamma_\1"),
+)
 _TORCHVISION = (
     (r"^conv_proj\.", "patch_embed.proj."),
     (r"^class_token$", "cls_token"),
@@ -327,7 +376,8 @@ _TORCHVISION = (
 )
 #: The tensor that embeds the patches, and what gives its companions the names that timm reads.
 _LAYOUTS: dict[str, Callable[[Tensors], Tensors]] = {
-    "patch_embed.proj.weight": dict,
+    "patch_embed.proj.weight": _of_timm,
+    "embeddings.patch_embeddings.weight": _of_dinov3,
     "embeddings.patch_embeddings.projection.weight": _of_hugging_face,
     "conv_proj.weight": _of_torchvision,
     "visual.conv1.weight": dict,  # CLIP, which timm knows
@@ -430,6 +480,11 @@ def _tell_resampling(shapes: Shapes, vit: Any, path: Path) -> None:
 def _load_jax(vit: Any, path: Path, arrays: Tensors) -> None:
     """Weights of a JAX vision transformer, copied by timm; what it would adapt unasked is checked."""
     source = f"backbone.checkpoint {path}"
+    if not hasattr(vit, "load_pretrained"):
+        raise BackboneError(
+            f"{source} does not fit: it is a JAX archive of a vision transformer, "
+            f"the model an {type(vit).__name__}"
+        )
     kernel = next(key for key in arrays if key.endswith("embedding/kernel"))
     high, wide, channels, width = (*arrays[kernel].shape, 0, 0, 0, 0)[:4]
     _refuse_patches(kernel, (high, wide), tuple(vit.patch_embed.proj.weight.shape[2:]), path)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from clprompt import schema
 from clprompt.backbones.checkpoints import AVERAGED, Tensors, check_finite, load_tensors, read_tensors
-from clprompt.backbones.sources import Normalise, check_supported
+from clprompt.backbones.families import family_of
+from clprompt.backbones.sources import Normalise
 from clprompt.backbones.text import FrozenText, text_weights
 from clprompt.backbones.tokenizers import BytePairs, HuggingFace, Tokenizer, open_clip_package
 from clprompt.backbones.vit import FrozenViT
@@ -85,7 +86,7 @@ def clip_backbone(
     _refuse(config, name)
     with preserved_rng(0):  # random weights are the same every time
         vit = _image_tower(config["vision_cfg"], quick, img_size, name)
-        check_supported(vit, name)
+        family_of(vit, name)  # refuses what is not plain
         text = _text_tower(config, quick, name)
         projection = _random_projection(config, vit)
     scale, bias = config.get("init_logit_scale", math.log(1 / 0.07)), config.get("init_logit_bias")
@@ -155,6 +156,7 @@ _TIMM_FAMILIES = {
     "fastvit": "a FastViT",
     "swin": "a Swin Transformer",
     "eva": "an EVA",
+    "vit_pe_": "a Perception Encoder",
 }
 #: Settings of open_clip's own blocks that timm's blocks do not have.
 _BLOCK_SETTINGS = (

@@ -1,4 +1,4 @@
-"""Where a backbone comes from (timm, a file of weights, the package), and what is refused by name."""
+"""Where a backbone comes from: timm, a file of weights, the package."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from clprompt import schema
@@ -50,7 +49,7 @@ def create_vit(
     if not timm.is_model(source):
         from clprompt.errors import nearest
 
-        hint = nearest(source.split(".")[0], [*timm.list_models("*vit*"), *embedded_backbones()])
+        hint = nearest(source.split(".")[0], [*timm.list_models(["*vit*", "eva*"]), *embedded_backbones()])
         raise BackboneError(f'backbone "{source}" is neither a timm model nor an embedded one{hint}')
     try:
         with preserved_rng(0):  # random weights are the same every time, and the caller's random state stays
@@ -139,25 +138,6 @@ def embedded_text(name: str) -> tuple[FrozenText, Tensor, float] | None:
         {key.removeprefix("text."): value for key, value in weights.items() if key.startswith("text.")}
     )
     return text, weights["projection"], float(weights["logit_scale"].exp())
-
-
-def check_supported(vit: nn.Module, name: str) -> None:
-    """Refuse by name what is not a pre-norm ViT of plain blocks: prompts would mean something else there."""
-    allowed = "clprompt runs timm VisionTransformers of plain pre-norm blocks"
-    if (
-        not isinstance(vit, VisionTransformer)
-        or type(vit).forward_features is not VisionTransformer.forward_features
-    ):
-        raise BackboneError(f"backbone {name} ({type(vit).__name__}) is not supported; {allowed}")
-    if vit.global_pool == "":
-        raise BackboneError(f"backbone {name} has no pooling (global_pool=''), so no features to classify")
-    if not isinstance(vit.patch_embed, PatchEmbed):
-        raise BackboneError(f"backbone {name}: {type(vit.patch_embed).__name__} is not supported; {allowed}")
-    for block in vit.blocks:
-        if type(block) is not Block:
-            raise BackboneError(f"backbone {name}: {type(block).__name__} is not supported; {allowed}")
-        if type(block.attn) is not Attention:
-            raise BackboneError(f"backbone {name}: {type(block.attn).__name__} is not supported; {allowed}")
 
 
 def image_spec(vit: Any, config: Mapping[str, Any], normalise: Normalise) -> ImageSpec:

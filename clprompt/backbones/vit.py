@@ -1,4 +1,4 @@
-"""FrozenViT: any plain timm vision transformer, frozen, in eval mode, run block by block with prompts."""
+"""FrozenViT: any plain ViT or Eva of timm, frozen, in eval mode, run block by block with prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from clprompt.backbones.attention import (
     prompted_block,
     residual_mlp,
 )
-from clprompt.backbones.sources import Normalise, check_supported, create_vit, embedded_text, image_spec
+from clprompt.backbones.families import family_of
+from clprompt.backbones.sources import Normalise, create_vit, embedded_text, image_spec
 from clprompt.backbones.text import FrozenText
 from clprompt.errors import BackboneError, ConfigError
 from clprompt.inputs import ImageSpec
@@ -39,7 +40,8 @@ class FrozenViT(nn.Module):
 
     Args:
         source: a timm model name, the name of an embedded backbone (``vit_letters``; ``clip_letters``, the
-            same with a text tower), or a timm ``VisionTransformer`` of your own, which is frozen in place.
+            same with a text tower), or a timm ``VisionTransformer`` or ``Eva`` (EVA-02, DINOv3, RoPE-ViT) of
+            your own, which is frozen in place.
         pretrained: load timm's weights for this name (needs the weights in timm's cache or a network).
         checkpoint: a local file of weights: safetensors, PyTorch or npz, in the names of timm, Hugging Face,
             torchvision, CLIP or JAX. Wrappers (``state_dict``, ``model.``, ``teacher.backbone.``) are undone
@@ -85,7 +87,7 @@ class FrozenViT(nn.Module):
         super().__init__()
         self.source = source if isinstance(source, str) else f"{type(source).__name__} given as a module"
         self.vit, config = create_vit(source, pretrained, checkpoint, timm_kwargs)
-        check_supported(self.vit, self.source)
+        self.family = family_of(self.vit, self.source)
         self.vit.requires_grad_(False)
         self.vit.eval()
         vit: Any = self.vit
@@ -95,7 +97,7 @@ class FrozenViT(nn.Module):
         self.num_prefix_tokens = int(vit.num_prefix_tokens)
         self.num_tokens = int(vit.patch_embed.num_patches) + self.num_prefix_tokens
         self.patch_size = tuple(int(side) for side in vit.patch_embed.patch_size)
-        self.has_class_token = bool(vit.has_class_token)
+        self.has_class_token = self.family.has_class_token
         self.pooling = str(vit.global_pool)
         self.inputs: ImageSpec = image_spec(vit, config, normalise)
         self.head_rows = slice(0, self.num_prefix_tokens) if self.pooling == "token" else None
@@ -222,8 +224,7 @@ class FrozenViT(nn.Module):
 
     def position(self, patches: Tensor) -> Tensor:
         """Add class token, registers and positions to patches: [B, n, D] -> tokens [B, N, D]."""
-        vit: Any = self.vit
-        return self.norm_pre(vit._pos_embed(patches))
+        return self.norm_pre(self.family.position(patches))
 
     def norm_pre(self, tokens: Tensor) -> Tensor:
         """The norm before the first block (CLIP's): [..., D] -> [..., D]; nothing where there is none."""
@@ -257,13 +258,14 @@ class FrozenViT(nn.Module):
         trimmed = indices[-1] if indices and rows is not None and self.trim_last_block else None
         if prompts is not None and self.around is not None:
             prompts = self.around(prompts, trimmed, rows)
+        rotary = self.family.rotary(tokens.shape[1])
         for index in indices:
             added = None if prompts is None else prompts(index, tokens)
             added = () if added is None else (added,) if isinstance(added, BlockPrompt) else tuple(added)
             if index == trimmed:
-                tokens = prompted_block(self.blocks[index], tokens, added, rows)
-            elif added:
-                tokens = prompted_block(self.blocks[index], tokens, added)
+                tokens = prompted_block(self.blocks[index], tokens, added, rows, rotary[index])
+            elif added or rotary[index] is not None:
+                tokens = prompted_block(self.blocks[index], tokens, added, None, rotary[index])
             else:
                 tokens = self.blocks[index](tokens)
         return tokens if rows is None or trimmed is not None else tokens[:, rows]
@@ -338,9 +340,11 @@ class FrozenViT(nn.Module):
 
         Yields:
             (block, x [B, N, D], normed x [B, N, D], keys [B, H, N, d], values [B, H, N, d]); the last block's
-            own attention and MLP are not computed, as nobody reads what would follow.
+            own attention and MLP are not computed, as nobody reads what would follow. Keys are as they were
+            projected, before rotary positions.
         """
         x = self.embed(images)
+        rotary = self.family.rotary(x.shape[1])
         for index, block in enumerate(self.blocks):
             attn: Any = block.attn
             normed = block.norm1(x)
@@ -349,6 +353,8 @@ class FrozenViT(nn.Module):
                 return
             query, keys, values = project_stream(attn, normed)
             yield block, x, normed, keys, values
+            if (rotate := rotary[index]) is not None:
+                query, keys = rotate(query), rotate(keys)
             heads = F.scaled_dot_product_attention(query, keys, values)
             x = residual_mlp(block, x, finish_attention(attn, normed, heads))
 

@@ -13,8 +13,8 @@ from clprompt.errors import ClpromptError
 from clprompt.reporting.tables import columns
 from clprompt.system import overlay
 
-# timm's names of vision transformers with parallel, post-norm or differential blocks: no place for a prompt
-_OTHER_BLOCKS = re.compile(r"_(18x2|rpn|xp)_|^vit_(d|p|dp)(wee|little)_")
+# timm's names of vision transformers with parallel, post-norm or differential blocks, or grouped queries
+_OTHER_BLOCKS = re.compile(r"_(18x2|rpn|xp|enormous|sapiens2)(_|\.|$)|^vit_(d|p|dp)(wee|little)_")
 
 
 def listing(kind: str, short: bool = False) -> list[str]:
@@ -74,7 +74,7 @@ def timm_backbones() -> list[str]:
 
     names = [
         name
-        for module in ("vision_transformer", "deit")
+        for module in ("vision_transformer", "deit", "eva")
         for name in timm.list_models(module=module, pretrained=True)
     ]
     return [name for name in names if not _OTHER_BLOCKS.search(name)]

@@ -206,7 +206,10 @@ def test_of_open_clips_names_only_compared_towers_are_taken():
         ({"model": "RN50"}, "backbone clip RN50 is not supported: its image tower is a ResNet"),
         ({"model": "coca_ViT-B-32"}, "it is a CoCa"),
         ({"model": "roberta-ViT-B-32"}, "its text tower is Hugging Face's roberta-base"),
-        ({"model": "PE-Core-T-16-384", "checkpoint": None, "pretrained": False}, r"\(Eva\) is not supported"),
+        (
+            {"model": "PE-Core-T-16-384", "checkpoint": None, "pretrained": False},
+            "its image tower is a Perception Encoder",
+        ),
         ({"model": "ViT-M-16-alt"}, "its blocks have ls_init_value"),
         ({"checkpoint": None}, "has no weights: give backbone.checkpoint=FILE, or write down"),
         ({"pretrained": True}, "downloads nothing: give backbone.checkpoint=FILE"),

@@ -10,7 +10,8 @@ import pytest
 import timm
 import torch
 from timm.layers import PatchEmbed
-from timm.layers.attention import Attention
+from timm.layers.attention import Attention, AttentionRope
+from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -36,8 +37,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "vitamin_small_224": {"depth": 1},
     "xcit_nano_12_p16_224": {"depth": 1},
 }
-#: What the first tier consists of, by one name each; none of these may ever be refused.
-FIRST_TIER = {
+#: What both families consist of, by one name each; none of these may ever be refused.
+PLAIN = {
     "class token": "vit_tiny_patch16_224",
     "no class token, average pooling": "vit_base_patch16_gap_224",
     "registers": "vit_small_patch14_reg4_dinov2",
@@ -55,6 +56,19 @@ FIRST_TIER = {
     "any patch size": "flexivit_small",
     "norms inside attention and MLP": "beit3_base_patch16_224",
     "RMS norm, no bias": "aimv2_large_patch14_224",
+    "EVA": "eva_giant_patch14_224",
+    "EVA-02, average pooling": "eva02_tiny_patch14_224",
+    "EVA-02, sub-norm in the MLP": "eva02_base_patch14_448",
+    "EVA-02, sub-norms, class token": "eva02_large_patch14_clip_224",
+    "DINOv3": "vit_small_patch16_dinov3",
+    "DINOv3 with bias": "vit_base_patch16_dinov3_qkvb",
+    "DINOv3, gated MLP": "vit_huge_plus_patch16_dinov3",
+    "rotary positions alone": "vit_small_patch16_rope_224",
+    "rotary positions beside others": "vit_base_patch16_rope_ape_224",
+    "rotary positions, mixed": "vit_small_patch16_rope_mixed_224",
+    "rotary positions, registers, no class token": "vit_betwixt_patch16_rope_reg4_gap_256",
+    "rotary positions, attention pooling": "vit_pe_core_base_patch16_224",
+    "rotary positions, no prefix": "vit_pe_spatial_gigantic_patch14_448",
 }
 
 
@@ -77,15 +91,22 @@ def shrunk(name: str) -> dict[str, Any]:
     if "_mci_" in name:
         del kwargs["embed_dim"]  # that of its stem
     if "sapiens" in name:
-        kwargs["num_kv_heads"] = 2  # was one number a block
+        kwargs["num_kv_heads"] = 1  # fewer than those of queries, as in its own sizes
     return kwargs
 
 
 def is_plain(vit: nn.Module) -> bool:
-    """The first tier: a vision transformer of plain blocks and attention behind a plain patch embedding."""
-    if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
+    """One of the two families, of plain blocks and attention behind a plain patch embedding."""
+    if not isinstance(vit, VisionTransformer | Eva) or not isinstance(vit.patch_embed, PatchEmbed):
         return False
-    return all(type(block) is Block and type(block.attn) is Attention for block in vit.blocks)
+    if isinstance(vit, VisionTransformer):
+        return all(type(block) is Block and type(block.attn) is Attention for block in vit.blocks)
+    return all(
+        type(block) is EvaBlock
+        and type(block.attn) in (EvaAttention, AttentionRope)
+        and getattr(block.attn, "num_kv_groups", 1) == 1
+        for block in vit.blocks
+    )
 
 
 @cache
@@ -121,21 +142,24 @@ def test_features_equal_timm_s_own_or_the_model_is_refused_by_name(name):
         assert_features_are_timm_s(backbone, backbone.image_size)
         return
     assert name in backbone
-    assert "is not supported; clprompt runs timm VisionTransformers of plain pre-norm blocks" in backbone
+    assert (
+        "is not supported; clprompt runs timm's VisionTransformer and Eva of plain pre-norm blocks"
+        in backbone
+    )
     assert "\n" not in backbone
     assert len(backbone) < 200
     assert not is_plain(timm.create_model(name, **shrunk(name))), f"a plain model was refused: {backbone}"
 
 
-@pytest.mark.parametrize("name", FIRST_TIER.values(), ids=FIRST_TIER)
-def test_the_first_tier_has_no_refusals(name):
+@pytest.mark.parametrize("name", PLAIN.values(), ids=PLAIN)
+def test_plain_models_are_not_refused(name):
     if not timm.is_model(name):
         pytest.skip(f"this timm has no {name}")
     assert isinstance(outcome(name), FrozenViT), outcome(name)
 
 
-@pytest.mark.parametrize("name", FIRST_TIER.values(), ids=FIRST_TIER)
-def test_the_first_tier_takes_images_of_other_sizes_where_timm_does(name):
+@pytest.mark.parametrize("name", PLAIN.values(), ids=PLAIN)
+def test_plain_models_take_images_of_other_sizes_where_timm_does(name):
     if not timm.is_model(name):
         pytest.skip(f"this timm has no {name}")
     known = outcome(name)
@@ -151,8 +175,8 @@ def test_the_sweep_reaches_every_kind_of_model():
     assert refused >= {name for name in OTHERS if timm.is_model(name)}
     for pattern in (
         "beit_*",
-        "eva02_*",
-        "*_dinov3",
+        "eva02_enormous_*",
+        "*_sapiens2",
         "samvit*",
         "naflexvit*",
         "*relpos*",
@@ -162,4 +186,6 @@ def test_the_sweep_reaches_every_kind_of_model():
         found = fnmatch.filter(names(), pattern)
         assert found or not timm.list_models(pattern), f"{pattern} is not swept over"
         assert refused >= set(found), f"{pattern} is not refused"
-    assert len(names()) - len(refused) > len(FIRST_TIER)
+    taken = [outcome(name) for name in names() if name not in refused]
+    assert len(taken) > len(PLAIN)
+    assert sum(isinstance(backbone.vit, Eva) for backbone in taken) >= 50

@@ -28,6 +28,12 @@ MODELS: dict[str, tuple[str, dict]] = {
     "map_pooling": ("vit_base_patch16_siglip_224", TINY),
     "dynamic_size": ("vit_tiny_patch16_224", TINY | {"dynamic_img_size": True}),
     "one_channel": ("vit_tiny_patch16_224", TINY | {"in_chans": 1}),
+    "eva02": ("eva02_base_patch14_448", TINY),
+    "eva02_inner_norms": ("eva02_base_patch16_clip_224", TINY),
+    "dinov3": ("vit_small_patch16_dinov3_qkvb", TINY),
+    "dinov3_class_token": ("vit_small_patch16_dinov3", TINY | {"global_pool": "token"}),
+    "rotary_mixed": ("vit_small_patch16_rope_mixed_ape_224", TINY),
+    "rotary_map_pooling": ("vit_pe_core_base_patch16_224", TINY),
     "inner_norms": ("vit_tiny_patch16_224", TINY | {"scale_attn_norm": True, "scale_mlp_norm": True}),
 }
 every_model = pytest.mark.parametrize("kind", MODELS)
@@ -77,11 +83,12 @@ def test_features_equal_timm_s_own(kind, dtype, atol):
         torch.testing.assert_close(backbone.features(images), expected, rtol=0, atol=atol)
 
 
-def test_features_equal_timm_s_own_at_another_image_size():
-    backbone = build("dynamic_size")
+@pytest.mark.parametrize("kind", ["dynamic_size", "dinov3"])
+def test_features_equal_timm_s_own_at_another_image_size(kind):
+    backbone = build(kind)
     images = images_for(backbone, size=(40, 24))
     with torch.no_grad():
-        expected = timm_itself(backbone, "dynamic_size")(images)
+        expected = timm_itself(backbone, kind)(images)
     torch.testing.assert_close(backbone.features(images), expected, rtol=0, atol=1e-10)
 
 
@@ -204,7 +211,8 @@ def test_class_position_is_what_the_class_token_got():
     backbone = build("class_token")
     expected = backbone.embed(images_for(backbone))[0, 0] - backbone.vit.cls_token[0, 0]
     torch.testing.assert_close(backbone.class_position(), expected)
-    for kind in ("average_pooling", "layer_scale"):  # no class token; positions on patches only
+    # no class token; positions on patches only; no positions in the stream
+    for kind in ("average_pooling", "layer_scale", "dinov3"):
         assert torch.equal(build(kind).class_position(), torch.zeros(32, dtype=torch.float64))
 
 
@@ -220,9 +228,10 @@ def test_layers_are_checked_by_the_name_of_their_argument():
 # ---------------------------------------------------------------------- frozen
 
 
-def test_backbone_is_frozen_and_stays_in_eval_mode():
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_backbone_is_frozen_and_stays_in_eval_mode(name):
     dropout = {"proj_drop_rate": 0.3, "drop_path_rate": 0.3, "pos_drop_rate": 0.3, "patch_drop_rate": 0.3}
-    backbone = FrozenViT("vit_tiny_patch16_224", **TINY, **dropout)
+    backbone = FrozenViT(name, **TINY, **dropout)
     randomise(backbone)
     model = nn.ModuleDict({"backbone": backbone, "head": nn.Linear(32, 2)}).train()
     assert model.training
@@ -233,8 +242,9 @@ def test_backbone_is_frozen_and_stays_in_eval_mode():
     assert torch.equal(backbone.features(images), backbone.features(images))
 
 
-def test_weights_are_bit_identical_after_training_prompts():
-    backbone = build("class_token", torch.float32)
+@pytest.mark.parametrize("kind", ["class_token", "rotary_mixed"])
+def test_weights_are_bit_identical_after_training_prompts(kind):
+    backbone = build(kind, torch.float32)
     before = backbone.fingerprint()
     prompt = nn.Parameter(torch.zeros(1, 2, 32))
     optimizer = torch.optim.AdamW([prompt, *backbone.parameters()], lr=0.1, weight_decay=0.1)
