@@ -10,12 +10,13 @@ import io
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -45,10 +46,25 @@ NAMES = dict(
 )
 
 #: What timm builds for each kind of backbone that a method is tried on.
-KINDS: dict[str, dict[str, Any]] = {
-    "class token": {},
-    "registers and layer scale": {"reg_tokens": 2, "init_values": 0.5},
-    "average pooling and q/k norm": {"class_token": False, "global_pool": "avg", "qk_norm": True},
+KINDS: dict[str, Callable[..., nn.Module]] = {
+    "class token": VisionTransformer,
+    "registers and layer scale": partial(VisionTransformer, reg_tokens=2, init_values=0.5),
+    "average pooling and q/k norm": partial(
+        VisionTransformer, class_token=False, global_pool="avg", qk_norm=True
+    ),
+    "rotary positions and inner norms": partial(
+        Eva,
+        global_pool="token",
+        num_reg_tokens=1,
+        use_abs_pos_emb=False,
+        use_rot_pos_emb=True,
+        rope_type="dinov3",
+        rope_rotate_half=True,
+        qkv_fused=False,
+        swiglu_mlp=True,
+        scale_mlp=True,
+        scale_attn_inner=True,
+    ),
 }
 
 
@@ -61,7 +77,7 @@ def tiny_vit(kind: str = "class token", *, depth: int = 5, width: int = 32) -> F
         width: of the residual stream.
     """
     with preserved_rng(0):
-        vit = VisionTransformer(
+        vit = KINDS[kind](
             img_size=SIDE,
             patch_size=4,
             embed_dim=width,
@@ -69,7 +85,6 @@ def tiny_vit(kind: str = "class token", *, depth: int = 5, width: int = 32) -> F
             num_heads=2,
             mlp_ratio=2,
             num_classes=0,
-            **KINDS[kind],
         )
         for name, parameter in vit.named_parameters():
             if parameter.ndim == 2:  # timm's initial 0.02 would drown the image in the position embedding

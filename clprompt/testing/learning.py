@@ -114,7 +114,7 @@ def check_learning(bench: Workbench) -> None:
 
 
 def check_kinds_of_backbone(bench: Workbench) -> None:
-    """It works with a class token, with registers and layer scale, with average pooling and q/k norm.
+    """It works with a class token, registers and layer scale, average pooling and q/k norm, rotary positions.
 
     A method that reads what a backbone does not have may refuse it, in one line, when it is constructed.
     """

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from clprompt.cli.main import main
 from clprompt.system import progress
@@ -42,6 +43,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(tiny(f"runs_dir={runs}")) == 0
     (folder,) = (runs / "quickstart").iterdir()
     return folder
+
+
+def test_a_backbone_of_rotary_positions_runs_from_a_file_of_weights_to_predictions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+
+    shape = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 32}
+    vit = timm.create_model("vit_small_patch16_dinov3", num_classes=0, **shape)
+    torch.save(vit.state_dict(), tmp_path / "weights.pth")
+    section = {"name": "vit_small_patch16_dinov3", "checkpoint": str(tmp_path / "weights.pth"), **shape}
+    strategy = "strategy={name: vpt_deep, length: 2}"
+    assert main(tiny(f"backbone={json.dumps(section)}", strategy, f"runs_dir={tmp_path / 'runs'}")) == 0
+    (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
+    assert json.loads((folder / "environment.json").read_text())["backbone"]["sha256"]
+    Image.new("L", (16, 16), 200).save(tmp_path / "image.png")
+    capsys.readouterr()
+    assert main(["predict", str(folder), str(tmp_path / "image.png")]) == 0
+    assert "image.png" in capsys.readouterr().out
 
 
 class StopsAt(progress.Progress):
