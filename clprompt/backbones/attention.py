@@ -332,7 +332,11 @@ class SpelledOut:
 
 
 def spelled_out(
-    block: FrozenBlock, x: Tensor, prompts: Sequence[BlockPrompt] = (), rows: slice | None = None
+    block: FrozenBlock,
+    x: Tensor,
+    prompts: Sequence[BlockPrompt] = (),
+    rows: slice | None = None,
+    rotary: Rotary | None = None,
 ) -> SpelledOut:
     """What :func:`prompted_block` does to some rows, with the weights that a fused attention never shows.
 
@@ -341,6 +345,7 @@ def spelled_out(
         x: the stream that enters the block, [B, N, D].
         prompts: what this block gets; all ``rows`` have the same view of each.
         rows: of the stream, carried prompts that join here included; None for all.
+        rotary: as for :func:`prompted_block`.
     """
     x = _joined(x, prompts)
     start, stop, _ = (rows or slice(None)).indices(x.shape[1])
@@ -348,6 +353,8 @@ def spelled_out(
     attn: FrozenAttention = block.attn
     query = project(attn, h[:, start:stop], "q")
     keys, values = project(attn, h, "kv")
+    if rotary is not None:
+        query, keys = rotary(query, start), rotary(keys)
     columns_or_none = [_columns(block, prompt, keys.dtype, x.shape[1]) for prompt in prompts]
     columns = [c for c in columns_or_none if c is not None]
     keys, values, mask = _seen(query, keys, values, columns, start, stop)

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from clprompt.backbones.attention import (
     BlockPrompt,
+    SpelledOut,
     finish_attention,
     project,
     project_stream,
     prompted_block,
     residual_mlp,
+    spelled_out,
 )
 from clprompt.backbones.families import family_of
 from clprompt.backbones.sources import Normalise, create_vit, embedded_text, image_spec
@@ -269,6 +271,13 @@ class FrozenViT(nn.Module):
             else:
                 tokens = self.blocks[index](tokens)
         return tokens if rows is None or trimmed is not None else tokens[:, rows]
+
+    def spelled_out(
+        self, block: int, tokens: Tensor, prompts: Sequence[BlockPrompt] = (), rows: slice | None = None
+    ) -> SpelledOut:
+        """One block's attention with its weights, see :func:`clprompt.backbones.attention.spelled_out`."""
+        rotary = self.family.rotary(tokens.shape[1])[block]
+        return spelled_out(self.blocks[block], tokens, prompts, rows, rotary)
 
     def norm(self, tokens: Tensor) -> Tensor:
         """The norm before pooling, token by token: [B, R, D] -> [B, R, D]; nothing where it stands behind."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clprompt import schema
-from clprompt.backbones.attention import BlockPrompt, SpelledOut, spelled_out
+from clprompt.backbones.attention import BlockPrompt, SpelledOut
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import grow_rows
@@ -369,7 +369,7 @@ class PromptCAMModel(PromptModel):
         """
         x = self._entering_last(self.backbone.stem(images, self.first_block))
         prompt, rows = self._in_last(range(len(self.prompts)), x.shape[1])
-        return spelled_out(self.backbone.blocks[self.last_block], x, [prompt], rows)
+        return self.backbone.spelled_out(self.last_block, x, [prompt], rows)
 
     def maps(self, attention: SpelledOut) -> Tensor:
         """What the prompts of all classes take from each patch, [B, H, R, height, width]."""

@@ -176,6 +176,8 @@ def test_each_kind_in_each_block_equals_the_explicit_softmax(style, kind):
             expected = one_block(backbone.vit, block, expected, given.get(block, []))
         found = backbone.run(tokens, lambda block, x, given=given: given.get(block))
         exact(found, expected)
+        looked = backbone.spelled_out(0, tokens, given.get(0, []))
+        exact(looked.finish(looked.weights), one_block(backbone.vit, 0, tokens, given.get(0, [])))
         for rows in (slice(0, 1), slice(1, 4), slice(4, None)):  # some patches, and none
             exact(backbone.run(tokens, lambda block, x: given.get(block), rows=rows), expected[:, rows])  # noqa: B023
 
