@@ -21,6 +21,7 @@ import torch
 from clprompt import FrozenViT, fit
 from clprompt.data import datasets_for, digits
 from clprompt.metrics import accuracy
+from clprompt.prompting.build import construct
 from clprompt.scenarios import split
 from clprompt.strategies.damvp import DAMVPModel
 from clprompt.strategies.damvp.meta_init import run as meta_init
@@ -32,7 +33,7 @@ from clprompt.training.settings import Training
 RATIOS, CAPS = (0.9, 0.95, 1.0), (1, 4, 8, 16)
 
 
-def rows(meta_file: str) -> dict[str, dict[str, Any]]:
+def rows(init_file: str) -> dict[str, dict[str, Any]]:
     """The arguments of each row of the table."""
     found: dict[str, dict[str, Any]] = {
         f"ratio {ratio}, cap {cap}": {"threshold_ratio": ratio, "max_clusters": cap}
@@ -45,7 +46,7 @@ def rows(meta_file: str) -> dict[str, dict[str, Any]]:
         "prompt=token": {"prompt": "token"},
         "init=nearest": {"init": "nearest"},
         "init=random": {"init": "random"},
-        "init=meta": {"meta_file": meta_file},
+        "init=meta": {"init_file": init_file},
         "share=true": {"share": True},
         "train_assign=current": {"train_assign": "current"},
     }
@@ -62,7 +63,7 @@ def run(arguments: dict[str, Any] | None, seed: int, options: argparse.Namespace
     else:
         rates = {"prompt_lr": options.prompt_lr, "head_lr": options.head_lr}
         pad = {} if arguments.get("prompt") == "token" else {"pad": 3}
-        model = DAMVPModel(backbone, seed=seed, **pad, **rates, **arguments)
+        model = construct(DAMVPModel, backbone, seed=seed, **pad, **rates, **arguments)
     records = fit(model, plan, train, test, clean=clean, training=training, seed=seed)
     clusters = len(model.prototypes) / 5 if arguments is not None else 0.0
     prompts = len(model.frames) if arguments is not None else 0

@@ -22,6 +22,7 @@ import torch
 from clprompt import FrozenViT, evaluate
 from clprompt.data import datasets_for, digits
 from clprompt.data.loading import sample_stream, training_batches
+from clprompt.prompting.build import construct
 from clprompt.strategies.damvp import DAMVPModel
 from clprompt.strategies.damvp.meta_init import run as meta_init
 from clprompt.strategies.damvp.meta_sources import load
@@ -38,7 +39,7 @@ def curve(arguments: dict[str, Any], seed: int, epochs: int) -> list[float]:
     """Test accuracy before training and after each epoch on all ten digits."""
     backbone = FrozenViT("vit_letters")
     train, clean, test = datasets_for(digits(), backbone)
-    model = DAMVPModel(backbone, seed=seed, pad=3, **arguments)
+    model = construct(DAMVPModel, backbone, seed=seed, pad=3, **arguments)
     model.begin_experience(range(10), lambda: sample_stream(clean, 128))
     model.observe(torch.arange(10))
     optimizer = optim.build(model, Training())
@@ -91,7 +92,7 @@ def main() -> None:
             meta_init(settings, file, progress=Progress(), command=[])
             print(f"seed {seed}: meta-init took {time.perf_counter() - began:.0f} s", flush=True)
             for name in STARTS:
-                start = {"meta_file": str(file)} if name == "meta" else {"init": name}
+                start = {"init_file": str(file)} if name == "meta" else {"init": name}
                 rates = {"prompt_lr": options.prompt_lr, "head_lr": options.head_lr}
                 found[name].append(curve({**start, **rates}, seed, options.epochs))
     print("\n| frames from | " + " | ".join(f"epoch {e}" for e in range(options.epochs + 1)) + " |")

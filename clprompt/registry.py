@@ -20,7 +20,7 @@ import importlib.metadata
 import pkgutil
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -63,10 +63,17 @@ class Entry:
     refused: Mapping[str, Only] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
 
-    def without_refused(self, section: Mapping[str, Any]) -> dict[str, Any]:
-        """An earlier run's section without the keys that are refused today if they hold their one value."""
+    def of_today(self, section: Mapping[str, Any], allowed: Collection[str]) -> dict[str, Any]:
+        """An earlier run's section with the keys of today.
+
+        Those that are refused by now go if they hold their one value; those that have another name get it.
+
+        Args:
+            section: without its name.
+            allowed: the arguments that there are today.
+        """
         return {
-            key: value
+            key if key in allowed or self.renamed.get(key) in section else self.renamed.get(key, key): value
             for key, value in section.items()
             if key not in self.refused or value != self.refused[key].value
         }
@@ -149,6 +156,11 @@ class Registry:
             raise ConfigError(f'unknown {self.kind} "{name}"{nearest(name, names)}; known: {all_names}')
         return entry
 
+    def name_of(self, target: Callable[..., Any]) -> str:
+        """The name under which something is registered; its own where it is not."""
+        entries = self._entries.values()
+        return next((entry.name for entry in entries if entry.target is target), target.__name__)
+
     def names(self) -> list[str]:
         """All registered names, sorted."""
         if self._load is not None:
@@ -173,6 +185,7 @@ def _where(target: Callable[..., Any]) -> str:
 #: What registers itself and stands in no package of such: plug-ins with a short form, sinks.
 _MODULES = (
     "clprompt.prompting.coordination",
+    "clprompt.prompting.initial_prompts",
     "clprompt.prompting.statistics.plugin",
     "clprompt.prompting.text.anchors.short_form",
     "clprompt.prompting.text.trajectory",

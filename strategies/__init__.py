@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 #: Commands of the command line that belong to one strategy: name -> "module:attribute" of a click command.
-COMMANDS = {"meta-init": "clprompt.strategies.damvp.command:meta_init"}
+COMMANDS: dict[str, str] = {}
 
 
 def __getattr__(name: str) -> Any:

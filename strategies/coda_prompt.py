@@ -14,7 +14,7 @@ from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, Mask, PromptModel
-from clprompt.prompting.plugin import PromptSet, Samples
+from clprompt.prompting.plugin import LearnedPrompts, PromptSet, Samples
 from clprompt.registry import strategies
 from clprompt.schema import at_least
 from clprompt.seeding import generator
@@ -103,6 +103,25 @@ class CODAPromptModel(PromptModel):
     def prompt_sets(self) -> dict[str, PromptSet]:
         # a prefix is a sum over all components: one key per position, trained with the newest of them
         return {"prompts": PromptSet(self.layers, self.length // 2, list(self.components)[-1:])}
+
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        if not self.layers:
+            return {}
+        return {
+            "components": LearnedPrompts(
+                ("blocks", "slots", "length"),
+                (len(self.layers), self.added, self.length, self.backbone.width),
+                list(self.components),
+                blocks=self.layers,
+                added="never" if self.boundary_free else "derived",  # orthogonal to those before
+                block_prompt=self._unweighted,
+            )
+        }
+
+    def _unweighted(self, components: Tensor, block: int) -> BlockPrompt:
+        """Components [L, m, length, D] beside each other in one block, none of them weighed by the image."""
+        keys, values = components[self.layers.index(block)].chunk(2, dim=1)  # (m, length / 2, D)
+        return BlockPrompt("prefix", keys.flatten(0, 1)[None], values.flatten(0, 1)[None])
 
     @property
     def slot_per_experience(self) -> bool:

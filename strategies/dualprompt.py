@@ -13,7 +13,7 @@ from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, Mask, PromptModel
-from clprompt.prompting.plugin import PromptSet, Samples
+from clprompt.prompting.plugin import LearnedPrompts, PromptSet, Samples
 from clprompt.prompting.prompts import chosen_similarity, cosine, match, uniform
 from clprompt.registry import Only, strategies
 from clprompt.schema import at_least
@@ -110,6 +110,31 @@ class DualPromptModel(PromptModel):
             "general": PromptSet(self.g_layers, self.g_prompt.shape[2], [self.g_prompt]),
             "expert": PromptSet(self.e_layers, self.e_length, list(self.e_prompts)),
         }
+
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        axes, (parts, width) = ("blocks", "parts", "length"), (self.g_prompt.shape[1], self.backbone.width)
+        listed = {
+            "general": LearnedPrompts(
+                axes,
+                tuple(self.g_prompt.shape),
+                [self.g_prompt],
+                blocks=self.g_layers,
+                block_prompt=lambda v, block: self._block_prompt(
+                    "general", v[self.g_layers.index(block)][:, None]
+                ),
+            ),
+            "expert": LearnedPrompts(
+                axes,
+                (len(self.e_layers), parts, self.e_length, width),
+                list(self.e_prompts),
+                blocks=self.e_layers,
+                added="never" if self.boundary_free else "derived",  # copies of the one before
+                block_prompt=lambda v, block: self._block_prompt(
+                    "expert", v[self.e_layers.index(block)][:, None]
+                ),
+            ),
+        }
+        return {name: prompts for name, prompts in listed.items() if prompts.blocks}
 
     @property
     def slot_per_experience(self) -> bool:

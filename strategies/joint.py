@@ -32,7 +32,9 @@ class JointModel(VPTDeepModel):
     """
 
     rehearsal_free: ClassVar[bool] = False
-    prompt_sets = PromptModel.prompt_sets  # a plain upper line: its prompts are not offered for choice
+    # a plain upper line, from the same start each time: its prompts are offered for nothing
+    prompt_sets = PromptModel.prompt_sets
+    learned_prompts = PromptModel.learned_prompts
 
     @schema.checked
     def __init__(

@@ -12,7 +12,7 @@ from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
 from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel
-from clprompt.prompting.plugin import PromptSet, Samples
+from clprompt.prompting.plugin import LearnedPrompts, PromptSet, Samples
 from clprompt.prompting.prompts import chosen_similarity, cosine, match, uniform
 from clprompt.registry import Only, strategies
 from clprompt.schema import at_least
@@ -94,13 +94,25 @@ class L2PModel(PromptModel):
         slots, length, _ = self.prompts.shape
         return {"prompts": PromptSet((0,), length, [self.prompts], slots=slots, taken=self.top_k)}
 
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        axes, shape = ("slots", "length"), tuple(self.prompts.shape)
+        return {
+            "prompts": LearnedPrompts(
+                axes, shape, [self.prompts], blocks=(0,), block_prompt=lambda v, _: self._joining(v[None])
+            )
+        }
+
+    def _joining(self, prompts: Tensor, slots: Tensor | None = None) -> BlockPrompt:
+        """Prompts [1 or B, k, length, D] as they join the sequence."""
+        tokens = prompts.flatten(1, 2)  # (B, k * length, D)
+        if self.prompt_position == "class":
+            tokens = tokens + self.backbone.class_position()
+        return BlockPrompt("carried", tokens, slots=slots)
+
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         stem, query = self.query(images, 0, cached)
         similarity, chosen = self.select(query)
-        tokens = self.prompts[chosen].flatten(1, 2)  # (B, k * length, D)
-        if self.prompt_position == "class":
-            tokens = tokens + self.backbone.class_position()
-        feature = self._read(stem, tokens, chosen)
+        feature = self._read(stem, self._joining(self.prompts[chosen], chosen))
         return Encoded(feature, {"key_pull": -self.pull * chosen_similarity(similarity, chosen)}, chosen)
 
     def select(self, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,11 +120,11 @@ class L2PModel(PromptModel):
         similarity = cosine(query, self.keys)
         return similarity, match(similarity, self.top_k)
 
-    def _read(self, stem: Tensor, tokens: Tensor, chosen: Tensor) -> Tensor:
-        """The prompted pass and what the head reads of it: [B, N, D], [B, P, D], slots [B, k] -> [B, D]."""
+    def _read(self, stem: Tensor, joining: BlockPrompt) -> Tensor:
+        """The prompted pass and what the head reads of it, [B, N, D] -> [B, D]."""
 
         def prompts(block: int, x: Tensor) -> BlockPrompt | None:
-            return BlockPrompt("carried", tokens, slots=chosen) if block == 0 else None
+            return joining if block == 0 else None
 
         if self.head_type == "gap":
             return self.backbone.prompted(stem, prompts)

@@ -15,7 +15,7 @@ from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
 from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logits
 from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, PromptModel
-from clprompt.prompting.plugin import PromptSet
+from clprompt.prompting.plugin import LearnedPrompts, PromptSet
 from clprompt.prompting.prompts import cosine
 from clprompt.registry import Only, strategies
 from clprompt.schema import above, at_least, at_most
@@ -169,6 +169,32 @@ class MVPModel(PromptModel):
             "expert": PromptSet(self.e_layers, length, [self.e_prompts], slots=slots),
         }
 
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        general, expert = tuple(self.g_prompt.shape), tuple(self.e_prompts.shape)
+        kind = self._kind
+
+        def of_general(values: Tensor, block: int) -> BlockPrompt:
+            return _block_prompt(kind, list(values[self.g_layers.index(block)][:, None]), "general")
+
+        def of_expert(values: Tensor, block: int) -> BlockPrompt:
+            parts = values[:, self.e_layers.index(block)].unbind(1)  # (slots, length, D) each
+            return _block_prompt(kind, [part.flatten(0, 1)[None] for part in parts], "expert")
+
+        axes = ("blocks", "parts", "length")
+        listed = {
+            "general": LearnedPrompts(
+                axes, general, [self.g_prompt], blocks=self.g_layers, block_prompt=of_general
+            ),
+            "expert": LearnedPrompts(
+                ("slots", *axes), expert, [self.e_prompts], blocks=self.e_layers, block_prompt=of_expert
+            ),
+        }
+        return {name: prompts for name, prompts in listed.items() if prompts.blocks}
+
+    @property
+    def _kind(self) -> Literal["fresh", "projected"]:
+        return "fresh" if self.variant == "prompt" else "projected"
+
     def grow_classes(self, num_classes: int) -> None:
         """Columns of -1 for new classes: all start at the same temperature, 2 sigmoid(-1) = 0.54."""
         columns = self.masks.new_full((len(self.masks), num_classes - self.masks.shape[1]), -1.0)
@@ -218,7 +244,7 @@ class MVPModel(PromptModel):
 
     def _prompts(self, expert: Tensor, slots: Tensor) -> Callable[[int, Tensor], list[BlockPrompt]]:
         """What each block gets; ``expert`` [B, layers, key/value, length, D] of the slots [B, 1]."""
-        kind: Literal["fresh", "projected"] = "fresh" if self.variant == "prompt" else "projected"
+        kind = self._kind
 
         def prompts(block: int, x: Tensor) -> list[BlockPrompt]:
             block_prompts = []

@@ -11,7 +11,7 @@ from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.model import Blocks, Cache, Encoded, Mask, PromptModel
-from clprompt.prompting.plugin import PromptSet
+from clprompt.prompting.plugin import LearnedPrompts, PromptSet
 from clprompt.prompting.prompts import uniform
 from clprompt.registry import strategies
 from clprompt.schema import at_least
@@ -63,6 +63,16 @@ class VPTDeepModel(PromptModel):
     def prompt_sets(self) -> dict[str, PromptSet]:
         return {"prompts": PromptSet(self.layers, self.prompts.shape[1], [self.prompts])}
 
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        if not self.layers:
+            return {}
+        axes, shape = ("blocks", "length"), tuple(self.prompts.shape)
+        return {
+            "prompts": LearnedPrompts(
+                axes, shape, [self.prompts], blocks=self.layers, block_prompt=self._fresh
+            )
+        }
+
     @property
     def features_stay(self) -> bool:
         return not self.layers
@@ -77,4 +87,8 @@ class VPTDeepModel(PromptModel):
         """The tokens of one block, [1, P, D]; None for a block without."""
         if block not in self.layers:
             return None
-        return BlockPrompt("fresh", self.prompts[self.layers.index(block)][None])
+        return self._fresh(self.prompts, block)
+
+    def _fresh(self, prompts: Tensor, block: int) -> BlockPrompt:
+        """Of [blocks, P, D] what one block gets."""
+        return BlockPrompt("fresh", prompts[self.layers.index(block)][None])

@@ -45,6 +45,10 @@ def imported(path: Path) -> set[str]:
 CLASSIFIERS = {"ncm", "ridge", "zero_shot"}
 
 
+#: A strategy whose name is a common word as well: what is trained on several data sets together.
+WORDS = {"joint"}
+
+
 def string_literals(path: Path) -> set[str]:
     """Every string that the code computes with: docstrings are left out."""
     tree = ast.parse(path.read_text())
@@ -74,7 +78,7 @@ def test_shared_code_imports_no_strategy_and_no_scenario(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHARED, ids=label)
 def test_shared_code_holds_no_method_name(path: Path) -> None:
-    assert not string_literals(path) & {method.stem for method in METHODS} - CLASSIFIERS
+    assert not string_literals(path) & {method.stem for method in METHODS} - CLASSIFIERS - WORDS
 
 
 def test_a_shared_module_serves_two_strategies_or_other_shared_code() -> None:

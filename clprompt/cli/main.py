@@ -281,6 +281,33 @@ def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
     study_command.run(study, overrides, imports=_imported, **options)
 
 
+@group.command("meta-init", short_help="Learn what a strategy's prompts start from, on source data.")
+@click.argument(
+    "config", metavar="CONFIG", shell_complete=functools.partial(_complete_config, kind="meta-init")
+)
+@click.argument("overrides", metavar="out=FILE [KEY=VALUE]...", nargs=-1)
+@_import_option
+def meta_init(config: str, overrides: tuple[str, ...]) -> None:
+    """Learn prompts on source data sets and write them to FILE; strategy.init_file=FILE starts from it.
+
+    CONFIG is the name of a packaged configuration (letters, vpt-letters) or a path to a .yaml file with a
+    backbone, a strategy and a list of sources. Overrides change single values (training.lr=0.01, seed=1).
+    An interrupted meta-init goes on when the same command is given again.
+    """
+    paths = [word.removeprefix("out=") for word in overrides if word.startswith("out=")]
+    if not paths or not paths[-1]:
+        raise ConfigError("meta-init needs out=FILE, where the prompts shall be written")
+    from clprompt.experiment.meta_init import meta_init as learn
+    from clprompt.system import progress
+
+    words = [word for word in overrides if not word.startswith("out=")]
+    command = ["clprompt", "meta-init", config, *overrides]
+    with progress.create() as bar:
+        written = learn(config, words, Path(paths[-1]), progress=bar, command=command)
+    for path in written:
+        click.echo(path)
+
+
 @group.command(short_help="Compare finished runs: tables, drawings, one HTML file.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
 @click.option(

@@ -46,8 +46,12 @@ class Builder:
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
 
-    def build(self, config: Config) -> Parts:
+    def build(self, config: Config, *, restored: bool = False) -> Parts:
         """The parts of one run.
+
+        Args:
+            config: of the run.
+            restored: the model's state will be loaded from a checkpoint.
 
         Raises:
             ClpromptError: whatever does not fit together.
@@ -61,7 +65,7 @@ class Builder:
         make_transform(backbone)  # refuses a backbone that no image fits
         seed = config.seeds[0]
         plan = plan_over(bundle, config.scenario, seed)
-        model = make_method(config.strategy, backbone, seed=seed)
+        model = make_method(config.strategy, backbone, seed=seed, restored=restored)
         if config.online and model.boundaries == "required":
             raise ConfigError(
                 f"strategy {config.strategy['name']} needs experience boundaries, which an online stream "

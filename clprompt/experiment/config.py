@@ -201,6 +201,16 @@ def _settings(kind: Callable[..., S], section: Any, path: str) -> S:
     return kind(**section)
 
 
+def backbone_section(section: Any) -> dict[str, Any]:
+    """A `backbone` section (or its bare name), checked, defaults written out."""
+    return _backbone(_section(section, "backbone"))
+
+
+def training_section(section: Any) -> Training:
+    """A `training` section, checked; None for the defaults."""
+    return _settings(Training, section, "training")
+
+
 def _section(section: Any, path: str) -> dict[str, Any]:
     """A section with a name; a bare string is short for {name: string}."""
     if isinstance(section, str):
@@ -269,7 +279,7 @@ def named(given: Any, path: str, online: bool = False, *, of_run: bool = False) 
     apart = ("name", "training") if kind == "compare" else ("name",)
     arguments = {key: value for key, value in section.items() if key not in apart}
     if of_run:
-        arguments = entry.without_refused(arguments)
+        arguments = entry.of_today(arguments, schema.parameters(entry.target)[0])
     training = {"training": section["training"]} if "training" in section and kind == "compare" else {}
     skip = _NAMED.get(kind, _NAMED["strategy"])
     plugins: list[Callable[..., Any]] = []

@@ -73,11 +73,11 @@ def load(folder: str | Path, *, device: str = "cpu", plugins: Iterable[Plugin] =
     try:
         strategy = facts["strategy"] | {key: file["path"] for key, file in files.items()}
         section = configuration.named(strategy, "strategy", of_run=True)
-        model = make_method(section, backbone, seed=facts["seed"], plugins=plugins)
+        model = make_method(section, backbone, seed=facts["seed"], plugins=plugins, restored=True)
     except (ConfigError, DataError) as error:
         raise type(error)(f"{folder / 'model.json'}: {error}") from error
-    if files:
-        then = {key: file["sha256"] for key, file in files.items()}
+    if files:  # what has another name by now is in the state
+        then = {key: file["sha256"] for key, file in files.items() if key in section}
         sameness.check_files(then, model, section, folder)
     with runfolder.fitting(folder / "model.safetensors"):
         model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(prefix)})

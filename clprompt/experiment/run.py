@@ -165,7 +165,7 @@ def _run_folder(
                 raise CheckpointError(
                     f"{folder}: the checkpoint is of another configuration; different: {', '.join(different)}"
                 )
-        parts = builder.build(config)
+        parts = builder.build(config, restored=checkpoint is not None)
         return Session(folder, config, parts, checkpoint, progress, stop).run()
 
 
@@ -199,9 +199,9 @@ class Session:
         self.progress = progress
         self.groups = [list(group) for group in parts.plan.groups]
         self._environment = runfolder.environment(parts.model, parts.device)
-        self._fingerprints = sameness.fingerprints(parts, self._environment["backbone"]["sha256"])
-        if checkpoint:
-            then = checkpoint.get("fingerprints") or sameness.of_older(folder)
+        then = (checkpoint.get("fingerprints") or sameness.of_older(folder)) if checkpoint else None
+        self._fingerprints = sameness.fingerprints(parts, self._environment["backbone"]["sha256"], then)
+        if then is not None:
             sameness.check(then, self._fingerprints, config, folder)
         self._spent = checkpoint["seconds"] if checkpoint else 0.0
         self._started = time.perf_counter()

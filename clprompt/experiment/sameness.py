@@ -34,14 +34,15 @@ _COVERED = {
 }
 
 
-def fingerprints(parts: Parts, weights: str) -> dict[str, Any]:
+def fingerprints(parts: Parts, weights: str, then: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a checkpoint holds of the parts of its run.
 
     Args:
         parts: of the run.
         weights: the fingerprint of the backbone.
+        then: what the checkpoint holds that the run goes on from; None where it begins.
     """
-    files = of_files(parts.model)
+    files = _now(parts.model, (then or {}).get(_FILES) or {})
     transform = sorted(parts.backbone.inputs.facts().items())
     return {
         "backbone weights": weights,
@@ -55,6 +56,11 @@ def fingerprints(parts: Parts, weights: str) -> dict[str, Any]:
 def of_files(model: PromptModel) -> dict[str, str]:
     """Checksums of what files gave a method and its plug-ins, by the key of the strategy that names each."""
     return {key: fingerprint.checksum([repr(value).encode()]) for key, value in model.files_read().items()}
+
+
+def _now(model: PromptModel, then: Mapping[str, str]) -> dict[str, str]:
+    """:func:`of_files`, and of what is in the state that will be loaded, what it was then."""
+    return {key: then[key] for key in model.files_in_state() if key in then} | of_files(model)
 
 
 def check_files(
@@ -71,7 +77,7 @@ def check_files(
     Raises:
         CheckpointError: naming all that differ.
     """
-    now = of_files(model)
+    now = _now(model, then)
     different = _other_files(then, {key: now.get(key, "") for key in then}, strategy)
     if different:
         raise CheckpointError(f"{folder}: {different}; put back what they were in the run")

@@ -38,6 +38,7 @@ def construct(
     method: Callable[..., PromptModel],
     *positional: Any,
     plugins: Iterable[Plugin] = (),
+    restored: bool = False,
     **arguments: Any,
 ) -> PromptModel:
     """A model with its plug-ins.
@@ -45,6 +46,7 @@ def construct(
     Args:
         method: the class; ``positional`` and ``arguments`` are its own.
         plugins: plugged in this order, copies of them; those of the short forms come first.
+        restored: its state will be loaded: plug-ins read no file that only says where training starts.
         **arguments: may hold short forms (``coordinate=True``), which the method does not see.
 
     Raises:
@@ -54,7 +56,10 @@ def construct(
     for entry in short_forms(method):
         keys = schema.parameters(entry.target)[0]
         plugin = entry.target(**{key: arguments.pop(key) for key in keys if key in arguments})
-        made += [plugin] if isinstance(plugin, Plugin) else plugin or []
+        added = [plugin] if isinstance(plugin, Plugin) else list(plugin or [])
+        for each in added if restored else []:
+            each.expect_state()
+        made += added
     model = method(*positional, **arguments)
     for plugin in [*made, *map(copy.deepcopy, plugins)]:
         model.plug(plugin)
@@ -62,11 +67,16 @@ def construct(
 
 
 def make_method(
-    section: Mapping[str, Any], backbone: FrozenViT, *, seed: int, plugins: Iterable[Plugin] = ()
+    section: Mapping[str, Any],
+    backbone: FrozenViT,
+    *,
+    seed: int,
+    plugins: Iterable[Plugin] = (),
+    restored: bool = False,
 ) -> PromptModel:
-    """The model of a ``strategy`` section, with the plug-ins of its short forms."""
+    """The model of a ``strategy`` section, with the plug-ins of its short forms; see :func:`construct`."""
     entry = registry.strategies.get(section["name"])
     arguments = {key: value for key, value in section.items() if key != "name"}
     # a constructor may draw its initial values from the global generators
     with preserved_rng(derive(seed, "build", entry.name)):
-        return construct(entry.target, backbone, seed=seed, plugins=plugins, **arguments)
+        return construct(entry.target, backbone, seed=seed, plugins=plugins, restored=restored, **arguments)

@@ -23,7 +23,7 @@ from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import Prompts
 from clprompt.errors import ConfigError
 from clprompt.prompting.model import PromptModel, Step
-from clprompt.prompting.plugin import Pass, Plugin
+from clprompt.prompting.plugin import LearnedPrompts, Pass, Plugin
 from clprompt.prompting.prompts import token_choice, uniform
 from clprompt.registry import plugins
 from clprompt.schema import above, at_least, at_most
@@ -92,6 +92,20 @@ class Coordination(Plugin):
                 self.keys[name].append(nn.Parameter(initial.data.to(prompts.parameters[index])))
             for key, parameter in zip(self.keys[name], prompts.parameters, strict=True):
                 key.requires_grad_(parameter.requires_grad)
+
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        """The keys, which are learnt with the prompts."""
+        width, theirs, listed = self.model.backbone.width, self.model.learned_prompts(), {}
+        for name, prompts in self.model.prompt_sets().items():
+            listed[f"keys_of_{name}"] = LearnedPrompts(
+                ("blocks", "slots", "length"),
+                (len(prompts.blocks), prompts.slots, prompts.length, width),
+                list(self.keys[name]),
+                blocks=prompts.blocks,
+                added=theirs[name].added if name in theirs else "never",
+                is_key=True,
+            )
+        return listed
 
     # ------------------------------------------------------------------ around the prompt callable
 

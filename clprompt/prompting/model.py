@@ -16,7 +16,7 @@ from clprompt.backbones.vit import FrozenViT, Prompts
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import LinearHead, grow_rows
 from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logits
-from clprompt.prompting.plugin import Frozen, Pass, Plugin, PromptSet, Samples, overrides
+from clprompt.prompting.plugin import Frozen, LearnedPrompts, Pass, Plugin, PromptSet, Samples, overrides
 from clprompt.prompting.step import Encoded as Encoded
 from clprompt.prompting.step import Predictions as Predictions
 from clprompt.prompting.step import Step as Step
@@ -211,6 +211,25 @@ class PromptModel(nn.Module, ABC):
         """The prompt tokens of a method that offers them for choice, by the ``name`` of its BlockPrompts."""
         return {}
 
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        """The prompts of a method that may be learnt beforehand, by name; see ``strategy.init_file``."""
+        return {}
+
+    def read_prompts(self, path: str) -> Any:
+        """What a file of the method's own form holds, checked; None for a file of the common form.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            A :class:`clprompt.prompting.prompt_file.PromptFile`.
+        """
+        return None
+
+    def in_front(self, name: str) -> Tensor | None:
+        """Frozen values in front of a set of learned prompts, in its parameters' form; None for none."""
+        return next((v for v in (plugin.in_front(name) for plugin in self.plugins) if v is not None), None)
+
     def begin_epoch(self, epoch: int) -> None:
         """The loop may tell at which epoch of the experience it is, from 0; most methods do not care."""
 
@@ -280,6 +299,8 @@ class PromptModel(nn.Module, ABC):
 
     def meet(self, class_names: Sequence[str]) -> None:
         """The names of the classes that a run will bring, told before it begins, for notices about them."""
+        for plugin in self.plugins:
+            plugin.meet(class_names)
 
     # ------------------------------------------------------------------ plug-ins
 
@@ -351,6 +372,10 @@ class PromptModel(nn.Module, ABC):
         A run goes on, and predicts, with the same contents alone.
         """
         return {key: value for plugin in self.plugins for key, value in plugin.files_read().items()}
+
+    def files_in_state(self) -> set[str]:
+        """Keys of files that are not read again, as the state that will be loaded holds what they gave."""
+        return {key for plugin in self.plugins for key in plugin.files_in_state()}
 
     def notes(self) -> list[str]:
         """What whoever starts a run should know of the model, in a sentence each."""

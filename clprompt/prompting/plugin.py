@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import Prompts
 from clprompt.errors import ConfigError
 from clprompt.prompting.step import Step
@@ -46,6 +47,36 @@ class PromptSet:
     parameters: Sequence[nn.Parameter]
     slots: int = 1
     taken: int = 1
+
+
+@dataclass(frozen=True)
+class LearnedPrompts:
+    """Prompts of a method that may be learnt beforehand, on other data: what a file of them needs to know.
+
+    Args:
+        axes: of each parameter, without the last, which is the width: "slots", "blocks", "parts" (keys and
+            values) and "length" (tokens) in the parameter's own order.
+        shape: of each parameter, known before there is any.
+        parameters: those that there are now, the oldest first.
+        blocks: where they are given; none for what no block gets.
+        added: whether experiences add parameters: "never", "derived" from those before by a rule of the
+            method's own, or "anew", as the first started.
+        block_prompt: makes of values in the parameter's form, with however many tokens and slots, what a
+            block gets, so that they can stand in front of those that are learned.
+        reads_front: the method asks for :meth:`PromptModel.in_front` itself.
+        apart: whether those that start from one prompt get noise, as equal ones would never part.
+        is_key: what prompts are chosen by; a file need not have it.
+    """
+
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    parameters: Sequence[nn.Parameter]
+    blocks: tuple[int, ...] = ()
+    added: Literal["never", "derived", "anew"] = "never"
+    block_prompt: Callable[[Tensor, int], BlockPrompt] | None = None
+    reads_front: bool = False
+    apart: bool = True
+    is_key: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +114,9 @@ class Plugin(nn.Module):
     #: whether it stands between the method's features and what compares them, with state of its own
     changes_features: bool = False
 
+    #: whether it says what the method's prompts start from
+    starts_prompts: ClassVar[bool] = False
+
     _host: Any = None  # a PromptModel, whose module imports this one
 
     @property
@@ -117,6 +151,24 @@ class Plugin(nn.Module):
     def around(self, prompts: Prompts, run: Pass) -> Prompts:
         """What the backbone asks in place of the method's prompts, in one run."""
         return prompts
+
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        """What it has itself that may be learnt beforehand, by name."""
+        return {}
+
+    def in_front(self, name: str) -> Tensor | None:
+        """Frozen values that stand in front of a set of learned prompts, in the form of its parameters."""
+        return None
+
+    def meet(self, class_names: Sequence[str]) -> None:
+        """The names of the classes that a run will bring, told before it begins, for notices about them."""
+
+    def files_in_state(self) -> set[str]:
+        """Keys of files that are not read again, as the state that will be loaded holds what they gave."""
+        return set()
+
+    def expect_state(self) -> None:
+        """Told before it is plugged into a model whose state will be loaded: no start need be read."""
 
     def terms(self, step: Step, collected: Sequence[Any]) -> Mapping[str, Tensor]:
         """Terms that are added to the loss of a step, scalars by name.

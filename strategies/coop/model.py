@@ -15,6 +15,7 @@ from clprompt.errors import ConfigError
 from clprompt.prompting.heads import grown
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Encoded, Mask
+from clprompt.prompting.plugin import LearnedPrompts
 from clprompt.prompting.text import sequences
 from clprompt.prompting.text.model import TextModel
 from clprompt.prompting.text.sequences import Frame, Names
@@ -242,6 +243,23 @@ class CoOpModel(TextModel):
         """The rows of each context as the text tower gets them, [n, W], or [C, n, W] where class-specific."""
         return [context if self.encoder is None else self.encoder(context) for context in self.contexts]
 
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        if self.residual is not None or self.class_specific or self.encoder is not None:
+            return {}  # what is learned belongs to the classes, or goes through a network beside it
+        contexts = {f"context_{index}": context for index, context in enumerate(self.contexts)}
+        attributes = {f"attribute_{index}": rows for index, rows in enumerate(self.attributes)}
+        return {
+            name: LearnedPrompts(("length",), tuple(rows.shape), [rows], reads_front=name in contexts)
+            for name, rows in (contexts | attributes).items()
+        }
+
+    def _head_of(self, context: int) -> Tensor | None:
+        """What stands in front of a context: frozen rows, then attributes, [A, W]."""
+        front, head = self.in_front(f"context_{context}"), self.head_rows()
+        if front is None or head is None:
+            return head if front is None else front.to(self.dtype)
+        return torch.cat([front.to(head), head])
+
     def head_rows(self) -> Tensor | None:
         """Learned rows and words of the attributes, which stand in front of the context, [A, W]."""
         if not self.attributes:
@@ -264,9 +282,10 @@ class CoOpModel(TextModel):
             return (unprompted if classes is None else unprompted + self.residual[list(classes)])[None]
         if self.class_specific and classes is None:
             return self._unprompted(names).expand(len(self.contexts), -1, -1)
-        head, found = self.head_rows(), []
-        for frame, context in zip(self.frames, self.learned_contexts(), strict=True):
+        found = []
+        for index, (frame, context) in enumerate(zip(self.frames, self.learned_contexts(), strict=True)):
             rows = context[list(classes)] if self.class_specific and classes is not None else context
+            head = self._head_of(index)
             found.append(sequences.features(self.text, frame, self._names(names, frame.tail), rows, head))
         features = torch.stack(found)
         return features.to(torch.promote_types(features.dtype, torch.float32))
@@ -403,8 +422,8 @@ class CoOpModel(TextModel):
 
     def _check_fit(self, names: Sequence[str]) -> None:
         """Refuse names whose text does not fit into the tower with all that is learned."""
-        head = self.head_rows()
-        for frame, context in zip(self.frames, self.contexts, strict=True):
+        for index, (frame, context) in enumerate(zip(self.frames, self.contexts, strict=True)):
+            head = self._head_of(index)
             rows = (
                 self.text.start_rows
                 + context.shape[-2]

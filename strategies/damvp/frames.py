@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,15 @@ class OffsetCache:
         return OffsetCache()  # a copy's frames are other tensors
 
 
+def is_frame(path: str | Path) -> bool:
+    """Whether a file holds a frame; False for what cannot be read."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            return "frame" in file.keys()  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return False
+
+
 def load_frame(path: str | Path, backbone: FrozenViT, pad: int) -> tuple[Tensor, Mapping[str, Any]]:
     """A meta-learnt frame [F] and its metadata; another backbone or normalisation is a warning.
 
@@ -134,17 +143,17 @@ def load_frame(path: str | Path, backbone: FrozenViT, pad: int) -> tuple[Tensor,
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"meta_file: no file {path}")
+        raise DataError(f"init_file: no file {path}")
     try:
         with safe_open(str(path), "pt") as file:
             frame, facts = file.get_tensor("frame"), json.loads((file.metadata() or {}).get("clprompt", "{}"))
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise DataError(f"meta_file {path} holds no frame: {' '.join(str(error).split())}") from error
+        raise DataError(f"init_file {path} holds no frame: {' '.join(str(error).split())}") from error
     side = backbone.image_size[0]
     sizes = (facts.get("side"), facts.get("pad"))
     if sizes != (side, pad) or frame.shape != (frame_size(backbone.in_chans, side, pad),):
         raise ConfigError(
-            f"meta_file {path} is a frame of {sizes[1]} pixels around images of {sizes[0]}, "
+            f"init_file {path} is a frame of {sizes[1]} pixels around images of {sizes[0]}, "
             f"not {pad} around {side}"
         )
     for name, expected in (
@@ -153,28 +162,8 @@ def load_frame(path: str | Path, backbone: FrozenViT, pad: int) -> tuple[Tensor,
         ("std", list(backbone.inputs.std)),
     ):
         if facts.get(name) != expected:
-            tell(f"meta_file {path} was made with {name} {facts.get(name)}, not {expected}")
+            tell(f"init_file {path} was made with {name} {facts.get(name)}, not {expected}")
     return frame, facts
-
-
-def tell_of_leaks(facts: Mapping[str, Any], class_names: Sequence[str], what: str) -> None:
-    """A notice of the classes that a meta-learnt frame was made from and that a stream will bring.
-
-    Args:
-        facts: the metadata of the frame, as :func:`load_frame` gives it.
-        class_names: of the stream.
-        what: names the frame.
-    """
-    theirs = {_plain(name) for source in facts.get("sources", ()) for name in source["classes"]}
-    shared = sorted({name for name in class_names if _plain(name) in theirs})
-    if shared:
-        more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
-        tell(f"{what} was learnt from classes that are in the stream: {', '.join(shared[:5])}{more}")
-
-
-def _plain(name: str) -> str:
-    """A class name without case and separators."""
-    return name.lower().replace("_", " ").replace("-", " ").strip()
 
 
 def save_frame(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,19 @@ from torch import nn
 
 from clprompt.backbones.build import make_backbone
 from clprompt.data.loading import image_stream, subset, training_batches
-from clprompt.errors import CheckpointError, ConfigError, DataError, Interrupted
+from clprompt.data.sources import gather
+from clprompt.errors import ConfigError, DataError, Interrupted
 from clprompt.seeding import derive, generator
 from clprompt.strategies.damvp.active import activity_rank, noise_features
 from clprompt.strategies.damvp.clustering import cluster, clusters_of, mean_distance
 from clprompt.strategies.damvp.frames import check_frame, default_pad, frame_places, frame_size, save_frame
 from clprompt.strategies.damvp.meta import Batch, InnerOptimizer, Source, adapt, inner_rate, meta_update
-from clprompt.strategies.damvp.meta_sources import MetaInit, gather
-from clprompt.system import checkpoint, overlay
-from clprompt.system.files import FolderLock, atomic_write
+from clprompt.strategies.damvp.meta_sources import MetaInit
+from clprompt.strategies.damvp.meta_sources import from_values as from_values
+from clprompt.system.files import atomic_write
 from clprompt.system.progress import Progress
 from clprompt.system.runtime import find_device, reproducible, stop_signal
+from clprompt.system.unfinished import Unfinished
 
 _AVERAGED = 10  # meta-steps in the moving average of the loss
 
@@ -46,7 +47,7 @@ class Learner:
             raise ConfigError(
                 "backbone.normalise must be backbone or unit: the sources are several data sets"
             )
-        self.material = gather(settings, self.backbone)
+        self.material = gather(settings.sources, self.backbone)
         self.per_epoch = min(-(-len(m.train) // settings.train_mb_size) for m in self.material)
         self.steps = settings.steps or settings.epochs * self.per_epoch
         if self.steps < 1:
@@ -160,7 +161,6 @@ class Learner:
         """All that it takes to go on to the same bits."""
         heads = [s.head.state_dict() for s in self.sources if s.head is not None]
         return {
-            "settings": dataclasses.asdict(self.settings),
             "step": self.step,
             "frame": self.frame,
             "best": self.best,
@@ -214,36 +214,24 @@ def run(settings: MetaInit, out: Path, *, progress: Progress, command: Sequence[
         CheckpointError: what is there to go on from is of other settings.
         Interrupted: a signal stopped it; its checkpoint is written.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists; remove it, or give another file with out=FILE")
-    if not out.parent.is_dir():
-        raise ConfigError(f"out={out}: there is no folder {out.parent}")
-    partial = out.with_name(out.name + ".partial")
-    saved = checkpoint.load_checkpoint(partial)
-    if saved is not None:
-        different = overlay.difference(saved["settings"], dataclasses.asdict(settings))
-        if different:
-            raise CheckpointError(
-                f"{partial} is of other settings ({', '.join(different)}); remove it, or give another file"
-            )
+    unfinished = Unfinished(out, dataclasses.asdict(settings))
     with reproducible(find_device(settings.device)), stop_signal() as stop:
         learner = Learner(settings)
-        partial.mkdir(exist_ok=True)
-        with FolderLock(partial):
-            if saved is None:
+        with unfinished.work():
+            if unfinished.saved is None:
                 learner.look()
             else:
-                learner.load_state(saved)
-                progress.message(f"{partial}: continued after {learner.step} of {learner.steps} meta-steps")
-            _train(learner, partial, progress, stop, command)
-            written = _write(learner, out)
-    shutil.rmtree(partial)
-    return written
+                learner.load_state(unfinished.saved)
+                progress.message(
+                    f"{unfinished.folder}: continued after {learner.step} of {learner.steps} meta-steps"
+                )
+            _train(learner, unfinished, progress, stop, command)
+            return _write(learner, out)
 
 
 def _train(
     learner: Learner,
-    partial: Path,
+    unfinished: Unfinished,
     progress: Progress,
     stop: Callable[[], int | None],
     command: Sequence[str],
@@ -264,7 +252,7 @@ def _train(
         progress.step()
         asked = stop()
         if asked is not None or learner.step % learner.settings.checkpoint_every == 0:
-            checkpoint.save_checkpoint(partial, learner.state())
+            unfinished.save(learner.state())
         if asked is not None:
             raise Interrupted(asked, again=command)
 

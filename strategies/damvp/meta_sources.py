@@ -1,4 +1,4 @@
-"""What a meta-init is made from: its settings, read from YAML and checked, and the data of its sources."""
+"""The settings of a meta-init of frames, read from YAML and checked."""
 
 from __future__ import annotations
 
@@ -7,21 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from clprompt import registry, schema
-from clprompt.backbones.vit import FrozenViT
-from clprompt.data.bundle import DataBundle
-from clprompt.data.dataset import datasets_for
-from clprompt.data.loading import subset
-from clprompt.data.selection import Classes, chosen_classes
+from clprompt import schema
+from clprompt.data.sources import listed
 from clprompt.errors import ConfigError
-from clprompt.registry import make_registered
 from clprompt.schema import above, at_least, not_empty
 from clprompt.system import overlay
-from clprompt.targets import is_label_sets
 
 KIND = "meta-init"  # of a packaged configuration, and the folder of those
 
@@ -106,91 +96,27 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> MetaInit:
     path = overlay.find(name_or_path, KIND)
     raw = overlay.read(path)
     overlay.apply(raw, overrides, sections={"backbone"})
-    values = overlay.resolve(raw, path)
+    return from_values(overlay.resolve(raw, path))
+
+
+def from_values(values: Mapping[str, Any]) -> MetaInit:
+    """The settings that a configuration's values name, which may say that they are this strategy's.
+
+    Raises:
+        ConfigError: whatever a user can get wrong, in one line.
+    """
+    values = dict(values)
+    strategy, objective = values.pop("strategy", None), values.pop("objective", "reptile")
+    if isinstance(strategy, Mapping) and set(strategy) - {"name"}:
+        key = next(key for key in strategy if key != "name")
+        raise ConfigError(f"strategy.{key}: of a frame, {key} and all else stand beside strategy, not in it")
+    if objective != "reptile":
+        raise ConfigError(f"objective must be reptile for a frame, got {schema.show(objective)}")
     schema.check_keys(values, [field.name for field in dataclasses.fields(MetaInit)], "")
     for key in ("backbone", "sources"):
         if values.get(key) is None:
             raise ConfigError(f"{key} is missing")
     if isinstance(values["backbone"], str):
         values["backbone"] = {"name": values["backbone"]}
-    if isinstance(values["sources"], str):
-        values["sources"] = [word.strip() for word in values["sources"].split(",") if word.strip()]
-    if isinstance(values["sources"], list):
-        values["sources"] = [{"name": s} if isinstance(s, str) else s for s in values["sources"]]
+    values["sources"] = listed(values["sources"])
     return MetaInit(**values)
-
-
-# ----------------------------------------------------------------------------------------------- sources
-
-
-class _Part(Dataset):
-    """The images of some classes of a data set, labelled 0..C-1."""
-
-    def __init__(self, dataset: Any, indices: np.ndarray, classes: np.ndarray) -> None:
-        self.images = subset(dataset, indices)
-        self.random_transform = self.images.random_transform  # type: ignore[attr-defined]
-        self.labels = np.searchsorted(classes, dataset.targets[indices]).tolist()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index][0], self.labels[index]
-
-
-@dataclass
-class Material:
-    """The data of one source.
-
-    Attributes:
-        name: for messages.
-        class_names: of its classes, by label.
-        train: (image, label) items, augmented.
-        clean: the same under the evaluation transform.
-    """
-
-    name: str
-    class_names: list[str]
-    train: _Part
-    clean: _Part
-
-
-def gather(settings: MetaInit, backbone: FrozenViT) -> list[Material]:
-    """The sources that the settings name.
-
-    Raises:
-        ConfigError: an unknown data set or class, more tasks than classes, or a source with one class.
-    """
-    bundles: dict[str, DataBundle] = {}
-    materials: list[Material] = []
-    for number, section in enumerate(settings.sources):
-        path = f"sources.{number}"
-        if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
-            raise ConfigError(f"{path} must be a data set's name, or a mapping with a name")
-        selection = schema.check(section.get("classes"), Classes | None, f"{path}.classes")
-        tasks = schema.check(section.get("tasks", 1), int, f"{path}.tasks")
-        others = {key: value for key, value in section.items() if key not in ("classes", "tasks", "name")}
-        entry = registry.datasets.get(section["name"])
-        arguments = {"name": entry.name} | schema.arguments(entry.target, others, path)
-        key = repr(sorted(arguments.items(), key=str))
-        if key not in bundles:
-            bundles[key] = make_registered(registry.datasets, arguments)
-        bundle = bundles[key]
-        if is_label_sets(bundle.train.targets):
-            raise ConfigError(f"{path}: {entry.name} has several labels per image; a source needs one")
-        every = np.arange(len(bundle.class_names))
-        classes = every if selection is None else chosen_classes(selection, bundle.class_names)
-        if not 1 <= tasks <= len(classes):
-            raise ConfigError(
-                f"{path}.tasks must be 1..{len(classes)} for {len(classes)} classes, got {tasks}"
-            )
-        train, clean, _ = datasets_for(bundle, backbone)
-        for part, part_classes in enumerate(np.array_split(classes, tasks)):
-            name = entry.name if tasks == 1 else f"{entry.name} {part + 1}/{tasks}"
-            if len(part_classes) < 2:
-                raise ConfigError(f"{path}: source {name} has one class; there is nothing to tell apart")
-            where = np.flatnonzero(np.isin(bundle.train.targets, part_classes))
-            names = [bundle.class_names[c] for c in part_classes]
-            parts = [_Part(images, where, part_classes) for images in (train, clean)]
-            materials.append(Material(name, names, *parts))
-    return materials

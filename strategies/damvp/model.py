@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -15,7 +16,8 @@ from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, DataError, ProtocolError
 from clprompt.prompting.heads import grow_rows
 from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, PromptModel
-from clprompt.prompting.plugin import Samples
+from clprompt.prompting.plugin import LearnedPrompts, Samples
+from clprompt.prompting.prompt_file import PromptFile
 from clprompt.registry import strategies
 from clprompt.schema import above, at_least
 from clprompt.seeding import derive, generator
@@ -39,14 +41,20 @@ from clprompt.strategies.damvp.frames import (
     frame_places,
     frame_size,
     framed_tokens,
+    is_frame,
     load_frame,
-    tell_of_leaks,
 )
 from clprompt.targets import classes_in
 from clprompt.training.finite import check_features
 
 
-@strategies.register("damvp", paper="Huang et al., CVPR 2023, arXiv 2303.08138", year=2023)
+@strategies.register(
+    "damvp",
+    paper="Huang et al., CVPR 2023, arXiv 2303.08138",
+    year=2023,
+    renamed={"meta_file": "init_file"},
+    meta_init="clprompt.strategies.damvp.meta_init",
+)
 class DAMVPModel(PromptModel):
     """DAM-VP (Huang et al., "Diversity-Aware Meta Visual Prompting"), made class-incremental.
 
@@ -79,9 +87,8 @@ class DAMVPModel(PromptModel):
         min_cluster_size: images that a cluster must have, or it joins the nearest that has.
         cluster: False for one prompt per experience.
         init: how frames start; "nearest" copies the frame of the nearest older prototype. None for "meta"
-            with a ``meta_file``, "zero" without.
+            with ``init_file``, a meta-learnt frame that all frames start from, "zero" without.
         init_std: of frames that start at random.
-        meta_file: a meta-learnt frame that all frames start from.
         share: let a cluster close to an older one use that one's frame.
         share_ratio: how close, in the older cluster's radii.
         max_prompts: beyond so many frames, clusters share the nearest one.
@@ -115,7 +122,6 @@ class DAMVPModel(PromptModel):
         cluster: bool = True,
         init: Literal["meta", "zero", "random", "nearest"] | None = None,
         init_std: Annotated[float, at_least(0)] = 1.0,
-        meta_file: str | None = None,
         share: bool = False,
         share_ratio: Annotated[float, at_least(0)] = 0.25,
         max_prompts: Annotated[int, at_least(1)] | None = None,
@@ -132,11 +138,6 @@ class DAMVPModel(PromptModel):
             raise ConfigError("give threshold or threshold_ratio, not both")
         if cluster and cluster_samples < 2:
             raise ConfigError(f"cluster_samples must be at least 2 with cluster=true, got {cluster_samples}")
-        init = init or ("meta" if meta_file else "zero")
-        if (init == "meta") != (meta_file is not None):
-            raise ConfigError("init=meta and meta_file belong together")
-        if init == "meta" and prompt == "token":
-            raise ConfigError("a meta-prompt is a pixel frame; it cannot start token prompts")
         self.prompt = prompt
         self.deep = deep
         self.cluster_samples = cluster_samples
@@ -147,7 +148,6 @@ class DAMVPModel(PromptModel):
         self.cluster = cluster
         self.init = init
         self.init_std = init_std
-        self.meta_file = meta_file
         self.share = share
         self.share_ratio = share_ratio
         self.max_prompts = max_prompts
@@ -157,7 +157,6 @@ class DAMVPModel(PromptModel):
         self.active_order = active_order
         self.head_lr = head_lr
         self.prompt_lr = prompt_lr if prompt_lr is not None else 0.05 if prompt == "pixel" else 0.005
-        self.meta_facts: Mapping[str, Any] = {}
         if prompt == "pixel":
             self._register_frame(pad)
         else:
@@ -179,12 +178,7 @@ class DAMVPModel(PromptModel):
         self.pad = default_pad(side) if pad is None else pad
         self.shape: tuple[int, ...] = (frame_size(channels, side, self.pad),)
         self.places: Tensor
-        self.meta_frame: Tensor
         self.register_buffer("places", frame_places(channels, side, self.pad), persistent=False)
-        frame = torch.zeros(self.shape)
-        if self.meta_file is not None:
-            frame, self.meta_facts = load_frame(self.meta_file, self.backbone, self.pad)
-        self.register_buffer("meta_frame", frame, persistent=False)
 
     def _set_tokens(self, length: int, layers: Blocks | None) -> None:
         """The form of token prompts: ``length`` of them in each of their blocks."""
@@ -211,6 +205,39 @@ class DAMVPModel(PromptModel):
     @property
     def boundaries(self) -> Boundaries:
         return "required"
+
+    # ------------------------------------------------------------------ what prompts start from
+
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        parameters = list(self.frames)
+        if self.prompt == "pixel":
+            return {"frames": LearnedPrompts((), self.shape, parameters, added="anew", apart=False)}
+        axes = ("blocks", "length")
+        return {
+            "prompts": LearnedPrompts(
+                axes,
+                self.shape,
+                parameters,
+                blocks=self.layers,
+                added="anew",
+                apart=False,
+                block_prompt=lambda values, block: self._block_prompt(values[None], block),
+            )
+        }
+
+    def read_prompts(self, path: str) -> PromptFile | None:
+        """A frame of :mod:`clprompt.strategies.damvp.meta_init`; None for any other file."""
+        if not is_frame(path):
+            return None
+        if self.prompt == "token":
+            raise ConfigError(f"init_file {path} is a pixel frame; it cannot start token prompts")
+        frame, facts = load_frame(path, self.backbone, self.pad)
+        return PromptFile(Path(path), facts, {"frames": frame[None]})
+
+    def _check_start(self) -> None:
+        started = any(plugin.starts_prompts for plugin in self.plugins)
+        if self.init is not None and started != (self.init == "meta"):
+            raise ConfigError("init=meta and init_file belong together")
 
     # ------------------------------------------------------------------ forward
 
@@ -264,9 +291,13 @@ class DAMVPModel(PromptModel):
         def block_prompt(block: int, x: Tensor) -> BlockPrompt | None:
             if block not in self.layers:
                 return None
-            return BlockPrompt("fresh" if self.deep else "carried", prompts[:, self.layers.index(block)])
+            return self._block_prompt(prompts, block)
 
         return block_prompt
+
+    def _block_prompt(self, prompts: Tensor, block: int) -> BlockPrompt:
+        """Of [B, blocks, length, D] what one block gets."""
+        return BlockPrompt("fresh" if self.deep else "carried", prompts[:, self.layers.index(block)])
 
     def assign(self, query: Tensor) -> Tensor:
         """The nearest prototype of each query, [B, D] -> int64 [B]; in training perhaps a current one."""
@@ -297,6 +328,7 @@ class DAMVPModel(PromptModel):
             )
 
     def check_stream(self, classes: Sequence[Sequence[int]]) -> None:
+        self._check_start()
         columns, width = 1 + max((c for group in classes for c in group), default=0), self.backbone.width
         if self.active and columns > width:
             raise ConfigError(
@@ -305,6 +337,7 @@ class DAMVPModel(PromptModel):
 
     def start_experience(self, index: int, samples: Samples | None) -> None:
         """Cluster the experience's images by their features; the features are dropped afterwards."""
+        self._check_start()
         if samples is not None:
             seed = derive(self.seed, "cluster samples", index)
             images = (images for images, _ in samples())
@@ -347,7 +380,7 @@ class DAMVPModel(PromptModel):
         grow_rows(self.radius, made.radius)
         grow_rows(self.counts, made.counts)
         self.to(self.device)
-        self.set_stage()
+        self._restage()
         return len(made.prototypes)
 
     def _frame_for(self, prototype: Tensor, old: int) -> int:
@@ -368,7 +401,7 @@ class DAMVPModel(PromptModel):
         if self.init == "nearest" and nearest is not None:
             return nearest.detach().clone()
         if self.prompt == "pixel" and self.init != "random":
-            return self.meta_frame.clone()  # zeros where there is no file
+            return torch.zeros(self.shape)  # a file's values are put in their place
         std = 0.02 if self.prompt == "token" else self.init_std  # zero tokens are one direction to the norm
         return std * torch.randn(*self.shape, generator=generator(self.seed, "prompt", index))
 
@@ -437,13 +470,6 @@ class DAMVPModel(PromptModel):
             "numbers_per_prompt": one,
             "bytes_per_prompt": one * self.prototypes.element_size(),
         }
-
-    def files_read(self) -> dict[str, Any]:
-        frame = {} if self.meta_file is None else {"meta_file": self.meta_frame.tolist()}
-        return super().files_read() | frame
-
-    def meet(self, class_names: Sequence[str]) -> None:
-        tell_of_leaks(self.meta_facts, class_names, str(self.meta_file))
 
     def homes(self) -> list[int]:
         """The experience that each frame was made in; while a state is loaded, 0 for those not known yet."""

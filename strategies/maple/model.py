@@ -14,7 +14,7 @@ from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT, Prompts
 from clprompt.errors import ConfigError
 from clprompt.prompting.model import Boundaries, Cache, Mask
-from clprompt.prompting.plugin import PromptSet
+from clprompt.prompting.plugin import LearnedPrompts, PromptSet
 from clprompt.prompting.text import sequences
 from clprompt.prompting.text.model import TextModel
 from clprompt.prompting.text.sequences import Frame, Names
@@ -202,6 +202,13 @@ class MaPLeModel(TextModel):
         # one that is trained and frozen with the image prompts
         first = self.prompts.beside_text()[:1]
         return {"prompts": PromptSet(tuple(range(self.depth)), self.length, first)} if first else {}
+
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        listed = {}
+        for name, parameter in self.prompts.named_parameters():
+            axes = ("length",) if name.startswith(("text.", "images.")) else ("rows",) * (parameter.ndim - 1)
+            listed[name.replace(".", "_")] = LearnedPrompts(axes, tuple(parameter.shape), [parameter])
+        return listed
 
     # ------------------------------------------------------------------ images
 

@@ -16,7 +16,7 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import grow_rows
 from clprompt.prompting.losses import SoftLabels, classification_loss
 from clprompt.prompting.model import Cache, Encoded, PromptModel, check_disjoint
-from clprompt.prompting.plugin import Samples
+from clprompt.prompting.plugin import LearnedPrompts, Samples
 from clprompt.prompting.prompts import cosine
 from clprompt.registry import strategies
 from clprompt.schema import above, at_least
@@ -151,6 +151,30 @@ class MultiLaneModel(PromptModel):
         """The class ids of a lane, ascending: the rows of its head."""
         return (self.lane == lane).nonzero().flatten()
 
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        _, length, blocks = self.sizes
+        if not length or not blocks:
+            return {}
+        return {
+            "prompts": LearnedPrompts(
+                ("blocks", "parts", "length"),
+                (blocks, 2, length, self.backbone.width),
+                list(self.prompts),
+                blocks=tuple(range(blocks)),
+                added="derived",  # a lane starts from the one before
+                reads_front=True,
+            )
+        }
+
+    def _lane_prompts(self, lanes: Sequence[int]) -> Tensor:
+        """The prompts of lanes, [T, E, key/value, P, D]."""
+        prompts, front = torch.stack([self.prompts[lane] for lane in lanes]), self.in_front("prompts")
+        return (
+            prompts
+            if front is None
+            else torch.cat([front.to(prompts).expand(len(lanes), *front.shape), prompts], dim=3)
+        )
+
     # ------------------------------------------------------------------ logits
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
@@ -239,7 +263,7 @@ class MultiLaneModel(PromptModel):
             return [], None
         start = self.backbone.class_token
         tokens = [start.expand(len(images), len(group), -1) for group in groups]
-        prompts = [torch.stack([self.prompts[lane] for lane in group]) for group in groups]  # (T, E, 2, P, D)
+        prompts = [self._lane_prompts(group) for group in groups]
         streams = [self._selector_stream(group) if self.merge_to is None else [] for group in groups]
         x = images
         for index, (block, x, normed, keys, values) in enumerate(self.backbone.walk(images)):  # noqa: B007

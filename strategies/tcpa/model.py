@@ -24,7 +24,7 @@ from clprompt.prompting.model import (
     PromptModel,
     evaluating,
 )
-from clprompt.prompting.plugin import Samples
+from clprompt.prompting.plugin import LearnedPrompts, Samples
 from clprompt.prompting.prompts import token_choice, uniform
 from clprompt.registry import strategies
 from clprompt.schema import at_least, below
@@ -173,6 +173,36 @@ class TCPAModel(PromptModel):
     @property
     def features_stay(self) -> bool:
         return self.prompts == "first"
+
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        listed: dict[str, LearnedPrompts] = {}
+        blocks, width = len(self.layers), self.backbone.width
+        added: Literal["never", "anew"] = "anew" if self.prompts == "grow" else "never"
+        for name, role in self.roles.items():
+            if not role.pool or not blocks:
+                continue
+
+            def block_prompt(values: Tensor, block: int, rows: slice = role.rows) -> BlockPrompt:
+                return BlockPrompt("fresh", values[self.layers.index(block)].flatten(0, 1)[None], rows=rows)
+
+            listed[name] = LearnedPrompts(
+                ("blocks", "slots", "length"),
+                (blocks, role.pool, role.length, width),
+                list(self.entries[name]),
+                blocks=self.layers,
+                added=added,
+                block_prompt=block_prompt,
+            )
+            if self.token_matching:
+                listed[f"keys_{name}"] = LearnedPrompts(
+                    ("blocks", "slots"),
+                    (blocks, role.pool, width),
+                    list(self.keys[name]),
+                    blocks=self.layers,
+                    added=added,
+                    is_key=True,
+                )
+        return listed
 
     # ------------------------------------------------------------------ forward
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clprompt.backbones.vit import FrozenViT
+from clprompt.prompting.build import construct
 from clprompt.seeding import generator
 from clprompt.strategies.damvp import DAMVPModel
 
@@ -23,7 +24,8 @@ def blobs(count: int, each: int = 20, seed: int = 0) -> Tensor:
 
 
 def build(backbone: FrozenViT, features: Tensor | None = None, **arguments: Any) -> DAMVPModel:
-    model = DAMVPModel(backbone, **{"pad": 4, **arguments}).double()
+    model = construct(DAMVPModel, backbone, **{"pad": 4, **arguments}).double()
+    assert isinstance(model, DAMVPModel)
     model.begin_experience([0, 1])
     model.observe(torch.tensor([0, 1]))
     if features is not None:

@@ -13,6 +13,7 @@ import pytest
 from clprompt import plain_yaml
 from clprompt.errors import ClpromptError, ConfigError
 from clprompt.experiment import config, folder, study
+from clprompt.experiment.meta_init import settings as meta_init
 from clprompt.strategies.damvp import meta_sources
 
 ODD = [
@@ -55,9 +56,20 @@ BASES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
             "metric": "average_accuracy",
         },
     ),
-    "meta-init": (
+    "meta-init of frames": (
         meta_sources.load,
         {"backbone": "vit_letters", "sources": ["digits", {"name": "letters"}], "seed": 0, "steps": 5},
+    ),
+    "meta-init": (
+        meta_init.load,
+        {
+            "backbone": "vit_letters",
+            "strategy": {"name": "l2p", "length": 2},
+            "sources": ["digits", {"name": "letters"}],
+            "objective": "reptile",
+            "inner_steps": 2,
+            "training": {"lr": 0.1},
+        },
     ),
 }
 

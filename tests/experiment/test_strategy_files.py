@@ -22,6 +22,7 @@ from clprompt.cli.main import main
 from clprompt.errors import ClpromptError, Interrupted
 from clprompt.experiment import run as experiment
 from clprompt.experiment import sameness
+from clprompt.prompting import prompt_file
 from clprompt.prompting.build import make_method, serving
 from clprompt.reporting import report
 from clprompt.strategies.damvp.frames import default_pad, frame_size, save_frame
@@ -227,7 +228,31 @@ WRITERS: dict[tuple[str, str], Callable[[Path, int], None]] = {
     ("coop", "anchor_texts"): templates,
     ("maple", "residual_features"): texts,
     ("maple", "anchor_texts"): texts,
-    ("damvp", "meta_file"): frame,
+    ("damvp", "init_file"): frame,
+}
+
+
+def prompts(name: str) -> Callable[[Path, int], None]:
+    """Writes a file of prompts that a strategy may start from."""
+
+    def write(path: Path, number: int) -> None:
+        model = make_method({"name": name}, make_backbone({"name": tower(name)}), seed=0)
+        listed = prompt_file.listed_prompts(model)
+        values = {key: torch.full((1, *part.shape), float(number)) for key, part in listed.items()}
+        prompt_file.write(path, model, sources=[], values=values)
+
+    return write
+
+
+def tower(name: str) -> str:
+    return "clip_letters" if registry.strategies.get(name).target.needs_text else "vit_letters"
+
+
+WRITERS |= {
+    (name, "init_file"): prompts(name)
+    for name in registry.strategies.names()
+    if name != "damvp"
+    and any(short.name == "init_file" for short in serving(registry.strategies.get(name).target))
 }
 #: Keys that take one text and no file.
 WORDS_ALONE = {"init"}
@@ -252,7 +277,7 @@ def test_what_a_file_held_is_known_again(strategy: str, key: str, tmp_path: Path
     path = tmp_path / "file.json"
     section = {"name": strategy, key: str(path)}
     section |= {"anchor": "consistency"} if key == "anchor_texts" else {}
-    backbone = make_backbone({"name": "vit_letters" if key == "meta_file" else "clip_letters"})
+    backbone = make_backbone({"name": tower(strategy)})
 
     def known() -> dict[str, str]:
         return sameness.of_files(make_method(section, backbone, seed=0))

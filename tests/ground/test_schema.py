@@ -393,4 +393,10 @@ def test_a_subclass_answers_the_base_s_other_former_arguments_as_the_base_does()
     ("value", "left"), [(False, {"mask": "seen"}), (True, {"mask": "seen", "vote": True})]
 )
 def test_an_old_file_may_hold_the_one_value_of_a_refused_key(value: bool, left: dict[str, Any]) -> None:
-    assert methods.get("renamer").without_refused({"mask": "seen", "vote": value}) == left
+    assert methods.get("renamer").of_today({"mask": "seen", "vote": value}, ["mask"]) == left
+
+
+def test_a_former_key_of_an_old_file_gets_the_name_of_today() -> None:
+    renamer = methods.get("renamer")
+    assert renamer.of_today({"size": 3}, ["length"]) == {"length": 3}
+    assert renamer.of_today({"size": 3, "length": 4}, ["length"]) == {"size": 3, "length": 4}

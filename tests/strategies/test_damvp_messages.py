@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, DataError, ProtocolError
+from clprompt.prompting.build import construct
 from clprompt.seeding import preserved_rng
 from clprompt.strategies.damvp import DAMVPModel
 from clprompt.strategies.damvp.frames import frame_size, load_frame, save_frame
@@ -17,7 +18,7 @@ from clprompt.strategies.damvp.frames import frame_size, load_frame, save_frame
 def test_a_meta_frame_starts_every_prompt(grey_backbone, tmp_path):
     frame = draw(frame_size(1, 16, 4)).float()
     save_frame(tmp_path / "meta.safetensors", frame, grey_backbone, 4, {"seed": 0})
-    model = build(grey_backbone, blobs(3), meta_file=str(tmp_path / "meta.safetensors"))
+    model = build(grey_backbone, blobs(3), init_file=str(tmp_path / "meta.safetensors"))
     assert all(torch.equal(own.float(), frame) for own in model.frames)
 
 
@@ -25,7 +26,28 @@ def test_a_meta_frame_that_does_not_fit_is_refused(grey_backbone, tmp_path):
     frame = draw(frame_size(1, 16, 4)).float()
     save_frame(tmp_path / "meta.safetensors", frame, grey_backbone, 4, {"seed": 0})
     with pytest.raises(ConfigError, match="frame of 4 pixels around images of 16, not 3"):
-        DAMVPModel(grey_backbone, pad=3, meta_file=str(tmp_path / "meta.safetensors"))
+        construct(DAMVPModel, grey_backbone, pad=3, init_file=str(tmp_path / "meta.safetensors"))
+
+
+@pytest.mark.parametrize("arguments", [{"init": "zero"}, {"init": "random", "prompt": "pixel"}])
+def test_another_start_than_the_file_s_is_refused(grey_backbone, tmp_path, arguments):
+    file = tmp_path / "meta.safetensors"
+    save_frame(file, draw(frame_size(1, 16, 4)).float(), grey_backbone, 4, {"seed": 0})
+    model = construct(DAMVPModel, grey_backbone, pad=4, init_file=str(file), **arguments)
+    with pytest.raises(ConfigError, match="init=meta and init_file belong together"):
+        model.check_stream([[0]])
+
+
+def test_a_start_from_a_file_needs_one(grey_backbone):
+    with pytest.raises(ConfigError, match="init=meta and init_file belong together"):
+        build(grey_backbone, init="meta").check_stream([[0]])
+
+
+def test_a_frame_starts_no_token_prompts(grey_backbone, tmp_path):
+    file = tmp_path / "meta.safetensors"
+    save_frame(file, draw(frame_size(1, 16, 4)).float(), grey_backbone, 4, {"seed": 0})
+    with pytest.raises(ConfigError, match="is a pixel frame; it cannot start token prompts"):
+        construct(DAMVPModel, grey_backbone, prompt="token", init_file=str(file))
 
 
 def test_a_file_without_a_meta_frame_is_refused(grey_backbone, tmp_path):
@@ -68,9 +90,6 @@ def test_training_without_clusters_says_what_to_call(grey_backbone):
         ({"init_std": -1.0}, "init_std must be at least 0"),
         ({"share_ratio": -0.1}, "share_ratio must be at least 0"),
         ({"prompt": "token", "length": 0}, "length must be at least 1"),
-        ({"init": "zero", "meta_file": "f"}, "meta_file belong together"),
-        ({"init": "meta"}, "meta_file belong together"),
-        ({"prompt": "token", "meta_file": "f"}, "cannot start token prompts"),
         ({"prompt": "token", "layers": (7,)}, "block 7"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",

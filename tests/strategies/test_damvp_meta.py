@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clprompt.backbones.vit import FrozenViT
 from clprompt.cli.main import main
 from clprompt.errors import CheckpointError, ConfigError, DataWarning
+from clprompt.prompting.build import construct
 from clprompt.seeding import generator
 from clprompt.strategies.damvp import DAMVPModel
 from clprompt.strategies.damvp.frames import frame_places, frame_size, load_frame, save_frame
@@ -213,7 +214,7 @@ def test_the_file_is_small_and_says_what_it_was_made_from(learnt):
 
 
 def run_with(meta: Path, runs: Path, *overrides: str) -> int:
-    strategy = f"strategy={{name: damvp, init: meta, meta_file: '{meta}', pad: 4}}"
+    strategy = f"strategy={{name: damvp, init: meta, init_file: '{meta}', pad: 4}}"
     more = ["compare=[]", "training.train_epochs=1", f"runs_dir={runs}"]
     with same_picture():
         return main(["run", "quickstart", TINY[0], strategy, *more, *overrides])
@@ -242,7 +243,7 @@ def test_a_frame_of_another_backbone_is_noticed(tmp_path):
     for change in ({"backbone": "somebody"}, {"mean": [0.1, 0.2, 0.3]}):
         save_frame(other, torch.zeros(frame_size(3, 32, 4)), backbone, 4, change)
         with pytest.warns(DataWarning, match=f"was made with {next(iter(change))}"):
-            DAMVPModel(backbone, pad=4, meta_file=str(other))
+            construct(DAMVPModel, backbone, pad=4, init_file=str(other))
 
 
 def test_names_of_leaked_classes_are_compared_without_case_and_separators(tmp_path):
@@ -250,7 +251,7 @@ def test_names_of_leaked_classes_are_compared_without_case_and_separators(tmp_pa
     file = tmp_path / "frame.safetensors"
     facts = {"sources": [{"name": "pets", "classes": ["Great_Dane", "beagle"]}]}
     save_frame(file, torch.zeros(frame_size(3, 32, 4)), backbone, 4, facts)
-    model = DAMVPModel(backbone, pad=4, meta_file=str(file))
+    model = construct(DAMVPModel, backbone, pad=4, init_file=str(file))
     with pytest.warns(DataWarning, match="in the stream: great dane"):
         model.meet(["cat", "great dane"])
     with warnings.catch_warnings():
