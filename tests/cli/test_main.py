@@ -28,7 +28,7 @@ TINY = [
 ]
 pytestmark = pytest.mark.usefixtures("same_picture")
 
-COMMANDS = ["run", "resume", "report", "predict", "explain", "list", "config"]
+COMMANDS = ["run", "resume", "meta-init", "report", "predict", "explain", "list", "config"]
 
 
 def tiny(*overrides: str) -> list[str]:
