@@ -16,7 +16,7 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import grow_rows
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, PromptModel, evaluating
-from clprompt.prompting.plugin import Samples
+from clprompt.prompting.plugin import LearnedPrompts, Samples
 from clprompt.prompting.prompts import cosine, uniform
 from clprompt.registry import strategies
 from clprompt.schema import above, at_least, at_most
@@ -156,6 +156,13 @@ class SemanticProxiesModel(PromptModel):
         return self.classifier == "proxies"
 
     # ------------------------------------------------------------------ forward
+
+    def learned_prompts(self) -> dict[str, LearnedPrompts]:
+        # those of classes are theirs alone
+        if not self.layers:
+            return {}
+        axes, shape = ("blocks", "length"), tuple(self.prompts.shape)
+        return {"prompts": LearnedPrompts(axes, shape, [self.prompts], blocks=self.layers)}
 
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         """Embeddings [B, E] of unit length; in training, the stream that both passes share as details."""

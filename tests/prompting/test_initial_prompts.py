@@ -39,12 +39,13 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "multilane": ("multilane", {"prompts": 3, "selectors": 4}),
     "mvp": ("mvp", {}),
     "mvp, prefix": ("mvp", {"variant": "prefix"}),
+    "semantic_proxies": ("semantic_proxies", {}),
     "tcpa": ("tcpa", {}),
     "tcpa, shared": ("tcpa", {"prompts": "shared"}),
     "vpt_deep": ("vpt_deep", {"length": 3}),
 }
 #: Nothing can stand in front of these.
-UNFROZEN = ("damvp", "maple", "maple, hierarchical", "l2p, coordinated")
+UNFROZEN = ("damvp", "maple", "maple, hierarchical", "l2p, coordinated", "semantic_proxies")
 
 every_form = pytest.mark.parametrize("form", FORMS)
 frozen_forms = pytest.mark.parametrize("form", [form for form in FORMS if form not in UNFROZEN])
