@@ -280,7 +280,8 @@ def test_a_folder_in_use_is_not_resumed(tmp_path):
 def test_a_checkpoint_is_not_continued_under_another_configuration(tmp_path):
     folder = interrupted(tmp_path)
     text = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(text.replace("lr: 0.005", "lr: 0.5").replace("\nseed: 0", "\nseed: 7"))
+    changed = text.replace("lr: 0.005", "lr: 0.5").replace("\nseed: 0", "\nseed: 7")
+    (folder / "config.yaml").write_text(changed)
     with pytest.raises(CheckpointError, match=r"another configuration; different: seed, training\.lr"):
         experiment.resume(folder)
     (folder / "config.yaml").write_text(text)
