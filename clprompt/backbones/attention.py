@@ -277,14 +277,7 @@ def prompted_block(
     start, stop, _ = (rows or slice(None)).indices(x.shape[1])
     h = block.norm1(x)
     attn: FrozenAttention = block.attn
-    query: Tensor
-    if (start, stop) == (0, x.shape[1]):
-        query, keys, values = project_stream(attn, h)
-    else:
-        query = project(attn, h[:, start:stop], "q")
-        keys, values = project(attn, h, "kv")
-    if rotary is not None:
-        query, keys = rotary(query, start), rotary(keys)
+    query, keys, values = _projected(attn, h, start, stop, rotary)
     if sum(p.kind == "carried" and p.mask is not None for p in prompts) > 1:
         raise ValueError(
             "give one mask over all carried tokens: each would be read as that of the last columns"
@@ -350,11 +343,7 @@ def spelled_out(
     x = _joined(x, prompts)
     start, stop, _ = (rows or slice(None)).indices(x.shape[1])
     h = block.norm1(x)
-    attn: FrozenAttention = block.attn
-    query = project(attn, h[:, start:stop], "q")
-    keys, values = project(attn, h, "kv")
-    if rotary is not None:
-        query, keys = rotary(query, start), rotary(keys)
+    query, keys, values = _projected(block.attn, h, start, stop, rotary)
     columns_or_none = [_columns(block, prompt, keys.dtype, x.shape[1]) for prompt in prompts]
     columns = [c for c in columns_or_none if c is not None]
     keys, values, mask = _seen(query, keys, values, columns, start, stop)
@@ -371,6 +360,19 @@ def _joined(x: Tensor, prompts: Sequence[BlockPrompt]) -> Tensor:
     if not joining:
         return x
     return torch.cat([x, *(tokens.to(x.dtype).expand(len(x), -1, -1) for tokens in joining)], dim=1)
+
+
+def _projected(
+    attn: FrozenAttention, h: Tensor, start: int, stop: int, rotary: Rotary | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of rows start..stop-1, keys and values of all, in their positions: three of [B, H, R, d]."""
+    query: Tensor
+    if (start, stop) == (0, h.shape[1]):
+        query, keys, values = project_stream(attn, h)
+    else:
+        query = project(attn, h[:, start:stop], "q")
+        keys, values = project(attn, h, "kv")
+    return (query, keys, values) if rotary is None else (rotary(query, start), rotary(keys), values)
 
 
 @dataclass(frozen=True, eq=False)
