@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from clprompt.backbones.build import make_backbone
-from clprompt.data.loading import image_stream, subset, training_batches
+from clprompt.data.loading import image_stream, subset
 from clprompt.data.sources import gather
 from clprompt.errors import ConfigError, DataError, Interrupted
-from clprompt.seeding import derive, generator
+from clprompt.seeding import generator
 from clprompt.strategies.damvp.active import activity_rank, noise_features
 from clprompt.strategies.damvp.clustering import cluster, clusters_of, mean_distance
 from clprompt.strategies.damvp.frames import check_frame, default_pad, frame_places, frame_size, save_frame
@@ -26,6 +26,7 @@ from clprompt.system.files import atomic_write
 from clprompt.system.progress import Progress
 from clprompt.system.runtime import find_device, reproducible, stop_signal
 from clprompt.system.unfinished import Unfinished
+from clprompt.training import meta_steps
 
 _AVERAGED = 10  # meta-steps in the moving average of the loss
 
@@ -48,7 +49,7 @@ class Learner:
                 "backbone.normalise must be backbone or unit: the sources are several data sets"
             )
         self.material = gather(settings.sources, self.backbone)
-        self.per_epoch = min(-(-len(m.train) // settings.train_mb_size) for m in self.material)
+        self.per_epoch = meta_steps.shortest(self.material, settings.train_mb_size)
         self.steps = settings.steps or settings.epochs * self.per_epoch
         if self.steps < 1:
             raise DataError("no meta-step can be made: a source holds no image")
@@ -97,26 +98,15 @@ class Learner:
                 )
 
     def batches(self) -> Iterator[list[Any]]:
-        """One batch per source and meta-step, from the current step on; a function of seed and step alone."""
+        """One batch per source and meta-step, see :func:`clprompt.training.meta_steps.batches`."""
         settings = self.settings
-        while self.step < self.steps:
-            epoch, skip = divmod(self.step, self.per_epoch)
-            loaders = [
-                training_batches(
-                    material.train,
-                    seed=derive(settings.seed, "meta-init"),
-                    experience=number,
-                    epoch=epoch,
-                    batch_size=settings.train_mb_size,
-                    workers=settings.workers,
-                    skip=skip,
-                )
-                for number, material in enumerate(self.material)
-            ]
-            for together in zip(*loaders, strict=False):  # the shortest source ends an epoch
-                yield list(together)
-                if self.step >= self.steps:
-                    return
+        return meta_steps.batches(
+            self,
+            self.material,
+            seed=settings.seed,
+            batch_size=settings.train_mb_size,
+            workers=settings.workers,
+        )
 
     def meta_step(self, together: Sequence[Any]) -> None:
         """Adapt copies of the frame to a batch of each source, and move the frame towards their mean."""
@@ -218,43 +208,17 @@ def run(settings: MetaInit, out: Path, *, progress: Progress, command: Sequence[
     with reproducible(find_device(settings.device)), stop_signal() as stop:
         learner = Learner(settings)
         with unfinished.work():
-            if unfinished.saved is None:
+            if not meta_steps.go_on(learner, unfinished, progress):
                 learner.look()
-            else:
-                learner.load_state(unfinished.saved)
-                progress.message(
-                    f"{unfinished.folder}: continued after {learner.step} of {learner.steps} meta-steps"
-                )
-            _train(learner, unfinished, progress, stop, command)
+            counts = ", ".join(f"{source.name} {len(source.prototypes)}" for source in learner.sources)
+            progress.message(f"clusters: {counts}")
+            progress.start("meta-init", 1)
+            try:
+                every = settings.checkpoint_every
+                meta_steps.learn(learner, unfinished, progress, stop, checkpoint_every=every)
+            except Interrupted as stopped:
+                raise Interrupted(stopped.signal, again=command) from None
             return _write(learner, out)
-
-
-def _train(
-    learner: Learner,
-    unfinished: Unfinished,
-    progress: Progress,
-    stop: Callable[[], int | None],
-    command: Sequence[str],
-) -> None:
-    counts = ", ".join(f"{source.name} {len(source.prototypes)}" for source in learner.sources)
-    progress.message(f"clusters: {counts}")
-    epochs = -(-learner.steps // learner.per_epoch)
-    progress.start("meta-init", 1)
-    progress.experience(0, 1)
-    shown = -1
-    for together in learner.batches():
-        epoch = learner.step // learner.per_epoch
-        if epoch != shown:
-            shown = epoch
-            left = min(learner.per_epoch * (epoch + 1), learner.steps) - learner.step
-            progress.epoch(epoch, epochs, left)
-        learner.meta_step(together)
-        progress.step()
-        asked = stop()
-        if asked is not None or learner.step % learner.settings.checkpoint_every == 0:
-            unfinished.save(learner.state())
-        if asked is not None:
-            raise Interrupted(asked, again=command)
 
 
 def _write(learner: Learner, out: Path) -> list[Path]:

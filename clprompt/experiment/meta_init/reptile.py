@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clprompt.data.loading import sample_stream, training_batches
+from clprompt.data.loading import sample_stream
 from clprompt.data.sources import Material
 from clprompt.errors import DataError
 from clprompt.experiment.meta_init.settings import MetaInit
 from clprompt.prompting import prompt_file
 from clprompt.prompting.model import PromptModel
 from clprompt.seeding import derive, preserved_rng
-from clprompt.training import optim
+from clprompt.training import meta_steps, optim
 from clprompt.training.steps import begin, receive, train_step
 
 
@@ -41,8 +41,7 @@ class Reptile:
         self.settings = settings
         self.models = list(models)
         self.materials = list(materials)
-        size = settings.training.train_mb_size
-        self.per_epoch = min(-(-len(m.train) // size) for m in materials)
+        self.per_epoch = meta_steps.shortest(materials, settings.training.train_mb_size)
         self.steps = settings.training.train_epochs * self.per_epoch
         if not self.per_epoch:
             raise DataError("no meta-step can be made: a source holds no image")
@@ -66,24 +65,15 @@ class Reptile:
         return {name: parameter.detach() for name, parameter in self._parameters(model).items()}
 
     def batches(self) -> Iterator[list[Any]]:
-        """One batch per source and meta-step, from the current step on; a function of seed and step alone."""
+        """One batch per source and meta-step, see :func:`clprompt.training.meta_steps.batches`."""
         training = self.settings.training
-        while self.step < self.steps:
-            epoch, skip = divmod(self.step, self.per_epoch)
-            loaders = [
-                training_batches(
-                    material.train,
-                    seed=derive(self.settings.seed, "meta-init"),
-                    experience=number,
-                    epoch=epoch,
-                    batch_size=training.train_mb_size,
-                    workers=training.workers,
-                    skip=skip,
-                )
-                for number, material in enumerate(self.materials)
-            ]
-            for together in zip(*loaders, strict=False):  # the shortest source ends an epoch
-                yield list(together)
+        return meta_steps.batches(
+            self,
+            self.materials,
+            seed=self.settings.seed,
+            batch_size=training.train_mb_size,
+            workers=training.workers,
+        )
 
     def meta_step(self, together: Sequence[Any]) -> None:
         """Train copies of the prompts on a batch of each source, and move the prompts towards their mean."""

@@ -25,6 +25,7 @@ from clprompt.seeding import derive, preserved_rng, set_rng_state
 from clprompt.system.progress import Progress
 from clprompt.system.runtime import find_device, reproducible, stop_signal
 from clprompt.system.unfinished import Unfinished
+from clprompt.training import meta_steps
 
 
 def meta_init(
@@ -147,25 +148,8 @@ def _learn_by_reptile(
     learner = Reptile(settings, [make(material.class_names) for material in materials], materials)
 
     def finish() -> tuple[PromptModel, Mapping[str, Any], dict[str, Any]]:
-        if unfinished.saved is not None:
-            learner.load_state(unfinished.saved)
-            progress.message(
-                f"{unfinished.folder}: continued after {learner.step} of {learner.steps} meta-steps"
-            )
-        progress.experience(0, 1)
-        shown = -1
-        for together in learner.batches():
-            epoch = learner.step // learner.per_epoch
-            if epoch != shown:
-                shown = epoch
-                progress.epoch(epoch, settings.training.train_epochs, learner.per_epoch)
-            learner.meta_step(together)
-            progress.step()
-            asked = stop()
-            if asked is not None or learner.step % settings.checkpoint_every == 0:
-                unfinished.save(learner.state())
-            if asked is not None:
-                raise Interrupted(asked)
+        meta_steps.go_on(learner, unfinished, progress)
+        meta_steps.learn(learner, unfinished, progress, stop, checkpoint_every=settings.checkpoint_every)
         last = np.mean(learner.losses[-10:], axis=0).tolist() if learner.losses else []
         return learner.models[0], learner.values(), {"steps": learner.step, "last_losses": last}
 
