@@ -9,6 +9,7 @@ text prompts; Wu et al. 2024 (CasPL), a first stage that stays frozen.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ _NOISE = 0.02
 Fit = Literal["tile", "cut"]
 
 
-class _FromFile(Plugin):
+class _FromFile(Plugin, ABC):
     """What has tensors of a file, as buffers by the names of its sets of prompts, under ``prefix``."""
 
     prefix: str
@@ -71,9 +72,9 @@ class _FromFile(Plugin):
     def files_in_state(self) -> set[str]:
         return {"init_file"} if self._restored else set()
 
+    @abstractmethod
     def take(self, tensors: Mapping[str, Tensor], listed: Mapping[str, LearnedPrompts]) -> None:
         """Take over what a checked file holds, [K, *form] of each set."""
-        raise NotImplementedError
 
     def hold(self, name: str, values: Tensor) -> None:
         """Make values part of the state."""

@@ -297,6 +297,10 @@ class PromptModel(nn.Module, ABC):
             names: by class id; several are synonyms, the first is shown.
         """
 
+    def class_titles(self) -> list[str]:
+        """What drawings call the classes, by id: the names of the run that the model is from, or the ids."""
+        return getattr(self, "class_names", [str(c) for c in range(self.num_classes)])
+
     def meet(self, class_names: Sequence[str]) -> None:
         """The names of the classes that a run will bring, told before it begins, for notices about them."""
         for plugin in self.plugins:

@@ -421,7 +421,7 @@ class MultiLaneModel(PromptModel):
 
         if self.merge_to is not None or not self.num_lanes:
             raise ConfigError("there are no selectors to show: tokens are merged, or nothing was trained")
-        names = getattr(self, "class_names", [str(c) for c in range(self.num_classes)])
+        names = self.class_titles()
         rows = [", ".join(names[int(c)] for c in self.classes_of(lane)) for lane in range(self.num_lanes)]
         maps = self.selector_maps(images, range(self.num_lanes))
         pictures = pixels(images, self.backbone.inputs)

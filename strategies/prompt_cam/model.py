@@ -445,13 +445,17 @@ class PromptCAMModel(PromptModel):
         attention = self.attention(image)
         order = self.head_order(attention)[0].flip(-1)[:, :_TOP]  # (R, heads)
         maps = self.maps(attention)[0]  # (H, R, height, width)
-        names = getattr(self, "class_names", [str(c) for c in range(self.num_classes)])
-        row_of = {c: row for row, c in enumerate(self.columns.tolist())}
+        names = self.class_titles()
+        row_of = self._row_of()
         looks = []
         for c in classes:
             row, heads = row_of[c], order[row_of[c]].tolist()
             looks.append(Look(names[c], float(chances[c]), heads, maps[heads, row].float().cpu().numpy()))
         return looks
+
+    def _row_of(self) -> dict[int, int]:
+        """The row of each class among the prompts."""
+        return {c: row for row, c in enumerate(self.columns.tolist())}
 
     @torch.no_grad()
     def probe(self, images: Glimpse) -> dict[str, Any]:
@@ -470,7 +474,7 @@ class PromptCAMModel(PromptModel):
             chances = self(group[:1]).softmax(dim=1)[0]
             looks += self._looks(group[:1], [int(chances.argmax())], chances)
             pictures.append(pixels(group[:1], self.backbone.inputs)[0])
-        names = getattr(self, "class_names", [str(c) for c in range(self.num_classes)])
+        names = self.class_titles()
         means = {names[c]: mean.float().cpu().numpy() for c, mean in self._mean_maps(groups).items()}
         return {"attention/heads": plots.heads(pictures, looks), "attention/classes": plots.means(means)}
 
@@ -478,7 +482,7 @@ class PromptCAMModel(PromptModel):
         """By class, the mean map [height, width] of its prompt over the images that it is predicted for."""
         sums: dict[int, Tensor] = {}
         counts: Counter[int] = Counter()
-        row_of = {c: row for row, c in enumerate(self.columns.tolist())}
+        row_of = self._row_of()
         for group in groups:
             maps = self.maps(self.attention(group)).mean(1)  # (B, R, height, width)
             for image, c in enumerate(self(group).argmax(1).tolist()):
