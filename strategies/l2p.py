@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -146,7 +147,7 @@ class L2PModel(PromptModel):
         """How often each slot was chosen: the same few tend to win for all images."""
         shares = self.selections.double().cpu() / self.selections.sum().clamp(min=1).cpu()
         entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
-        return {"pool/selections": _bars(shares), "pool/slots_used": entropy.exp()}
+        return {"pool/selections": partial(_bars, shares), "pool/slots_used": entropy.exp()}
 
 
 def _check_head_type(head_type: HeadType, backbone: FrozenViT) -> None:

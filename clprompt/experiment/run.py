@@ -253,6 +253,7 @@ class Session:
             checksums=checkpoint and checkpoint.get("checksums"),
             measure=self.measure,
             sinks=[registry.sinks.get(name).target for name in registry.sinks.names()],  # type: ignore[misc]
+            experiences=len(parts.plan.indices),
         )
         listeners.append(self.tracker)
         self._checkpoint = checkpoint

@@ -256,7 +256,11 @@ class PromptModel(nn.Module, ABC):
         """Bring the method's own per-class tensors to ``num_classes``; the head is taken care of."""
 
     def diagnostics(self) -> Mapping[str, Any]:
-        """Plots, histograms or scalars by tag, shown by the trackers after each experience."""
+        """Drawings, histograms or scalars by tag, shown by the trackers after each experience.
+
+        A drawing is a matplotlib Figure or, better, a function without arguments that makes one or gives
+        None: a long run draws after some of its experiences only.
+        """
         return {}
 
     def opening_diagnostics(self) -> Mapping[str, Any]:

@@ -188,7 +188,10 @@ class Log:
 class CuriousLog(Log):
     """A listener that has the model draw what it says of itself, as any run folder does, and drops it."""
 
-    def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None: ...
+    def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None:
+        for value in values.values():
+            if callable(value):
+                value()
 
 
 class Point(NamedTuple):

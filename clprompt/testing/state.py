@@ -20,7 +20,7 @@ from clprompt.errors import Interrupted
 from clprompt.prompting.model import PromptModel
 from clprompt.seeding import preserved_rng, rng_state
 from clprompt.testing.asserts import bits, changed, chunked, near, refused, require, same_bits, steady
-from clprompt.testing.bench import CLASSES, Log, Workbench, through_file
+from clprompt.testing.bench import CLASSES, CuriousLog, Log, Workbench, through_file
 from clprompt.training import optim
 from clprompt.training.steps import receive
 
@@ -203,7 +203,7 @@ def check_random_states(bench: Workbench) -> None:
         ("the constructor", bench.make),
         ("prediction", lambda: chunked(bench.copy(), bench.test.images[:4], 4)),
         ("loading", lambda: bench.make().load_state_dict(bench.copy().method_state())),
-        ("diagnostics", lambda: bench.copy().diagnostics()),
+        ("diagnostics", lambda: CuriousLog().diagnostics(1, bench.copy().diagnostics())),
     ]
     with preserved_rng(5):
         for what, step in steps:

@@ -22,6 +22,9 @@ the value after k experiences stands at k; the forgetting starts at 2):
 | `trained_head/<one of these>` (where a plug-in answers in its place) | scalar | the same |
 | whatever a strategy's `diagnostics` are called | scalar, histogram or image | experiences |
 
+Images and texts are drawn after each of at most twenty experiences, and of more after twenty of them, the
+last among them: see :mod:`clprompt.tracking.pictures`. Numbers are shown after every one.
+
 TensorBoard's HPARAMS tab shows the settings of finished runs beside their last metrics, `final/<metric>`
 among them.
 
@@ -55,6 +58,7 @@ from clprompt.metrics.measure import (
 from clprompt.reporting.markup import csv_table, markdown_table
 from clprompt.system.files import atomic_write, one_line_errors, remove_temporaries
 from clprompt.tracking import records as records_
+from clprompt.tracking.pictures import draws
 from clprompt.tracking.records import RECORDS, Prefixes, Record, Records, jsonable
 from clprompt.tracking.sink import Sink
 from clprompt.tracking.tensorboard import TensorBoard
@@ -80,6 +84,8 @@ class RunTracker:
         checksums: what :attr:`checksums` were when the checkpoint was written; None for a checkpoint without.
         measure: what the run is measured by.
         sinks: the classes of its sinks.
+        experiences: how many the stream has, which decides after which of them pictures are drawn; None where
+            nobody knows.
 
     Attributes:
         checksums: of the files that only grow, as they were at the last `flush`, by their path in the folder.
@@ -100,11 +106,13 @@ class RunTracker:
         checksums: Mapping[str, str] | None = None,
         measure: Measure | None = None,
         sinks: Sequence[type[Sink]] = (TensorBoard,),
+        experiences: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.class_names = list(class_names)
         self.groups = [list(group) for group in groups]
         self.measure = measure or Accuracy()
+        self.experiences = experiences
         patterns = [RECORDS, *(pattern for sink in sinks for pattern in sink.files)]
         if sizes is not None and RECORDS not in sizes:
             raise CheckpointError(f"{self.folder}: the checkpoint records no size of {RECORDS}")
@@ -143,14 +151,23 @@ class RunTracker:
         self._records.append(clean)
         for sink in self.sinks if scalars else ():
             sink.scalars(step, scalars)
-        if clean.get("kind") == "evaluation" and clean["when"] == "experience":
-            for tag, figure in self._plots(clean).items():
-                for sink in self.sinks:
-                    sink.image(step, tag, figure)
-            for tag, rows in self.measure.notes(clean, self.class_names, self.groups).items():
-                table = "\n".join(markdown_table([[str(cell) for cell in row] for row in rows]))
-                for sink in self.sinks:
-                    sink.text(step, tag, table)
+        if clean.get("kind") == "evaluation" and clean["when"] == "experience" and self._draws(step):
+            self._show(clean, self._plots(clean))
+
+    def _draws(self, step: int) -> bool:
+        """Whether pictures are drawn after so many experiences."""
+        return draws(step, self.experiences)
+
+    def _show(self, record: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+        """Show what is drawn of an evaluation at the end of an experience, and its tables."""
+        step = record["experience"] + 1
+        for tag, figure in figures.items():
+            for sink in self.sinks:
+                sink.image(step, tag, figure)
+        for tag, rows in self.measure.notes(record, self.class_names, self.groups).items():
+            table = "\n".join(markdown_table([[str(cell) for cell in row] for row in rows]))
+            for sink in self.sinks:
+                sink.text(step, tag, table)
 
     def settings(self, values: Mapping[str, Any]) -> None:
         """Show the settings of the run, by dotted key; called when it is done."""
@@ -166,16 +183,16 @@ class RunTracker:
         """Show what a strategy has to tell about itself.
 
         Args:
-            step: experiences so far.
-            values: by tag, a matplotlib Figure (image; its latest state is a file in `figures/` too), a
-                number or one-element tensor (scalar), or any other array or tensor (histogram of its finite
-                values).
+            step: experiences so far, the one that goes on included.
+            values: by tag, a drawing (image; its latest state is a file in `figures/` too), a number or
+                one-element tensor (scalar), or any other array or tensor (histogram of its finite values). A
+                drawing is a matplotlib Figure, or a function that makes one and is called only where pictures
+                are drawn; None from it is no picture.
         """
         for tag, value in values.items():
-            if hasattr(value, "savefig"):
-                for sink in self.sinks:
-                    sink.image(step, tag, value)
-                self._draw({tag.replace("/", "_"): value})
+            if callable(value) or hasattr(value, "savefig"):
+                if self._draws(step):
+                    self._show_drawing(step, tag, value() if callable(value) else value)
                 continue
             array = _as_array(value)
             for sink in self.sinks:
@@ -183,6 +200,14 @@ class RunTracker:
                     sink.scalars(step, {tag: array.item()})
                 else:
                     sink.histogram(step, tag, array)
+
+    def _show_drawing(self, step: int, tag: str, figure: Figure | None) -> None:
+        """Show what a strategy drew of itself."""
+        if figure is None:
+            return
+        for sink in self.sinks:
+            sink.image(step, tag, figure)
+        self._draw({tag.replace("/", "_"): figure})
 
     def flush(self) -> dict[str, int]:
         """Make everything durable; the sizes of all files that only grow, by their path in the folder.
@@ -212,8 +237,11 @@ class RunTracker:
 
         for name, rows in self.measure.tables(self.records, self.class_names, self.groups).items():
             atomic_write(self.folder / name, csv_table(rows))
-        self._draw({**self._plots(last), **measure_plots.at_the_end(self.measure, self.records)})
+        figures = self._plots(last)
+        self._draw({**figures, **measure_plots.at_the_end(self.measure, self.records)})
         if not self._finished:
+            if not self._draws(last["experience"] + 1):  # nobody knew that it would be the last
+                self._show(last, figures)
             trained = trained_head_summary(self.records) or {}
             final = {
                 f"{prefix}final/{key}": value

@@ -220,7 +220,7 @@ class Engine:
             self.model.end_experience(self._samples() if self._has_experiences() else None)
         self._evaluate("experience")
         self._tell(self.model.diagnostics)
-        self._tell(self._probe)
+        self._tell_of_images()
         at.experience, at.epoch, at.batch = at.experience + 1, 0, 0
         self._save()
         signal = self.stop()  # it may have come during the evaluation
@@ -386,12 +386,12 @@ class Engine:
             diagnostics(self.position.experience + 1, values)
 
     @torch.no_grad()
-    def _probe(self) -> Mapping[str, Any]:
-        evaluator = self.evaluator
-        if evaluator is None:
-            return {}
-        with evaluating(self.model):
-            return self.model.probe(Shown(evaluator, _PROBED, self.model.placed))
+    def _tell_of_images(self) -> None:
+        """What the model says of evaluation images; drawings are made, where they are, in eval mode too."""
+        if self.evaluator is not None:
+            shown = Shown(self.evaluator, _PROBED, self.model.placed)
+            with evaluating(self.model):
+                self._tell(lambda: self.model.probe(shown))
 
     def _log(self, result: Step, targets: Tensor, lr: float) -> None:
         at = self.position

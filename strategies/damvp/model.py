@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -440,12 +441,12 @@ class DAMVPModel(PromptModel):
         self._map = None
 
     def opening_diagnostics(self) -> dict[str, Any]:
-        """The map of the clusters just made; the projection is drawn once and kept no longer."""
+        """The map of the clusters just made; the projection is handed out once and kept no longer."""
         cluster_map, self._map = self._map, None
         if cluster_map is None:
             return {}
         first = len(self.prototypes) - len(cluster_map.prototypes)
-        return {"clusters/map": views.draw_map(cluster_map, first, int(self.experience) + 1)}
+        return {"clusters/map": partial(views.draw_map, cluster_map, first, int(self.experience) + 1)}
 
     def diagnostics(self) -> dict[str, Any]:
         """The number of clusters, and pixel frames as images."""
@@ -453,7 +454,7 @@ class DAMVPModel(PromptModel):
 
     def probe(self, images: Callable[[], Iterable[Tensor]]) -> dict[str, Any]:
         """A contact sheet of the images nearest to each prototype; none of them is kept."""
-        return views.probe(self, images())
+        return views.probe(self, images)
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,7 +55,7 @@ def diagnostics(model: DAMVPModel) -> dict[str, Any]:
         values["clusters/threshold"] = model.tau
     if model.prompt == "pixel" and len(model.frames):
         titles = [f"{number + 1}\nexp. {home + 1}" for number, home in enumerate(model.homes())]
-        values["prompts/frames"] = draw_frames(model.framed(torch.stack(list(model.frames))), titles)
+        values["prompts/frames"] = lambda: draw_frames(model.framed(torch.stack(list(model.frames))), titles)
     return values
 
 
@@ -65,13 +66,12 @@ def look(model: DAMVPModel, images: Tensor) -> tuple[Tensor, Tensor]:
     return cluster, (query.float() - model.prototypes[cluster].float()).square().sum(1).sqrt()
 
 
-def probe(model: DAMVPModel, images: Iterable[Tensor]) -> dict[str, Any]:
-    """The contact sheet of these images."""
+def probe(model: DAMVPModel, images: Callable[[], Iterable[Tensor]]) -> dict[str, Any]:
+    """The contact sheet of these images, which are not looked at before it is drawn."""
     if not len(model.prototypes):
         return {}
     titles = [f"cluster {k + 1}, exp. {int(e) + 1}" for k, e in enumerate(model.experience_of)]
-    sheet = contact_sheet(images, lambda batch: look(model, batch), titles)
-    return {} if sheet is None else {"clusters/nearest_images": sheet}
+    return {"clusters/nearest_images": lambda: contact_sheet(images(), partial(look, model), titles)}
 
 
 def explain(model: DAMVPModel, images: Tensor) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from functools import cache, partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ from clprompt.prompting.prompts import uniform
 from clprompt.registry import strategies
 from clprompt.schema import above, at_least
 from clprompt.strategies.prompt_cam.gate import Evidence, Gate, LDAEvidence, MeansEvidence, gated
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Heads that are drawn, and test images of an experience's classes over which maps are averaged in a run.
 _TOP, _MEAN_OF = 4, 8
@@ -457,26 +461,40 @@ class PromptCAMModel(PromptModel):
         """The row of each class among the prompts."""
         return {c: row for row, c in enumerate(self.columns.tolist())}
 
-    @torch.no_grad()
     def probe(self, images: Glimpse) -> dict[str, Any]:
         """The heads for a test image of the oldest and the newest classes, and the mean map of each class.
 
         The mean is over heads and over the images that are predicted to be of the class.
         """
+        if not bool(self.predictable().any()):
+            return {}
+        groups = cache(partial(images.groups, _MEAN_OF))
+        return {
+            "attention/heads": lambda: self._draw_heads(groups()),
+            "attention/classes": lambda: self._draw_means(groups()),
+        }
+
+    @torch.no_grad()
+    def _draw_heads(self, groups: Sequence[Tensor]) -> Figure | None:
+        """The heads for the first image of the oldest and of the newest group."""
         from clprompt.reporting.attention import pixels
         from clprompt.strategies.prompt_cam import plots
 
-        groups = images.groups(_MEAN_OF)
-        if not groups or not bool(self.predictable().any()):
-            return {}
         looks, pictures = [], []
         for group in [groups[0], groups[-1]][: len(groups)]:
             chances = self(group[:1]).softmax(dim=1)[0]
             looks += self._looks(group[:1], [int(chances.argmax())], chances)
             pictures.append(pixels(group[:1], self.backbone.inputs)[0])
+        return plots.heads(pictures, looks) if looks else None
+
+    @torch.no_grad()
+    def _draw_means(self, groups: Sequence[Tensor]) -> Figure | None:
+        """The mean map of each class that is predicted."""
+        from clprompt.strategies.prompt_cam import plots
+
         names = self.class_titles()
         means = {names[c]: mean.float().cpu().numpy() for c, mean in self._mean_maps(groups).items()}
-        return {"attention/heads": plots.heads(pictures, looks), "attention/classes": plots.means(means)}
+        return plots.means(means) if means else None
 
     def _mean_maps(self, groups: Sequence[Tensor]) -> dict[int, Tensor]:
         """By class, the mean map [height, width] of its prompt over the images that it is predicted for."""

@@ -392,7 +392,7 @@ class TCPAModel(PromptModel):
             self.backbone.run(self.backbone.embed(images), prompts)
         return {role: torch.stack(parts) for role, parts in visible.items()}
 
-    def interference(self, groups: Sequence[Tensor]) -> dict[int, list[float]]:
+    def interference(self, groups: Sequence[Tensor], *, last_only: bool = False) -> dict[int, list[float]]:
         """How many tokens of earlier experiences switched entries since, as shares by class group.
 
         Old entries are frozen and can be looked at without the later ones, so the whole history follows from
@@ -400,10 +400,13 @@ class TCPAModel(PromptModel):
 
         Args:
             groups: images [n, 3, H, W] of each class group, in the order of the experiences.
+            last_only: look at the state after the last experience, without the way there: two forwards for
+                each group in place of one for each later experience.
 
         Returns:
             For each group that had later experiences, the share of tokens (of all blocks and roles) whose set
-            of entries is not that of the group's own experience, from that experience (0) to the last one.
+            of entries is not that of the group's own experience, from that experience (0) to the last one;
+            ``last_only``, of the last one only.
         """
         tasks = len(self.entries["image"])
         shares: dict[int, list[float]] = {}
@@ -411,8 +414,8 @@ class TCPAModel(PromptModel):
             return shares
         for group, images in enumerate(groups[: tasks - 1]):
             then = self.choices(images, group + 1)
-            shares[group] = [0.0]
-            for later in range(group + 2, tasks + 1):
+            shares[group] = [] if last_only else [0.0]
+            for later in range(tasks if last_only else group + 2, tasks + 1):
                 now = self.choices(images, later)
                 moved = [
                     (now[role] != F.pad(then[role], (0, now[role].shape[-1] - then[role].shape[-1]))).any(-1)
@@ -428,10 +431,11 @@ class TCPAModel(PromptModel):
         groups = images.groups(8)
         if not groups:
             return {}
-        shown: dict[str, Any] = self.explain(torch.cat([group[:1] for group in groups])[:6])
-        shares = self.interference(groups)
+        few = torch.cat([group[:1] for group in groups])[:6]
+        shown: dict[str, Any] = {"coordination": lambda: self.explain(few).get("coordination")}
+        shares = self.interference(groups, last_only=True)
         if shares:
-            shown["interference"] = plots.switched(shares)
+            shown["interference"] = lambda: plots.switched(self.interference(groups))
             shown |= {f"interference/group_{group + 1:02d}": v[-1] for group, v in shares.items()}
             shown["interference/switched"] = sum(v[-1] for v in shares.values()) / len(shares)
         return shown

@@ -126,7 +126,7 @@ def test_steps_are_counted_in_training_only_and_the_state_does_not_grow(exact):
     assert model.state_size() == size
     shown = model.diagnostics()
     assert 1 <= float(shown["pool/slots_used"]) <= 6
-    assert len(shown["pool/selections"].axes[0].patches) == 6
+    assert len(shown["pool/selections"]().axes[0].patches) == 6
     model.begin_experience([6, 7])
     assert int(model.selections.sum()) == 0
 

@@ -255,10 +255,10 @@ def test_a_run_is_shown_heads_and_the_mean_map_of_each_predicted_class(
 
     model = trained["own"]
     drawn = model.probe(Glimpse())
-    assert len(drawn["attention/heads"].axes) == 2 * 3
+    assert len(drawn["attention/heads"]().axes) == 2 * 3
     with torch.no_grad():
         predicted = {str(int(c)) for number in (1, 2) for c in model(images(3, number)).argmax(1)}
-    assert {text.get_text() for text in drawn["attention/classes"].axes[0].texts} == predicted
+    assert {text.get_text() for text in drawn["attention/classes"]().axes[0].texts} == predicted
 
 
 # ------------------------------------------------------------------------------------------------ mistakes

@@ -342,6 +342,9 @@ def test_a_probe_shows_the_tokens_that_switched():
     shown = model.probe(Shown([images(), images(2, seed=2)]))
     assert shown["interference/switched"] == pytest.approx(switched_share(model, before))
     assert {"coordination", "interference", "interference/group_01"} <= shown.keys()
+    assert shown["coordination"]().axes
+    (curve,) = shown["interference"]().axes[0].lines
+    assert curve.get_ydata()[-1] == pytest.approx(100 * shown["interference/group_01"])
 
 
 def test_counting_interference_changes_no_state():
