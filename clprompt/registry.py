@@ -107,7 +107,8 @@ class Registry:
             refused: what is no argument on purpose, with the reason; whoever gives it, in a configuration or
                 from Python, reads that (`schema.argument_answers` finds it on the object).
             renamed: names that arguments had before, with those of today; answered in the same way.
-            **info: kept in the entry; `paper` and `year` are shown by `clprompt list`.
+            **info: kept in the entry; `paper`, `year` and `boundaries` (what strategies answer:
+                "required", "optional" or "unused") are shown by `clprompt list`.
 
         Raises:
             ConfigError: the name is taken by another object. The same one again is ignored, but a file

@@ -20,7 +20,12 @@ from clprompt.schema import at_least
 from clprompt.seeding import generator
 
 
-@strategies.register("coda_prompt", paper="Smith et al., CVPR 2023, arXiv 2211.13218", year=2023)
+@strategies.register(
+    "coda_prompt",
+    paper="Smith et al., CVPR 2023, arXiv 2211.13218",
+    year=2023,
+    boundaries="required or unused",
+)
 class CODAPromptModel(PromptModel):
     """CODA-Prompt (Smith et al., "COntinual Decomposed Attention-based Prompting").
 

@@ -23,6 +23,7 @@ from clprompt.schema import at_least
     "dualprompt",
     paper="Wang et al., ECCV 2022, arXiv 2204.04799",
     year=2022,
+    boundaries="required or unused",
     refused={
         "batchwise_prompt": Only(
             False, "one prompt voted by the whole batch makes a prediction depend on its batch companions"

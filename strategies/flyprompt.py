@@ -37,7 +37,9 @@ class Route(NamedTuple):
     query: Tensor | None
 
 
-@strategies.register("flyprompt", paper="Yan et al., ICLR 2026, arXiv 2602.01976", year=2026)
+@strategies.register(
+    "flyprompt", paper="Yan et al., ICLR 2026, arXiv 2602.01976", year=2026, boundaries="required or unused"
+)
 class FlyPromptModel(PromptModel):
     """FlyPrompt (Yan et al., "FlyPrompt: Brain-Inspired Random-Expanded Routing with Temporal-Ensemble
     Experts for General Continual Learning").

@@ -15,7 +15,7 @@ from clprompt.schema import at_least
 from clprompt.strategies.vpt_deep import VPTDeepModel
 
 
-@strategies.register("joint", paper="joint training, an upper line", year=None)
+@strategies.register("joint", paper="joint training, an upper line", year=None, boundaries="required")
 class JointModel(VPTDeepModel):
     """Joint training, for scale: a base model trained from its initial state on all data so far.
 

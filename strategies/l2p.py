@@ -25,6 +25,7 @@ HeadType = Literal["prompt", "token", "token+prompt", "gap"]
     "l2p",
     paper="Wang et al., CVPR 2022, arXiv 2112.08654",
     year=2022,
+    boundaries="required or unused",
     refused={
         "batchwise_prompt": Only(
             False, "one prompt voted by the whole batch makes a prediction depend on its batch companions"

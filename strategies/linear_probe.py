@@ -10,7 +10,9 @@ from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel
 from clprompt.registry import strategies
 
 
-@strategies.register("linear_probe", paper="sequential linear classifier", year=None)
+@strategies.register(
+    "linear_probe", paper="sequential linear classifier", year=None, boundaries="required or unused"
+)
 class LinearProbeModel(PromptModel):
     """Sequential linear probe: only the head learns.
 

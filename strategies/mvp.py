@@ -40,6 +40,7 @@ class Choice(NamedTuple):
     "mvp",
     paper="Moon et al., ICCV 2023, arXiv 2308.09303",
     year=2023,
+    boundaries="unused",
     refused={"top_k": Only(1, "the method uses one slot per image")},
     renamed={"mask": "logit_mask"},
 )

@@ -18,7 +18,10 @@ from clprompt.registry import strategies
 
 
 @strategies.register(
-    "ncm", paper="Mensink et al., TPAMI 2013; Janson et al. 2022, arXiv 2210.04428", year=2013
+    "ncm",
+    paper="Mensink et al., TPAMI 2013; Janson et al. 2022, arXiv 2210.04428",
+    year=2013,
+    boundaries="unused",
 )
 class NCMModel(FrozenFeaturesModel):
     """Nearest class mean: class sums of frozen features, and the nearest of their means predicts.

@@ -18,7 +18,9 @@ from clprompt.registry import strategies
 from clprompt.schema import above, at_least
 
 
-@strategies.register("ranpac", paper="McDonnell et al., NeurIPS 2023, arXiv 2307.02251", year=2023)
+@strategies.register(
+    "ranpac", paper="McDonnell et al., NeurIPS 2023, arXiv 2307.02251", year=2023, boundaries="required"
+)
 class RanPACModel(ClosedFormModel):
     """RanPAC (McDonnell et al., "Random Projections and Pre-trained Models for Continual Learning").
 

@@ -12,7 +12,9 @@ from clprompt.registry import strategies
 from clprompt.schema import above, at_least
 
 
-@strategies.register("ridge", paper="Zhuang et al., NeurIPS 2024 (GACL), arXiv 2403.15706", year=2024)
+@strategies.register(
+    "ridge", paper="Zhuang et al., NeurIPS 2024 (GACL), arXiv 2403.15706", year=2024, boundaries="unused"
+)
 class RidgeModel(ClosedFormModel):
     """Analytic class-incremental learning (Zhuang et al., "GACL"): ridge regression on one-hot targets.
 

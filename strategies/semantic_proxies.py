@@ -23,7 +23,12 @@ from clprompt.schema import above, at_least, at_most
 from clprompt.seeding import generator
 
 
-@strategies.register("semantic_proxies", paper="Ren et al., ICLR 2024, arXiv 2402.02340", year=2024)
+@strategies.register(
+    "semantic_proxies",
+    paper="Ren et al., ICLR 2024, arXiv 2402.02340",
+    year=2024,
+    boundaries="required or unused",
+)
 class SemanticProxiesModel(PromptModel):
     """Semantic proxies (Ren et al., "Learning Semantic Proxies from Visual Prompts for Parameter-Efficient
     Fine-Tuning in Deep Metric Learning", VPTSP-G), made class-incremental.

@@ -12,7 +12,9 @@ from clprompt.registry import strategies
 from clprompt.schema import at_least, at_most
 
 
-@strategies.register("slda", paper="Hayes & Kanan, CVPRW 2020, arXiv 1909.01520", year=2020)
+@strategies.register(
+    "slda", paper="Hayes & Kanan, CVPRW 2020, arXiv 1909.01520", year=2020, boundaries="unused"
+)
 class SLDAModel(ClosedFormModel):
     """Streaming linear discriminant analysis (Hayes & Kanan, "Lifelong Machine Learning with Deep SLDA").
 

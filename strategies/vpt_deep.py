@@ -17,7 +17,9 @@ from clprompt.registry import strategies
 from clprompt.schema import at_least
 
 
-@strategies.register("vpt_deep", paper="Jia et al., ECCV 2022, arXiv 2203.12119", year=2022)
+@strategies.register(
+    "vpt_deep", paper="Jia et al., ECCV 2022, arXiv 2203.12119", year=2022, boundaries="required or unused"
+)
 class VPTDeepModel(PromptModel):
     """VPT-deep (Jia et al., "Visual Prompt Tuning"), trained one experience after the other.
 

@@ -16,7 +16,7 @@ carried     ``tokens`` join the sequence here and stay in it (L2P)
 ==========  ==================================================================================================
 
 Prompt columns always come after the stream's own columns; a softmax does not care about the order. Prompts
-have no place in the image: where positions are rotary (:class:`Rotary`) they are not rotated, whatever their
+have no place in the image: where positions are rotary they are not rotated, whatever their
 kind.
 """
 
@@ -26,12 +26,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from itertools import pairwise
-from typing import Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import torch
 import torch.nn.functional as F
-from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
+
+if TYPE_CHECKING:  # timm takes seconds to import, and only a built backbone needs it
+    from clprompt.backbones.rotary import Rotary
 
 
 class FrozenAttention(Protocol):
@@ -140,36 +142,6 @@ def split_heads(x: Tensor, attn: FrozenAttention) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """[b, H, N, d] -> [b, N, H*d]."""
     return x.transpose(1, 2).flatten(2)
-
-
-@dataclass(frozen=True, eq=False)
-class Rotary:
-    """Rotary positions of the patches in one block: what turns their queries and keys.
-
-    Args:
-        embedding: sines and cosines of each patch, as timm has them, [n, 2 d] or [H, n, 2 d].
-        start: the row of the first patch in the stream; the rows before it are not rotated.
-        half: whether a number's partner is half a head away, not its neighbour.
-    """
-
-    embedding: Tensor
-    start: int
-    half: bool
-
-    def __call__(self, heads: Tensor, first: int = 0) -> Tensor:
-        """Rotate queries or keys [B, H, R, d], of which row 0 is row ``first`` of the stream.
-
-        Only rows of patches are changed: neither those before them nor carried prompts behind them.
-        """
-        rows = heads.shape[2]
-        begin = min(max(self.start - first, 0), rows)
-        end = min(max(self.start + self.embedding.shape[-2] - first, 0), rows)
-        if begin == end:
-            return heads
-        patch = begin + first - self.start
-        embedding = self.embedding[..., patch : patch + end - begin, :]
-        rotated = apply_rot_embed_cat(heads[:, :, begin:end], embedding, half=self.half).type_as(heads)
-        return torch.cat([heads[:, :, :begin], rotated, heads[:, :, end:]], dim=2)
 
 
 @singledispatch

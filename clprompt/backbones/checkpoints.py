@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clprompt.backbones.families import weights_translator
 from clprompt.errors import BackboneError, tell
 
 Tensors = dict[str, Tensor]
@@ -243,6 +242,8 @@ AVERAGED = {"ema", "teacher"}
 
 def _fit(vit: Any, group: Tensors, prefix: str, keys: list[str], path: Path) -> _Candidate:
     """Tensors in timm's names, or in those that timm itself translates, against the model."""
+    from clprompt.backbones.families import weights_translator  # it imports timm
+
     weights = vit.state_dict()
     shapes = {key: tuple(value.shape) for key, value in group.items()}
     _check_patch_size(shapes, weights, path)

@@ -1,7 +1,8 @@
 """`backbone: {name: clip}`: both towers of a CLIP or SigLIP model, from files in open_clip's or OpenAI names.
 
 Its shape comes from open_clip's configuration of a name, or from the tensors of a bare file; projections,
-scale and bias from the file. open_clip itself is asked for configurations and tokenizers only.
+scale and bias from the file. open_clip itself is asked for configurations and tokenizers only. timm is
+imported when a tower is built: what may stand in the section is read without.
 """
 
 from __future__ import annotations
@@ -13,14 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from timm.layers import QuickGELU
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from clprompt import schema
 from clprompt.backbones.checkpoints import AVERAGED, Tensors, check_finite, load_tensors, read_tensors
-from clprompt.backbones.families import family_of
 from clprompt.backbones.sources import Normalise
 from clprompt.backbones.text import FrozenText, text_weights
 from clprompt.backbones.tokenizers import BytePairs, HuggingFace, Tokenizer, open_clip_package
@@ -84,6 +81,8 @@ def clip_backbone(
             f"that of {model or 'the model'}: backbone.quick_gelu=true, or a name in -quickgelu"
         )
     _refuse(config, name)
+    from clprompt.backbones.families import family_of
+
     with preserved_rng(0):  # random weights are the same every time
         vit = _image_tower(config["vision_cfg"], quick, img_size, name)
         family_of(vit, name)  # refuses what is not plain
@@ -198,9 +197,12 @@ def _refuse(config: Mapping[str, Any], name: str) -> None:
 
 def _image_tower(vision: Mapping[str, Any], quick: bool, img_size: int | None, name: str) -> Any:
     """The timm module of an image tower, with random weights, without a classifier."""
-    if vision.get("timm_model_name"):  # of timm itself, with timm's own activation whatever is said
-        import timm
+    import timm
+    from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    from timm.layers import QuickGELU
+    from timm.models.vision_transformer import VisionTransformer
 
+    if vision.get("timm_model_name"):  # of timm itself, with timm's own activation whatever is said
         changes: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
         pool = {"global_pool": vision["timm_pool"]} if vision.get("timm_pool") else {}
         if vision.get("timm_proj") != "linear":

@@ -19,7 +19,8 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from clprompt.backbones.attention import Rotary, projections, residual_mlp
+from clprompt.backbones.attention import projections, residual_mlp
+from clprompt.backbones.rotary import Rotary
 from clprompt.errors import BackboneError
 
 

@@ -1,4 +1,4 @@
-"""Where a backbone comes from: timm, a file of weights, the package."""
+"""Where a backbone comes from: timm, which is imported when one is built, a file of weights, the package."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from clprompt import schema
@@ -74,6 +72,8 @@ def create_vit(
 
 def _check_image_size(vit: Any, name: str) -> None:
     """timm leaves out the pixels that do not fill a patch; who asks for a size means all of it."""
+    from timm.layers import PatchEmbed
+
     embed = getattr(vit, "patch_embed", None)
     if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
         return
@@ -94,6 +94,8 @@ def embedded_backbones() -> list[str]:
 
 def _create_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     from safetensors.torch import load
+    from timm.layers import resample_abs_pos_embed
+    from timm.models.vision_transformer import VisionTransformer
 
     folder = resources.files("clprompt.assets")
     facts = json.loads((folder / f"{name}.json").read_text())

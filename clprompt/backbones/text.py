@@ -15,8 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import QuickGELU
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from clprompt.backbones.attention import finish_attention, project, project_stream, residual_mlp
@@ -81,6 +79,9 @@ class FrozenText(nn.Module):
         mlp_ratio: float = 4.0,
         projection: Literal["linear", "bias", "none"] = "linear",
     ) -> None:
+        from timm.layers import QuickGELU  # not before a tower is built
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         self.width, self.depth, self.num_heads = width, depth, num_heads
         self.length = length

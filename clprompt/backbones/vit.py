@@ -6,11 +6,10 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from clprompt.backbones.attention import (
@@ -23,11 +22,13 @@ from clprompt.backbones.attention import (
     residual_mlp,
     spelled_out,
 )
-from clprompt.backbones.families import family_of
 from clprompt.backbones.sources import Normalise, create_vit, embedded_text, image_spec
 from clprompt.backbones.text import FrozenText
 from clprompt.errors import BackboneError, ConfigError
 from clprompt.inputs import ImageSpec
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import Block
 
 #: What a method hands to :meth:`FrozenViT.run`: ``prompts(block, x) -> BlockPrompt | several | None``.
 Prompts = Callable[[int, Tensor], "BlockPrompt | Sequence[BlockPrompt] | None"]
@@ -86,6 +87,8 @@ class FrozenViT(nn.Module):
         normalise: Normalise = "backbone",
         **timm_kwargs: Any,
     ) -> None:
+        from clprompt.backbones.families import family_of  # not before a backbone is built: it imports timm
+
         super().__init__()
         self.source = source if isinstance(source, str) else f"{type(source).__name__} given as a module"
         self.vit, config = create_vit(source, pretrained, checkpoint, timm_kwargs)

@@ -22,7 +22,7 @@ def listing(kind: str, short: bool = False) -> list[str]:
 
     Args:
         kind: what to list.
-        short: of long lists only how much there is.
+        short: of long lists only what they hold.
     """
     if kind in ("configs", "studies"):
         return columns(overlay.names("study" if kind == "studies" else "configuration"))
@@ -37,12 +37,11 @@ def listing(kind: str, short: bool = False) -> list[str]:
     if kind != "strategies":
         return columns([(entry.name, entry.summary) for entry in entries])
     rows = [("name", "year", "boundaries", "paper")]
-    backbones = _small_backbones()
     for entry in entries:
         paper = entry.info.get("paper") or entry.summary
         year = entry.info.get("year") or "-"
         strategy: Any = entry.target
-        boundaries = _boundaries(strategy, backbones[strategy.needs_text])
+        boundaries = entry.info.get("boundaries") or asked_boundaries(strategy)
         text = "; needs a text tower (clip, clip_letters)" if strategy.needs_text else ""
         rows.append((entry.name, str(year), boundaries, f"{paper}{text}"))
     return columns(rows)
@@ -98,21 +97,22 @@ def _backbones(short: bool) -> list[str]:
     rows.append(
         ("clip", "CLIP and SigLIP from a file: model=NAME of open_clip, checkpoint=FILE (clprompt[clip])")
     )
+    kind = "with pretrained weights (or random ones: pretrained=false)"
+    if short:  # to count timm's it would have to be imported, which takes seconds
+        return [*columns(rows), f"and those of timm {kind}: clprompt list backbones"]
     names = timm_backbones()
-    more = f"and {len(names)} of timm with pretrained weights (or random ones: pretrained=false)"
-    return [*columns(rows), *([f"{more}: clprompt list backbones"] if short else [f"{more}:", *names])]
+    return [*columns(rows), f"and {len(names)} of timm {kind}:", *names]
 
 
-def _small_backbones() -> dict[bool, Any]:
-    """By whether they have a text tower."""
+def asked_boundaries(strategy: Any) -> str:
+    """Whether the method needs to know where experiences begin; arguments decide, so instances are asked.
+
+    Those take a backbone, which takes seconds: what is registered with the method is shown in place of it.
+    """
     from clprompt.backbones.vit import FrozenViT
 
-    plain = FrozenViT("vit_tiny_patch16_224", embed_dim=16, num_heads=2, img_size=32)
-    return {False: plain, True: FrozenViT("clip_letters")}
-
-
-def _boundaries(strategy: Any, backbone: Any) -> str:
-    """Whether the method needs to know where experiences begin; arguments decide, so instances are asked."""
+    small = FrozenViT("vit_tiny_patch16_224", embed_dim=16, num_heads=2, img_size=32)
+    backbone = FrozenViT("clip_letters") if strategy.needs_text else small
     answers = []
     choices: list[dict[str, Any]] = [{}]
     if "boundary_free" in schema.parameters(strategy)[0]:

@@ -53,15 +53,15 @@ if TYPE_CHECKING:
     from clprompt.data.sets.letters import letters as letters
     from clprompt.data.sets.mosaic import mosaic as mosaic
     from clprompt.data.sets.synthetic import synthetic as synthetic
-    from clprompt.data.transforms import Augment as Augment
-    from clprompt.data.transforms import Views as Views
     from clprompt.data.transforms import make_transform as make_transform
+    from clprompt.data.views import Augment as Augment
+    from clprompt.data.views import Views as Views
     from clprompt.registry import datasets as datasets
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Augment": "clprompt.data.transforms",
+        "Augment": "clprompt.data.views",
         "DataBundle": "clprompt.data.bundle",
         "ImageArray": "clprompt.data.images",
         "ImageDataset": "clprompt.data.dataset",
@@ -70,7 +70,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Normalisation": "clprompt.data.normalisation",
         "Plan": "clprompt.data.plan",
         "Selection": "clprompt.data.selection",
-        "Views": "clprompt.data.transforms",
+        "Views": "clprompt.data.views",
         "assemble": "clprompt.data.bundle",
         "assemble_sets": "clprompt.data.bundle",
         "datasets": "clprompt.registry",

@@ -30,7 +30,7 @@ from clprompt.data.selection import (
     listed_classes,
     ranks,
 )
-from clprompt.data.transforms import Augment, Views
+from clprompt.data.views import Augment, Views
 from clprompt.errors import DataError, tell
 
 
@@ -43,7 +43,7 @@ class DataBundle:
         train: training images and their targets.
         test: test images and their targets.
         class_names: by class id, as they are shown.
-        views: how they are shown, see :class:`clprompt.data.transforms.Views`.
+        views: how they are shown, see :class:`clprompt.data.Views`.
         cache: whether prepared images stay in memory between epochs and evaluations.
         domain_names: by the domain ids of both parts; None where the data have no domains.
         normalisation: published mean and deviation of its pixels; None where there are none.

@@ -4,63 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from clprompt import schema
 from clprompt.data.corruption import corrupted
+from clprompt.data.views import Augment, Interpolation, TestResize
 from clprompt.errors import ConfigError, DataError
 from clprompt.inputs import Corruption, TakesImages
-from clprompt.schema import above, at_least, at_most
-
-Augment = Literal["none", "standard", "crop", "padded-crop", "autoaugment-cifar", "autoaugment-imagenet"]
-#: A share of an image's area.
-Area = Annotated[float, above(0), at_most(1)]
-#: How an image that is not varied gets its size, see :class:`Views`.
-TestResize = Annotated[int, at_least(1)] | Literal["squash"] | None
-#: How pixels are found between pixels, in torchvision's words; None for what the weights have seen.
-Interpolation = Literal["bilinear", "bicubic"] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Views:
-    """How images are shown to a model; the arguments of the same names of every data set that has them.
-
-    Attributes:
-        augment: how training images are varied, see :func:`make_transform`.
-        crop_scale: smallest and largest share of the area that a random crop of "standard" takes.
-        test_resize: how an image gets the backbone's size wherever it is not varied: test images, training
-            images that statistics are taken of, images of ``clprompt predict``. null scales it until it
-            covers that size and keeps the centre; a number of pixels is what its shorter side is scaled to
-            before the centre is kept; "squash" scales both sides, whatever becomes of their ratio.
-        interpolation: how images are resized; null as those that the backbone's weights have seen.
-        crop_interpolation: how the random crop of "standard" is resized; null as all images.
-        corrupt: how all images are drawn otherwise, before anything else, a domain gap of photographs; see
-            :func:`clprompt.data.corruption.corrupted`.
-
-    Raises:
-        ConfigError: a value of another kind or out of range.
-    """
-
-    augment: Augment = "none"
-    crop_scale: tuple[Area, Area] = (0.08, 1.0)
-    test_resize: TestResize = None
-    interpolation: Interpolation = None
-    crop_interpolation: Interpolation = None
-    corrupt: Corruption | None = None
-
-    def __post_init__(self) -> None:
-        schema.check_fields(self, "data")
-        low, high = self.crop_scale
-        if low > high:
-            raise ConfigError(
-                f"data.crop_scale must be [smallest, largest share of the area], got [{low}, {high}]"
-            )
-        object.__setattr__(self, "crop_scale", (low, high))
 
 
 @dataclass(frozen=True)
@@ -100,7 +54,7 @@ def make_transform(
         augment: how training images are varied.
 
             - "none": not at all; the image gets the backbone's size as its ``inputs.test_resize`` says, see
-              :class:`Views`.
+              :class:`clprompt.data.Views`.
             - "standard": random resized crop, horizontal flip.
             - "crop": resized as for "none", a random crop in place of the centre, horizontal flip.
             - "padded-crop": as "none", a random crop with 4 pixels of padding, horizontal flip.
@@ -160,7 +114,7 @@ def make_transform(
 
 @dataclass(frozen=True)
 class _Fit:
-    """Bring an image to a size; see :class:`Views` for the ways."""
+    """Bring an image to a size; see :class:`clprompt.data.Views` for the ways."""
 
     size: tuple[int, int]
     resize: TestResize

@@ -21,7 +21,8 @@ from clprompt.backbones.build import make_backbone
 from clprompt.backbones.vit import FrozenViT
 from clprompt.data.folders import Walk, photographs, walk
 from clprompt.data.images import EXTENSIONS, MAX_PIXELS, UnreadableImage, read_image
-from clprompt.data.transforms import TestResize, make_transform
+from clprompt.data.transforms import make_transform
+from clprompt.data.views import TestResize
 from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError, nearest
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder

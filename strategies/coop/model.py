@@ -36,7 +36,9 @@ from clprompt.strategies.coop.gate import Gate, gate_loss, group_loss
 _LENGTH = 16
 
 
-@strategies.register("coop", paper="Zhou et al., IJCV 2022, arXiv 2109.01134", year=2022)
+@strategies.register(
+    "coop", paper="Zhou et al., IJCV 2022, arXiv 2109.01134", year=2022, boundaries="optional or unused"
+)
 class CoOpModel(TextModel):
     """CoOp (Zhou et al., "Learning to Prompt for Vision-Language Models"), class-incrementally.
 

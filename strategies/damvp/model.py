@@ -53,6 +53,7 @@ from clprompt.training.finite import check_features
     "damvp",
     paper="Huang et al., CVPR 2023, arXiv 2303.08138",
     year=2023,
+    boundaries="required",
     renamed={"meta_file": "init_file"},
     meta_init="clprompt.strategies.damvp.meta_init",
 )

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from timm.layers import QuickGELU
 from torch import Tensor, nn
 
 from clprompt.seeding import generator, preserved_rng
@@ -166,6 +165,8 @@ class Mapper(nn.Module):
     """
 
     def __init__(self, width: int, given_width: int) -> None:
+        from timm.layers import QuickGELU  # timm takes seconds to import: not before a mapper is built
+
         super().__init__()
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(given_width, width)

@@ -28,7 +28,9 @@ from clprompt.strategies.maple.couplings import Hierarchical, Independent, TextA
 _DEPTH = 9
 
 
-@strategies.register("maple", paper="Khattak et al., CVPR 2023, arXiv 2210.03117", year=2023)
+@strategies.register(
+    "maple", paper="Khattak et al., CVPR 2023, arXiv 2210.03117", year=2023, boundaries="required or unused"
+)
 class MaPLeModel(TextModel):
     """MaPLe (Khattak et al., "Multi-modal Prompt Learning"), class-incrementally.
 

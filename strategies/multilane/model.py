@@ -32,7 +32,9 @@ from clprompt.strategies.multilane.lanes import (
 )
 
 
-@strategies.register("multilane", paper="De Min et al., CoLLAs 2024, arXiv 2405.15633", year=2024)
+@strategies.register(
+    "multilane", paper="De Min et al., CoLLAs 2024, arXiv 2405.15633", year=2024, boundaries="required"
+)
 class MultiLaneModel(PromptModel):
     """MULTI-LANE (De Min et al., "Less is more: Summarizing Patch Tokens for efficient Multi-Label
     Class-Incremental Learning").

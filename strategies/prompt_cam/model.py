@@ -57,7 +57,9 @@ class Look(NamedTuple):
     maps: NDArray[np.float32]
 
 
-@strategies.register("prompt_cam", paper="Chowdhury et al., CVPR 2025, arXiv 2501.09333", year=2025)
+@strategies.register(
+    "prompt_cam", paper="Chowdhury et al., CVPR 2025, arXiv 2501.09333", year=2025, boundaries="required"
+)
 class PromptCAMModel(PromptModel):
     """Prompt-CAM (Chowdhury et al., "Prompt-CAM: Making Vision Transformers Interpretable for Fine-Grained
     Analysis"), made class-incremental.

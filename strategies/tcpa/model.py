@@ -53,6 +53,7 @@ class Role(NamedTuple):
     "tcpa",
     paper="Liu et al., ICML 2025, arXiv 2505.02406",
     year=2025,
+    boundaries="required or unused",
     renamed={"loss_mask": "mask", "mask": "mask_position"},
 )
 class TCPAModel(PromptModel):

@@ -41,7 +41,9 @@ from clprompt.training.finite import check_features
 _LONGEST_PROPOSAL = 1000
 
 
-@strategies.register("zero_shot", paper="Radford et al., ICML 2021, arXiv 2103.00020", year=2021)
+@strategies.register(
+    "zero_shot", paper="Radford et al., ICML 2021, arXiv 2103.00020", year=2021, boundaries="unused"
+)
 class ZeroShotModel(TextModel):
     """Zero-shot classification: an image is of the class whose text is nearest to it; nothing is trained.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from clprompt import registry
 from clprompt.cli import listing, results
 from clprompt.experiment import run as experiment
 from clprompt.reporting import tables
@@ -98,6 +99,13 @@ def test_the_list_of_strategies_says_which_need_a_text_tower() -> None:
     needing = [line.split()[0] for line in listing.listing("strategies") if "needs a text tower" in line]
     assert {"coop", "maple", "zero_shot"} <= {*needing}
     assert "ncm" not in needing
+
+
+def test_the_list_of_strategies_says_of_boundaries_what_instances_answer() -> None:
+    entries = [registry.strategies.get(name) for name in registry.strategies.names()]
+    ours = [entry for entry in entries if entry.module.startswith("clprompt.strategies.")]
+    told = {entry.name: entry.info.get("boundaries") for entry in ours}
+    assert told == {entry.name: listing.asked_boundaries(entry.target) for entry in ours}
 
 
 def test_the_list_of_backbones_begins_with_the_embedded_ones() -> None:

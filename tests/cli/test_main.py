@@ -131,16 +131,52 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"clprompt {version('clprompt')}\n"
 
 
-def test_listing_configurations_and_completing_them_loads_no_torch() -> None:
+#: Commands, by what they take long to import; each line is the exit code and the words.
+LOADING = [
+    (
+        {"torch", "timm", "torchvision", "avalanche", "matplotlib"},
+        "0 list configs",
+        "0 list studies",
+        "2 run nowhere",
+        "2 run quickstart training.learning_rate=1",
+        "2 run quickstart sead=1",
+    ),
+    ({"torch", "timm", "torchvision", "avalanche"}, "0 report finished"),
+    (
+        {"timm", "torchvision", "avalanche"},
+        "0 list",
+        "0 list strategies",
+        "0 list scenarios",
+        "0 list datasets",
+        "0 config quickstart",
+        "0 config quickstart 'backbone={name: clip, model: ViT-B-32, pretrained: false}'",
+        "0 config dualprompt-split-cifar100 --against released",
+        "0 stream quickstart",
+        "2 run quickstart strategy=dualprompt strategy.lenght=3",
+        "2 run quickstart strategy=nowhere",
+        "2 run quickstart scenario.pieces=3",
+    ),
+]
+
+
+def test_what_reads_configurations_and_records_loads_neither_timm_nor_torchvision(
+    finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "finished")
     code = (
-        "import sys\n"
+        "import shlex, sys\n"
         "from clprompt.cli.main import main, _complete_config, _complete_override\n"
-        "assert main(['list', 'configs']) == 0\n"
         "assert 'quickstart' in [item.value for item in _complete_config(None, None, 'quick')]\n"
         "assert [item.value for item in _complete_override(None, None, 'training.lr')] == ['training.lr=']\n"
-        "assert not {'torch', 'timm', 'avalanche', 'matplotlib'} & set(sys.modules)\n"
+        f"for absent, *lines in {LOADING!r}:\n"
+        "    for line in lines:\n"
+        "        status, *words = shlex.split(line)\n"
+        "        assert main(words) == int(status), line\n"
+        "        assert not absent & set(sys.modules), (line, absent & set(sys.modules))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "\nquickstart  " in f"\n{done.stdout}"
 

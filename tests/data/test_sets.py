@@ -17,7 +17,8 @@ from PIL import Image
 from clprompt.backbones.vit import FrozenViT
 from clprompt.data import DataBundle, ImageDataset, ImageSource, datasets_for, digits, letters, synthetic
 from clprompt.data.loading import training_batches
-from clprompt.data.transforms import Augment, make_transform
+from clprompt.data.transforms import make_transform
+from clprompt.data.views import Augment
 from clprompt.errors import ConfigError, DataError
 from clprompt.registry import datasets
 from clprompt.seeding import preserved_rng, rng_state

@@ -10,8 +10,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as transforms
 
 from clprompt import schema
 from clprompt.data.bundle import DataBundle, takes_views
@@ -75,6 +73,8 @@ class Mosaics:
     first: Tensor
 
     def __call__(self, index: int) -> Tensor:
+        from torchvision.transforms.v2 import functional as transforms  # it takes seconds to import
+
         channels, high, wide = self.first.shape
         grid = math.isqrt(self.cells.shape[1])
         canvas = torch.zeros(channels, grid * high, grid * wide, dtype=self.first.dtype)
@@ -96,7 +96,9 @@ class Mosaics:
 
 
 def _as_tensor(image: Any) -> Tensor:
-    return image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(image)
+    from torchvision.transforms.v2 import functional as transforms
+
+    return image if isinstance(image, Tensor) else transforms.pil_to_tensor(image)
 
 
 @datasets.register("mosaic")
