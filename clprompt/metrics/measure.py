@@ -40,7 +40,7 @@ class Measure(ABC):
 
     Attributes:
         name: as the records say it.
-        by_group: no evaluation batch holds samples of two class groups; False evaluates one set of samples.
+        by_group: samples join class group by class group; False evaluates one set of samples.
         columns: the metrics of ``results.json`` that tables compare by, with short titles; the first one
             ranks.
         reported: those of them that a report over many runs shows, with their titles there.

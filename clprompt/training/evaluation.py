@@ -5,7 +5,7 @@ It walks and caches; a :class:`clprompt.metrics.measure.Measure` groups samples 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,16 +33,17 @@ from clprompt.training.precision import autocast
 class Evaluator:
     """Evaluates a model on a fixed test set, on the samples of seen classes only.
 
-    The samples of classes that have newly been seen form batches of their own behind those that are there; a
-    sample with several labels joins when the first of them is seen. Batches never change, so a cached value
-    is, bit for bit, the one that would be computed again.
+    The samples of classes that have newly been seen join behind those that are there, a sample with several
+    labels when the first of them is seen, and batches are cut from that order, whatever groups they span. So
+    a full batch never changes, and a value that was kept of it is, bit for bit, the one that would be
+    computed again; a last batch that has grown is another one, and nothing is kept of the shorter one.
 
     Args:
         test: (image, target) items under the evaluation transform.
         targets: the targets of ``test``: labels [n], or multi-hot [n, C].
         groups: test indices per class group; a measure of one set of samples does without.
         measure: what is measured; by default accuracy for labels and mAP for multi-hot targets.
-        batch_size: samples per forward.
+        batch_size: samples per forward, at most.
         workers: loader processes.
         precision: "float32" or "bf16".
         cache_bytes: how much a model may keep between evaluations; 0 switches the cache off.
@@ -95,31 +96,28 @@ class Evaluator:
         return list(self._notes)
 
     def restore(self, exposed: Sequence[Sequence[int]]) -> None:
-        """Form the batches of classes that were seen in this order; forgets everything else."""
+        """Order the samples of classes that were seen in this order; forgets everything else."""
         self.exposed = []
         # number of the class group, or of the evaluation that met the samples first; sample indices
-        self._chunks: list[tuple[int, list[int]]] = []
-        self._kept: dict[Hashable, Cache] = {}
+        self._joined: list[tuple[int, np.ndarray]] = []
+        self._kept: dict[Hashable, Cache] = {}  # by the indices of a batch
         self._kept_bytes = 0
         self._last: int | None = None  # the experience of the last evaluation; None: all groups have come
         for classes in exposed:
             self._expose(list(classes))
 
     def _expose(self, classes: list[int]) -> None:
-        """Add the batches of the samples that show one of these classes and none of those before."""
+        """Let the samples join that show one of these classes and none of those before."""
         before = [c for earlier in self.exposed for c in earlier]
         joins = self.measure.shows(self.targets, classes) & ~self.measure.shows(self.targets, before)  # (n,)
         if self.measure.by_group:
-            parts = [(number, group[joins[group]]) for number, group in enumerate(self.groups)]
+            self._joined += ((number, group[joins[group]]) for number, group in enumerate(self.groups))
         else:
-            parts = [(len(self.exposed), np.flatnonzero(joins))]
-        for number, part in parts:
-            batches = (part[i : i + self.batch_size].tolist() for i in range(0, len(part), self.batch_size))
-            self._chunks += ((number, batch) for batch in batches)
+            self._joined.append((len(self.exposed), np.flatnonzero(joins)))
         self.exposed.append(classes)
 
     def _follow(self, seen: np.ndarray) -> None:
-        """Bring the batches in line with the seen classes."""
+        """Bring the samples in line with the seen classes."""
         met = np.array([c for classes in self.exposed for c in classes], dtype=np.int64)
         if not np.isin(met, seen).all():  # another model, which has seen less
             self.restore([])
@@ -128,18 +126,23 @@ class Evaluator:
         if new.size:
             self._expose(new.tolist())
 
-    def _evaluated(self) -> list[tuple[int, int, list[int]]]:
-        """The batches of an evaluation: number, group, sample indices."""
-        numbered = [(key, number, batch) for key, (number, batch) in enumerate(self._chunks)]
-        if not self.in_turn or self._last is None:
-            return numbered
-        return [chunk for chunk in numbered if chunk[1] <= self._last]
+    def _evaluated(self) -> tuple[np.ndarray, np.ndarray]:
+        """What an evaluation is over: sample indices in their order, and the number of each one's group."""
+        parts = self._joined
+        if self.in_turn and self._last is not None:
+            parts = [part for part in parts if part[0] <= self._last]
+        none = np.zeros(0, dtype=np.int64)
+        order = np.concatenate([none, *(indices for _, indices in parts)])
+        return order, np.concatenate([none, *(np.full(len(indices), number) for number, indices in parts)])
+
+    def _batches(self, order: np.ndarray) -> list[list[int]]:
+        """Sample indices, cut into batches."""
+        return [order[at : at + self.batch_size].tolist() for at in range(0, len(order), self.batch_size)]
 
     def sample(self, limit: int) -> Iterator[Tensor]:
         """At most ``limit`` of the images that the last evaluation saw, evenly spaced, in batches."""
-        order = [index for _, _, batch in self._evaluated() for index in batch]
-        indices = order[:: max(1, -(-len(order) // limit))]
-        batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        order, _ = self._evaluated()
+        batches = self._batches(order[:: max(1, -(-len(order) // limit))])
         for images, *_ in fixed_batches(self.test, batches, self.workers):
             yield images
 
@@ -148,10 +151,8 @@ class Evaluator:
 
         An image with labels of several groups stands in the one that was seen first.
         """
-        met: dict[int, list[int]] = {}
-        for _, number, batch in sorted(self._evaluated(), key=lambda chunk: chunk[1]):
-            met.setdefault(number, []).extend(batch)
-        parts = [np.sort(part) for part in met.values()]
+        order, numbers = self._evaluated()
+        parts = [np.sort(order[numbers == number]) for number in np.unique(numbers)]
         places = [np.linspace(0, len(part) - 1, min(count, len(part))).astype(int) for part in parts]
         batches = [part[np.unique(at)].tolist() for part, at in zip(parts, places, strict=True)]
         return [images for images, *_ in fixed_batches(self.test, batches)]
@@ -177,8 +178,9 @@ class Evaluator:
         seen = np.flatnonzero(model.seen.cpu().numpy())
         self._follow(seen)
         self._last = experience
-        evaluated = self._evaluated()
-        batches = [batch for _, _, batch in evaluated]
+        order, numbers = self._evaluated()
+        batches, coming = self._batches(order), self._batches(self._coming(order))
+        self._forget_others({*map(tuple, batches), *map(tuple, coming)})
         parts: list[np.ndarray] = []  # logits, (b, C) each
         trained: list[np.ndarray] = []  # those of the trained head, where another answered
         with evaluating(model):
@@ -186,11 +188,10 @@ class Evaluator:
                 by_name = self._by_name(model) if beyond else None
             embeddings = Embeddings(model, self.targets) if beyond and self.retrieval else None
             asked = {} if embeddings is None else {"embed": True}
-            coming = self._coming(batches) if by_name or embeddings else []
             loaded = fixed_batches(self.test, batches, self.workers)
-            for (key, _, batch), (images, *_) in zip(evaluated, loaded, strict=True):
+            for batch, (images, *_) in zip(batches, loaded, strict=True):
                 images = model.placed(images)
-                with self._walking(model, key, by_name) as cache:
+                with self._walking(model, batch, by_name) as cache:
                     answer = model.predictions(images, cache, **asked)
                     if by_name is not None:
                         by_name.add(batch, images, cache)
@@ -200,16 +201,15 @@ class Evaluator:
                     if logits is not None:
                         check_logits(model, logits, images, partial(_name, batch))
                         kept.append(logits.float().cpu().numpy())
-            later: Iterable[Any] = fixed_batches(self.test, coming, self.workers) if coming else ()
-            for batch, (images, *_) in zip(coming, later, strict=True):
-                with self._walking(model, tuple(batch), by_name) as cache:
+            later = coming if by_name or embeddings else []
+            loaded = fixed_batches(self.test, later, self.workers)
+            for batch, (images, *_) in zip(later, loaded, strict=True):
+                with self._walking(model, batch, by_name) as cache:
                     images = model.placed(images)
                     if by_name is not None:
                         by_name.add(batch, images, cache)
                     if embeddings is not None:
                         embeddings.add(batch, images, cache)
-        order = np.array([index for batch in batches for index in batch], dtype=np.int64)
-        numbers = np.array([number for _, number, batch in evaluated for _ in batch], dtype=np.int64)
         groups = [np.flatnonzero(numbers == number) for number in range(len(self.groups))]
         targets, columns = self.targets[order], len(model.seen)
         scores = _stacked(parts, columns)
@@ -239,26 +239,23 @@ class Evaluator:
             return None
         return ByName(model, self.targets)
 
-    def _coming(self, evaluated: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Batches of the images that are still to come; of other ones nothing is kept."""
-        met = {index for batch in evaluated for index in batch}
-        coming: list[list[int]] = []
-        for group in self.groups:
-            rest = [index for index in group.tolist() if index not in met]
-            coming += (rest[at : at + self.batch_size] for at in range(0, len(rest), self.batch_size))
-        self._forget_others({*range(len(self._chunks)), *map(tuple, coming)})
-        return coming
+    def _coming(self, order: np.ndarray) -> np.ndarray:
+        """The samples of groups that are still to come; the last group first, as those in front go first."""
+        groups = np.concatenate([order[:0], *reversed(self.groups)])
+        return groups[~np.isin(groups, order)]
 
     def _forget_others(self, keys: Collection[Hashable]) -> None:
-        """Keep nothing of batches that are no more: of classes that were still to come."""
+        """Keep nothing of batches that are no more: one that has grown, or of classes that were to come."""
         for key in self._kept.keys() - keys:
             self._kept_bytes -= _size(self._kept.pop(key))
 
     @contextmanager
-    def _walking(self, model: PromptModel, key: Hashable, by_name: ByName | None) -> Iterator[Cache | None]:
+    def _walking(
+        self, model: PromptModel, batch: Sequence[int], by_name: ByName | None
+    ) -> Iterator[Cache | None]:
         """Around what is made of one batch, which is encoded once where names are scored beside."""
         once = nullcontext() if by_name is None else by_name.model.encoded_once()
-        with self._keeping(key) as cache, autocast(model.device, self.precision), once:
+        with self._keeping(tuple(batch)) as cache, autocast(model.device, self.precision), once:
             yield cache
 
     @contextmanager

@@ -90,7 +90,7 @@ class TwoHeads(Counting):
 def test_both_heads_are_scored_in_one_walk():
     model, evaluator = TwoHeads([4, 1, 7]), make_evaluator()
     both = evaluator.run(model)
-    assert len(model.batches) == 5
+    assert len(model.batches) == 4
     alone = make_evaluator().run(Counting([4, 1, 7]))
     assert both.trained_head == alone
     assert both.accuracy == pytest.approx(9 / 27)
@@ -148,19 +148,20 @@ def test_the_cache_changes_no_bit():
     without = trained_and_evaluated(make_evaluator(cache_bytes=0))
     for limit in (2**30, 3 * QUERY, 1):
         cached = trained_and_evaluated(make_evaluator(cache_bytes=limit))
-        assert len(cached) == len(without) == 2 * (3 + 6 + 9)
+        assert len(cached) == len(without) == 2 * (3 + 5 + 7)
         assert all(torch.equal(a, b) for a, b in zip(cached, without, strict=True))
 
 
 def test_what_is_kept_is_not_computed_again():
     model, evaluator = Counting([1, 4, 7]), make_evaluator()
     evaluator.run(model)
-    assert model.computed == 5  # 8, 8 and 2 of the first group, 8 and 1 of the second
+    assert model.computed == 4  # 8, 8 and 2 of the first group with 6 of the second, and its other 3
     evaluator.run(model)
-    assert model.computed == 5
+    assert model.computed == 4
     model.see([0, 5])
     evaluator.run(model)
-    assert model.computed == 5 + 4
+    assert model.computed == 4 + 3  # the last one has grown, and two are new
+    assert len(evaluator._kept) == 6
 
 
 def test_nothing_is_kept_when_the_cache_is_off():
@@ -173,9 +174,9 @@ def test_nothing_is_kept_when_the_cache_is_off():
 def test_no_more_is_kept_than_the_limit_allows():
     model, evaluator = Counting([0, 1, 4, 5, 7, 10]), make_evaluator(cache_bytes=3 * QUERY - 1)
     evaluator.run(model)
-    assert model.computed == 9
+    assert model.computed == 7
     evaluator.run(model)
-    assert model.computed == 9 + 4  # two batches of eight are kept, and the three of two
+    assert model.computed == 7 + 4  # two batches of eight are kept, and the one of six
 
 
 class Hoarding(Counting):
@@ -195,15 +196,19 @@ def test_the_limit_holds_for_a_model_that_keeps_more_and_more():
     assert kept
 
 
-def test_batches_that_were_there_never_change_when_classes_arrive_one_by_one():
+def test_images_keep_their_places_and_full_batches_never_change_when_classes_arrive_one_by_one():
     model, evaluator = Counting(), make_evaluator()
     before = []
     for classes in ([4], [7], [1, 10], [0], [5]):
         model.see(classes)
         model.batches = []
         evaluator.run(model)
-        assert all(torch.equal(a, b) for a, b in zip(before, model.batches, strict=False))
-        assert len(model.batches) > len(before)
+        full = [batch for batch in before if len(batch) == 8]
+        assert len(full) >= len(before) - 1
+        assert all(torch.equal(a, b) for a, b in zip(full, model.batches, strict=False))
+        images = torch.cat(model.batches)
+        assert len(images) > sum(map(len, before))
+        assert not before or torch.equal(images[: sum(map(len, before))], torch.cat(before))
         before = model.batches
     assert sum(map(len, before)) == len(TEST)
 
@@ -223,6 +228,17 @@ def test_an_evaluator_that_is_told_the_order_forms_the_same_batches():
     assert all(
         torch.equal(a, b) for a, b in zip(model.outputs[-len(fresh.outputs) :], fresh.outputs, strict=True)
     )
+
+
+def test_groups_that_come_in_turn_are_kept_as_well_and_change_no_figure():
+    seen, evaluator = [[0, 4, 7], [1], [5, 10]], make_evaluator(in_turn=True)
+    model = Counting()
+    for experience, classes in enumerate(seen):
+        model.see(classes)
+        found = evaluator.run(model, experience)
+        assert found == make_evaluator(in_turn=True, cache_bytes=0).run(model, experience)
+        assert evaluator._kept.keys() == {tuple(b) for b in evaluator._batches(evaluator._evaluated()[0])}
+        assert [group is not None for group in found.groups] == [n <= experience for n in range(3)]
 
 
 def test_a_model_that_has_seen_less_starts_the_evaluator_afresh():

@@ -200,7 +200,7 @@ def test_a_class_counts_from_the_first_stray_sample_on(backbone):
             assert all(sum(c[2] for c in record["confusion"] if c[0] == target) == 10 for target in tested)
 
 
-def test_evaluation_batches_only_grow_and_cached_ones_stay_valid(backbone):
+def test_evaluated_images_only_grow_and_cached_batches_stay_valid(backbone):
     model, test = mvp(backbone), Data(np.arange(60) % 6)
     evaluator = Evaluator(test, test.targets, [np.arange(60)], batch_size=8)
     plain = Evaluator(test, test.targets, [np.arange(60)], batch_size=8, cache_bytes=0)
@@ -210,9 +210,10 @@ def test_evaluation_batches_only_grow_and_cached_ones_stay_valid(backbone):
             model.observe(torch.tensor(classes))
         found = evaluator.run(model)
         assert found == plain.run(model)
-        assert evaluator._chunks[: len(before)] == before
-        before = list(evaluator._chunks)
-        assert len(evaluator._kept) == len(before)
+        order = evaluator._evaluated()[0].tolist()
+        assert order[: len(before)] == before
+        before = order
+        assert len(evaluator._kept) == -(-len(order) // 8)
     assert evaluator.exposed == [[4], [0], [1, 5]]
 
 
