@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from drawing import same_picture
 from small_methods import SMALL, image_methods
 
 from clprompt import registry
@@ -153,7 +154,8 @@ def test_a_run_of_label_sets_reports_map(tmp_path):
 def test_an_interrupted_run_continues_to_the_same_records(tmp_path):
     from clprompt.training.engine import Engine
 
-    whole = experiment.run(settings(runs_dir=str(tmp_path / "whole")))[0]
+    with same_picture():
+        whole = experiment.run(settings(runs_dir=str(tmp_path / "whole")))[0]
     data, stream = Patterns(90, 0), None
     stream = plan(data.targets, classes_per_experience=2)
 

@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 import pytest
+from drawing import written_picture
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clprompt.errors import CheckpointError, ClpromptError
@@ -32,6 +33,13 @@ def evaluation(experience):
         "groups": [[0.75, None], [0.5, 0.625]][experience],
         "confusion": [[0, 0, 3], [0, 1, 1]],
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _written_picture():
+    """What is drawn is the subject, not how."""
+    with written_picture():
+        yield
 
 
 RECORDS = [train(1), train(2), train(3), evaluation(0), train(4), train(5), evaluation(1)]

@@ -214,7 +214,7 @@ def test_the_sink_of_an_entry_point_takes_part_in_every_run(tmp_path, registered
         {
             "name": "tiny",
             "runs_dir": str(tmp_path),
-            "data": {"name": "digits"},
+            "data": {"name": "synthetic", "classes": 4, "train_per_class": 4, "size": 8},
             "scenario": {"name": "split", "experiences": 2},
             "backbone": {"name": "vit_letters"},
             "strategy": {"name": "ncm"},

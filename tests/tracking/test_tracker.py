@@ -96,6 +96,13 @@ def read_csv(path):
     return list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
 
 
+@pytest.fixture
+def one_picture():
+    """Pictures are not the subject."""
+    with same_picture():
+        yield
+
+
 def test_records_are_json_lines(tmp_path):
     tracker = RunTracker(tmp_path, NAMES, GROUPS)
     odd = train(1)
@@ -221,6 +228,7 @@ def matching(expressions, tags):
     return sorted(tag for tag in tags if any(re.match(expression, tag) for expression in expressions))
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_group_tags_sort_by_number_beyond_a_hundred_groups(tmp_path):
     tracker = RunTracker(tmp_path, NAMES, [[]] * 100)
     record = {**evaluation(0), "groups": [0.5, 0.5] + [None] * 98}
@@ -275,7 +283,7 @@ def test_diagnostics_become_pictures_histograms_and_scalars(tmp_path):
 def finished(tmp_path_factory):
     """The folder of a run that ended, its records, and what its end returned."""
     folder = tmp_path_factory.mktemp("finished")
-    tracker = RunTracker(folder, NAMES, GROUPS)
+    tracker = RunTracker(folder, NAMES, GROUPS, sinks=())
     for record in whole_run():
         tracker.record(record)
     summary = tracker.finish()
@@ -325,6 +333,7 @@ def test_finish_draws_pictures(finished):
         Image.open(path).load()
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_finish_twice_doubles_no_point(tmp_path):
     tracker = RunTracker(tmp_path, NAMES, GROUPS)
     tracker.record(evaluation(0))
