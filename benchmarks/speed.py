@@ -48,7 +48,7 @@ def explicit_attention(
     """Attention as published code writes it: the whole [B, H, N, N] matrix in memory."""
     scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, float("-inf"))
+        scores = scores + attn_mask
     return scores.softmax(-1) @ values
 
 

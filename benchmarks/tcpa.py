@@ -5,7 +5,7 @@ of an evaluation its forward; neither method has a query pass. VPT-deep shows ev
 block. Runs are interleaved; every metric is the median of the pairwise ratios with the quartiles. Grown:
 after --experiences experiences, whose entries all columns hold; VPT-deep beside it has as many columns.
 
-Masks: the bytes of the boolean masks of one block over stream and prompt columns, as attention gets them, and
+Masks: the bytes of the masks of one block over stream and prompt columns, as attention gets them, and
 what autograd keeps for the backward pass of one block's attention with and without them (saved tensors that
 are not parameters, each storage once), at --mask-batch images, 197 tokens, 200 prompt columns.
 
@@ -34,7 +34,6 @@ from clprompt.training.settings import Training
 from clprompt.training.steps import train_step
 
 TARGETS = {"one experience": 1.05, "grown": 1.15}
-MASK_TARGET = 25e6  # bytes per block
 
 
 def prepared(model: PromptModel, experiences: int, device: torch.device) -> PromptModel:
@@ -129,10 +128,9 @@ def masks(backbone: FrozenViT, options: argparse.Namespace) -> dict[str, int]:
             backbone.run(stream, prompts, blocks=slice(0, 1))
         return sum(storage.nbytes() for storage in storages.values())
 
-    tokens = model._tokens(batch)
     F.scaled_dot_product_attention = watched  # type: ignore[assignment]
     try:
-        coordinated = kept(lambda block, x: model._block_prompts(block, x, tokens, []))
+        coordinated = kept(model._prompts(batch, []))
     finally:
         F.scaled_dot_product_attention = fused
     kept_masks = sum(of_masks.values())
@@ -184,10 +182,9 @@ def main() -> None:
             print(f"| {kind}, {name} | " + " | ".join(cells) + " |", flush=True)
     found = every["masks"] = masks(backbone, options)
     print(
-        f"\nboolean masks of a block: {found['mask_bytes'] / 1e6:.1f} MB "
-        f"(target < {MASK_TARGET / 1e6:.0f} MB) at batch {options.mask_batch}; "
+        f"\nmasks of a block: {found['mask_bytes'] / 1e6:.1f} MB at batch {options.mask_batch}; "
         f"kept for the backward pass of one block: {found['kept_bytes'] / 1e6:.0f} MB, "
-        f"of which masks as attention stores them {found['kept_mask_bytes'] / 1e6:.1f} MB; "
+        f"of which masks {found['kept_mask_bytes'] / 1e6:.1f} MB; "
         f"VPT-deep {found['kept_bytes_vpt'] / 1e6:.0f} MB, bare {found['kept_bytes_bare'] / 1e6:.0f} MB"
     )
     if options.out:

@@ -320,10 +320,9 @@ def spelled_out(
     columns = [c for c in columns_or_none if c is not None]
     keys, values, mask = _seen(query, keys, values, columns, start, stop)
     scores = query @ keys.mT * query.shape[-1] ** -0.5
-    if mask is None:
-        mask = torch.ones(1, 1, *scores.shape[2:], dtype=torch.bool, device=scores.device)
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
-    return SpelledOut(block, x[:, start:stop], h[:, start:stop], weights, mask, values)
+    visible = torch.ones_like(scores[:1, :1], dtype=torch.bool) if mask is None else mask == 0
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+    return SpelledOut(block, x[:, start:stop], h[:, start:stop], weights, visible, values)
 
 
 def _joined(x: Tensor, prompts: Sequence[BlockPrompt]) -> Tensor:
@@ -397,22 +396,27 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, columns: list[_Columns]
 def _seen(
     query: Tensor, keys: Tensor, values: Tensor, columns: list[_Columns], a: int, b: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys and values of all columns that rows a..b-1 see some of, and which: boolean [1|B, 1, b - a, M]."""
+    """Keys and values of all columns that rows a..b-1 see some of, and what is added to scores, or None.
+
+    The mask [1|B, 1, b - a, M] is 0 where a row sees a column and -inf where not: what fused attention would
+    make of a boolean mask at every call, column by column. The stream's own columns are not written.
+    """
     visible = [c for c in columns if c.start <= a and b <= c.stop]
     added = [c for c in visible if c.keys is not None]
+    masks = [c.mask for c in visible if c.mask is not None]
     batch, _, length, _ = keys.shape
     mask = None
-    if any(c.mask is not None for c in visible):
-        pieces = [torch.ones(1, 1, b - a, length, dtype=torch.bool, device=query.device)]
+    if masks:
+        total = length + sum(c.keys.shape[2] for c in added)
+        mask = query.new_zeros(max(map(len, masks)), 1, b - a, total)
+        end = length
         for c in visible:
-            part = None if c.mask is None else c.mask[:, :, a - c.start : b - c.start]
-            if c.keys is None and part is not None:  # carried: its columns are the last ones of the stream
-                stream = pieces[0].expand(part.shape[0], -1, -1, -1)
-                pieces[0] = torch.cat([stream[..., : length - part.shape[-1]], part], dim=-1)
-            else:
-                pieces.append(pieces[0].new_ones(1, 1, b - a, c.keys.shape[2]) if part is None else part)
-        size = max(piece.shape[0] for piece in pieces)
-        mask = torch.cat([piece.expand(size, -1, -1, -1) for piece in pieces], dim=-1)
+            if c.keys is not None:
+                end += c.keys.shape[2]
+            if c.mask is not None:  # carried: its columns are the last ones of the stream
+                stop = length if c.keys is None else end
+                hidden = ~c.mask[:, :, a - c.start : b - c.start]
+                mask[..., stop - hidden.shape[-1] : stop].masked_fill_(hidden, float("-inf"))
     if added:
         keys = torch.cat([keys, *(c.keys.expand(batch, -1, -1, -1) for c in added)], dim=2)
         values = torch.cat([values, *(c.values.expand(batch, -1, -1, -1) for c in added)], dim=2)

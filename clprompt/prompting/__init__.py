@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from clprompt.prompting.plugin import Plugin as Plugin
     from clprompt.prompting.plugin import PromptSet as PromptSet
     from clprompt.prompting.plugin import Samples as Samples
+    from clprompt.prompting.prompts import Chooser as Chooser
+    from clprompt.prompting.prompts import choose as choose
     from clprompt.prompting.prompts import chosen_similarity as chosen_similarity
     from clprompt.prompting.prompts import cosine as cosine
     from clprompt.prompting.prompts import match as match
@@ -43,6 +45,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Blocks": "clprompt.prompting.model",
         "Boundaries": "clprompt.prompting.model",
         "Cache": "clprompt.prompting.model",
+        "Chooser": "clprompt.prompting.prompts",
         "Coordination": "clprompt.prompting.coordination",
         "Encoded": "clprompt.prompting.step",
         "Glimpse": "clprompt.prompting.model",
@@ -58,6 +61,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Step": "clprompt.prompting.step",
         "TrainExperiences": "clprompt.prompting.train_experiences",
         "asymmetric_loss": "clprompt.prompting.losses",
+        "choose": "clprompt.prompting.prompts",
         "chosen_similarity": "clprompt.prompting.prompts",
         "classification_loss": "clprompt.prompting.losses",
         "construct": "clprompt.prompting.build",

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clprompt import schema
@@ -24,7 +25,7 @@ from clprompt.backbones.vit import Prompts
 from clprompt.errors import ConfigError
 from clprompt.prompting.model import PromptModel, Step
 from clprompt.prompting.plugin import LearnedPrompts, Pass, Plugin
-from clprompt.prompting.prompts import token_choice, uniform
+from clprompt.prompting.prompts import Chooser, choose, uniform
 from clprompt.registry import plugins
 from clprompt.schema import above, at_least, at_most
 
@@ -112,6 +113,7 @@ class Coordination(Plugin):
     def around(self, prompts: Prompts, run: Pass) -> Prompts:
         """The method's prompts with masks: each token sees those of its choice."""
         joined: list[Tensor | None] = []  # the mask over prompts that joined the sequence in this run
+        normed: dict[str, Sequence[Tensor]] = {}  # keys of norm 1 by set and block, made once in a run
 
         def coordinated(block: int, x: Tensor) -> list[BlockPrompt]:
             asked = prompts(block, x)
@@ -121,9 +123,9 @@ class Coordination(Plugin):
                 if prompt.tokens is None or prompt.tokens.shape[1] == 0:
                     masked.append(prompt)
                     continue
-                keys = self._keys_of(prompt, block)
+                keys = self._keys_of(prompt, block, normed)
                 if prompt.kind != "carried":
-                    masked += self._masked(prompt, keys, x, run, run.rows if block == run.last else None)
+                    masked.append(self._masked(prompt, keys, x, run, run.rows if block == run.last else None))
                 elif joined:
                     raise ValueError("prompts that stay in the sequence can be coordinated once per pass")
                 else:
@@ -133,19 +135,28 @@ class Coordination(Plugin):
 
         return coordinated
 
-    def _keys_of(self, prompt: BlockPrompt, block: int) -> Tensor:
-        """The keys of a prompt's columns, [P, D], or [B, P, D] where each image has slots of its own."""
+    def _keys_of(self, prompt: BlockPrompt, block: int, normed: dict[str, Sequence[Tensor]]) -> Tensor:
+        """The keys of a prompt's columns, of norm 1: [P, D], or [B, P, D] where images have own slots.
+
+        Args:
+            prompt: of the method.
+            block: which gets it.
+            normed: what this run has made of keys without a choice of slots; filled here.
+        """
         assert prompt.tokens is not None
         if prompt.mask is not None or prompt.rows is not None or prompt.zero_values:
             raise ValueError("a BlockPrompt that says who sees it cannot be coordinated from outside")
         if prompt.name not in self.keys or block not in self.blocks[prompt.name]:
             raise ValueError(f'prompt_sets says nothing of prompts "{prompt.name}" in block {block}')
         layer = self.blocks[prompt.name].index(block)
-        keys = torch.cat([part[layer] for part in self.keys[prompt.name]])  # (slots, length, D)
         if prompt.slots is None:
-            keys = keys.flatten(0, 1)
+            if prompt.name not in normed:
+                every = torch.cat(list(self.keys[prompt.name]), dim=1).flatten(1, 2)  # (blocks, P, D)
+                normed[prompt.name] = _normed(every).unbind()
+            keys = normed[prompt.name][layer]
         else:
-            keys = keys[prompt.slots].flatten(1, 2)  # (1 or B, P, D)
+            keys = torch.cat([part[layer] for part in self.keys[prompt.name]])  # (slots, length, D)
+            keys = _normed(keys[prompt.slots].flatten(1, 2))  # (1 or B, P, D)
             keys = keys[0] if len(keys) == 1 else keys
         if keys.shape[-2] != prompt.tokens.shape[1]:
             count = prompt.tokens.shape[1]
@@ -154,67 +165,75 @@ class Coordination(Plugin):
             )
         return keys
 
-    def _parts(self, count: int) -> list[tuple[slice, slice]]:
-        """(rows, columns) of each role, for so many prompt tokens."""
+    def _choosers(self, count: int) -> list[Chooser]:
+        """Who chooses among which of so many prompt tokens."""
         if not self.prefix:
-            return [(slice(None), slice(0, count))]
+            return [Chooser(slice(None), slice(0, count), self._top_k(count))]
         first = -(-count // 2)
-        return [(slice(0, self.prefix), slice(0, first)), (slice(self.prefix, None), slice(first, count))]
+        return [
+            Chooser(slice(0, self.prefix), slice(0, first), self._top_k(first)),
+            Chooser(slice(self.prefix, None), slice(first, count), self._top_k(count - first)),
+        ]
 
-    def _choose(self, keys: Tensor, x: Tensor, run: Pass) -> Tensor | None:
-        """Rows [B, R, D], keys of their role -> which prompts they see, [B, R, P] or None for all.
+    def _top_k(self, count: int) -> int:
+        return max(1, math.ceil(self.share * count - 1e-9))
+
+    def _choose(self, keys: Tensor, x: Tensor, run: Pass, choosers: Sequence[Chooser]) -> Tensor | None:
+        """Which of the prompts the rows of a stream [B, N, D] see, [B, N, P]; None where all see all.
 
         In training the matching loss is left with the run.
         """
-        count = keys.shape[-2]
-        top_k = max(1, math.ceil(self.share * count - 1e-9))
-        if top_k == count and not run.learning:
+        whole = choosers == [Chooser(slice(None), slice(0, keys.shape[-2]), keys.shape[-2])]
+        if whole and not run.learning:
             return None
-        visible, loss = token_choice(x, keys, top_k, loss=run.learning)
+        visible, loss = choose(x, keys, choosers, loss=run.learning)
         if loss is not None:
             run.collected.append(loss)
-        return None if top_k == count else visible
+        return None if whole else visible
 
     def _masked(
         self, prompt: BlockPrompt, keys: Tensor, x: Tensor, run: Pass, read: slice | None
-    ) -> list[BlockPrompt]:
-        """One prompt per role, seen by the rows of that role, each row its choice."""
+    ) -> BlockPrompt:
+        """A prompt of which each row sees its choice among those of its role."""
         assert prompt.tokens is not None
-        masked = []
-        for rows, columns in self._parts(keys.shape[-2]):
-            start, _, _ = rows.indices(x.shape[1])
-            if read is not None and read.indices(x.shape[1])[1] <= start and not run.learning:
-                continue  # rows that nobody reads; their choices would matter for the loss alone
-            visible = self._choose(keys[..., columns, :], x[:, rows], run)
-            masked.append(
-                replace(
-                    prompt,
-                    tokens=prompt.tokens[:, columns],
-                    values=None if prompt.values is None else prompt.values[:, columns],
-                    rows=rows,
-                    mask=None if visible is None else visible[:, None],
-                )
-            )
-        return masked
+        choosers = self._choosers(keys.shape[-2])
+        shown = [c for c in choosers if read is None or c.rows.indices(x.shape[1])[0] < read.stop]
+        # rows that nobody reads: their choices matter for the loss alone
+        visible = self._choose(keys, x, run, choosers if run.learning else shown)
+        mask = None if visible is None else visible[:, None]
+        if len(shown) == len(choosers):
+            return replace(prompt, mask=mask)
+        (own,) = shown
+        return replace(
+            prompt,
+            tokens=prompt.tokens[:, own.columns],
+            values=None if prompt.values is None else prompt.values[:, own.columns],
+            rows=own.rows,
+            mask=None if mask is None else mask[:, :, own.rows, own.columns],
+        )
 
     def _carried_mask(self, keys: Tensor, x: Tensor, run: Pass) -> Tensor | None:
         """Who sees which prompts that join a stream [B, N, D]: [B, 1, N + P, P]; None where all see all."""
-        batch, length, _ = x.shape
-        count = keys.shape[-2]
-        mask = torch.zeros(batch, 1, length + count, count, dtype=torch.bool, device=x.device)
-        whole = True
-        for rows, columns in self._parts(count):
-            visible = self._choose(keys[..., columns, :], x[:, rows], run)
-            whole = whole and visible is None and columns == slice(0, count)
-            mask[:, 0, :length][:, rows, columns] = True if visible is None else visible
-            mask[:, 0, length:][:, columns, columns] = True
-        return None if whole else mask
+        choosers = self._choosers(keys.shape[-2])
+        visible = self._choose(keys, x, run, choosers)
+        if visible is None:
+            return None
+        _, length, count = visible.shape
+        mask = F.pad(visible, (0, 0, 0, count))
+        for chooser in choosers:  # a prompt sees those of its role
+            mask[:, length:][:, chooser.columns, chooser.columns] = True
+        return mask[:, None]
 
     # ------------------------------------------------------------------ the matching loss
 
     def terms(self, step: Step, collected: Sequence[Tensor]) -> Mapping[str, Tensor]:
         """The matching loss of all blocks and roles."""
         return {self.name: self.weight * torch.stack(list(collected)).sum()} if collected else {}
+
+
+def _normed(keys: Tensor) -> Tensor:
+    """Keys of norm 1, in float32 at least, as 16-bit rounding would change choices."""
+    return F.normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)), dim=-1)
 
 
 def _has_prompts(method: type[PromptModel]) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -25,12 +27,16 @@ from clprompt.prompting.model import (
     evaluating,
 )
 from clprompt.prompting.plugin import LearnedPrompts, Samples
-from clprompt.prompting.prompts import token_choice, uniform
+from clprompt.prompting.prompts import Chooser, choose, token_choice, uniform
 from clprompt.registry import strategies
 from clprompt.schema import at_least, below
 from clprompt.seeding import generator
 
 ROLES = ("cls", "image")
+#: what a pass asks with a block's index and the stream that enters it, [B, N, D]
+BlockPrompts = Callable[[int, Tensor], list[BlockPrompt]]
+#: prompt tokens of both roles up to which these share one call of attention
+SIDE_BY_SIDE = 64
 
 
 class Role(NamedTuple):
@@ -47,6 +53,59 @@ class Role(NamedTuple):
     top_k: int
     length: int
     rows: slice
+
+
+class Pool(NamedTuple):
+    """What rows of the stream choose among in one pass: the pool of a role, or both side by side.
+
+    Attributes:
+        rows: of the stream.
+        tokens: [blocks, 1 or B, P, D].
+        keys: of norm 1, [blocks, M, D].
+        choosers: which of the rows choose among which keys.
+        lengths: tokens per entry, by chooser.
+    """
+
+    rows: slice
+    tokens: Tensor
+    keys: Tensor
+    choosers: tuple[Chooser, ...]
+    lengths: tuple[int, ...]
+
+    def columns(self, visible: Tensor) -> Tensor:
+        """Entries that rows see, [B, R, M] -> the tokens of these entries, [B, R, P]."""
+        if set(self.lengths) == {1}:
+            return visible
+        parts = zip(self.choosers, self.lengths, strict=True)
+        own = [visible[..., chooser.columns].repeat_interleave(n, dim=-1) for chooser, n in parts]
+        return torch.cat(own, dim=-1)
+
+
+def _joined(first: Pool, second: Pool) -> Pool:
+    """The pools of the class token and of the patches side by side, for all rows of the stream."""
+    (cls,), (image,) = first.choosers, second.choosers
+    columns = slice(cls.columns.stop, cls.columns.stop + image.columns.stop)
+    return Pool(
+        slice(None),
+        torch.cat([first.tokens, second.tokens], dim=2),
+        torch.cat([first.keys, second.keys], dim=1),
+        (cls._replace(rows=first.rows), Chooser(second.rows, columns, image.top_k)),
+        first.lengths + second.lengths,
+    )
+
+
+class _Moves(NamedTuple):
+    """What is known of how many tokens of some images see other entries than at the time.
+
+    Attributes:
+        images: their digest.
+        chosen: by role, the entries that they saw at the time, [blocks, B, R, k].
+        shares: of tokens that moved, by the number of experiences after which.
+    """
+
+    images: str
+    chosen: dict[str, Tensor]
+    shares: dict[int, float]
 
 
 @strategies.register(
@@ -89,6 +148,8 @@ class TCPAModel(PromptModel):
         length_image: prompt tokens per entry of the patches' pool.
         layers: the prompted blocks; None for all.
         prompts: what experiences share.
+        max_entries: growing ends where a pool would hold more; experiences from there on add none and train
+            the head alone, so that no step costs more. None for no end.
         select: whether training ranks all entries or those of the task.
         mask_position: forbidden columns are absent ("before" the softmax) or zeroed "after" it.
         fourier: "none" or "joint".
@@ -115,6 +176,7 @@ class TCPAModel(PromptModel):
         length_image: Annotated[int, at_least(1)] = 1,
         layers: Blocks | None = None,
         prompts: Literal["grow", "shared", "first"] = "grow",
+        max_entries: Annotated[int, at_least(1)] | None = None,
         select: Literal["all", "task"] = "all",
         mask_position: Literal["before", "after"] = "before",
         fourier: Literal["none", "joint"] = "none",
@@ -137,6 +199,7 @@ class TCPAModel(PromptModel):
         }
         self.layers = backbone.check_layers("layers", range(backbone.depth) if layers is None else layers)
         self.first_block = min(self.layers, default=backbone.depth)
+        self.max_entries = max_entries
         self.select = select
         self.mask_position = mask_position
         self.fourier = fourier
@@ -147,6 +210,7 @@ class TCPAModel(PromptModel):
         self.prompt_dropout = prompt_dropout
         self._check()
         self.epoch: int | None = None  # told by the loop; None: no warm-up
+        self._known_moves: dict[int, _Moves] = {}  # by class group; what later calls need not count again
         self.steps: Tensor
         self.register_buffer("steps", torch.tensor(0))  # training steps, from which random choices are drawn
         # per role: one parameter per task, [blocks, entries, D] and [blocks, entries, length, D]
@@ -160,6 +224,12 @@ class TCPAModel(PromptModel):
         for name, role in self.roles.items():
             if role.pool and self.token_matching and not 1 <= role.top_k <= role.pool:
                 raise ConfigError(f"top_k_{name} must be 1..{role.pool} (pool_{name}), got {role.top_k}")
+            if self.max_entries is not None and self.max_entries < role.pool:
+                raise ConfigError(
+                    f"max_entries must be at least {role.pool} (pool_{name}), got {self.max_entries}"
+                )
+        if self.max_entries is not None and self.prompts != "grow":
+            raise ConfigError(f'max_entries={self.max_entries} needs prompts="grow", got "{self.prompts}"')
         if not any(role.pool for role in self.roles.values()):
             raise ConfigError("pool_cls and pool_image are both 0: nothing would be prompted")
         if self.roles["cls"].pool and not self.backbone.num_prefix_tokens:
@@ -216,12 +286,8 @@ class TCPAModel(PromptModel):
         Gradient reaches the tokens: something learned may stand before the prompts.
         """
         matching: list[Tensor] = []
-        tokens = self._tokens(len(stem))
-        feature = self.backbone.prompted(
-            stem,
-            lambda block, x: self._block_prompts(block, x, tokens, matching),
-            start=self.first_block,
-        )
+        prompts = self._prompts(len(stem), matching)
+        feature = self.backbone.prompted(stem, prompts, start=self.first_block)
         if not matching:
             return Encoded(feature)
         return Encoded(feature, {"matching": self.matching_weight * torch.stack(matching).sum()})
@@ -248,6 +314,79 @@ class TCPAModel(PromptModel):
                 tokens[role] = tokens[role] * kept / (1 - self.prompt_dropout)
         return tokens
 
+    def _prompts(self, batch: int, matching: list[Tensor], tasks: int | None = None) -> BlockPrompts:
+        """What the blocks of one pass ask for.
+
+        Args:
+            batch: images.
+            matching: where each block leaves its matching loss in training.
+            tasks: as if only the entries of the first so many tasks were there; None for all.
+        """
+        tokens = self._tokens(batch, tasks)
+        if not tokens:
+            return lambda block, x: []
+        if self.token_matching and self.mask_position == "before" and not self._drawing:
+            return self._nearest(tokens, matching, tasks)
+        return partial(self._block_prompts, tokens=tokens, matching=matching, tasks=tasks)
+
+    def _nearest(
+        self, tokens: dict[str, Tensor], matching: list[Tensor], tasks: int | None = None
+    ) -> BlockPrompts:
+        """Every token sees its nearest entries and no other column.
+
+        While there are few entries, both roles share one product with the keys and one call of attention, in
+        which a mask keeps them apart; with many, what each role would compute of the other's costs more.
+
+        Args:
+            tokens: what :meth:`_tokens` gives.
+            matching: where each block leaves its matching loss in training.
+            tasks: of how many tasks the tokens are; None for all.
+        """
+        pools = {role: self._pool(role, tokens[role], tasks) for role in ROLES if self.roles[role].pool}
+        prefix = self.backbone.num_prefix_tokens
+        few = sum(pool.tokens.shape[2] for pool in pools.values()) <= SIDE_BY_SIDE
+        both = {"both": _joined(*pools.values())} if len(pools) == 2 and few else pools
+        # taken apart at once: the backward pass of an index would fill a gradient of all blocks for each
+        tokens_of = {name: pool.tokens.unbind() for name, pool in (pools | both).items()}
+        keys_of = {name: pool.keys.unbind() for name, pool in (pools | both).items()}
+
+        def block_prompts(block: int, x: Tensor) -> list[BlockPrompt]:
+            if block not in self.layers:
+                return []
+            layer, query = self.layers.index(block), x.detach() if self.detach_query else x
+            # in the last block the head reads some rows: choices of others matter for the loss alone
+            read = self.backbone.head_rows if block == self.backbone.depth - 1 else None
+            asked = both if read is None else pools
+            queries = {"both": query}
+            if asked is pools:  # split, as a slice's backward pass would fill a whole gradient for each role
+                queries = dict(zip(ROLES, query.split([prefix, x.shape[1] - prefix], dim=1), strict=True))
+            shown: list[BlockPrompt] = []
+            for name, pool in asked.items():
+                unread = read is not None and pool.rows != read
+                if unread and not self.training:
+                    continue
+                visible, loss = choose(queries[name], keys_of[name][layer], pool.choosers, loss=self.training)
+                if loss is not None:
+                    matching.append(loss)
+                if not unread:
+                    mask = pool.columns(visible)[:, None]
+                    shown.append(BlockPrompt("fresh", tokens_of[name][layer], rows=pool.rows, mask=mask))
+            return shown
+
+        return block_prompts
+
+    def _pool(self, role: str, tokens: Tensor, tasks: int | None) -> Pool:
+        """What a role's tokens choose among in one pass: in training, if so selected, the newest entries."""
+        pool, top_k, length, rows = self.roles[role]
+        keys = list(self.keys[role])[:tasks]
+        if self.training and self.select == "task" and self._learning:
+            keys, tokens = keys[-1:], tokens[:, :, -pool * length :]
+        chooser = Chooser(slice(None), slice(0, pool * len(keys)), top_k)
+        every = torch.cat(keys, dim=1)
+        # 16-bit rounding would change choices
+        normed = F.normalize(every.to(torch.promote_types(every.dtype, torch.float32)), dim=-1)
+        return Pool(rows, tokens, normed, (chooser,), (length,))
+
     def _block_prompts(
         self,
         block: int,
@@ -256,16 +395,16 @@ class TCPAModel(PromptModel):
         matching: list[Tensor],
         tasks: int | None = None,
     ) -> list[BlockPrompt]:
-        """What each role's rows see in one block; appends the block's matching loss in training.
+        """The same for a mask behind the softmax, for roles without keys, and for choices at random.
 
         Args:
             block: its index.
             x: the stream that enters it, [B, N, D].
             tokens: what :meth:`_tokens` gives.
-            matching: where the loss is appended.
+            matching: where the block leaves its matching loss in training.
             tasks: of how many tasks the tokens are; None for all.
         """
-        if block not in self.layers or not tokens:
+        if block not in self.layers:
             return []
         layer = self.layers.index(block)
         # in the last block the head reads some rows only: other choices matter for the matching loss alone
@@ -297,6 +436,17 @@ class TCPAModel(PromptModel):
             matching.append(torch.stack(losses).sum())
         return block_prompts
 
+    @property
+    def _drawing(self) -> bool:
+        """Whether tokens choose at random."""
+        warming = self.epoch is not None and self.epoch < self.random_epochs
+        return self.training and warming and self._learning
+
+    @property
+    def _learning(self) -> bool:
+        """Whether the newest entries are the experience's own; not where growing has come to its end."""
+        return self.prompts != "grow" or self.entries["cls"][-1].requires_grad
+
     def _match(
         self, role: str, layer: int, x: Tensor, tasks: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -313,10 +463,10 @@ class TCPAModel(PromptModel):
         top_k = self.roles[role].top_k
         old = len(keys) - self.roles[role].pool  # entries of earlier tasks
         ranks = None
-        if self.training and self.epoch is not None and self.epoch < self.random_epochs:
+        if self._drawing:
             ranks = self._draw(f"choice {role}", layer, (*x.shape[:2], len(keys)))
             ranks[..., :old] = -1.0
-        elif self.training and self.select == "task":
+        elif self.training and self.select == "task" and self._learning:
             visible, loss = token_choice(query, keys[old:], top_k)
             return F.pad(visible, (old, 0)), loss
         return token_choice(query, keys, top_k, ranked=ranks, loss=self.training)
@@ -335,9 +485,12 @@ class TCPAModel(PromptModel):
         self.epoch = epoch
 
     def start_experience(self, index: int, samples: Samples | None) -> None:
-        """Growing: a new set of entries; the older ones are frozen."""
+        """Growing: a new set of entries, while there is room; the older ones are frozen."""
         self.epoch = None
-        if self.prompts == "grow" and len(self.entries["cls"]) <= index:
+        tasks = len(self.entries["cls"])
+        entries = (tasks + 1) * max(role.pool for role in self.roles.values())
+        room = self.max_entries is None or entries <= self.max_entries
+        if self.prompts == "grow" and tasks <= index and room:
             self._add_task()
 
     def _add_task(self) -> None:
@@ -362,6 +515,7 @@ class TCPAModel(PromptModel):
 
     def resize_to(self, state: Mapping[str, Tensor]) -> None:
         super().resize_to(state)
+        self._known_moves.clear()
         for _ in range(sum(k.startswith("entries.cls.") for k in state) - len(self.entries["cls"])):
             self._add_task()
         self.to(self.device)
@@ -386,10 +540,10 @@ class TCPAModel(PromptModel):
                 layer = self.layers.index(block)
                 for role, parts in visible.items():
                     parts.append(self._match(role, layer, x[:, self.roles[role].rows], tasks)[0])
-            return self._block_prompts(block, x, tokens, [], tasks)
+            return block_prompts(block, x)
 
         with evaluating(self):
-            tokens = self._tokens(len(images), tasks)
+            block_prompts = self._prompts(len(images), [], tasks)
             self.backbone.run(self.backbone.embed(images), prompts)
         return {role: torch.stack(parts) for role, parts in visible.items()}
 
@@ -397,12 +551,12 @@ class TCPAModel(PromptModel):
         """How many tokens of earlier experiences switched entries since, as shares by class group.
 
         Old entries are frozen and can be looked at without the later ones, so the whole history follows from
-        the model as it is and from a few images; nothing has to be remembered.
+        the model as it is and from a few images: it is no state. What was counted already is kept while the
+        images are the same, else each experience would count all experiences before it anew.
 
         Args:
             groups: images [n, 3, H, W] of each class group, in the order of the experiences.
-            last_only: look at the state after the last experience, without the way there: two forwards for
-                each group in place of one for each later experience.
+            last_only: look at the state after the last experience, without the way there.
 
         Returns:
             For each group that had later experiences, the share of tokens (of all blocks and roles) whose set
@@ -413,17 +567,36 @@ class TCPAModel(PromptModel):
         shares: dict[int, list[float]] = {}
         if self.prompts != "grow" or not self.token_matching:
             return shares
+        settled = tasks - int(self.open)  # the entries of an open experience still change
         for group, images in enumerate(groups[: tasks - 1]):
-            then = self.choices(images, group + 1)
+            digest = hashlib.sha256(images.float().cpu().numpy().tobytes()).hexdigest()
+            known = self._known_moves.get(group)
+            if known is None or known.images != digest:
+                known = _Moves(digest, self._chosen(images, group + 1), {})
+                self._known_moves[group] = known
             shares[group] = [] if last_only else [0.0]
             for later in range(tasks if last_only else group + 2, tasks + 1):
-                now = self.choices(images, later)
-                moved = [
-                    (now[role] != F.pad(then[role], (0, now[role].shape[-1] - then[role].shape[-1]))).any(-1)
-                    for role in then
-                ]
-                shares[group].append(float(torch.cat([m.flatten() for m in moved]).double().mean()))
+                share = known.shares.get(later)
+                if share is None:
+                    share = self._moved(known.chosen, self.choices(images, later))
+                if later <= settled:
+                    known.shares[later] = share
+                shares[group].append(share)
         return shares
+
+    @staticmethod
+    def _moved(then: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> float:
+        """The share of tokens that see other entries than those [blocks, B, R, k] that they saw."""
+        # as many entries are seen as then: others, unless all of those are among them
+        moved = [~now[role].gather(-1, chosen.long()).all(-1).flatten() for role, chosen in then.items()]
+        return float(torch.cat(moved).double().mean())
+
+    def _chosen(self, images: Tensor, tasks: int) -> dict[str, Tensor]:
+        """:meth:`choices` as the numbers of the entries, int32 [blocks, B, R, k]."""
+        return {
+            role: visible.byte().topk(self.roles[role].top_k, dim=-1).indices.int()
+            for role, visible in self.choices(images, tasks).items()
+        }
 
     def probe(self, images: Glimpse) -> dict[str, Any]:
         """The choices for some images, and for growing prompts the interference so far."""

@@ -142,6 +142,26 @@ def test_each_kind_equals_the_explicit_softmax(style, kind, batch):
     assert (out[:, :N] - block(x)).abs().max() > 1e-3
 
 
+def test_a_mask_gives_the_bits_of_a_boolean_one(monkeypatch):
+    block, x, masks = make_block().float(), randn(B, N, D, seed=3).float(), []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def boolean(*tensors: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        masks.append(attn_mask)
+        return fused(*tensors, attn_mask=None if attn_mask is None else attn_mask == 0)
+
+    for kind in KINDS:
+        rows = N + P if kind == "carried" else N
+        prompt = make_prompt(kind, mask=mask_of(B, 1, rows, P, seed=5))
+        values = None if prompt.values is None else prompt.values.float()
+        given = [replace(prompt, tokens=prompt.tokens.float(), values=values)]
+        plain = prompted_block(block, x, given)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", boolean)
+            assert torch.equal(prompted_block(block, x, given), plain)
+    assert all(mask.dtype == torch.float32 and mask.shape[2] in (N, N + P) for mask in masks)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("style", STYLES)
 def test_attention_that_is_spelled_out_gives_the_same_rows(style, kind):

@@ -132,12 +132,20 @@ def test_each_token_sees_its_share_of_its_roles_prompts_and_no_others(kind):
     assert found
     for block in {index for index, _ in found}:
         last = block == model.backbone.depth - 1
-        given = [prompt for index, prompt in found if index == block]
-        rows = {(prompt.rows.start, prompt.rows.stop) for prompt in given}
-        assert rows == ({(0, 1)} if last else {(0, 1), (1, None)})  # only the head's rows in the last block
-        for prompt in given:
+        for prompt in (prompt for index, prompt in found if index == block):
             columns = prompt.tokens.shape[1]
-            assert bool((prompt.mask.sum(-1) == -(-3 * columns // 10)).all())
+            assert prompt.mask.shape[2:] == (1 if last else model.backbone.num_tokens, columns)
+            if last:  # only the head's rows, and their prompts
+                assert prompt.rows == slice(0, 1)
+                assert bool((prompt.mask.sum(-1) == -(-3 * columns // 10)).all())
+                continue
+            assert prompt.rows is None
+            first = -(-columns // 2)
+            for rows, theirs in ((slice(0, 1), slice(0, first)), (slice(1, None), slice(first, columns))):
+                seen = prompt.mask[:, 0, rows]
+                count = theirs.stop - theirs.start
+                assert bool((seen[..., theirs].sum(-1) == -(-3 * count // 10)).all())
+                assert torch.equal(seen.sum(-1), seen[..., theirs].sum(-1))
 
 
 def test_prompts_in_the_sequence_see_their_role():
@@ -270,7 +278,7 @@ def test_a_single_prompt_token_is_no_mistake_without_coordination():
 def test_prompts_that_the_sets_do_not_name_are_an_error_of_the_method():
     own = VPTDeepModel(tiny_vit(), layers=(0,), length=4).plug(Coordination()).coordination
     x, prompt = torch.randn(2, 17, 32), BlockPrompt("fresh", torch.zeros(1, 4, 32))
-    assert len(own.around(lambda block, x: prompt, Pass())(0, x)) == 2
+    assert own.around(lambda block, x: prompt, Pass())(0, x)[0].mask.shape == (2, 1, 17, 4)
     for wrong, text in (
         (replace(prompt, name="others"), "prompt_sets says nothing"),
         (replace(prompt, tokens=torch.zeros(1, 3, 32)), "3 prompt tokens"),

@@ -10,10 +10,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
+from clprompt.prompting.model import evaluating
 from clprompt.seeding import generator, preserved_rng
 from clprompt.strategies.tcpa import TCPAModel
+from clprompt.strategies.tcpa import model as tcpa
 from clprompt.training.engine import Engine
 from clprompt.training.settings import Online
 
@@ -154,20 +157,25 @@ def test_the_warm_up_draws_new_entries_in_training_only():
     model.double()
     model.observe(torch.tensor([2, 3]))
     model.begin_epoch(0)
-    seen: list[Tensor] = []
+    seen: list[Tensor] = []  # by block and role, boolean [B, 1, R, 8 columns]
 
-    def record(role: str, layer: int, x: Tensor, tasks: int | None) -> tuple[Tensor, Tensor]:
-        visible, loss = TCPAModel._match(model, role, layer, x, tasks)
-        seen.append(visible)
-        return visible, loss
+    def recording(prompts: Any, block: int | None, rows: slice | None) -> Any:
+        def asked(index: int, x: Tensor) -> list[BlockPrompt]:
+            given = prompts(index, x)
+            for prompt in given:  # one of both roles, or one for each
+                seen.extend([prompt.mask] if prompt.rows else prompt.mask.split(8, dim=-1))
+            return given
 
-    model._match = record  # type: ignore[method-assign]
+        return asked
+
+    model.backbone = model.backbone.with_prompts_through(recording)
     losses = []
     for _ in range(2):
         model.train()
         model.steps.zero_()
         losses.append(model.training_loss(images(), torch.tensor([2, 3] * 3)).loss)
     assert torch.equal(losses[0], losses[1])
+    assert seen
     assert not any(bool(visible[..., :4].any()) for visible in seen)
     assert all(bool((visible.sum(-1) == 2).all()) for visible in seen)
     seen.clear()
@@ -189,6 +197,57 @@ def test_selecting_within_the_task_trains_new_entries_only():
     for role in ("cls", "image"):
         visible, _ = model._match(role, 0, model.backbone.embed(images())[:, model.roles[role].rows])
         assert not visible[..., :4].any()
+
+
+def begun(model: TCPAModel, *classes: int) -> TCPAModel:
+    """The model in an experience of these classes."""
+    model.end_experience()
+    model.begin_experience(classes)
+    model.double().observe(torch.tensor(classes))
+    return model
+
+
+def test_training_within_the_task_costs_the_same_columns_in_every_experience():
+    for length in (1, 2):
+        model = begun(build(select="task", length_image=length), 2, 3).train()
+        given = model._prompts(6, [])(0, model.backbone.embed(images()))
+        assert sum(prompt.tokens.shape[1] for prompt in given) == 4 + 4 * length
+        given = model.eval()._prompts(6, [])(0, model.backbone.embed(images()))
+        assert sum(prompt.tokens.shape[1] for prompt in given) == 2 * (4 + 4 * length)
+
+
+def test_both_roles_side_by_side_give_what_each_gives_apart(monkeypatch):
+    for arguments in ({}, {"length_image": 3, "top_k_image": 1, "detach_query": True}):
+        model = begun(build(**arguments), 2, 3).train()
+        targets, found = torch.tensor([2, 3] * 3), []
+        for limit in (10**6, 0):
+            monkeypatch.setattr(tcpa, "SIDE_BY_SIDE", limit)
+            model.zero_grad()
+            step = model.training_loss(images(), targets)
+            step.loss.backward()
+            found.append([step.logits, *step.terms.values(), *(p.grad for p in model.trainable().values())])
+        for together, apart in zip(*found, strict=True):
+            torch.testing.assert_close(together, apart, rtol=0, atol=1e-12)
+
+
+def test_growing_ends_where_a_pool_would_hold_more_and_the_head_learns_on():
+    model = begun(build(max_entries=11, random_epochs=1, select="task"), 2, 3)
+    assert len(model.entries["image"]) == 2
+    begun(model, 4, 5).train()
+    model.begin_epoch(0)
+    assert set(model.trainable()) == {"head.weight", "head.bias"}
+    # as in evaluation: tokens choose among all entries, neither at random nor among the newest
+    given = model._prompts(6, [])(0, model.backbone.embed(images()))
+    assert all(torch.equal(a.mask, b.mask) for a, b in zip(given, unmoved(model), strict=True))
+    other = TCPAModel(backbone(), pool_cls=4, pool_image=4, top_k_cls=2, top_k_image=2, max_entries=11)
+    other.double().load_state_dict(model.method_state())
+    assert torch.equal(other.eval()(images()), model.eval()(images()))
+
+
+def unmoved(model: TCPAModel) -> list[BlockPrompt]:
+    """What block 0 gets in evaluation."""
+    with evaluating(model):
+        return model._prompts(6, [])(0, model.backbone.embed(images()))
 
 
 def test_prompts_of_the_first_experience_are_frozen_after_it():
@@ -250,6 +309,8 @@ def test_any_plain_vit_is_coordinated(kind, mask):
         ({"matching_weight": -1.0}, "matching_weight"),
         ({"prompt_dropout": 1.0}, "prompt_dropout"),
         ({"random_epochs": -1}, "random_epochs"),
+        ({"max_entries": 3}, r"max_entries must be at least 4 \(pool_cls\), got 3"),
+        ({"max_entries": 4, "prompts": "shared"}, 'max_entries=4 needs prompts="grow", got "shared"'),
         ({"mask_position": "between"}, 'mask_position must be one of "before", "after"'),
         (
             {"mask": "after"},
@@ -345,6 +406,34 @@ def test_a_probe_shows_the_tokens_that_switched():
     assert shown["coordination"]().axes
     (curve,) = shown["interference"]().axes[0].lines
     assert curve.get_ydata()[-1] == pytest.approx(100 * shown["interference/group_01"])
+
+
+def test_interference_is_counted_once_and_as_if_nothing_was_kept():
+    model, _ = grown()
+    shown = [images(2, seed=seed) for seed in range(4)]
+    begun(model, 4, 5).end_experience()
+    model.interference(shown)
+    begun(model, 6, 7)
+    with torch.no_grad():  # an experience in training
+        model.keys["image"][3].normal_(generator=generator(9, "keys"))
+    model.interference(shown)
+    with torch.no_grad():
+        model.keys["image"][3].normal_(generator=generator(10, "keys"))
+    kept = model.interference(shown)
+    last = model.interference(shown, last_only=True)
+    assert last == {group: shares[-1:] for group, shares in kept.items()}
+    model._known_moves.clear()
+    assert last == model.interference(shown, last_only=True)
+    assert kept == model.interference(shown)
+    model.end_experience()
+    model.interference(shown)
+    calls: list[int] = []
+    choices = model.choices
+    model.choices = lambda images, tasks: calls.append(tasks) or choices(images, tasks)  # type: ignore
+    assert model.interference(shown) == kept
+    assert not calls
+    assert model.interference([images(2, seed=9), *shown[1:]]) != kept  # other images
+    assert calls == [1, 2, 3, 4]
 
 
 def test_counting_interference_changes_no_state():
