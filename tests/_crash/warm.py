@@ -35,6 +35,7 @@ import torch.utils.serialization
 from matplotlib.figure import Figure
 
 import clprompt.assets
+import clprompt.backbones.families  # it imports timm
 import clprompt.configs  # noqa: F401
 from clprompt import registry
 from clprompt.cli import listing, results  # noqa: F401
