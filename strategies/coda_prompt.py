@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,8 @@ class CODAPromptModel(PromptModel):
         pool_size: M, components of the boundary-free form; None for 100, or the backbone's width if less.
         mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
     """
+
+    chooses_by_query: ClassVar[bool] = True
 
     @schema.checked
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class DualPromptModel(PromptModel):
         form: "prefix" (raw keys and values), "projected" (through the frozen projections), or "fresh" (tokens
             with the class token's position, as in an online variant of the method).
     """
+
+    chooses_by_query: ClassVar[bool] = True
 
     @schema.checked
     def __init__(

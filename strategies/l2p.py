@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ class L2PModel(PromptModel):
         boundary_free: no experiences: nothing but the training mask changes.
         mask: which classes compete in training; None for "experience" ("seen" when boundary-free).
     """
+
+    chooses_by_query: ClassVar[bool] = True
 
     @schema.checked
     def __init__(

@@ -99,6 +99,7 @@ class MVPModel(PromptModel):
     optimizer_reset: ClassVar[Literal["experience", "never"]] = "never"
     multi_label: ClassVar[bool] = False
     soft_labels: ClassVar[bool] = False
+    chooses_by_query: ClassVar[bool] = True
 
     @schema.checked
     def __init__(
@@ -226,6 +227,9 @@ class MVPModel(PromptModel):
         """The head's logits [B, C] times the factors of the chosen slots, which belong to it."""
         return self.logits(encoded.features) * self._factors(encoded.details.slots)
 
+    def keep_query(self, images: Tensor, cached: Cache) -> None:
+        self._query(images, cached)
+
     @torch.no_grad()
     def _query(self, images: Tensor, cached: Cache | None) -> tuple[Tensor, Tensor]:
         """The stream that enters the first prompted block [B, N, D], and the query [B, D]."""
@@ -238,7 +242,10 @@ class MVPModel(PromptModel):
             return stem, cached[key]
         tokens, first = (stem, self.first_block) if backbone.share_prefix else (backbone.embed(images), 0)
         stop = depth - 1 if self.query_from == "penultimate" else depth
-        query = backbone.run(tokens, blocks=slice(first, stop), rows=slice(0, 1))[:, 0]
+        with self.in_query_precision():
+            query = backbone.run(tokens, blocks=slice(first, stop), rows=slice(0, 1))[:, 0]
+        if self.query_precision is not None:
+            query = query.to(backbone.dtype)
         if cached is not None:
             cached[key] = query
         return stem, query

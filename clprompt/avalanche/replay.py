@@ -7,7 +7,7 @@ checkpoints); a :class:`PromptStrategy` with Avalanche's ``ReplayPlugin`` makes 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -80,16 +80,18 @@ class MemoryEngine(Engine):
         self.strategy.engine = self
         self.watch = self.strategy.watch
 
-    def _batches(self, part: np.ndarray, epoch: int, shuffle: bool) -> Iterable[Any]:
+    def _batches(
+        self, part: np.ndarray, epoch: int, shuffle: bool
+    ) -> Iterable[tuple[Sequence[int], Sequence[Any]]]:
         """The data sets of the batches that are left, in the engine's order."""
         at, size = self.position, self.training.train_mb_size
         order = (
             epoch_order(len(part), self.seed, at.experience, epoch) if shuffle else torch.arange(len(part))
         )
         for batch in order.split(size)[at.batch :]:
-            yield self._data.subset(np.asarray(part)[batch.numpy()].tolist()), None
+            yield batch.tolist(), (self._data.subset(np.asarray(part)[batch.numpy()].tolist()), None)
 
-    def _train_batch(self, images: Any, targets: Tensor | None, step: int, steps: int) -> None:
+    def _train_batch(self, images: Any, targets: Tensor | None, step: int, steps: int, *_: Any) -> None:
         strategy = self.strategy
         assert self.optimizer is not None  # a memory is refused to what trains nothing
         strategy.optimizer, self._at = self.optimizer, (step, steps)

@@ -11,10 +11,11 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from clprompt import schema
 from clprompt.avalanche.plugins import (
@@ -28,15 +29,16 @@ from clprompt.avalanche.plugins import (
     keep_copies,
 )
 from clprompt.avalanche.unseen import evaluation_loss, rank_last
-from clprompt.data.loading import sample_stream, training_batches
+from clprompt.data.loading import numbered, sample_stream, training_batches
 from clprompt.errors import ConfigError, ProtocolError, nearest
 from clprompt.prompting.build import construct, serving
-from clprompt.prompting.model import PromptModel, Step
+from clprompt.prompting.model import Cache, PromptModel, Step
 from clprompt.prompting.plugin import Plugin, Samples
 from clprompt.schema import at_least
 from clprompt.targets import is_label_sets, visible
 from clprompt.training import optim
 from clprompt.training.finite import FiniteWatch, check_logits, check_state
+from clprompt.training.kept import CleanQueries, Keeping, check_clean_query, is_random, keeping
 from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.precision import autocast
 from clprompt.training.settings import Training, takes_training
@@ -45,7 +47,8 @@ from clprompt.training.steps import begin, receive, train_step_loss
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*QP solver.*")
     from avalanche.benchmarks.scenarios import NCExperience
-    from avalanche.benchmarks.utils import concat_datasets
+    from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
+    from avalanche.benchmarks.utils.flat_data import FlatData
     from avalanche.training.plugins.evaluation import default_evaluator
     from avalanche.training.templates import SupervisedTemplate
 
@@ -107,10 +110,14 @@ class PromptStrategy(SupervisedTemplate):
         self._arrived: list[Any] = []  # the data sets so far, for a model that revisits them
         self._loading: dict[str, Any] = {}  # the arguments of train() that say how data is loaded
         self._iterates = False  # whether epochs are iterations over what has been received
+        self._kept: Keeping | CleanQueries | None = None  # what the epochs of an experience keep
+        self._moves: dict[int, bool] = {}
+        self._shown: _Shown | None = None  # the batch as the loader gave it
         ours = [plugin for plugin in plugins or () if isinstance(plugin, Plugin)]
         for plugin in ours:
             model.plug(plugin)
         check_mixing(model, self.training_settings, told=True)
+        check_clean_query(model, self.training_settings, online=False)
         model.check_epochs(settings.train_epochs)
         model = model.to(device)
         self.watch = FiniteWatch(model)
@@ -149,7 +156,10 @@ class PromptStrategy(SupervisedTemplate):
         """
         check_plugins(self)
         self._loading = _check_loading("train", _training_loader, kwargs, self.plugins)
-        return super().train(experiences, eval_streams, **kwargs)
+        try:
+            return super().train(experiences, eval_streams, **kwargs)
+        finally:
+            self._kept = self._shown = None
 
     def eval(self, exp_list: Any, **kwargs: Any) -> dict[str, Any]:
         """Evaluate on one experience or several.
@@ -215,6 +225,29 @@ class PromptStrategy(SupervisedTemplate):
                 f"drop_last=True leaves nothing of an experience of {len(self.adapted_dataset)} images: "
                 f"train_mb_size is {self.train_mb_size}"
             )
+        self._kept = self._keeping()
+
+    def _keeping(self) -> Keeping | CleanQueries | None:
+        """What the epochs over an experience's samples keep; dropped with the experience, and never saved."""
+        data, classes = self.adapted_dataset, self._classes()
+        if self.training_settings.clean_query:
+            if classes is None:
+                check_clean_query(self.model, self.training_settings, online=True)
+            if _varies(data) and not _has_evaluation_transform(data):
+                raise ConfigError(
+                    "clean_query=True needs data that evaluation shows otherwise than training: "
+                    'transform_groups with "train" and "eval"'
+                )
+        return keeping(
+            self.model,
+            self.training_settings,
+            lambda: self._samples(classes),
+            count=len(data),
+            epochs=self.train_epochs,
+            is_random=_varies(data),
+            precision=self.precision,
+            moves=self._moves,
+        )
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Begin the experience, with a fresh optimizer where the method asks for one."""
@@ -321,6 +354,19 @@ class PromptStrategy(SupervisedTemplate):
 
     # ------------------------------------------------------------------ an iteration
 
+    def _unpack_minibatch(self) -> None:
+        super()._unpack_minibatch()
+        rows = getattr(self.dataloader, "rows", None)  # None of a loader that a plugin has put there
+        if self.is_training and rows is not None:
+            self._shown = _Shown(self.mb_x, self.mb_x._version, rows)
+
+    def _rows(self) -> Sequence[int] | None:
+        """The samples of the batch; None where a plugin has put other images in their place."""
+        shown = self._shown
+        if self._kept is None or shown is None or shown.images is not self.mb_x:
+            return None
+        return shown.rows if shown.version == self.mb_x._version else None
+
     def forward(self) -> Tensor:
         """Logits of the current batch; in training they come with the method's loss."""
         if not self.is_training:
@@ -347,8 +393,12 @@ class PromptStrategy(SupervisedTemplate):
             self.seed,
             *where,
         )
+        rows, kept = self._rows(), self._kept
+        cached: Cache | None = None if kept is None or rows is None else kept.cache(rows)
         with self.watch.step(self.mb_x, *self._place()):
-            self._step = train_step_loss(self.model, images, self.mb_y, self.precision, soft)
+            self._step = train_step_loss(self.model, images, self.mb_y, self.precision, soft, cached)
+        if kept is not None and rows is not None:
+            kept.add(self.mb_x, rows, cached)
         self.watch.note(self._step, self.mb_x, *self._place())
         return self._step.logits
 
@@ -394,7 +444,52 @@ class PromptStrategy(SupervisedTemplate):
         # before plugins copy or measure the model
         with autocast(self.device, self.precision):  # plug-ins look at features as they are deployed
             self.model.end_experience(None if classes is None else self._samples(classes))
+        self._kept = self._shown = None
         super()._after_training_exp(**kwargs)
+
+
+class _Shown(NamedTuple):
+    """A training batch as the loader gave it: its images, how often they were written to, their samples."""
+
+    images: Tensor
+    version: int
+    rows: Sequence[int]
+
+
+def _layers(dataset: Any) -> Iterator[Any]:
+    """A data set and those that it is made of."""
+    yield dataset
+    below: Sequence[Any] = ()
+    if isinstance(dataset, AvalancheDataset):
+        below = [dataset._flat_data]
+    elif isinstance(dataset, FlatData):
+        below = dataset._datasets
+    elif type(dataset) is Subset:
+        below = [dataset.dataset]
+    for part in below:
+        yield from _layers(part)
+
+
+def _transforms(dataset: Any) -> list[Mapping[str, Any]]:
+    """Avalanche's transforms of a data set by the group, all that there are."""
+    groups = (getattr(dataset, f"{kind}transform_groups", None) for kind in ("_", "_frozen_"))
+    return [group.transform_groups for group in groups if group is not None]
+
+
+def _varies(dataset: Any) -> bool:
+    """Whether training images may be other ones each time: what a transform of a user's does is not known."""
+    layers = list(_layers(dataset))
+    if any(group.get("train") is not None for layer in layers for group in _transforms(layer)):
+        return True
+    wrapped = (AvalancheDataset, FlatData)
+    leaves = (layer for layer in layers if not isinstance(layer, wrapped) and type(layer) is not Subset)
+    return any(map(is_random, leaves))
+
+
+def _has_evaluation_transform(dataset: Any) -> bool:
+    """Whether evaluation shows the images of a data set otherwise than training."""
+    groups = [group for layer in _layers(dataset) for group in _transforms(layer)]
+    return any(group.get("eval") is not group.get("train") for group in groups)
 
 
 class _EpochLoader:
@@ -412,6 +507,7 @@ class _EpochLoader:
         self.strategy = strategy
         self.dataset = strategy.adapted_dataset
         self.drop_last = drop_last
+        self.rows: Sequence[int] | None = None  # the samples of the last batch
         self.arguments: dict[str, Any] = {
             "shuffle": shuffle,
             "drop_last": drop_last,
@@ -425,16 +521,16 @@ class _EpochLoader:
 
     def __iter__(self) -> Iterator[Any]:
         strategy = self.strategy
-        return iter(
-            training_batches(
-                self.dataset,
-                seed=strategy.seed,
-                experience=strategy.clock.train_exp_counter,
-                epoch=strategy.clock.train_exp_epochs,
-                batch_size=strategy.train_mb_size,
-                **self.arguments,
-            )
+        loader = training_batches(
+            self.dataset,
+            seed=strategy.seed,
+            experience=strategy.clock.train_exp_counter,
+            epoch=strategy.clock.train_exp_epochs,
+            batch_size=strategy.train_mb_size,
+            **self.arguments,
         )
+        for self.rows, batch in numbered(loader):
+            yield batch
 
 
 @schema.checked

@@ -103,6 +103,11 @@ def training_batches(
     return _loader(_Seeded(dataset, (seed, experience, epoch)), batches[skip:], workers, seed, pin_memory)
 
 
+def numbered(loader: DataLoader) -> Iterator[tuple[Sequence[int], Any]]:
+    """The batches of a loader of ours, each with the positions of its samples in the data set."""
+    return zip(loader.batch_sampler, loader, strict=True)  # type: ignore[arg-type]
+
+
 def fixed_batches(dataset: Images, batches: Sequence[Sequence[int]], workers: int = 0) -> DataLoader:
     """The given index lists as batches, in order, for evaluation."""
     return _loader(_Seeded(dataset, (0, 0, 0)), batches, workers, 0)

@@ -24,6 +24,7 @@ from clprompt.prompting.model import PromptModel
 from clprompt.registry import make_registered
 from clprompt.system.runtime import find_device
 from clprompt.targets import is_label_sets
+from clprompt.training.kept import check_clean_query
 from clprompt.training.mixing import check_mixing
 from clprompt.training.steps import check_stream
 
@@ -72,6 +73,8 @@ class Builder:
                 "does not show; use its boundary-free form (strategy.boundary_free=true) where it has one"
             )
         check_mixing(model, config.training, told=config.online is None)
+        check_clean_query(model, config.training, online=config.online is not None)
+        model.ask_in(config.query_precision)
         if is_label_sets(bundle.train.targets):
             model.check_label_sets()
         if config.memory:

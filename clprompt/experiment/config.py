@@ -31,6 +31,7 @@ class Config:
         label: what a report calls a run; None for the strategy's name.
         seed: one, or several that are run one after the other.
         precision: float32, or bf16 (autocast).
+        query_precision: bf16 for the queries alone; None for what `precision` says.
         device: "auto", or a torch device.
         deterministic: the same bits from the same seed; False takes what is faster on a GPU.
         retrieval: after each experience, search among the embeddings of test images, too.
@@ -57,6 +58,7 @@ class Config:
     strategy: dict[str, Any]
     seed: int | list[int] = 0
     precision: Literal["float32", "bf16"] = "float32"
+    query_precision: Literal["bf16"] | None = None
     device: str = "auto"
     deterministic: bool = True
     retrieval: bool = False
@@ -87,7 +89,8 @@ class Config:
 
 # The order of the keys in a resolved configuration, which is the order of the packaged files.
 PLAIN_KEYS = (
-    *("name", "label", "seed", "precision", "device", "deterministic", "retrieval", "runs_dir", "export"),
+    *("name", "label", "seed", "precision", "query_precision", "device", "deterministic", "retrieval"),
+    *("runs_dir", "export"),
 )
 KEYS = (
     *PLAIN_KEYS,

@@ -50,7 +50,7 @@ from clprompt.reporting.reported import REPORTED
 from clprompt.system import overlay
 
 _SHARED = (
-    *("seed", "precision", "device", "deterministic", "retrieval", "runs_dir", "export"),
+    *("seed", "precision", "query_precision", "device", "deterministic", "retrieval", "runs_dir", "export"),
     *("data", "backbone", "training", "online", "memory"),
 )
 _LAID = (*(key for key in _SHARED if key != "runs_dir"), "scenario", "compare")

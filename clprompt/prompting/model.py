@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -23,10 +23,13 @@ from clprompt.prompting.step import Step as Step
 from clprompt.schema import at_least
 from clprompt.targets import check_ids, checked_classes, checked_targets, classes_in, present
 
-#: Values per sample that an evaluator keeps for a model between evaluations: the model reads and fills it.
+#: Values per sample that are kept for a model between evaluations, and in training for an experience: it
+#: reads and fills it, in training with nothing that a step changes.
 Cache = dict[str, Tensor]
 #: Which classes compete in the training loss.
 Mask = Literal["experience", "seen", "batch", "none"]
+#: The number format of queries; None for that of everything else.
+QueryPrecision = Literal["bf16"] | None
 #: Indices of blocks of the backbone.
 Blocks = tuple[Annotated[int, at_least(0)], ...]
 Boundaries = Literal["required", "optional", "unused"]
@@ -79,6 +82,8 @@ class PromptModel(nn.Module, ABC):
     unknown_as_nan: ClassVar[Collection[str]] = ()
     #: False where the features of two experiences lie in different spaces and cannot be compared.
     one_feature_space: ClassVar[bool] = True
+    #: Whether each image's query chooses its prompts in training.
+    chooses_by_query: ClassVar[bool] = False
     #: False for a loss of its own that takes neither mixed nor smoothed labels.
     soft_labels: ClassVar[bool] = True
 
@@ -97,6 +102,7 @@ class PromptModel(nn.Module, ABC):
         self.seed = seed
         #: the first prompted block: blocks before it run once, without gradient (depth: no block is prompted)
         self.first_block = 0
+        self.query_precision: QueryPrecision = None
         self.mask: Mask = mask
         self.boundary_free = boundary_free
         self.head: LinearHead | None = LinearHead(backbone.width, seed=seed)
@@ -149,8 +155,18 @@ class PromptModel(nn.Module, ABC):
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         """Images [B, 3, H, W] -> head input [B, D], the method's own loss terms, what its later hooks need.
 
-        ``cached`` may hold what an earlier call for the same images put there.
+        ``cached`` may hold what an earlier call for the same images put there, in training that of an earlier
+        step: put nothing there in training mode but what no step changes, such as the query.
         """
+
+    def keep_query(self, images: Tensor, cached: Cache) -> None:
+        """Put into ``cached`` what :meth:`encode` asks of the unprompted images in training.
+
+        Args:
+            images: [B, 3, H, W].
+            cached: empty.
+        """
+        self.query(images, 0, cached)
 
     @property
     def slot_per_experience(self) -> bool:
@@ -498,13 +514,20 @@ class PromptModel(nn.Module, ABC):
         encode = cache(partial(self.encode, images, cached))
         return encode, self._plugged_logits(images, cached, encode)
 
-    def training_loss(self, images: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Step:
+    def training_loss(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        soft: SoftLabels | None = None,
+        cached: Cache | None = None,
+    ) -> Step:
         """The loss of one step; counts as one step for a method that counts.
 
         Args:
             images: [B, 3, H, W].
             targets: labels [B] or multi-hot [B, C], on any device.
             soft: what to train towards in place of the labels.
+            cached: see :meth:`encode`.
 
         Raises:
             ProtocolError: images or targets of another form, or of two lengths, a label that was never
@@ -520,7 +543,8 @@ class PromptModel(nn.Module, ABC):
         if soft is not None:
             self._check_soft(soft)
         with self._collecting() as collected:
-            cached: Cache | None = {} if self._received and self.counts_received() else None
+            if cached is None and self._received and self.counts_received():
+                cached = {}
             encoded = self.encode(images, cached)
             features = encoded.features.detach()
             self._take_in(features, targets, partial(self.features, images, cached))
@@ -774,7 +798,44 @@ class PromptModel(nn.Module, ABC):
         """
         stem = self.backbone.stem(images, first)
         shared = stem if self.backbone.share_prefix else None
-        return stem, self.features(images, cached, stem=shared, first=first)
+        return stem, self.query_of(images, cached, stem=shared, first=first)
+
+    def query_of(
+        self, images: Tensor, cached: Cache | None = None, *, stem: Tensor | None = None, first: int = 0
+    ) -> Tensor:
+        """The query [B, D]: :meth:`features`, in ``query_precision``; arguments as there."""
+        if self.query_precision is None:
+            return self.features(images, cached, stem=stem, first=first)
+        key = f"{self.query_precision} query"  # not the features, which plug-ins read
+        if cached is not None and key in cached:
+            return cached[key]
+        with self.in_query_precision():
+            query = self.features(images, stem=stem, first=first)
+        query = query.to(self.backbone.dtype)
+        if cached is not None:
+            cached[key] = query
+        return query
+
+    def in_query_precision(self) -> AbstractContextManager[Any]:
+        """Around the pass that makes the query."""
+        if self.query_precision is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def ask_in(self, precision: QueryPrecision) -> None:
+        """Compute queries, and nothing else, in another precision; approximate, for speed.
+
+        Args:
+            precision: "bf16" (autocast), or None for that of everything else.
+
+        Raises:
+            ConfigError: the method chooses no prompts by a query.
+        """
+        if precision is not None and not self.chooses_by_query:
+            raise ConfigError(
+                f"query_precision must be null: {type(self).__name__} chooses no prompts by a query"
+            )
+        self.query_precision = precision
 
     # ------------------------------------------------------------------ parameters and state
 

@@ -32,7 +32,7 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> str:
     first, *others = settings
     common = {key: value for key, value in first.items() if all(key in other for other in others)}
     common = {key: value for key, value in common.items() if all(other[key] == value for other in others)}
-    prefixes = ("backbone.", "training.", "online.", "memory.", "precision")
+    prefixes = ("backbone.", "training.", "online.", "memory.", "precision", "query_precision")
     off = tuple(f"{key}_" for key, value in common.items() if value in (0, False))
     return arguments(
         {

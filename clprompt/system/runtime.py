@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,20 @@ def find_device(name: str) -> torch.device:
             f'device "{name}" is not there; use auto, cpu, or a device of this machine'
         ) from error
     return device
+
+
+def has_bf16(description: str = "/proc/cpuinfo") -> bool | None:
+    """Whether the processor has instructions for bf16; None where nobody can tell.
+
+    Args:
+        description: the file in which Linux describes it.
+    """
+    try:
+        lines = Path(description).read_text().splitlines()
+    except OSError:
+        return None
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), None)
+    return None if flags is None else not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags.split())
 
 
 # ----------------------------------------------------------------------------- signals, reproducibility

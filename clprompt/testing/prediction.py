@@ -95,7 +95,10 @@ def check_forward_changes_nothing(bench: Workbench) -> None:
 
 
 def check_cache(bench: Workbench) -> None:
-    """Logits are the same bits without a cache, with an empty one, and with one filled earlier."""
+    """Logits are the same bits without a cache, with an empty one, and with one filled earlier.
+
+    So is the loss of a later step on the same images.
+    """
     images = bench.test.images[:6]
     kept: dict[str, Tensor] = {}
     for stage in range(len(CLASSES)):
@@ -107,6 +110,14 @@ def check_cache(bench: Workbench) -> None:
                 require(same, f"{text} changes the logits after experience {stage + 1}")
     wrong = [key for key, value in kept.items() if value.shape[:1] != images.shape[:1]]
     require(not wrong, f"cached values must be per sample, [B, ...]; {wrong} are not")
+    model, optimizer = bench.begun(experience=0)
+    images, targets = bench.batch(0)
+    kept = {}
+    for _ in range(2):
+        receive(model, optimizer, targets)
+        train_step(model, optimizer, images, targets, cached=kept)
+    steps = [copy.deepcopy(model).training_loss(images, targets, cached=cache) for cache in (None, kept)]
+    require(same_bits(steps[0].loss, steps[1].loss), "what a step keeps changes the loss of a later one")
 
 
 def check_savings(bench: Workbench) -> None:

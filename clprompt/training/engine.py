@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clprompt import schema
-from clprompt.data.loading import Images, sample_stream, subset, training_batches
+from clprompt.data.loading import Images, numbered, sample_stream, subset, training_batches
 from clprompt.errors import CheckpointError, Interrupted, ProtocolError
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
-from clprompt.prompting.model import PromptModel, Step, evaluating
+from clprompt.prompting.model import Cache, PromptModel, Step, evaluating
 from clprompt.prompting.plugin import Samples
 from clprompt.schema import at_least
 from clprompt.seeding import rng_state, set_rng_state
@@ -30,6 +30,7 @@ from clprompt.targets import is_label_sets, visible
 from clprompt.training import optim
 from clprompt.training.evaluation import Evaluator, Shown
 from clprompt.training.finite import FiniteWatch
+from clprompt.training.kept import CleanQueries, Keeping, check_clean_query, is_random, keeping
 from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.online import marks, stretch
 from clprompt.training.precision import autocast
@@ -163,6 +164,7 @@ class Engine:
         self.evaluator = evaluator
         self.training = training or Training()
         check_mixing(model, self.training, told=online is None)
+        check_clean_query(model, self.training, online=online is not None)
         self.online = online
         self.is_ordered = is_ordered
         check_stream(model, classes, epochs=self.training.train_epochs, online=online is not None)
@@ -175,6 +177,7 @@ class Engine:
         self.position = Position()
         self.optimizer: Optimizer | None = None
         self.watch = FiniteWatch(model)
+        self._moves: dict[int, bool] = {}
         self._saved = 0
         self._clock = time.perf_counter()
         self._since = 0
@@ -204,14 +207,18 @@ class Engine:
             self._receive_untrained(part)
         steps = -(-len(part) // size)
         self.model.train()
+        kept = self._keeping(len(part), epochs)
         for epoch in range(at.epoch, epochs):
             self.model.start_epoch(epoch, epochs)
             if self.progress:
                 self.progress.epoch(epoch, epochs, steps)
             batches = self._batches(part, epoch, cut and self._shuffles())
             self._clock, self._since = time.perf_counter(), 0
-            for images, targets, *_ in batches:
-                self._train_batch(images, targets, epoch * steps + at.batch, epochs * steps)
+            for rows, (images, targets, *_) in batches:
+                cached = kept.cache(rows) if kept else None
+                self._train_batch(images, targets, epoch * steps + at.batch, epochs * steps, cached)
+                if kept:
+                    kept.add(images, rows, cached)
                 at.batch += 1
                 self._between_batches()
             at.epoch, at.batch = epoch + 1, 0
@@ -248,9 +255,11 @@ class Engine:
         at, size = self.position.experience, self.training.train_mb_size
         return stretch(self.indices, at, size, self.seed, shuffle=self._shuffles())
 
-    def _batches(self, part: np.ndarray, epoch: int, shuffle: bool) -> Iterable[Any]:
-        """What is left of an epoch over these samples, batch by batch."""
-        return training_batches(
+    def _batches(
+        self, part: np.ndarray, epoch: int, shuffle: bool
+    ) -> Iterable[tuple[Sequence[int], Sequence[Any]]]:
+        """What is left of an epoch over these samples, batch by batch: places in ``part``, and the batch."""
+        loader = training_batches(
             subset(self.train, part),
             seed=self.seed,
             experience=self.position.experience,
@@ -259,6 +268,20 @@ class Engine:
             workers=self.training.workers,
             skip=self.position.batch,
             shuffle=shuffle,
+        )
+        return numbered(loader)
+
+    def _keeping(self, count: int, epochs: int) -> Keeping | CleanQueries | None:
+        """What the epochs over an experience's samples keep; dropped with the experience, and never saved."""
+        return keeping(
+            self.model,
+            self.training,
+            self._samples,
+            count=count,
+            epochs=epochs,
+            is_random=is_random(self.train),
+            precision=self.precision,
+            moves=self._moves,
         )
 
     def _arrived(self, parts: Sequence[Any]) -> np.ndarray:
@@ -291,7 +314,9 @@ class Engine:
         else:
             optim.sync(self.optimizer, self.model)
 
-    def _train_batch(self, images: Tensor, targets: Tensor, step: int, steps: int) -> None:
+    def _train_batch(
+        self, images: Tensor, targets: Tensor, step: int, steps: int, cached: Cache | None
+    ) -> None:
         at, device, received = self.position, self.model.device, images
         images, targets = self.model.placed(images), targets.to(device, non_blocking=True)
         if is_label_sets(targets):  # the classes of an experience are not looked at otherwise
@@ -299,7 +324,10 @@ class Engine:
         receive(self.model, self.optimizer, targets)
         self.watch.check()  # labels were read: whatever was computed before is there
         at.samples += len(targets)
-        for iteration in range(self.online.iterations if self.online else 1):
+        iterations = self.online.iterations if self.online else 1
+        if iterations > 1 and not (self.training.mixup or self.training.cutmix):
+            cached = {}  # of the very same images in each of them
+        for iteration in range(iterations):
             lr = self.training.lr
             if self.optimizer is not None:
                 lr = optim.set_learning_rate(
@@ -321,6 +349,7 @@ class Engine:
                     clip_grad=self.training.clip_grad,
                     precision=self.precision,
                     soft=soft,
+                    cached=cached,
                 )
             self.watch.note(result, received, at.step + 1, at.experience + 1)
             self._stepped(result, targets, lr)

@@ -96,6 +96,8 @@ class Training:
     """of the learning rate within an experience; "cosine" falls step by step, "cosine-coda" epoch by epoch"""
     warmup: Annotated[float, at_least(0), below(1)] = 0.0
     """share of an experience's steps over which the learning rate rises to its full value"""
+    clean_query: bool = False
+    """whether an image's query is that of the image as evaluation shows it, however training varies it"""
     mixup: Annotated[float, at_least(0)] = 0.0
     """alpha of the beta distribution that images and labels of a batch are mixed by; 0 for none"""
     mixup_probability: Annotated[float, above(0), at_most(1)] = 1.0
@@ -125,6 +127,15 @@ class Training:
                 "training.mixup_probability and training.cutmix_probability must be 1 or less together where "
                 f"mixup and cutmix are both on, as a batch gets one of them; got {shares[0]} and {shares[1]}"
             )
+
+    def notes(self) -> list[str]:
+        """What whoever starts a run should know of these settings, in a sentence each."""
+        if not self.clean_query:
+            return []
+        return [
+            "training.clean_query=true: prompts are chosen by the image as evaluation shows it, which no "
+            "paper does in training; figures are of another method"
+        ]
 
     @property
     def moves_rate(self) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from clprompt.prompting.losses import SoftLabels
-from clprompt.prompting.model import PromptModel, Step
+from clprompt.prompting.model import Cache, PromptModel, Step
 from clprompt.prompting.plugin import Samples
 from clprompt.training import optim
 from clprompt.training.precision import autocast
@@ -65,14 +66,19 @@ def train_step_loss(
     targets: Tensor,
     precision: str = "float32",
     soft: SoftLabels | None = None,
+    cached: Cache | None = None,
 ) -> Step:
     """The model's loss on one batch, under the autocast of a precision.
+
+    ``soft`` and ``cached`` as :meth:`PromptModel.training_loss` takes them.
 
     Raises:
         ProtocolError: soft labels for a method whose loss has no use for them.
     """
     with autocast(images.device, precision):
-        return model.training_loss(images, targets, **({} if soft is None else {"soft": soft}))
+        given: dict[str, Any] = {"soft": soft, "cached": cached}  # not to a method that takes neither
+        told = {name: value for name, value in given.items() if value is not None}
+        return model.training_loss(images, targets, **told)
 
 
 def train_step(
@@ -84,13 +90,16 @@ def train_step(
     clip_grad: float | None = None,
     precision: str = "float32",
     soft: SoftLabels | None = None,
+    cached: Cache | None = None,
 ) -> Step:
     """One iteration on one batch: loss, backward, optimizer step.
+
+    ``soft`` and ``cached`` as :meth:`PromptModel.training_loss` takes them.
 
     Raises:
         ConfigError: settings of the optimizer with which it cannot take its step.
     """
-    step = train_step_loss(model, images, targets, precision, soft)
+    step = train_step_loss(model, images, targets, precision, soft, cached)
     if step.loss.requires_grad and optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
         step.loss.backward()

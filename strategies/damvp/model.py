@@ -104,6 +104,7 @@ class DAMVPModel(PromptModel):
     """
 
     unknown_as_nan: ClassVar[Collection[str]] = ("tau",)
+    chooses_by_query: ClassVar[bool] = True
 
     @schema.checked
     def __init__(
@@ -262,7 +263,7 @@ class DAMVPModel(PromptModel):
         patches = self.backbone.patches(images) if pixel and self.backbone.linear_patches else None
         if patches is not None:
             stem = self.backbone.position(patches)
-            query = self.features(images, cached, stem=stem)
+            query = self.query_of(images, cached, stem=stem)
         else:
             stem, query = self.query(images, self.first_block, cached)
         if not len(self.prototypes):  # before any experience: the bare model

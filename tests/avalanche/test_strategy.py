@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from avalanche.benchmarks import CLScenario
+from avalanche.benchmarks import CLScenario, benchmark_from_datasets, with_classes_timeline
 from avalanche.benchmarks.scenarios.online import split_online_stream
+from avalanche.benchmarks.utils import AvalancheDataset, as_classification_dataset
+from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import (
     accuracy_metrics,
@@ -27,7 +29,7 @@ from avalanche.evaluation.metrics import (
 from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger, TextLogger
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from avalanche.training.supervised import Naive
-from avalanche_runs import avalanches_own, strategy, stream, toy, trained
+from avalanche_runs import avalanches_own, shared_vit, strategy, stream, toy, trained
 from small_methods import image_methods
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -37,8 +39,9 @@ from clprompt.avalanche.strategy import PromptStrategy, make_strategy
 from clprompt.errors import ConfigError, DataError, ProtocolError
 from clprompt.registry import strategies
 from clprompt.scenarios import benchmark
+from clprompt.strategies.dualprompt import DualPromptModel
 from clprompt.testing.asserts import bits, changed, same_bits
-from clprompt.testing.bench import tiny_vit
+from clprompt.testing.bench import ToyImages, tiny_vit
 from clprompt.training.engine import Engine
 from clprompt.training.settings import Online, Training
 
@@ -404,3 +407,69 @@ def test_a_model_that_training_broke_is_not_evaluated() -> None:
 def test_a_rate_that_no_step_can_be_taken_with_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"Adam cannot take a step with lr 1e\+38"):
         trained("linear_probe", lr=1e38)
+
+
+# ---------------------------------------------------------------------------------------------- kept queries
+
+
+class Asked(DualPromptModel):
+    """Counts the steps for which the backbone is asked for a query."""
+
+    asked = 0
+
+    def query(self, images: torch.Tensor, first: int, cached: Any = None) -> Any:
+        self.asked += torch.is_grad_enabled() and not cached
+        return super().query(images, first, cached)
+
+
+class Unsure(ToyImages):
+    """Images of a data set that does not promise to give the same ones again."""
+
+    random_transform = True
+
+
+def asked_for(
+    images: Any, plugins: Sequence[Any] = (), clean: bool = False
+) -> tuple[PromptStrategy, list[float]]:
+    """Two experiences of 16 images in three epochs of two batches; the strategy and its losses."""
+    watch = Watch()
+    model = Asked(shared_vit(), g_layers=(0,), e_layers=(1,), g_length=2, e_length=3)
+    settings: dict[str, Any] = {"train_mb_size": 8, "train_epochs": 3, "clean_query": clean}
+    made = PromptStrategy(model=model, plugins=[watch, *plugins], evaluator=None, **settings)
+    data = images if isinstance(images, AvalancheDataset) else as_classification_dataset(images)
+    scenario = benchmark_from_datasets(train=[data, data])
+    for experience in with_classes_timeline(scenario).train_stream:
+        made.train(experience)
+    return made, watch.losses
+
+
+def few(kind: Any = ToyImages) -> Any:
+    images = kind(12)
+    part = torch.utils.data.Subset(images, images.groups()[0][:16].tolist())
+    part.targets = images.targets[part.indices].tolist()
+    return part
+
+
+def test_an_experience_of_avalanche_keeps_its_queries() -> None:
+    (kept, losses), (plain, same) = asked_for(few()), asked_for(few(Unsure))
+    assert losses == same
+    assert plain.model.asked == 12
+    assert kept.model.asked == (12 if kept._moves[8] else 4)
+    assert kept._kept is None
+
+
+def test_images_of_a_replay_plugin_have_queries_of_their_own() -> None:
+    (kept, _), (plain, _) = asked_for(few(), [ReplayPlugin(8)]), asked_for(few(Unsure), [ReplayPlugin(8)])
+    assert plain.model.asked - kept.model.asked == (0 if kept._moves[8] else 4)  # before there is a memory
+
+
+@pytest.mark.parametrize("eval_transform", [None, lambda image: image], ids=["no other", "another"])
+def test_a_clean_query_needs_an_evaluation_transform(eval_transform: Any) -> None:
+    groups = {"train": lambda image: image + 0.3 * torch.randn(image.shape)}
+    groups |= {} if eval_transform is None else {"eval": eval_transform}
+    data = as_classification_dataset(few(), transform_groups=TransformGroups(groups))
+    if eval_transform is None:
+        with pytest.raises(ConfigError, match="clean_query=True needs data that evaluation shows otherwise"):
+            asked_for(data, clean=True)
+    else:
+        assert asked_for(data, clean=True)[0].model.asked == 0

@@ -165,8 +165,8 @@ class PredictsUnseenClasses(Sound):
 
 
 class KeepsTheGraph(Sound):
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        step = super().training_loss(images, targets)
+    def training_loss(self, images: Tensor, targets: Tensor, **named: Any) -> Step:
+        step = super().training_loss(images, targets, **named)
         return step._replace(terms={"loss": step.loss})
 
 
@@ -239,8 +239,8 @@ class IgnoresSoftLabels(Sound):
 
 
 class OverflowsInSixteenBits(Sound):
-    def training_loss(self, images: Tensor, targets: Tensor) -> Step:
-        step = super().training_loss(images, targets)
+    def training_loss(self, images: Tensor, targets: Tensor, **named: Any) -> Step:
+        step = super().training_loss(images, targets, **named)
         term = step.loss * (torch.inf if torch.is_autocast_enabled("cpu") else 1)
         return step._replace(terms={"loss": term.detach()})
 
@@ -303,6 +303,17 @@ class CachesWhatItLearns(Sound):
         return mask_logits(F.pad(cached["logits"], columns).clamp(min=-99), self.predictable())
 
 
+class KeepsWhatItTrains(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        if cached is None or not self.training:
+            return super().encode(images, cached)
+        if "trained" in cached:
+            return Encoded(cached["trained"])
+        encoded = super().encode(images)
+        cached["trained"] = encoded.features.detach()
+        return encoded
+
+
 class BeginsAgainAndAgain(Sound):
     def begin_experience(self, classes: Any, samples: Any = None) -> None:
         super().begin_experience(classes, samples)
@@ -330,7 +341,9 @@ class PredictsPastItsPlugins(Sound):
 
 
 class LearnsPastItsPlugins(Sound):
-    def training_loss(self, images: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Step:
+    def training_loss(
+        self, images: Tensor, targets: Tensor, soft: SoftLabels | None = None, cached: Cache | None = None
+    ) -> Step:
         logits = self.logits(self.encode(images).features)
         return Step(self.base_loss(logits, targets, soft), logits, {}, logits.detach())
 
@@ -383,6 +396,7 @@ BROKEN: list[tuple[type[PromptModel], Callable[[Workbench], None], str]] = [
     (CountsInBackward, state.check_counting, "backward changed"),
     (CountsEverFaster, state.check_counting, "in the first step on a batch and by"),
     (CachesWhatItLearns, testing.check_cache, "a cache filled earlier changes the logits"),
+    (KeepsWhatItTrains, testing.check_cache, "what a step keeps changes the loss of a later one"),
     (TakesAClassOnce, testing.check_repeated_classes, ""),
     (BeginsAgainAndAgain, state.check_experiences, "a second begin_experience"),
     (ReadsATrimmedRow, testing.check_savings, "trim_last_block on and off"),

@@ -359,6 +359,13 @@ SETTINGS = {
         {"online": Online(iterations=3, eval_every=12), "training": Training(train_mb_size=7, log_every=2)},
     ),
     "nearest class mean": (lambda: NCMModel(BACKBONE), {}),
+    "clean query": (
+        dualprompt,
+        {
+            "training": Training(train_mb_size=8, train_epochs=2, log_every=1, clean_query=True),
+            "clean": ToyImages(7),
+        },
+    ),
 }
 
 

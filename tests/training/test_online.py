@@ -165,7 +165,7 @@ def test_periodic_evaluations_come_at_the_golden_numbers_of_samples(backbone):
         online=Online(iterations=1, eval_every=int(GOLDEN["schedule.period"])),
     )
     running.evaluator = Silent()
-    running._train_batch = lambda images, targets, step, steps: setattr(
+    running._train_batch = lambda images, targets, step, steps, cached: setattr(
         running.position, "samples", running.position.samples + len(targets)
     )
     running.run()

@@ -42,9 +42,9 @@ class Remembers(LinearProbeModel):
         super().__init__(backbone, boundary_free=True, **arguments)
         self.order = []
 
-    def training_loss(self, images, targets, soft=None):
+    def training_loss(self, images, targets, **named):
         self.order += images[:, 0, 0, 0].int().tolist()
-        return super().training_loss(images, targets, soft)
+        return super().training_loss(images, targets, **named)
 
 
 def trained(plan, online=None, training=TRAINING):
