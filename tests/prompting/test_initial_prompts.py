@@ -32,8 +32,10 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "dualprompt, boundary free": ("dualprompt", {"boundary_free": True, "pool_size": 3}),
     "dualprompt, coordinated": ("dualprompt", {"coordinate": True}),
     "dualprompt, fresh": ("dualprompt", {"form": "fresh"}),
+    "dualprompt, rotary": ("dualprompt", {}),
     "l2p": ("l2p", {}),
     "l2p, coordinated": ("l2p", {"coordinate": True}),
+    "l2p, rotary": ("l2p", {}),
     "maple": ("maple", {}),
     "maple, hierarchical": ("maple", {"coupling": "hierarchical"}),
     "multilane": ("multilane", {"prompts": 3, "selectors": 4}),
@@ -41,8 +43,10 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "mvp, prefix": ("mvp", {"variant": "prefix"}),
     "semantic_proxies": ("semantic_proxies", {}),
     "tcpa": ("tcpa", {}),
+    "tcpa, rotary": ("tcpa", {}),
     "tcpa, shared": ("tcpa", {"prompts": "shared"}),
     "vpt_deep": ("vpt_deep", {"length": 3}),
+    "vpt_deep, rotary": ("vpt_deep", {"length": 3}),
 }
 #: Nothing can stand in front of these.
 UNFROZEN = ("damvp", "maple", "maple, hierarchical", "l2p, coordinated", "semantic_proxies")
@@ -52,8 +56,8 @@ frozen_forms = pytest.mark.parametrize("form", [form for form in FORMS if form n
 
 
 @cache
-def backbone_of(name: str) -> Any:
-    return tiny_backbone(registry.strategies.get(name).target)
+def backbone_of(name: str, kind: str) -> Any:
+    return tiny_backbone(registry.strategies.get(name).target, kind)
 
 
 @cache
@@ -65,7 +69,8 @@ def images() -> tuple[Tensor, Tensor]:
 def fresh(form: str, *, seed: int = 0, restored: bool = False, **more: Any) -> PromptModel:
     name, arguments = FORMS[form]
     target = registry.strategies.get(name).target
-    made = construct(target, backbone_of(name), seed=seed, restored=restored, **(arguments | more))
+    kind = "rotary positions and inner norms" if form.endswith(", rotary") else "class token"
+    made = construct(target, backbone_of(name, kind), seed=seed, restored=restored, **(arguments | more))
     made.name_classes(NAMES)
     return made
 
