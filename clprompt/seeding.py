@@ -23,9 +23,15 @@ def derive(seed: int, *keys: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def generator(seed: int, *keys: int | str) -> torch.Generator:
-    """A fresh CPU generator for one purpose; two calls with the same arguments draw the same numbers."""
-    return torch.Generator().manual_seed(derive(seed, *keys))
+def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator for one purpose; two calls with the same arguments draw the same numbers.
+
+    Args:
+        seed: decides them, with the next.
+        *keys: what is drawn.
+        device: where; each kind of device draws numbers of its own.
+    """
+    return torch.Generator(device).manual_seed(derive(seed, *keys))
 
 
 def rng_state() -> dict[str, Any]:

@@ -42,8 +42,15 @@ def present(targets: Tensor) -> Tensor:
     return (targets > 0).any(0).nonzero().flatten()
 
 
+def as_index(ids: Sequence[int], device: torch.device) -> Tensor:
+    """Ids as int64 [n] on a device, which nobody waits for."""
+    return torch.tensor(list(ids), dtype=torch.int64).to(device, non_blocking=True)
+
+
 def checked_targets(targets: Any) -> Tensor:
     """Labels [B] as int64, or multi-hot targets [B, C] as they are; how large labels are is not looked at.
+
+    Entries of multi-hot targets are looked at in the host's memory alone: another device would be waited for.
 
     Raises:
         ProtocolError: anything else: no tensor, another number of dimensions, labels that are no integers,
@@ -53,6 +60,8 @@ def checked_targets(targets: Any) -> Tensor:
         what = f"the shape {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
         raise ProtocolError(f"targets must be a tensor, labels [B] or multi-hot [B, C], got {what}")
     if targets.ndim == 2 and not targets.is_complex():
+        if targets.device.type != "cpu":
+            return targets
         wrong = (targets != 0) & (targets != 1)
         if bool(wrong.any()):
             raise ProtocolError(

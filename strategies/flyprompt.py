@@ -131,6 +131,8 @@ class FlyPromptModel(PromptModel):
         self.trained: Tensor
         self.average_weight: Tensor
         self.average_bias: Tensor
+        self.decay: Tensor
+        self.register_buffer("decay", torch.tensor(self.decays), persistent=False)
         self.register_buffer("expert", torch.tensor(-1))  # the one that is trained
         self.register_buffer("arrived", torch.tensor(0))  # images since it began, where that decides
         self.register_buffer("pending", torch.tensor(False))  # a step that the averages have not followed yet
@@ -240,8 +242,11 @@ class FlyPromptModel(PromptModel):
         self.pending.fill_(True)
         query = encoded.details.query
         if query is not None:
-            self.router.add(self.expand(query), torch.full((len(query),), self._trained_expert))
+            wide = self.expand(query)
+            at = torch.full((len(query),), self._trained_expert, device=wide.device)
+            self.router.add(wide, at)
             self.arrived += len(query)
+            self._arrived += len(query)
 
     def averages(self) -> tuple[Tensor, Tensor]:
         """The moving averages after the last step: weights [E, K, C, D] and biases [E, K, C]."""
@@ -256,7 +261,7 @@ class FlyPromptModel(PromptModel):
     def _follow_into(self, weight: Tensor, bias: Tensor) -> None:
         """Move the trained expert's averages towards the head, where a step was made since."""
         assert self.head is not None
-        share = (1 - torch.tensor(self.decays).to(weight)) * self.pending  # (K,)
+        share = (1 - self.decay.to(weight)) * self.pending  # (K,)
         at = self._trained_expert
         weight[at].lerp_(self.head.weight.detach(), share[:, None, None])
         bias[at].lerp_(self.head.bias.detach(), share[:, None])
@@ -268,13 +273,14 @@ class FlyPromptModel(PromptModel):
         grew = super().observe(targets)
         while self.boundary_free and self._is_next_due():
             self.arrived -= self.samples_per_expert
+            self._arrived -= self.samples_per_expert
             self._begin_expert(self._trained_expert + 1)
             self._restage()
             grew = True
         return grew
 
     def _is_next_due(self) -> bool:
-        return self._trained_expert + 1 < self.experts and int(self.arrived) >= self.samples_per_expert
+        return self._trained_expert + 1 < self.experts and self._arrived >= self.samples_per_expert
 
     def start_experience(self, index: int, samples: Samples | None) -> None:
         if not self.boundary_free:
@@ -309,7 +315,7 @@ class FlyPromptModel(PromptModel):
 
     def set_stage(self) -> None:
         """Older experts are frozen, and so are those to come."""
-        self._trained_expert = max(int(self.expert), 0)
+        self._trained_expert, self._arrived = max(int(self.expert), 0), int(self.arrived)
         for index, prompt in enumerate(self.prompts):
             prompt.requires_grad_(index == self._trained_expert)
 

@@ -12,6 +12,7 @@ from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
+from clprompt.prompting.heads import count_in
 from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel
 from clprompt.prompting.plugin import LearnedPrompts, PromptSet, Samples
 from clprompt.prompting.prompts import chosen_similarity, cosine, match, uniform
@@ -141,14 +142,15 @@ class L2PModel(PromptModel):
 
     def count_step(self, encoded: Encoded) -> None:
         """How often each slot was chosen: ``details`` are the chosen slots, [B, k]."""
-        self.selections += torch.bincount(encoded.details.flatten(), minlength=len(self.selections))
+        count_in(self.selections, encoded.details.flatten())
 
     def start_experience(self, index: int, samples: Samples | None) -> None:
         self.selections.zero_()
 
     def diagnostics(self) -> dict[str, Any]:
         """How often each slot was chosen: the same few tend to win for all images."""
-        shares = self.selections.double().cpu() / self.selections.sum().clamp(min=1).cpu()
+        chosen = self.selections.cpu()
+        shares = chosen.double() / chosen.sum().clamp(min=1)
         entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
         return {"pool/selections": partial(_bars, shares), "pool/slots_used": entropy.exp()}
 

@@ -13,6 +13,7 @@ from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError
+from clprompt.prompting.heads import count_in
 from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logits
 from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, PromptModel
 from clprompt.prompting.plugin import LearnedPrompts, PromptSet
@@ -299,7 +300,7 @@ class MVPModel(PromptModel):
         return logits, {"cross_entropy": cross_entropy, "keys": self.contrastive_weight * keys}
 
     def count_step(self, encoded: Encoded) -> None:
-        self.counts += torch.bincount(encoded.details.slots, minlength=len(self.counts))
+        count_in(self.counts, encoded.details.slots)
 
     @torch.no_grad()
     def compensation(self, feature: Tensor, targets: Tensor) -> Tensor:
@@ -343,7 +344,9 @@ class MVPModel(PromptModel):
         if self.count_pairing == "own":
             pull, push = (nearest / chosen_mass).exp().mean(), (between / chosen_mass).exp().mean()
         else:  # all pairs of sample and count, by the counts' frequencies instead of [B, B, K]
-            share = torch.bincount(chosen, minlength=len(mass)).to(distance) / len(chosen)  # (K,)
+            share = torch.zeros_like(mass)
+            count_in(share, chosen)
+            share = share.to(distance) / len(chosen)  # (K,)
             pull, push = ((x[..., None] / mass).exp() @ share for x in (nearest, between))
             pull, push = pull.mean(), push.mean()
         return -torch.log(push / (pull + push) + 1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor
 from clprompt import schema
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.closed_form import FrozenFeaturesModel
-from clprompt.prompting.heads import grow_rows
+from clprompt.prompting.heads import count_in, grow_rows, home_of_float64
 from clprompt.prompting.model import Encoded
 from clprompt.registry import strategies
 
@@ -59,7 +59,7 @@ class NCMModel(FrozenFeaturesModel):
         """Sums stay in float64 where the rest goes to fewer bits: they would overflow."""
         sums = self.sums
         super()._apply(fn, recurse)
-        self.sums = sums.to(self.counts.device)
+        self.sums = sums.to(home_of_float64(self.counts.device))
         return self
 
     def grow_classes(self, num_classes: int) -> None:
@@ -69,17 +69,17 @@ class NCMModel(FrozenFeaturesModel):
 
     def logits(self, features: Tensor) -> Tensor:
         """Similarity to the class means, [B, D] -> [B, C]; in float64."""
-        query = features.double()
+        query = features.to(self.sums)
         if self.normalise_first:
             query = F.normalize(query, dim=-1)
-        means = self.sums / self.counts.clamp(min=1)[:, None]
+        means = self.sums / self.counts.to(self.sums.device).clamp(min=1)[:, None]
         if self.metric == "cosine":
             return F.normalize(query, dim=-1) @ F.normalize(means, dim=-1).T
         # |q - m|^2 without forming [B, C, D]
         return 2 * query @ means.T - (means**2).sum(1) - (query**2).sum(1, keepdim=True)
 
     def classify(self, encoded: Encoded) -> Tensor:
-        return self.logits(encoded.features).to(encoded.features.dtype)
+        return self.logits(encoded.features).to(encoded.features)
 
     def predictable(self) -> Tensor:
         """Boolean [C]: the classes with a sample."""
@@ -87,7 +87,7 @@ class NCMModel(FrozenFeaturesModel):
 
     def received(self, features: Tensor, targets: Tensor) -> None:
         """Add a batch to the class sums."""
-        rows = features.double()
+        rows = features.to(self.sums)
         rows = F.normalize(rows, dim=-1) if self.normalise_first else rows
-        self.sums.index_add_(0, targets, rows)
-        self.counts += torch.bincount(targets, minlength=self.num_classes)
+        self.sums.index_add_(0, targets.to(rows.device), rows)
+        count_in(self.counts, targets)

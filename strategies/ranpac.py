@@ -72,15 +72,15 @@ class RanPACModel(ClosedFormModel):
 
     @torch.no_grad()
     def end_experience(self, samples: Samples | None = None) -> None:
-        if self.on_statistics.reads_samples and bool(self.open):
+        if self.on_statistics.reads_samples and self.is_open:
             self.untold.fill_(samples is None)
             read = samples() if samples is not None else ()
             parts = [(self.features(images).cpu(), targets.cpu()) for images, targets in read]
-            self.on_statistics.settle(Ended(int(self.experience), self.seed, parts))
+            self.on_statistics.settle(Ended(self.experience_index, self.seed, parts))
         super().end_experience(samples)
 
     def classify(self, encoded: Encoded) -> Tensor:
-        if bool(self.untold) and not self.training and not bool(self.open):
+        if not self.training and not self.is_open and bool(self.untold):
             raise ProtocolError(
                 "RanPACModel chooses its strength from the samples of an experience: "
                 "call end_experience(samples) at its end"

@@ -13,7 +13,7 @@ from clprompt import schema
 from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
-from clprompt.prompting.heads import grow_rows
+from clprompt.prompting.heads import count_in, grow_rows, home_of_float64
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, PromptModel, evaluating
 from clprompt.prompting.plugin import LearnedPrompts, Samples
@@ -21,6 +21,7 @@ from clprompt.prompting.prompts import cosine, uniform
 from clprompt.registry import strategies
 from clprompt.schema import above, at_least, at_most
 from clprompt.seeding import generator
+from clprompt.targets import as_index, classes_in
 
 
 @strategies.register(
@@ -191,11 +192,11 @@ class SemanticProxiesModel(PromptModel):
 
         Args:
             stem: the stream that enters the first prompted block, [B, N, D].
-            targets: labels, [B].
+            targets: labels, [B]; read on the host.
         """
-        classes, inverse = targets.unique(return_inverse=True)
+        classes, inverse = targets.cpu().unique(return_inverse=True)
         tokens = torch.stack([self.class_prompts[c] for c in classes.tolist()], dim=1)  # (layers, K, P, D)
-        pooled = self._pooled(stem, self.class_layers, tokens[:, inverse])
+        pooled = self._pooled(stem, self.class_layers, tokens[:, inverse.to(stem.device, non_blocking=True)])
         return F.normalize(self.semantic_head(pooled), dim=1)
 
     def _pooled(self, stem: Tensor, layers: tuple[int, ...], tokens: Tensor) -> Tensor:
@@ -212,10 +213,10 @@ class SemanticProxiesModel(PromptModel):
         limit = self.freeze_embedding_after
         if self.boundary_free or limit is None:
             return False
-        return int(self.experience) + (not bool(self.open)) >= limit
+        return self.experience_index + (not self.is_open) >= limit
 
     def classify(self, encoded: Encoded) -> Tensor:
-        if self.training or bool(self.open) or self.classifier == "proxies" or int(self.experience) < 0:
+        if self.training or self.is_open or self.classifier == "proxies" or self.experience_index < 0:
             return self.scale * cosine(encoded.features, self.proxies(self.states))
         if bool((self.seen & (self.counts == 0)).any()):
             raise ProtocolError(
@@ -235,26 +236,28 @@ class SemanticProxiesModel(PromptModel):
     def losses(
         self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        learns = self._learning()[targets]  # (B,)
-        semantic = self.semantic(encoded.details[learns], targets[learns]) if bool(learns.any()) else None
+        labels, device = self.on_host(targets), targets.device
+        learns = [row for row, label in enumerate(labels.tolist()) if self._learns(label)]
+        semantic = None
+        if learns:
+            labels_of_learning = labels[learns]
+            semantic = self.semantic(encoded.details[as_index(learns, device)], labels_of_learning)
         with torch.autocast(targets.device.type, enabled=False):
             dtype = torch.promote_types(encoded.features.dtype, torch.float32)
             embeddings, states = F.normalize(encoded.features.to(dtype), dim=1), self.states.to(dtype)
             raw = states
             if semantic is not None:
-                raw = self._follow(states, semantic.to(dtype), targets[learns])
-                followed = targets[learns].unique()
+                raw = self._follow(states, semantic.to(dtype), labels_of_learning)
+                followed = as_index(classes_in(labels_of_learning), device)
                 states = states.index_copy(0, followed, F.normalize(raw[followed], dim=1))
                 self.states = states.detach().to(self.states.dtype)
             similarity = embeddings @ F.normalize(self.proxies(states), dim=1).mT  # (B, C)
             if self.form == "in_batch":
-                columns = targets.unique()
+                columns = as_index(classes_in(labels), device)
                 proxies = self.proxies(raw)[columns]
                 compared = embeddings @ F.normalize(proxies, dim=1).mT
             else:
-                allowed = self.training_mask(targets)
-                assert allowed is not None
-                columns = allowed.nonzero().flatten()
+                columns = as_index(self._competing(labels), device)
                 compared = similarity[:, columns]
             positive, negative = proxy_loss(
                 compared,
@@ -270,6 +273,15 @@ class SemanticProxiesModel(PromptModel):
         """Boolean [C]: the classes whose prompts, free part and state are trained."""
         return torch.ones_like(self.current) if self.boundary_free else self.current
 
+    def _learns(self, label: int) -> bool:
+        return self.boundary_free or label in self.current_classes
+
+    def _competing(self, labels: Tensor) -> list[int]:
+        """The classes of :meth:`training_mask`, for labels [B] on the host."""
+        if self.mask == "seen":
+            return sorted(self.seen_classes)
+        return sorted({*self.current_classes, *classes_in(labels)})
+
     def _follow(
         self, states: Tensor, semantic: Tensor, targets: Tensor, *, normalise: bool = False
     ) -> Tensor:
@@ -278,26 +290,28 @@ class SemanticProxiesModel(PromptModel):
         Args:
             states: before.
             semantic: in the order in which they count.
-            targets: their labels.
+            targets: their labels; read on the host.
             normalise: bring a state to unit length after every image.
         """
+        device, targets = states.device, targets.cpu()
         _, inverse, counts = targets.unique(return_inverse=True, return_counts=True)
         order = inverse.argsort(stable=True)
         turn = torch.empty_like(order)  # of each image among those of its class
         first = counts.cumsum(0) - counts  # of each class, in that order
-        turn[order] = torch.arange(len(order), device=order.device) - first[inverse[order]]
+        turn[order] = torch.arange(len(order)) - first[inverse[order]]
         for number in range(int(counts.max())):
             rows = (turn == number).nonzero().flatten()
-            followed = self.gru(semantic[rows], states[targets[rows]])
+            of_rows = targets[rows].to(device, non_blocking=True)
+            followed = self.gru(semantic[rows.to(device, non_blocking=True)], states[of_rows])
             followed = F.normalize(followed, dim=1) if normalise else followed
-            states = states.index_copy(0, targets[rows], followed)
+            states = states.index_copy(0, of_rows, followed)
         return states
 
     # ------------------------------------------------------------------ experiences
 
     def end_experience(self, samples: Samples | None = None) -> None:
         """Besides: states and class means of the experience's classes, from one pass over its images."""
-        if bool(self.open) and samples is not None:
+        if self.is_open and samples is not None:
             self._settle(samples)
         super().end_experience(samples)
 
@@ -308,12 +322,13 @@ class SemanticProxiesModel(PromptModel):
         dtype = torch.promote_types(self.states.dtype, torch.float32)
         states = self.states.to(dtype)
         states[classes] = self._initial_states(classes.tolist()).to(states)
-        sums, counts = torch.zeros_like(self.means, dtype=torch.float64), torch.zeros_like(self.counts)
+        home, counts = home_of_float64(self.device), torch.zeros_like(self.counts)
+        sums = torch.zeros_like(self.means, dtype=torch.float64, device=home)
         with evaluating(self):
             for images, targets in samples():
                 stem = self.backbone.stem(self.placed(images), self.first_block)
-                sums.index_add_(0, targets, self._embedded(stem).double())
-                counts += torch.bincount(targets, minlength=len(counts))
+                sums.index_add_(0, targets.to(home), self._embedded(stem).to(sums))
+                count_in(counts, targets)
                 rows = self.current[targets]
                 if bool(rows.any()):
                     semantic = self.semantic(stem[rows], targets[rows]).to(dtype)
@@ -322,15 +337,16 @@ class SemanticProxiesModel(PromptModel):
         self.states = states.to(self.states.dtype)
         kept = torch.zeros_like(self.counts) if self.prompts.requires_grad else self.counts
         total = kept + counts
-        means = (self.means.double() * kept[:, None] + sums) / total.clamp(min=1)[:, None]
+        means = self.means.to(sums) * kept.to(home)[:, None] + sums
+        means = (means / total.to(home).clamp(min=1)[:, None]).to(self.means)
         new = counts > 0
-        self.means = torch.where(new[:, None], means.to(self.means.dtype), self.means)
+        self.means = torch.where(new[:, None], means, self.means)
         self.counts = torch.where(new, total, self.counts)
 
     def set_stage(self) -> None:
         """Old classes are frozen; so is what embeds, after ``freeze_embedding_after`` experiences."""
         limit = self.freeze_embedding_after
-        adapts = self.boundary_free or limit is None or int(self.experience) < limit
+        adapts = self.boundary_free or limit is None or self.experience_index < limit
         for part in (self.embedding_head, self.semantic_head, self.gru):
             part.requires_grad_(adapts)
         self.prompts.requires_grad_(adapts)

@@ -13,6 +13,9 @@ from drawing import same_picture
 from hypothesis import HealthCheck, settings
 from warm_process import WarmProcess
 
+from clprompt.errors import ConfigError
+from clprompt.system.runtime import find_device
+
 torch.set_num_threads(1)
 # a busy machine is no fault of what is tested
 settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -27,6 +30,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     devices.DEVICE = config.getoption("--device")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What computes on a device that is not there is skipped, and says so."""
+    try:
+        find_device(devices.DEVICE)
+    except ConfigError as error:
+        for item in items:
+            if {"golden", "conformance"} & set(item.path.parts):
+                item.add_marker(pytest.mark.skip(reason=str(error)))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -37,10 +37,11 @@ from clprompt.prompting.plugin import Plugin, Samples
 from clprompt.schema import at_least
 from clprompt.targets import is_label_sets, visible
 from clprompt.training import optim
+from clprompt.training.compiling import compile_where_asked
 from clprompt.training.finite import FiniteWatch, check_logits, check_state
 from clprompt.training.kept import CleanQueries, Keeping, check_clean_query, is_random, keeping
 from clprompt.training.mixing import check_mixing, soften
-from clprompt.training.precision import autocast
+from clprompt.training.precision import autocast, gradient_scaler
 from clprompt.training.settings import Training, takes_training
 from clprompt.training.steps import begin, receive, train_step_loss
 
@@ -120,6 +121,11 @@ class PromptStrategy(SupervisedTemplate):
         check_clean_query(model, self.training_settings, online=False)
         model.check_epochs(settings.train_epochs)
         model = model.to(device)
+        compile_where_asked(model, settings)
+        if gradient_scaler(model.device, precision) is not None:
+            raise ConfigError(
+                f"precision={precision} scales gradients, which Avalanche's loop does not do; use bf16"
+            )
         self.watch = FiniteWatch(model)
         super().__init__(
             model=model,

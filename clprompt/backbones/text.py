@@ -33,10 +33,12 @@ class Tokens(NamedTuple):
     Attributes:
         ids: int64, [C, L], padded behind each end token.
         ends: row of each text's end token, int64, [C].
+        longest: tokens of the longest of them, its end token included; 0 for no texts.
     """
 
     ids: Tensor
     ends: Tensor
+    longest: int
 
 
 class FrozenText(nn.Module):
@@ -147,13 +149,13 @@ class FrozenText(nn.Module):
                     f'text "{text}" is {len(ids)} tokens long, start and end included; '
                     f"this text tower takes at most {self.length}"
                 )
-        columns = max(map(len, encoded), default=0) if self.causal else self.length
+        longest = max(map(len, encoded), default=0)
+        columns = longest if self.causal else self.length
         padded = [ids + [self.tokenizer.padding] * (columns - len(ids)) for ids in encoded]
         device = self.positional_embedding.device
-        return Tokens(
-            torch.tensor(padded, dtype=torch.int64, device=device).reshape(len(encoded), columns),
-            torch.tensor([len(ids) - 1 for ids in encoded], dtype=torch.int64, device=device),
-        )
+        rows = torch.tensor(padded, dtype=torch.int64).reshape(len(encoded), columns)
+        ends = torch.tensor([len(ids) - 1 for ids in encoded], dtype=torch.int64)
+        return Tokens(rows.to(device, non_blocking=True), ends.to(device, non_blocking=True), longest)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings without positions: [C, L] -> [C, L, W]."""
@@ -201,7 +203,12 @@ class FrozenText(nn.Module):
         return features.clone()
 
     def prompted(
-        self, prefix: Tensor, own: Tensor, ends: Tensor, deep: Mapping[int, Tensor] | None = None
+        self,
+        prefix: Tensor,
+        own: Tensor,
+        ends: Tensor,
+        deep: Mapping[int, Tensor] | None = None,
+        needed: int | None = None,
     ) -> Tensor:
         """Features of prompted texts, with gradient, by the cheapest exact form.
 
@@ -212,6 +219,7 @@ class FrozenText(nn.Module):
             ends: row of the end token within ``own``, [C].
             deep: {block: [n, W]}, what replaces the first n rows behind the start token before that block;
                 they belong to the prefix.
+            needed: rows of ``own`` up to the last end token; None asks ``ends``, which waits for a device.
 
         Returns:
             Features, not normalised, [C, E].
@@ -219,7 +227,9 @@ class FrozenText(nn.Module):
         Raises:
             ConfigError: more tokens than the tower takes.
         """
-        before, needed = prefix.shape[1], int(ends.max()) + 1 if len(ends) else 0
+        before = prefix.shape[1]
+        if needed is None:
+            needed = int(ends.max()) + 1 if len(ends) else 0
         self._check_rows(before + needed)
         for block, rows in (deep or {}).items():
             if self.start_rows + rows.shape[-2] > before:

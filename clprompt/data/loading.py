@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from clprompt.seeding import derive, generator, preserved_rng
 
@@ -22,32 +23,69 @@ class Images(Protocol):
 
 
 class _Seeded(Dataset):
-    """A data set whose random augmentation is a function of (seed, experience, epoch, position)."""
+    """A data set whose random augmentation is a function of (seed, experience, epoch, position).
 
-    def __init__(self, dataset: Images, keys: tuple[int, int, int]) -> None:
+    Items are asked for by (epoch, position), as loader processes outlive an epoch.
+    """
+
+    def __init__(self, dataset: Images, seed: int, experience: int) -> None:
         self.dataset = dataset
-        self.keys = keys
+        self.keys = seed, experience
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, position: int) -> tuple[Any, ...]:
+    def __getitem__(self, where: tuple[int, int]) -> tuple[Any, ...]:
+        epoch, position = where
         if not getattr(self.dataset, "random_transform", True):
             return tuple(self.dataset[position])
-        seed, experience, epoch = self.keys
+        seed, experience = self.keys
         # torchvision's transforms draw from the global state
         with preserved_rng(derive(seed, "augmentation", experience, epoch, position), devices=False):
             return tuple(self.dataset[position])
 
 
+class _Planned:
+    """The batches of an epoch, which are another one's later; each a list of (epoch, position)."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+
+    def plan(self, epoch: int, batches: Iterable[Sequence[int]]) -> None:
+        """Have these batches of positions come next."""
+        self.batches = [[(epoch, position) for position in batch] for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+
+def _together(normalise: Callable[[Tensor], Tensor], items: Sequence[tuple[Any, ...]]) -> Any:
+    """A batch of items whose images may be bytes; beside an image of more bits all are normalised here."""
+    if len({item[0].dtype for item in items}) > 1:
+        items = [(normalise(i[0]) if i[0].dtype == torch.uint8 else i[0], *i[1:]) for i in items]
+    return default_collate(list(items))
+
+
 def _loader(
-    dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, seed: int, pin_memory: bool = False
+    dataset: _Seeded,
+    planned: _Planned,
+    workers: int,
+    seed: int,
+    *,
+    pin_memory: bool = False,
+    is_lasting: bool = False,
 ) -> DataLoader:
+    normalise = getattr(dataset.dataset, "normalise", None)
     return DataLoader(
         dataset,
         pin_memory=pin_memory,
-        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=None if normalise is None else partial(_together, normalise),
+        batch_sampler=planned,  # type: ignore[arg-type]
         num_workers=workers,
+        persistent_workers=is_lasting and workers > 0,
         # without a generator of its own a DataLoader draws from the global random state
         generator=generator(seed, "loader"),
     )
@@ -57,12 +95,70 @@ def subset(dataset: Images, indices: Sequence[int] | np.ndarray) -> Subset:
     """The samples at these indices; says, as the data set does, whether its transform is random."""
     samples: Subset = Subset(dataset, [int(i) for i in indices])  # type: ignore[arg-type]
     samples.random_transform = getattr(dataset, "random_transform", True)  # type: ignore[attr-defined]
+    samples.normalise = getattr(dataset, "normalise", None)  # type: ignore[attr-defined]
     return samples
 
 
 def epoch_order(count: int, seed: int, experience: int, epoch: int) -> Tensor:
     """The order in which one epoch visits the samples of one experience, [count]."""
     return torch.randperm(count, generator=generator(seed, "order", experience, epoch))
+
+
+class Epochs:
+    """The batches of an experience, epoch by epoch, from loader processes that live as long as this does.
+
+    Args:
+        dataset: see :func:`training_batches`.
+        seed: see :func:`training_batches`.
+        experience: see :func:`training_batches`.
+        batch_size: see :func:`training_batches`.
+        workers: see :func:`training_batches`.
+        shuffle: see :func:`training_batches`.
+        drop_last: see :func:`training_batches`.
+        pin_memory: see :func:`training_batches`.
+        is_lasting: False where there is one epoch.
+    """
+
+    def __init__(
+        self,
+        dataset: Images,
+        *,
+        seed: int,
+        experience: int,
+        batch_size: int,
+        workers: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        pin_memory: bool = False,
+        is_lasting: bool = True,
+    ) -> None:
+        self.seed = seed
+        self.experience = experience
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.count = len(dataset)
+        self._planned = _Planned()
+        self._loader = _loader(
+            _Seeded(dataset, seed, experience),
+            self._planned,
+            workers,
+            seed,
+            pin_memory=pin_memory,
+            is_lasting=is_lasting,
+        )
+
+    def epoch(self, epoch: int, skip: int = 0) -> DataLoader:
+        """The batches of one epoch without the first ``skip``; those of another one come no more."""
+        count, size = self.count, self.batch_size
+        order = list(range(count))
+        if self.shuffle:
+            order = epoch_order(count, self.seed, self.experience, epoch).tolist()
+        batches = [order[i : i + size] for i in range(0, count, size)]
+        if self.drop_last and batches and len(batches[-1]) < size:
+            batches.pop()
+        self._planned.plan(epoch, batches[skip:])
+        return self._loader
 
 
 def training_batches(
@@ -95,22 +191,33 @@ def training_batches(
     Yields:
         (images [B, 3, H, W], targets [B] or [B, C], and whatever else the data set's items hold).
     """
-    count = len(dataset)
-    order = epoch_order(count, seed, experience, epoch).tolist() if shuffle else list(range(count))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    if drop_last and batches and len(batches[-1]) < batch_size:
-        batches.pop()
-    return _loader(_Seeded(dataset, (seed, experience, epoch)), batches[skip:], workers, seed, pin_memory)
+    epochs = Epochs(
+        dataset,
+        seed=seed,
+        experience=experience,
+        batch_size=batch_size,
+        workers=workers,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        pin_memory=pin_memory,
+        is_lasting=False,
+    )
+    return epochs.epoch(epoch, skip)
 
 
 def numbered(loader: DataLoader) -> Iterator[tuple[Sequence[int], Any]]:
     """The batches of a loader of ours, each with the positions of its samples in the data set."""
-    return zip(loader.batch_sampler, loader, strict=True)  # type: ignore[arg-type]
+    places = ([position for _, position in batch] for batch in loader.batch_sampler)  # type: ignore[union-attr, misc]
+    return zip(places, loader, strict=True)
 
 
-def fixed_batches(dataset: Images, batches: Sequence[Sequence[int]], workers: int = 0) -> DataLoader:
+def fixed_batches(
+    dataset: Images, batches: Sequence[Sequence[int]], workers: int = 0, *, pin_memory: bool = False
+) -> DataLoader:
     """The given index lists as batches, in order, for evaluation."""
-    return _loader(_Seeded(dataset, (0, 0, 0)), batches, workers, 0)
+    planned = _Planned()
+    planned.plan(0, batches)
+    return _loader(_Seeded(dataset, 0, 0), planned, workers, 0, pin_memory=pin_memory)
 
 
 def sample_stream(dataset: Images, batch_size: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -19,17 +19,23 @@ from clprompt.inputs import Corruption, TakesImages
 
 @dataclass(frozen=True)
 class Transform:
-    """Image -> tensor [channels, H, W], in two parts: what is the same every time, and the rest.
+    """Image -> tensor [channels, H, W], in parts: what is the same every time, what varies, normalisation.
 
     Attributes:
         fixed: image -> uint8 or float32 tensor; its result may be kept between epochs.
-        rest: that tensor -> what the backbone takes.
-        random: whether ``rest`` draws random numbers (from torch's global state).
+        varied: that tensor -> uint8 or float32 pixels of the backbone's size.
+        normalise: pixels -> what the backbone takes.
+        random: whether ``varied`` draws random numbers (from torch's global state).
     """
 
     fixed: Callable[[Any], Tensor]
-    rest: Callable[[Tensor], Tensor]
+    varied: Callable[[Tensor], Tensor]
+    normalise: Normalise
     random: bool
+
+    def rest(self, fixed: Tensor) -> Tensor:
+        """What follows ``fixed``."""
+        return self.normalise(self.varied(fixed))
 
     def __call__(self, image: Any) -> Tensor:
         """[channels, H, W], float32."""
@@ -80,15 +86,15 @@ def make_transform(
         "interpolation": InterpolationMode(spec.interpolation),
         "antialias": spec.antialias,
     }
-    fit, normalise = _Fit(spec.size, spec.test_resize, **how), _Normalise(spec.mean, spec.std)
+    fit, normalise = _Fit(spec.size, spec.test_resize, **how), Normalise(spec.mean, spec.std)
     if augment == "none":
-        return Transform(_Pixels(spec.channels, fit, spec.corrupt), normalise, random=False)
+        return Transform(_Pixels(spec.channels, fit, spec.corrupt), _same, normalise, random=False)
     if augment == "standard":
         if crop_interpolation is not None:
             how["interpolation"] = InterpolationMode(crop_interpolation)
         crop = [v2.RandomResizedCrop(spec.size, crop_scale, **how), v2.RandomHorizontalFlip()]
         return Transform(
-            _Pixels(spec.channels, corrupt=spec.corrupt), v2.Compose([*crop, normalise]), random=True
+            _Pixels(spec.channels, corrupt=spec.corrupt), v2.Compose(crop), normalise, random=True
         )
     if augment in ("crop", "padded-crop"):
         resized, cut = (
@@ -96,8 +102,8 @@ def make_transform(
             if augment == "crop"
             else (fit, v2.RandomCrop(spec.size, padding=4))
         )
-        cropped = [cut, v2.RandomHorizontalFlip(), normalise]
-        return Transform(_Pixels(spec.channels, resized, spec.corrupt), v2.Compose(cropped), random=True)
+        cropped = v2.Compose([cut, v2.RandomHorizontalFlip()])
+        return Transform(_Pixels(spec.channels, resized, spec.corrupt), cropped, normalise, random=True)
     if augment in get_args(Augment):
         policy = v2.AutoAugmentPolicy("cifar10" if augment == "autoaugment-cifar" else "imagenet")
         chain = [
@@ -106,9 +112,9 @@ def make_transform(
             fit,
             v2.RandomCrop(spec.size, padding=4),
             v2.RandomHorizontalFlip(),
-            normalise,
         ]
-        return Transform(_Pixels(spec.channels, corrupt=spec.corrupt), v2.Compose(chain), random=True)
+        pixels = _Pixels(spec.channels, corrupt=spec.corrupt)
+        return Transform(pixels, v2.Compose(chain), normalise, random=True)
     raise ConfigError(f'data.augment must be one of {", ".join(get_args(Augment))}, got "{augment}"')
 
 
@@ -171,14 +177,25 @@ class _Pixels:
         return tensor.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-class _Normalise:
-    """uint8, or float32 in [0, 1] -> (pixel - mean) / std, always a new float32 tensor."""
+def _same(image: Tensor) -> Tensor:
+    return image
+
+
+class Normalise:
+    """uint8, or float32 in [0, 1] -> (pixel - mean) / std, always a new float32 tensor.
+
+    On any device; every operation is rounded once, so that all give the same bits.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.constants = tuple(mean), tuple(std)
         self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
         self.std = torch.tensor(std, dtype=torch.float32)[:, None, None]
 
     def __call__(self, image: Tensor) -> Tensor:
         if image.dtype == torch.uint8:  # scaling the constants saves a pass over the pixels
-            return image.contiguous().to(torch.float32).sub_(self.mean * 255).div_(self.std * 255)
+            mean, std = (
+                (values * 255).to(image.device, non_blocking=True) for values in (self.mean, self.std)
+            )
+            return image.contiguous().to(torch.float32).sub_(mean).div_(std)
         return image.sub(self.mean).div_(self.std)

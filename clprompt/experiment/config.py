@@ -19,7 +19,7 @@ from clprompt import registry, schema
 from clprompt.errors import ConfigError
 from clprompt.system import overlay
 from clprompt.system.overlay import find
-from clprompt.training.settings import Memory, Online, Training
+from clprompt.training.settings import Memory, Online, Precision, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Config:
         name: folder of its runs below `runs_dir`.
         label: what a report calls a run; None for the strategy's name.
         seed: one, or several that are run one after the other.
-        precision: float32, or bf16 (autocast).
+        precision: float32, or autocast to bf16 or fp16 (with a gradient scaler).
         query_precision: bf16 for the queries alone; None for what `precision` says.
         device: "auto", or a torch device.
         deterministic: the same bits from the same seed; False takes what is faster on a GPU.
@@ -57,7 +57,7 @@ class Config:
     backbone: dict[str, Any]
     strategy: dict[str, Any]
     seed: int | list[int] = 0
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     query_precision: Literal["bf16"] | None = None
     device: str = "auto"
     deterministic: bool = True

@@ -207,6 +207,9 @@ class Session:
         self._started = time.perf_counter()
         self._watch = Stopwatch(checkpoint["experience_seconds"] if checkpoint else ())
         train, clean, test = datasets_for(parts.bundle, parts.backbone)
+        if parts.device.type == "cuda" and not config.memory:
+            for images in (train, clean, test):
+                images.send_bytes(parts.model.backbone)
         evaluator = evaluator_for(
             parts.plan,
             test,

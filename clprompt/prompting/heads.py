@@ -16,6 +16,18 @@ def grow_rows(tensor: Tensor, rows: Tensor) -> None:
     tensor.data = torch.cat([tensor.data, rows.to(tensor)], dim=0)
 
 
+def home_of_float64(device: torch.device) -> torch.device:
+    """Where numbers of 64 bits go with what is on a device: the host's memory where it has none (mps)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+@torch.no_grad()
+def count_in(counts: Tensor, members: Tensor) -> None:
+    """Add to counts [K] how often each of 0..K-1 occurs in members [n], in place and without waiting."""
+    members = members.to(counts.device, non_blocking=True)
+    counts.scatter_add_(0, members, torch.ones_like(members, dtype=counts.dtype))
+
+
 def grown(parameter: nn.Parameter, rows: Tensor) -> nn.Parameter:
     """A new parameter with rows appended.
 

@@ -46,16 +46,31 @@ def classification_loss(
     columns = max(logits.shape[1], targets.shape[1])
     # pad, or cut: hidden classes
     targets = F.pad(targets.to(logits.dtype), (0, logits.shape[1] - targets.shape[1]))
-    if allowed is not None:
+    counted: int | Tensor = logits.shape[1]
+    hidden = None
+    if allowed is not None and _shape_follows(allowed):
         logits, targets = logits[:, allowed], targets[:, allowed]
-    if mean == "active":
-        columns = max(logits.shape[1], 1)
+        counted = logits.shape[1]
+    elif allowed is not None:
+        hidden, counted = ~allowed, allowed.sum()
+        logits = logits.masked_fill(hidden, 0)
     if multi_label == "asymmetric":
         values = asymmetric_loss(logits, targets)
     else:
         values = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    per_sample = values.sum(1) / columns
+    if hidden is not None:
+        values = values.masked_fill(hidden, 0)
+    if mean == "active":
+        counted = counted.clamp(min=1) if isinstance(counted, Tensor) else max(counted, 1)
+        per_sample = values.sum(1) / counted
+    else:
+        per_sample = values.sum(1) / columns
     return per_sample.mean() if reduction == "mean" else per_sample
+
+
+def _shape_follows(allowed: Tensor) -> bool:
+    """Whether columns are picked, so that a shape follows from values: a device would be waited for."""
+    return allowed.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def asymmetric_loss(
@@ -93,6 +108,12 @@ class SoftLabels:
         labels = self.labels
         if labels.ndim == 1:
             labels = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-        if allowed is not None:  # smoothing reaches no class that does not compete
+        if allowed is None:
+            return F.cross_entropy(logits.float(), labels.float(), label_smoothing=self.smoothing)
+        # smoothing reaches no class that does not compete
+        if _shape_follows(allowed):
             logits, labels = logits[:, allowed], labels[:, allowed]
-        return F.cross_entropy(logits.float(), labels.float(), label_smoothing=self.smoothing)
+            return F.cross_entropy(logits.float(), labels.float(), label_smoothing=self.smoothing)
+        shares = (1 - self.smoothing) * labels.float() + self.smoothing / allowed.sum()
+        likely = mask_logits(logits.float(), allowed).log_softmax(1)
+        return -(shares * likely).masked_fill(~allowed, 0).sum(1).mean()

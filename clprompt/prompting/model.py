@@ -21,7 +21,7 @@ from clprompt.prompting.step import Encoded as Encoded
 from clprompt.prompting.step import Predictions as Predictions
 from clprompt.prompting.step import Step as Step
 from clprompt.schema import at_least
-from clprompt.targets import check_ids, checked_classes, checked_targets, classes_in, present
+from clprompt.targets import as_index, check_ids, checked_classes, checked_targets, classes_in, present
 
 #: Values per sample that are kept for a model between evaluations, and in training for an experience: it
 #: reads and fills it, in training with nothing that a step changes.
@@ -51,12 +51,21 @@ class PromptModel(nn.Module, ABC):
     then ``training_loss(images, targets)`` once per iteration; ``end_experience()``. A boundary-free method
     needs ``observe`` and ``training_loss`` only.
 
+    A step waits for no device: what decides on the host is kept there as plain values beside the state
+    (``is_open`` beside ``open``, ...), and labels are looked at before they travel.
+
     Args:
         backbone: the frozen vision transformer.
         seed: where all initial values come from.
         mask: which classes compete in the training loss: those of the current experience, all seen ones,
             those in the batch, or every column. None: "experience", or "seen" when boundary-free.
         boundary_free: the method is used without experiences and is never told of one.
+
+    Attributes:
+        is_open: whether an experience is open.
+        experience_index: of the current or last experience, from 0; -1 before the first.
+        seen_classes: ids of the classes observed so far.
+        current_classes: ids of the classes of the current or last experience, rising.
 
     Raises:
         ConfigError: a mask that there is not, or the mask of the experience where there are no experiences.
@@ -121,6 +130,13 @@ class PromptModel(nn.Module, ABC):
         self.register_buffer("current", torch.zeros(0, dtype=torch.bool))  # classes of the current experience
         self.register_buffer("experience", torch.tensor(-1))  # index of the current or last experience
         self.register_buffer("open", torch.tensor(False))  # between begin_experience and end_experience
+        self.is_open = False
+        self.experience_index = -1
+        self.seen_classes: set[int] = set()
+        self.current_classes: list[int] = []
+        #: of an unbound method, so that a copy of the model computes with itself
+        self._compiled: Callable[..., tuple[Encoded, Tensor, dict[str, Tensor]]] | None = None
+        self._host_targets: Tensor | None = None  # of the step that is computed, see on_host
 
     # ------------------------------------------------------------------ what a method says of itself
 
@@ -367,7 +383,7 @@ class PromptModel(nn.Module, ABC):
     ) -> Tensor | None:
         """The first answer of a plug-in, in eval mode and between experiences; None for none."""
         answering = [] if self.training else [p for p in self.plugins if overrides(p, "logits")]
-        if not answering or self._plugin_experience or bool(self.open):
+        if not answering or self._plugin_experience or self.is_open:
             return None
         frozen = partial(self.features, images, cached)
         for plugin in answering:
@@ -413,8 +429,8 @@ class PromptModel(nn.Module, ABC):
     def stopped(self) -> bool:
         """Whether training is over: no parameter is trained, labels and samples are still taken in."""
         if not any(overrides(plugin, "stops") for plugin in self.plugins):
-            return False  # without waiting for a device
-        return self.stops(int(self.experience))
+            return False
+        return self.stops(self.experience_index)
 
     def wants_experiences(self) -> bool:
         """Whether a loop that has experiences tells of them: the method or a plug-in has a use for them."""
@@ -466,7 +482,13 @@ class PromptModel(nn.Module, ABC):
         return next(own, self.backbone.dtype)
 
     def placed(self, images: Tensor) -> Tensor:
-        """Images on the model's device and in the number format of its backbone; whole numbers stay such."""
+        """Images on the model's device and in the number format of its backbone; bytes are normalised."""
+        if images.dtype == torch.uint8:
+            from clprompt.data.transforms import Normalise  # which imports torchvision
+
+            inputs = self.backbone.inputs
+            pixels = images.to(self.device, non_blocking=True)
+            return Normalise(inputs.mean, inputs.std)(pixels).to(self.backbone.dtype)
         dtype = self.backbone.dtype if images.is_floating_point() else images.dtype
         return images.to(self.device, dtype, non_blocking=True)
 
@@ -525,7 +547,8 @@ class PromptModel(nn.Module, ABC):
 
         Args:
             images: [B, 3, H, W].
-            targets: labels [B] or multi-hot [B, C], on any device.
+            targets: labels [B] or multi-hot [B, C], on any device; they are looked at in the host's memory
+                alone, where nobody waits for them.
             soft: what to train towards in place of the labels.
             cached: see :meth:`encode`.
 
@@ -539,21 +562,47 @@ class PromptModel(nn.Module, ABC):
         if self.stopped:
             return self._untrained_step(images, targets)
         self.check_targets(targets)
-        targets = targets.to(self.device)
         if soft is not None:
             self._check_soft(soft)
-        with self._collecting() as collected:
+        with self._collecting() as collected, self._looking_at(targets):
+            targets = targets.to(self.device, non_blocking=True)
             if cached is None and self._received and self.counts_received():
                 cached = {}
-            encoded = self.encode(images, cached)
-            features = encoded.features.detach()
-            self._take_in(features, targets, partial(self.features, images, cached))
-            logits, terms = self.losses(encoded, targets, soft)
+            if not self._counts_something():
+                self._received = False
+            if self._compiled is None:
+                encoded, logits, terms = self._computed(images, targets, soft, cached)
+            else:
+                for batch in (images, targets):
+                    torch._dynamo.maybe_mark_dynamic(batch, 0)  # the last batch may be a smaller one
+                encoded, logits, terms = self._compiled(self, images, targets, soft, cached)
+        features = encoded.features.detach()
         self.count_step(encoded)
         loss = torch.stack(list(terms.values())).sum() if terms else features.new_zeros(())
         detached = {name: term.detach() for name, term in terms.items()}
         step = Step(loss, mask_logits(logits, self.predictable()), detached, features)
         return self._with_plugged_terms(step, collected)
+
+    def _computed(
+        self, images: Tensor, targets: Tensor, soft: SoftLabels | None, cached: Cache | None
+    ) -> tuple[Encoded, Tensor, dict[str, Tensor]]:
+        """What was encoded, logits and terms: all of a step that is differentiated."""
+        encoded = self.encode(images, cached)
+        self._take_in(encoded.features.detach(), targets, partial(self.features, images, cached))
+        return encoded, *self.losses(encoded, targets, soft)
+
+    def compile_loss(self, **arguments: Any) -> None:
+        """Have torch compile what a training step differentiates, anew whenever the model grows.
+
+        Args:
+            **arguments: of ``torch.compile``.
+        """
+        self._compiled = torch.compile(PromptModel._computed, **arguments)
+
+    def _counts_something(self) -> bool:
+        """Whether the method or a plug-in looks at what was received."""
+        own = type(self).received is not PromptModel.received
+        return own or any(overrides(plugin, "received") for plugin in self.plugins)
 
     def _take_in(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
         """Show a received batch to whoever counts, once."""
@@ -573,7 +622,8 @@ class PromptModel(nn.Module, ABC):
             cached: Cache = {}
             encoded = self.encode(images, cached)
             features = encoded.features
-            self._take_in(features, targets.to(self.device), partial(self.features, images, cached))
+            on_device = targets.to(self.device, non_blocking=True)
+            self._take_in(features, on_device, partial(self.features, images, cached))
             logits = mask_logits(self.classify(encoded), self.predictable())
         return Step(features.new_zeros(()), logits, {}, features)
 
@@ -585,6 +635,22 @@ class PromptModel(nn.Module, ABC):
             yield self._collected
         finally:
             self._collected = None
+
+    @contextmanager
+    def _looking_at(self, targets: Tensor) -> Iterator[None]:
+        """Keeps the targets of a step at hand for :meth:`on_host`, if they came from there."""
+        self._host_targets = targets if targets.device.type == "cpu" else None
+        try:
+            yield
+        finally:
+            self._host_targets = None
+
+    def on_host(self, targets: Tensor) -> Tensor:
+        """The targets of the step that is computed, in the host's memory, for whoever has to look at them.
+
+        Those that :meth:`training_loss` was given; it is waited for a device where they came from there.
+        """
+        return targets.cpu() if self._host_targets is None else self._host_targets
 
     def _with_plugged_terms(self, step: Step, collected: Mapping[str, Sequence[Any]]) -> Step:
         """The step with the terms of plug-ins, by the order of their names: the same bits however plugged."""
@@ -634,21 +700,30 @@ class PromptModel(nn.Module, ABC):
             return self.seen
         base = self.current if self.mask == "experience" else torch.zeros_like(self.seen)
         if targets.ndim == 2:  # hidden labels stay hidden: nothing is added to the classes of an experience
-            return base if self.mask == "experience" else base.index_fill(0, present(targets), True)
+            if self.mask == "experience":
+                return base
+            columns = min(len(base), targets.shape[1])
+            base[:columns] = (targets[:, :columns] > 0).any(0)
+            return base
         # samples that a replay plugin mixes in keep their own classes finite
         return base.index_fill(0, targets, True)
 
     def check_targets(self, targets: Tensor) -> None:
-        """Refuse an empty batch, a label never observed, and a step without the experience that is needed."""
+        """Refuse an empty batch, a label never observed, and a step without the experience that is needed.
+
+        Labels on another device than the host's are not looked at: it would be waited for.
+        """
         if targets.shape[0] == 0:
             raise ProtocolError("training_loss got an empty batch")
         needing = [type(self).__name__] if self.boundaries == "required" else []
         if self.boundaries != "unused":  # else plug-ins alone are told
             needing += [plugin.name for plugin in self.plugins if plugin.needs_experiences]
-        if needing and not bool(self.open):
+        if needing and not self.is_open:
             raise ProtocolError(f"{needing[0]} needs begin_experience(classes) before it is trained")
         if targets.ndim == 2:
             self.check_label_sets()
+        if targets.device.type != "cpu":
+            return
         labels = targets if targets.ndim == 1 else present(targets)
         known = self.knows(labels)
         if not bool(known.all()):
@@ -668,8 +743,10 @@ class PromptModel(nn.Module, ABC):
         """Boolean [n]: whether each label's class was observed; labels beyond the columns are unknown."""
         if self.num_classes == 0:
             return torch.zeros_like(labels, dtype=torch.bool)
+        if labels.device != self.device:
+            return torch.tensor([c in self.seen_classes for c in labels.tolist()], device=labels.device)
         inside = labels.clamp(0, self.num_classes - 1)
-        return self.seen[inside].to(labels.device) & (inside == labels)
+        return self.seen[inside] & (inside == labels)
 
     def observe(self, targets: Tensor) -> bool:
         """Mark the classes of a received batch as seen, and grow for new ones.
@@ -683,7 +760,10 @@ class PromptModel(nn.Module, ABC):
         classes = classes_in(checked_targets(targets))
         check_ids(classes)
         grew = self._grow(classes)
-        self.seen[classes] = True
+        new = [c for c in classes if c not in self.seen_classes]
+        if new:
+            self.seen.index_fill_(0, as_index(new, self.device), True)
+            self.seen_classes.update(new)
         self._received = True
         return grew
 
@@ -702,8 +782,8 @@ class PromptModel(nn.Module, ABC):
         classes = checked_classes(classes)
         if not classes:
             raise ProtocolError("begin_experience got no classes")
-        if bool(self.open):
-            if classes == self.current.nonzero().flatten().tolist():
+        if self.is_open:
+            if classes == self.current_classes:
                 return
             self.end_experience()
         self._grow(classes)
@@ -711,9 +791,10 @@ class PromptModel(nn.Module, ABC):
         self.current[classes] = True
         self.experience += 1
         self.open.fill_(True)
+        self._mirror()
         with self._adopting():
             if not self.stopped:
-                self.start_experience(int(self.experience), samples)
+                self.start_experience(self.experience_index, samples)
             for plugin in self.plugins:
                 plugin.begin_experience(classes)
                 if not self.stopped:
@@ -758,7 +839,7 @@ class PromptModel(nn.Module, ABC):
             samples: as in :meth:`begin_experience`, handed over again since a run that was resumed within an
                 experience has not begun it.
         """
-        is_open = bool(self.open)
+        is_open = self.is_open
         if is_open:
             for plugin in self.plugins:
                 plugin.training_ended()
@@ -770,6 +851,7 @@ class PromptModel(nn.Module, ABC):
                 plugin.end_experience(samples)
         self._plugin_experience = []
         self.open.fill_(False)
+        self.is_open = False
 
     def features(
         self, images: Tensor, cached: Cache | None = None, *, stem: Tensor | None = None, first: int = 0
@@ -905,6 +987,7 @@ class PromptModel(nn.Module, ABC):
                 plugin.follow()
         backbone = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
         result = super().load_state_dict({**backbone, **state_dict}, strict=strict, assign=assign)
+        self._mirror()
         self._restage()
         return result
 
@@ -922,15 +1005,28 @@ class PromptModel(nn.Module, ABC):
                 "a plug-in is missing, or it is of another method"
             )
 
+    def _mirror(self) -> None:
+        """Bring the plain values in line with the buffers, which waits for a device."""
+        self.is_open = bool(self.open)
+        self.experience_index = int(self.experience)
+        self.seen_classes = set(self.seen.nonzero().flatten().tolist())
+        self.current_classes = self.current.nonzero().flatten().tolist()
+
     def _restage(self) -> None:
         own = self.own_parameters()
         for name in self._held & own.keys():  # a state from before training ended may have been loaded
             own[name].requires_grad_(True)
         self._held.clear()
+        self._forget_compiled()
         self.set_stage()
         self._hold()
         for plugin in self.plugins:
             plugin.follow()
+
+    def _forget_compiled(self) -> None:
+        """What was compiled before the model grew would only count towards torch's limit of versions."""
+        if self._compiled is not None:
+            torch._dynamo.reset()
 
     def _hold(self) -> None:
         """Freeze the method's own parameters where training is over."""
@@ -954,6 +1050,7 @@ class PromptModel(nn.Module, ABC):
             for plugin in self.plugins:
                 plugin.grow_classes(needed)
         self._hold()
+        self._forget_compiled()
         return True
 
 

@@ -83,7 +83,8 @@ def reproducible(device: torch.device, *, deterministic: bool = True) -> Iterato
         deterministic: False asks for none.
 
     Raises:
-        ConfigError: an operation that has no deterministic form there, or more memory than there is.
+        ConfigError: an operation that has no deterministic form there, more memory than there is, or numbers
+            of 64 bits where there are none.
     """
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -101,6 +102,12 @@ def reproducible(device: torch.device, *, deterministic: bool = True) -> Iterato
     try:
         yield
     except ClpromptError:
+        raise
+    except TypeError as error:
+        if device.type == "mps" and "float64" in str(error):
+            raise ConfigError(
+                f"{device} has no float64, which something here needs; use device=cpu"
+            ) from error
         raise
     except RuntimeError as error:
         text = " ".join(str(error).split())

@@ -18,22 +18,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clprompt import schema
-from clprompt.data.loading import Images, numbered, sample_stream, subset, training_batches
+from clprompt.data.loading import Epochs, Images, numbered, sample_stream, subset
 from clprompt.errors import CheckpointError, Interrupted, ProtocolError
 from clprompt.metrics.accuracy import Evaluation
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.prompting.model import Cache, PromptModel, Step, evaluating
 from clprompt.prompting.plugin import Samples
-from clprompt.schema import at_least
+from clprompt.schema import above, at_least
 from clprompt.seeding import rng_state, set_rng_state
 from clprompt.targets import is_label_sets, visible
 from clprompt.training import optim
+from clprompt.training.compiling import compile_where_asked
 from clprompt.training.evaluation import Evaluator, Shown
 from clprompt.training.finite import FiniteWatch
 from clprompt.training.kept import CleanQueries, Keeping, check_clean_query, is_random, keeping
 from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.online import marks, stretch
-from clprompt.training.precision import autocast
+from clprompt.training.precision import autocast, gradient_scaler
 from clprompt.training.settings import Online, Training
 from clprompt.training.steps import begin, check_stream, receive, train_step
 
@@ -94,6 +95,14 @@ class Position:
 
 
 @dataclass(frozen=True)
+class _Scaler:
+    """What a gradient scaler remembers."""
+
+    scale: Annotated[float, above(0)]
+    growth_tracker: _Count
+
+
+@dataclass(frozen=True)
 class _State:
     """What :meth:`Engine.state` returns."""
 
@@ -103,6 +112,7 @@ class _State:
     rng: dict[str, Any]
     optimizer: dict[str, Any] | None
     is_ordered: bool = False  # a state from before there was such a stream goes on as it began
+    scaler: dict[str, Any] | None = None  # of a precision that has none
 
 
 class Engine:
@@ -121,7 +131,7 @@ class Engine:
         is_ordered: the indices of an experience are in their final order, for every epoch; a model that
             revisits earlier data shuffles them all the same.
         seed: decides data order and augmentation.
-        precision: "float32" or "bf16".
+        precision: "float32", "bf16" or "fp16".
         listeners: get every record.
         progress: a display.
         checkpoint: called at every point from which the run may be resumed.
@@ -129,7 +139,8 @@ class Engine:
 
     Raises:
         ProtocolError: online training of a method that needs boundaries.
-        ConfigError: mixed images for a plug-in that counts, or a stream that the method cannot finish.
+        ConfigError: mixed images for a plug-in that counts, a stream that the method cannot finish, or a
+            precision that the device does not have.
     """
 
     def __init__(
@@ -165,11 +176,13 @@ class Engine:
         self.training = training or Training()
         check_mixing(model, self.training, told=online is None)
         check_clean_query(model, self.training, online=online is not None)
+        compile_where_asked(model, self.training)
         self.online = online
         self.is_ordered = is_ordered
         check_stream(model, classes, epochs=self.training.train_epochs, online=online is not None)
         self.seed = seed
         self.precision = precision
+        self.scaler = gradient_scaler(model.device, precision)
         self.listeners = listeners
         self.progress = progress
         self.checkpoint = checkpoint or (lambda: None)
@@ -178,6 +191,7 @@ class Engine:
         self.optimizer: Optimizer | None = None
         self.watch = FiniteWatch(model)
         self._moves: dict[int, bool] = {}
+        self._epochs: Epochs | None = None  # of the current experience
         self._saved = 0
         self._clock = time.perf_counter()
         self._since = 0
@@ -222,6 +236,7 @@ class Engine:
                 at.batch += 1
                 self._between_batches()
             at.epoch, at.batch = epoch + 1, 0
+        self._epochs = None
         self.watch.check()
         with autocast(self.model.device, self.precision):  # plug-ins look at features as they are deployed
             self.model.end_experience(self._samples() if self._has_experiences() else None)
@@ -259,17 +274,17 @@ class Engine:
         self, part: np.ndarray, epoch: int, shuffle: bool
     ) -> Iterable[tuple[Sequence[int], Sequence[Any]]]:
         """What is left of an epoch over these samples, batch by batch: places in ``part``, and the batch."""
-        loader = training_batches(
-            subset(self.train, part),
-            seed=self.seed,
-            experience=self.position.experience,
-            epoch=epoch,
-            batch_size=self.training.train_mb_size,
-            workers=self.training.workers,
-            skip=self.position.batch,
-            shuffle=shuffle,
-        )
-        return numbered(loader)
+        if self._epochs is None:
+            self._epochs = Epochs(
+                subset(self.train, part),
+                seed=self.seed,
+                experience=self.position.experience,
+                batch_size=self.training.train_mb_size,
+                workers=self.training.workers,
+                shuffle=shuffle,
+                pin_memory=self.model.device.type == "cuda",
+            )
+        return numbered(self._epochs.epoch(epoch, skip=self.position.batch))
 
     def _keeping(self, count: int, epochs: int) -> Keeping | CleanQueries | None:
         """What the epochs over an experience's samples keep; dropped with the experience, and never saved."""
@@ -317,12 +332,11 @@ class Engine:
     def _train_batch(
         self, images: Tensor, targets: Tensor, step: int, steps: int, cached: Cache | None
     ) -> None:
-        at, device, received = self.position, self.model.device, images
-        images, targets = self.model.placed(images), targets.to(device, non_blocking=True)
+        at, received = self.position, images
+        images = self.model.placed(images)  # targets are looked at first, and travel later
         if is_label_sets(targets):  # the classes of an experience are not looked at otherwise
             targets = visible(targets, self._arrived(self.classes))
         receive(self.model, self.optimizer, targets)
-        self.watch.check()  # labels were read: whatever was computed before is there
         at.samples += len(targets)
         iterations = self.online.iterations if self.online else 1
         if iterations > 1 and not (self.training.mixup or self.training.cutmix):
@@ -350,6 +364,7 @@ class Engine:
                     precision=self.precision,
                     soft=soft,
                     cached=cached,
+                    scaler=self.scaler,
                 )
             self.watch.note(result, received, at.step + 1, at.experience + 1)
             self._stepped(result, targets, lr)
@@ -427,7 +442,7 @@ class Engine:
         self.watch.check()
         accuracy = None
         if not is_label_sets(targets):
-            accuracy = float((result.logits.argmax(1) == targets).float().mean())
+            accuracy = float((result.logits.argmax(1) == targets.to(result.logits.device)).float().mean())
         terms = {
             "loss": float(result.loss.detach()),
             **{name: float(value) for name, value in result.terms.items()},
@@ -464,6 +479,7 @@ class Engine:
             "exposed": list(self.evaluator.exposed) if self.evaluator else [],
             "rng": rng_state(),
             "is_ordered": self.is_ordered,
+            **({} if self.scaler is None else {"scaler": _scaler_state(self.scaler)}),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -486,6 +502,7 @@ class Engine:
                     f"engine.model.{name} is {saved.dtype} {list(saved.shape)}, "
                     f"not {value.dtype} {list(value.shape)}"
                 )
+        self._epochs = None
         self.optimizer = None
         is_inside = bool(self.position.epoch or self.position.batch)
         fresh = optim.build(self.model, self.training)
@@ -498,6 +515,15 @@ class Engine:
                     raise CheckpointError("engine.optimizer.groups name other parameters than are trained")
         elif fresh is not None and is_inside:
             raise CheckpointError("engine.optimizer is null in the middle of an experience")
+        if self.scaler is not None and held["scaler"] is not None:
+            saved = schema.held(_Scaler, held["scaler"], "engine.scaler")
+            self.scaler.load_state_dict(
+                {
+                    **self.scaler.state_dict(),
+                    "scale": saved["scale"],
+                    "_growth_tracker": saved["growth_tracker"],
+                }
+            )
         if self.evaluator:
             self._check_exposed(held["exposed"])
             self.evaluator.restore(held["exposed"])
@@ -529,3 +555,9 @@ class Engine:
                 f"engine.exposed must hold classes that the model has seen, each once; "
                 f"got {schema.show(exposed)}"
             )
+
+
+def _scaler_state(scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """What a gradient scaler remembers, as :class:`_Scaler` has it."""
+    state = scaler.state_dict()
+    return {"scale": state["scale"], "growth_tracker": state["_growth_tracker"]}

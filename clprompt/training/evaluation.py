@@ -45,7 +45,7 @@ class Evaluator:
         measure: what is measured; by default accuracy for labels and mAP for multi-hot targets.
         batch_size: samples per forward, at most.
         workers: loader processes.
-        precision: "float32" or "bf16".
+        precision: "float32", "bf16" or "fp16".
         cache_bytes: how much a model may keep between evaluations; 0 switches the cache off.
         in_turn: group number t is evaluated from experience t on, and not before; needs to be told the
             experience.
@@ -188,7 +188,8 @@ class Evaluator:
                 by_name = self._by_name(model) if beyond else None
             embeddings = Embeddings(model, self.targets) if beyond and self.retrieval else None
             asked = {} if embeddings is None else {"embed": True}
-            loaded = fixed_batches(self.test, batches, self.workers)
+            pinned = model.device.type == "cuda"
+            loaded = fixed_batches(self.test, batches, self.workers, pin_memory=pinned)
             for batch, (images, *_) in zip(batches, loaded, strict=True):
                 images = model.placed(images)
                 with self._walking(model, batch, by_name) as cache:

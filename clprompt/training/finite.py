@@ -22,16 +22,18 @@ _RECEIVED = "what it received was not finite"
 
 
 class _Noted(NamedTuple):
-    """The last step that was noted: its images and loss, its number and that of its experience, from 1."""
+    """A step: whether it was finite and its loss, its number and that of its experience, from 1."""
 
-    images: Tensor
+    finite: Tensor
     loss: Tensor
     number: int
     experience: int
 
 
 class FiniteWatch:
-    """Whether every training step was finite: a flag on the device, read where that is waited for anyway.
+    """Whether every training step was finite: flags on the device, read where that is waited for anyway.
+
+    Of the steps between two readings the images of the last one alone are kept.
 
     Args:
         model: what is trained.
@@ -39,8 +41,9 @@ class FiniteWatch:
 
     def __init__(self, model: PromptModel) -> None:
         self.model = model
-        self._finite: Tensor | None = None  # all steps since it was last read
-        self._noted: _Noted | None = None
+        self._unread: list[_Noted] = []
+        self._images: Tensor | None = None  # of the last of them
+        self._last: _Noted | None = None
 
     def note(self, step: Step, images: Tensor, number: int, experience: int) -> None:
         """Note a step; on a CPU, for which nobody waits, it is read at once.
@@ -56,8 +59,9 @@ class FiniteWatch:
         """
         loss = step.loss.detach()
         finite = loss.isfinite().all() & step.features.isfinite().all()
-        self._finite = finite if self._finite is None else self._finite & finite
-        self._noted = _Noted(images, loss, number, experience)
+        self._last = _Noted(finite, loss, number, experience)
+        self._unread.append(self._last)
+        self._images = images
         if finite.device.type == "cpu":
             self.check()
 
@@ -69,13 +73,18 @@ class FiniteWatch:
             BackboneError: the frozen backbone makes features of finite images that are not.
             ProtocolError: anything else; before the first step it is not the learning rate's fault.
         """
-        finite, self._finite = self._finite, None
-        if finite is None or self._noted is None or bool(finite):
+        unread, self._unread = self._unread, []
+        images, self._images = self._images, None
+        noted = next((noted for noted in unread if not bool(noted.finite)), None)
+        if noted is None:
             return
-        images, loss, number, experience = self._noted
-        broken = not bool(loss.isfinite().all())
-        what = f"the loss is {float(loss)}" if broken else "the features are not finite"
-        raise self._blamed(what, images, number, experience)
+        broken = not bool(noted.loss.isfinite().all())
+        what = f"the loss is {float(noted.loss)}" if broken else "the features are not finite"
+        if noted is not unread[-1]:  # its images are gone
+            where = f"at step {noted.number} (experience {noted.experience})"
+            raise ProtocolError(f"{what} {where}; {_LOWER}, or look for an image that is not finite")
+        assert images is not None
+        raise self._blamed(what, images, noted.number, noted.experience)
 
     @contextmanager
     def step(self, images: Tensor, number: int, experience: int) -> Iterator[None]:
@@ -111,7 +120,7 @@ class FiniteWatch:
             ProtocolError: naming the first tensor that is not finite.
         """
         self.check()
-        noted = self._noted
+        noted = self._last
         after = f" after step {noted.number} (experience {noted.experience})" if noted else ""
         check_state(self.model, f"the model is broken{after}")
 

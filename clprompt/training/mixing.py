@@ -48,7 +48,7 @@ def soften(
 
     Args:
         images: [B, 3, H, W].
-        targets: [B].
+        targets: [B], on any device.
         training: its ``mixup`` and ``cutmix``, the probability of each, and ``label_smoothing``.
         classes: C, columns of the model's logits.
         seed: decides the draw, with the position.
@@ -69,7 +69,8 @@ def soften(
             "training.mixup, training.cutmix and training.label_smoothing need one label per image, "
             "not multi-hot"
         )
-    labels, left = targets, 1.0  # the share of batches that are neither cut nor mixed before
+    labels = targets = targets.to(images.device, non_blocking=True)
+    left = 1.0  # the share of batches that are neither cut nor mixed before
     for name in ("cutmix", "mixup"):
         alpha, share = getattr(training, name), getattr(training, f"{name}_probability")
         if alpha and labels is targets:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from clprompt.prompting.model import PromptModel
 
 Count = Annotated[int, at_least(1)]
+#: Number format of a forward pass: 32 bits, or autocast to one of 16.
+Precision = Literal["float32", "bf16", "fp16"]
 #: How the learning rate goes within an experience, see :func:`clprompt.training.optim.set_learning_rate`.
 Schedule = Literal["constant", "cosine", "cosine-coda"]
 
@@ -114,6 +116,8 @@ class Training:
     """samples per evaluation batch; it changes speed and memory, no result"""
     workers: Annotated[int, at_least(0)] = 0
     """processes that load images; 0 loads them in the training process"""
+    compile: bool = False
+    """have torch compile a training step's loss, anew whenever the model grows; equal up to rounding"""
     checkpoint_every: Count | None = None
     """training steps between checkpoints; null for one after each experience"""
     log_every: Count = 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -91,10 +92,12 @@ def train_step(
     precision: str = "float32",
     soft: SoftLabels | None = None,
     cached: Cache | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Step:
     """One iteration on one batch: loss, backward, optimizer step.
 
-    ``soft`` and ``cached`` as :meth:`PromptModel.training_loss` takes them.
+    ``soft`` and ``cached`` as :meth:`PromptModel.training_loss` takes them; with a scaler, a step whose
+    gradient overflows is left out.
 
     Raises:
         ConfigError: settings of the optimizer with which it cannot take its step.
@@ -102,8 +105,15 @@ def train_step(
     step = train_step_loss(model, images, targets, precision, soft, cached)
     if step.loss.requires_grad and optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
-        step.loss.backward()
+        loss = step.loss if scaler is None else scaler.scale(step.loss)
+        loss.backward()
+        if scaler is not None:
+            scaler.unscale_(optimizer)
         optim.clip(optimizer, clip_grad)
         with optim.in_range(optimizer):
-            optimizer.step()
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
     return step

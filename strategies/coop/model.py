@@ -31,6 +31,7 @@ from clprompt.schema import at_least
 from clprompt.seeding import generator
 from clprompt.strategies.coop.encoder import ContextEncoder
 from clprompt.strategies.coop.gate import Gate, gate_loss, group_loss
+from clprompt.targets import as_index
 
 #: Learned rows of a context that is initialised by no words.
 _LENGTH = 16
@@ -281,16 +282,21 @@ class CoOpModel(TextModel):
         """
         if self.residual is not None:
             unprompted = self._unprompted(names)
-            return (unprompted if classes is None else unprompted + self.residual[list(classes)])[None]
+            return (unprompted if classes is None else unprompted + self._own(self.residual, classes))[None]
         if self.class_specific and classes is None:
             return self._unprompted(names).expand(len(self.contexts), -1, -1)
         found = []
         for index, (frame, context) in enumerate(zip(self.frames, self.learned_contexts(), strict=True)):
-            rows = context[list(classes)] if self.class_specific and classes is not None else context
+            rows = self._own(context, classes) if self.class_specific and classes is not None else context
             head = self._head_of(index)
             found.append(sequences.features(self.text, frame, self._names(names, frame.tail), rows, head))
         features = torch.stack(found)
         return features.to(torch.promote_types(features.dtype, torch.float32))
+
+    @staticmethod
+    def _own(rows: Tensor, classes: Sequence[int]) -> Tensor:
+        """Those of classes."""
+        return rows[as_index(classes, rows.device)]
 
     def _unprompted(self, names: Sequence[str]) -> Tensor:
         """Zero-shot rows [n, E], asked one by one: the tower keeps an answer for each list of texts."""
@@ -304,7 +310,7 @@ class CoOpModel(TextModel):
         return normalised.mean(0) if self.gate is None else normalised.transpose(0, 1).flatten(1)
 
     def live_rows(self, names: Sequence[str]) -> Tensor:
-        own = {self.names.shown(c): c for c in self.seen.nonzero().flatten().tolist()}
+        own = {self.names.shown(c): c for c in sorted(self.seen_classes)}
         if (self.class_specific or self.residual is not None) and any(name in own for name in names):
             rows = [
                 self.live_class_rows([own[name]])
@@ -370,7 +376,8 @@ class CoOpModel(TextModel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, terms = super().losses(encoded, targets, soft)
         if self.gate is not None and self.gate_weight:
-            classes, label = targets.unique(return_inverse=True)
+            classes, label = self.on_host(targets).unique(return_inverse=True)
+            label = label.to(targets.device, non_blocking=True)
             prototypes = self._prototypes(classes.tolist()).to(encoded.features)[:, label].transpose(0, 1)
             loss = gate_loss(self.gate(encoded.features), encoded.features, prototypes)
             terms["gate"] = self.gate_weight * loss

@@ -45,7 +45,7 @@ from clprompt.strategies.damvp.frames import (
     is_frame,
     load_frame,
 )
-from clprompt.targets import classes_in
+from clprompt.targets import as_index, classes_in
 from clprompt.training.finite import check_features
 
 
@@ -164,6 +164,8 @@ class DAMVPModel(PromptModel):
             self._register_frame(pad)
         else:
             self._set_tokens(length, layers)
+        self._has_clusters = False  # of the current experience
+        self._arrived: set[int] = set()  # classes with a coordinate
         self._map: ClusterMap | None = None  # until it is drawn, before training
         self._offsets = OffsetCache()
         self._register_clusters()
@@ -276,8 +278,10 @@ class DAMVPModel(PromptModel):
         if patches is not None and not self.training and not torch.is_grad_enabled():
             offsets = self._offsets.of(self.backbone, list(self.frames), self.framed)
             return Encoded(self.backbone.prompted(self.backbone.position(patches + offsets[frame])))
-        used, inverse = frame.unique(return_inverse=True)  # idle frames have no gradient, and stand still
-        prompts = torch.stack([self.frames[k] for k in used.tolist()])
+        # idle frames have no gradient, and stand still: here the host has to know what the device chose
+        used = sorted(set(frame.cpu().tolist()))
+        inverse = torch.searchsorted(as_index(used, frame.device), frame)
+        prompts = torch.stack([self.frames[k] for k in used])
         if not pixel:
             feature = self.backbone.prompted(stem, self._tokens(prompts[inverse]), start=self.first_block)
             return Encoded(feature)
@@ -324,7 +328,7 @@ class DAMVPModel(PromptModel):
 
     def check_targets(self, targets: Tensor) -> None:
         super().check_targets(targets)
-        if not bool((self.experience_of == self.experience).any()):
+        if not self._has_clusters:
             raise ProtocolError(
                 "this experience has no prompts: "
                 "pass samples to begin_experience or call fit_clusters(features)"
@@ -410,7 +414,9 @@ class DAMVPModel(PromptModel):
 
     def set_stage(self) -> None:
         """Frames of the current experience are trained, others as ``freeze_old`` and ``train_shared`` say."""
-        now = int(self.experience)
+        now = self.experience_index
+        self._has_clusters = bool((self.experience_of == now).any())
+        self._arrived = set((self.arrival >= 0).nonzero().flatten().tolist()) if self.active else set()
         in_use = set(self.frame_of[self.experience_of == now].tolist()) if self.train_shared else set()
         for index, (frame, home) in enumerate(zip(self.frames, self.homes(), strict=True)):
             frame.requires_grad_(not self.freeze_old or home == now or index in in_use)
@@ -431,8 +437,9 @@ class DAMVPModel(PromptModel):
         grew = super().observe(targets)
         if self.active:  # classes read coordinates in the order of their arrival
             for label in classes_in(targets):
-                if int(self.arrival[label]) < 0:
-                    self.arrival[label] = int(self.arrival.max()) + 1
+                if label not in self._arrived:
+                    self.arrival[label] = len(self._arrived)
+                    self._arrived.add(label)
         return grew
 
     def grow_classes(self, num_classes: int) -> None:

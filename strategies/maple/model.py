@@ -129,6 +129,7 @@ class MaPLeModel(TextModel):
         # image prompts as they were when the first experience ended, and whether it has
         self.register_buffer("stored_prompts", torch.zeros(shape))
         self.register_buffer("stored", torch.tensor(False))
+        self.is_stored = False
 
     # ------------------------------------------------------------------ prompts
 
@@ -182,7 +183,7 @@ class MaPLeModel(TextModel):
 
     def image_rows(self) -> list[Tensor]:
         """The image prompts in use, before the norm in front of block 0: [n, D] for each prompted block."""
-        return list(self.stored_prompts) if bool(self.stored) else self.prompts.image_rows()
+        return list(self.stored_prompts) if self.is_stored else self.prompts.image_rows()
 
     def image_prompts(self) -> Prompts:
         """What each block of the image tower gets; the prompts of the last prompted block stay to the end."""
@@ -231,7 +232,7 @@ class MaPLeModel(TextModel):
     def _prompted_features(self, images: Tensor, cached: Cache | None) -> Tensor:
         if self.vision == "none":
             return super().image_features(images, cached)
-        kept = cached if bool(self.stored) and not self.training else None  # they never change again
+        kept = cached if self.is_stored and not self.training else None  # they never change again
         key = "features under stored prompts"
         if kept is not None and key in kept:
             return kept[key]
@@ -298,15 +299,17 @@ class MaPLeModel(TextModel):
     # ------------------------------------------------------------------ experiences
 
     def finish_experience(self) -> None:
-        if self.vision == "first" and not bool(self.stored):
+        if self.vision == "first" and not self.is_stored:
             with torch.no_grad():
                 self.stored_prompts.copy_(torch.stack(self.prompts.image_rows()))
             self.stored.fill_(True)
+            self.is_stored = True
             self._restage()
         super().finish_experience()
 
     def set_stage(self) -> None:
         """Once image prompts are stored, they and all maps are trained no more."""
+        self.is_stored = bool(self.stored)
         weights = [] if self.weights is None else [self.weights]
         for parameter in [*self.prompts.beside_text(), *weights]:
-            parameter.requires_grad_(not bool(self.stored))
+            parameter.requires_grad_(not self.is_stored)

@@ -142,6 +142,8 @@ class MultiLaneModel(PromptModel):
         self.head_biases = nn.ParameterList()
         self.lane: Tensor
         self.register_buffer("lane", torch.zeros(0, dtype=torch.long))  # the lane of each class; -1: none yet
+        self.columns: Tensor  # the classes of all lanes, lane by lane: follows from ``lane``
+        self.register_buffer("columns", torch.zeros(0, dtype=torch.long), persistent=False)
         self._streams: dict[tuple[int, ...], tuple[Any, list[Tensor]]] = {}  # see _selector_stream
 
     @property
@@ -215,12 +217,11 @@ class MultiLaneModel(PromptModel):
                 scores[lane] = F.linear(features[:, place], self.head_weights[lane], self.head_biases[lane])
                 if lane == newest:
                     feature = features[:, place]
-                if lane < int(self.experience):  # frozen for good
+                if lane < self.experience_index:  # frozen for good
                     kept[f"lane{lane}"] = scores[lane].detach()
         joined = torch.cat([scores[lane] for lane in range(self.num_lanes)], dim=1)
-        columns = torch.cat([self.classes_of(lane) for lane in range(self.num_lanes)])
         out = joined.new_full((len(images), self.num_classes), float("-inf"))
-        return Encoded(feature, details=out.index_copy(1, columns, joined))
+        return Encoded(feature, details=out.index_copy(1, self.columns, joined))
 
     def classify(self, encoded: Encoded) -> Tensor:
         return self.logits(encoded.features) if encoded.details is None else encoded.details
@@ -231,8 +232,7 @@ class MultiLaneModel(PromptModel):
         if not self.num_lanes:
             return out
         scores = F.linear(features, torch.cat(list(self.head_weights)), torch.cat(list(self.head_biases)))
-        columns = torch.cat([self.classes_of(lane) for lane in range(self.num_lanes)])
-        return out.to(scores.dtype).index_copy(1, columns, scores)
+        return out.to(scores.dtype).index_copy(1, self.columns, scores)
 
     def base_loss(self, logits: Tensor, targets: Tensor, soft: SoftLabels | None = None) -> Tensor:
         return classification_loss(
@@ -398,7 +398,9 @@ class MultiLaneModel(PromptModel):
         """Only the newest lane learns."""
         self._streams.clear()
         for name, parameter in self.own_parameters().items():
-            parameter.requires_grad_(name.endswith(f".{int(self.experience)}"))
+            parameter.requires_grad_(name.endswith(f".{self.experience_index}"))
+        lanes = [self.classes_of(lane) for lane in range(self.num_lanes)]
+        self.columns = torch.cat([self.lane.new_zeros(0), *lanes])
 
     def resize_to(self, state: Mapping[str, Tensor]) -> None:
         super().resize_to(state)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clprompt.prompting.heads import grow_rows
+from clprompt.prompting.heads import count_in, grow_rows
 from clprompt.prompting.statistics.closed_forms import handed_out
 from clprompt.prompting.statistics.heads import LDAHead
 from clprompt.prompting.statistics.sums import kept_exact
@@ -71,7 +71,7 @@ class MeansEvidence(Evidence):
     def add(self, features: Tensor, targets: Tensor) -> None:
         rows = features.to(self.sums)
         self.sums.index_add_(0, targets.to(rows.device), rows)
-        self.counts += torch.bincount(targets, minlength=len(self.counts)).to(self.counts.device)
+        count_in(self.counts, targets)
 
     def classify(self, features: Tensor) -> Tensor:
         unit = F.normalize(features.to(self.sums), dim=1)

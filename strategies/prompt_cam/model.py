@@ -143,6 +143,7 @@ class PromptCAMModel(PromptModel):
             self.evidence = LDAEvidence(backbone.width)
         else:
             self.evidence = MeansEvidence(backbone.width, gate_scale)
+        self._with_prompt: list[int] = []  # ``columns``, on the host
         self._is_first_epoch = True
 
     @property
@@ -270,7 +271,9 @@ class PromptCAMModel(PromptModel):
 
     def check_targets(self, targets: Tensor) -> None:
         super().check_targets(targets)
-        without = ~torch.isin(targets, self.columns.to(targets.device))
+        if targets.device.type != "cpu":
+            return
+        without = ~torch.isin(targets, torch.tensor(self._with_prompt))
         if bool(without.any()):
             raise ProtocolError(
                 f"class {int(targets[without][0])} has no prompt: begin_experience(classes) did not name it"
@@ -350,8 +353,9 @@ class PromptCAMModel(PromptModel):
     def set_stage(self) -> None:
         """The newest prompts and their scorer learn; shared ones in the first experience."""
         for name, parameter in self.own_parameters().items():
-            newest = name.endswith(f".{int(self.experience)}")
-            parameter.requires_grad_(int(self.experience) <= 0 if name == "shared" else newest)
+            newest = name.endswith(f".{self.experience_index}")
+            parameter.requires_grad_(self.experience_index <= 0 if name == "shared" else newest)
+        self._with_prompt = self.columns.tolist()
 
     def grow_classes(self, num_classes: int) -> None:
         self.evidence.grow(num_classes)

@@ -213,6 +213,7 @@ class TCPAModel(PromptModel):
         self._known_moves: dict[int, _Moves] = {}  # by class group; what later calls need not count again
         self.steps: Tensor
         self.register_buffer("steps", torch.tensor(0))  # training steps, from which random choices are drawn
+        self._step = 0  # the same on the host
         # per role: one parameter per task, [blocks, entries, D] and [blocks, entries, length, D]
         self.keys: Any = nn.ModuleDict({role: nn.ParameterList() for role in ROLES})
         self.entries: Any = nn.ModuleDict({role: nn.ParameterList() for role in ROLES})
@@ -472,12 +473,13 @@ class TCPAModel(PromptModel):
         return token_choice(query, keys, top_k, ranked=ranks, loss=self.training)
 
     def _draw(self, name: str, number: int, shape: Sequence[int]) -> Tensor:
-        """Uniform numbers as a function of the seed and the training step."""
-        source = generator(self.seed, name, number, int(self.steps))
-        return torch.rand(*shape, generator=source).to(self.device)
+        """Uniform numbers as a function of the seed and the training step, drawn where they are needed."""
+        source = generator(self.seed, name, number, self._step, device=self.device)
+        return torch.rand(*shape, generator=source, device=self.device)
 
     def count_step(self, encoded: Encoded) -> None:
         self.steps += 1
+        self._step += 1
 
     # ------------------------------------------------------------------ experiences
 
@@ -505,9 +507,10 @@ class TCPAModel(PromptModel):
                 )
 
     def set_stage(self) -> None:
+        self._step = int(self.steps)
         if self.prompts == "shared":
             return
-        experience = max(int(self.experience), 0)
+        experience = max(self.experience_index, 0)
         for lists in (self.keys, self.entries):
             for role in ROLES:
                 for task, part in enumerate(lists[role]):

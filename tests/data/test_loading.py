@@ -1,12 +1,13 @@
 """Any batch of a run can be drawn again from the seed, the experience and the epoch alone."""
 
+import os
 import random
 
 import numpy as np
 import pytest
 import torch
 
-from clprompt.data.loading import fixed_batches, image_stream, subset, training_batches
+from clprompt.data.loading import Epochs, fixed_batches, image_stream, subset, training_batches
 
 
 class Noisy:
@@ -99,6 +100,29 @@ def test_an_epoch_entered_in_the_middle_is_the_rest_of_the_whole_one(skip):
 @pytest.mark.parametrize("skip", [0, 2])
 def test_loader_processes_change_nothing(skip):
     assert_equal(epoch(workers=2, skip=skip), epoch()[skip:])
+
+
+class Loaded(Plain):
+    """Items that tell which process made them."""
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 2, 2), os.getpid(), index
+
+
+def test_an_experience_keeps_its_loader_processes_over_its_epochs():
+    epochs = Epochs(Loaded(), seed=0, experience=0, batch_size=5, workers=1)
+    makers = [{int(pid) for batch in epochs.epoch(number) for pid in batch[1]} for number in range(2)]
+    assert makers[0] == makers[1]
+    assert os.getpid() not in makers[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_epochs_of_one_loader_are_those_of_loaders_of_their_own(workers):
+    epochs = Epochs(Noisy(), seed=3, experience=2, batch_size=5, workers=workers)
+    next(iter(epochs.epoch(0)))  # left early
+    for number, skip in ((0, 1), (1, 0)):
+        alone = epoch(seed=3, experience=2, epoch=number, skip=skip)
+        assert_equal(list(epochs.epoch(number, skip)), alone)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

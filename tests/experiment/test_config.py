@@ -230,7 +230,7 @@ WRONG_OVERRIDES = [
     ("seed=null", "seed must be int or list of int, got null"),
     (
         "precision=float16",
-        'precision must be one of "float32", "bf16", got "float16"; did you mean "float32"?',
+        'precision must be one of "float32", "bf16", "fp16", got "float16"; did you mean "float32"?',
     ),
     ("device=0", "device must be str, got 0"),
     ("device=''", "device must not be empty"),

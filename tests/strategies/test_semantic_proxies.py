@@ -252,9 +252,9 @@ def test_class_means_answer_between_experiences_and_proxies_within_one(both):
         model = copy.deepcopy(both)
         model.classifier = "proxies"
         by_proxies = model(images)
-        both.open.fill_(True)
+        both.is_open = True
         within = both(images)
-        both.open.fill_(False)
+        both.is_open = False
         embeddings = both.encode(images).features
     unit = torch.nn.functional.normalize(both.means, dim=1)
     torch.testing.assert_close(by_means, 32 * embeddings @ unit.T)

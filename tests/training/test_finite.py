@@ -223,6 +223,6 @@ def test_a_device_is_not_waited_for_until_the_flag_is_asked_for():
     for number, flag in enumerate(steps, start=1):
         watch.note(type("S", (), {"loss": flag, "features": flag})(), images, number, 1)
     assert not any(flag.read for flag in steps)
-    with pytest.raises(ProtocolError, match="at step 3"):
+    with pytest.raises(ProtocolError, match="at step 2"):
         watch.check()
     watch.check()  # told once

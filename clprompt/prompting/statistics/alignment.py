@@ -324,4 +324,4 @@ class AlignedHead(StatisticsHead):
 
     def solve(self, classes: ClassStatistics) -> LinearMap:
         """The aligned head, in float64."""
-        return LinearMap(self.weight.double(), self.bias.double())
+        return LinearMap(self.weight.to(classes.second), self.bias.to(classes.second))

@@ -124,6 +124,7 @@ class Statistics(Plugin):
         self.register_buffer("of_frozen", torch.tensor(features == "frozen"))
         # between an experience's begin and its end, when its samples are counted
         self.register_buffer("inside", torch.tensor(False))
+        self._is_inside = False
         # an experience ended without its samples
         self.register_buffer("uncounted", torch.tensor(False))
 
@@ -178,15 +179,16 @@ class Statistics(Plugin):
 
     def begin_experience(self, classes: Sequence[int]) -> None:
         self.inside.fill_(True)
+        self._is_inside = True
 
     def counts_now(self) -> bool:
-        return not bool(self.inside)
+        return not self._is_inside
 
     def received(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
         if targets.ndim == 2 and (self.task_adaptive or not self.head.takes_label_sets):
             what = "task_adaptive=true" if self.task_adaptive else f"statistics={self.form}"
             raise ProtocolError(f"{what} needs one label per image, got multi-hot targets")
-        if self.inside:
+        if self._is_inside:
             return
         if self.needs_experiences:
             raise ProtocolError("statistics needs begin_experience(classes) before it is trained")
@@ -194,13 +196,14 @@ class Statistics(Plugin):
 
     @torch.no_grad()
     def end_experience(self, samples: Samples | None) -> None:
-        if not self.inside:
+        if not self._is_inside:
             return
         if samples is None:
             self.uncounted.fill_(True)
         else:
             self._count(samples)
         self.inside.fill_(False)
+        self._is_inside = False
 
     def _count(self, samples: Samples) -> None:
         """Count the images of an experience, in eval mode, and let follow what follows from them."""
@@ -262,14 +265,14 @@ class Statistics(Plugin):
     # ------------------------------------------------------------------ predicting
 
     def route(self, frozen: Frozen) -> Tensor | None:
-        if self.router is None or self.inside or not self.router.classes.seen.any():
+        if self.router is None or self._is_inside or not self.router.classes.seen.any():
             return None
         features = frozen()
         return self.experiences.to(features.device)[self.router.classify(features).argmax(1)]
 
     def logits(self, features: Tensor, frozen: Frozen) -> Tensor | None:
         """Logits of the head on statistics; the trained one answers inside an experience, and before any."""
-        if self.inside:
+        if self._is_inside:
             return None
         if self.uncounted:
             raise ProtocolError(
@@ -305,6 +308,9 @@ class Statistics(Plugin):
         ]
 
     # ------------------------------------------------------------------ state
+
+    def follow(self) -> None:
+        self._is_inside = bool(self.inside)
 
     def grow_classes(self, num_classes: int) -> None:
         self.head.grow(num_classes)

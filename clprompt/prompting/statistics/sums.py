@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clprompt.errors import ConfigError, NotFiniteError, ProtocolError
-from clprompt.prompting.heads import grow_rows
+from clprompt.prompting.heads import count_in, grow_rows, home_of_float64
 
 T = TypeVar("T")
 Module = TypeVar("Module", bound=nn.Module)
@@ -20,8 +20,7 @@ def kept_exact(module: Module, fn: Callable[[Tensor], Tensor]) -> Module:
     for name, value in module._buffers.items():
         if value is not None:
             device = fn(torch.zeros((), dtype=torch.int64, device=value.device)).device
-            # mps has no float64
-            module._buffers[name] = value.to("cpu" if device.type == "mps" else device)
+            module._buffers[name] = value.to(home_of_float64(device))
     return module
 
 
@@ -69,6 +68,7 @@ class ClassStatistics(nn.Module):
         self.register_buffer("number", torch.tensor(0))
         self.register_buffer("total", torch.zeros(width, dtype=torch.float64))
         self._solved: dict[Hashable, Any] = {}  # follows from the buffers, so it is no state
+        self._kind: tuple[bool, bool] | None = (False, False)  # so does this, see _counted
 
     @property
     def num_classes(self) -> int:
@@ -83,7 +83,13 @@ class ClassStatistics(nn.Module):
     @property
     def has_label_sets(self) -> bool:
         """Whether samples came with multi-hot targets."""
-        return bool(self.number > 0)
+        return self._counted()[1]
+
+    def _counted(self) -> tuple[bool, bool]:
+        """Whether anything was counted, and from multi-hot targets; the buffers are asked once."""
+        if self._kind is None:
+            self._kind = bool(self.counts.any()), bool(self.number > 0)
+        return self._kind
 
     def grow(self, num_classes: int) -> None:
         """Have at least ``num_classes`` columns."""
@@ -103,15 +109,16 @@ class ClassStatistics(nn.Module):
                 all samples.
 
         Raises:
-            NotFiniteError: features that are not finite.
-            ProtocolError: features of another width, a class beyond the columns, or multi-hot targets after
-                labels or the other way round.
+            NotFiniteError: features that are not finite; they are not looked at on another device.
+            ProtocolError: features of another width, a class beyond the columns (likewise), or multi-hot
+                targets after labels or the other way round.
         """
         if features.shape[1] != self.width:
             raise ProtocolError(f"class statistics are of width {self.width}, got {features.shape[1]}")
         rows = features.detach().to(self.second.device, torch.float64)  # before anything is summed
-        targets = targets.to(self.second.device)
-        if not bool(rows.isfinite().all()):
+        targets = targets.to(self.second.device, non_blocking=True)
+        looks = rows.device.type == "cpu"  # elsewhere it would be waited for
+        if looks and not bool(rows.isfinite().all()):
             raise NotFiniteError("class statistics got features that are not finite")
         if not len(rows):
             return
@@ -134,6 +141,7 @@ class ClassStatistics(nn.Module):
         for name, value in other.named_buffers():
             getattr(self, name).add_(value)
         self._solved.clear()
+        self._kind = None
 
     @torch.no_grad()
     def replace(self, sums: Tensor, second: Tensor) -> None:
@@ -145,19 +153,23 @@ class ClassStatistics(nn.Module):
     def _add_labels(self, rows: Tensor, targets: Tensor) -> None:
         if self.has_label_sets:
             raise ProtocolError("class statistics were counted from multi-hot targets, got labels")
-        self._check_columns(int(targets.max()) + 1)
-        self.counts += torch.bincount(targets, minlength=self.num_classes)
+        if targets.device.type == "cpu":
+            self._check_columns(int(targets.max()) + 1)
+        count_in(self.counts, targets)
+        self._kind = (True, False)
         self.sums.index_add_(0, targets, rows)
 
     def _add_label_sets(self, rows: Tensor, targets: Tensor) -> None:
-        if not self.has_label_sets and bool(self.counts.any()):
+        if self._counted() == (True, False):
             raise ProtocolError("class statistics were counted from labels, got multi-hot targets")
         shown = targets > 0
-        self._check_columns(int(shown.any(0).nonzero().amax()) + 1 if bool(shown.any()) else 0)
+        if targets.device.type == "cpu":
+            self._check_columns(int(shown.any(0).nonzero().amax()) + 1 if bool(shown.any()) else 0)
         width = min(shown.shape[1], self.num_classes)
         self.counts[:width] += shown[:, :width].sum(0)
         self.sums[:width] += shown[:, :width].to(rows).T @ rows
         self.number += len(rows)
+        self._kind = (True, True)
         self.total += rows.sum(0)
 
     def _check_columns(self, needed: int) -> None:
@@ -206,6 +218,7 @@ class ClassStatistics(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
         self._solved.clear()
+        self._kind = None
         width = state_dict.get(f"{prefix}total")
         if width is not None and width.shape != self.total.shape:
             raise ProtocolError(

@@ -23,7 +23,7 @@ from clprompt.prompting.plugin import Samples
 from clprompt.prompting.text.names import ClassNames
 from clprompt.prompting.text.plugin import LiveText, TextPlugin
 from clprompt.prompting.text.sources import check_template, fill
-from clprompt.targets import checked_classes
+from clprompt.targets import as_index, checked_classes, classes_in
 
 Made = TypeVar("Made")
 #: Which text features classify, see :class:`TextModel`.
@@ -296,14 +296,17 @@ class TextModel(PromptModel):
         """
         if self.rows_from == "frozen":
             return []
-        if self.rows_from == "live":
-            allowed = self.seen if targets is None else self.training_mask(targets)
-            return (self.seen if allowed is None else allowed & self.seen).nonzero().flatten().tolist()
-        if bool(self.open):
-            return (self.current & self.seen).nonzero().flatten().tolist()
-        if targets is None:
-            return []
-        return sorted({int(c) for c in (targets if targets.ndim == 1 else targets.nonzero()[:, 1])})
+        seen, current = self.seen_classes, self.current_classes
+        if self.rows_from == "live" and (targets is None or self.mask in ("seen", "none")):
+            return sorted(seen)
+        if self.rows_from == "kept" and (self.is_open or targets is None):
+            return [c for c in current if c in seen] if self.is_open else []
+        assert targets is not None
+        shown = classes_in(self.on_host(targets))
+        if self.rows_from == "kept":
+            return shown
+        added = [] if targets.ndim == 2 and self.mask == "experience" else shown
+        return sorted({*(current if self.mask == "experience" else ()), *added} & seen)
 
     @torch.no_grad()
     def explain(self, images: Tensor, *, classes: Sequence[int] = ()) -> dict[str, Any]:
@@ -381,9 +384,9 @@ class TextModel(PromptModel):
         if classes:
             live, terms = self.trained_rows(classes, encoded)
             live = self._adapted(live)
-            rows = rows.to(live).index_copy(0, torch.tensor(classes, device=rows.device), live)
-            if self.rows_from == "kept" and not bool(self.open):
-                self.rows[classes] = live.detach().to(self.rows)
+            rows = rows.to(live).index_copy(0, as_index(classes, rows.device), live)
+            if self.rows_from == "kept" and not self.is_open:
+                self.rows.index_copy_(0, as_index(classes, rows.device), live.detach().to(self.rows))
         logits = self.similarity(encoded.features, rows)
         if classes:
             self._show_plugins(classes, live, encoded, logits, targets)
@@ -402,7 +405,7 @@ class TextModel(PromptModel):
             classes,
             rows.to(wide),
             encoded.features.to(wide),
-            logits[:, classes],
+            logits[:, as_index(classes, logits.device)],
             targets,
             batch.images,
             cache(lambda: self.features(batch.images, batch.cached).to(wide)),
@@ -420,13 +423,11 @@ class TextModel(PromptModel):
         return self._adapted(self.live_rows(names))
 
     def observe(self, targets: Tensor) -> bool:
-        before = self.seen.clone()
+        before = set(self.seen_classes)
         grew = super().observe(targets)
-        new = self.seen.clone()
-        new[: len(before)] &= ~before
-        added = new.nonzero().flatten().tolist()
+        added = sorted(self.seen_classes - before)
         self._check_named(added)
-        if added and (self.rows_from == "frozen" or not bool(self.open)):
+        if added and (self.rows_from == "frozen" or not self.is_open):
             self._store(added)
         return grew
 
@@ -436,7 +437,7 @@ class TextModel(PromptModel):
         super().begin_experience(classes, samples)
 
     def finish_experience(self) -> None:
-        classes = (self.current & self.seen).nonzero().flatten().tolist()
+        classes = [c for c in self.current_classes if c in self.seen_classes]
         if classes and self.rows_from != "frozen":
             self._store(classes)
 
@@ -478,4 +479,4 @@ class TextModel(PromptModel):
 
     def _with_live(self, classes: Sequence[int]) -> Tensor:
         live = self._adapted(self.live_class_rows(classes))
-        return self.rows.to(live).index_copy(0, torch.tensor(classes, device=live.device), live)
+        return self.rows.to(live).index_copy(0, as_index(classes, live.device), live)

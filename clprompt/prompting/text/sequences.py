@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clprompt.backbones.text import FrozenText
 from clprompt.errors import ConfigError
+from clprompt.targets import as_index
 
 
 class Frame(NamedTuple):
@@ -33,17 +34,19 @@ class Names(NamedTuple):
         ids: of name, tail and end token, padded behind it, int64 [C, S].
         stops: tokens of each name (and of its keywords), int64 [C].
         ends: column of each end token, int64 [C].
+        needed: columns up to the last end token.
     """
 
     ids: Tensor
     stops: Tensor
     ends: Tensor
+    needed: int
 
 
 def word_ids(text: FrozenText, words: str) -> Tensor:
     """Ids of words alone, without start and end token, int64 [n]."""
     tokens = text.tokens([words])
-    return tokens.ids[0, text.start_rows : int(tokens.ends[0])]
+    return tokens.ids[0, text.start_rows : tokens.longest - 1]
 
 
 def initial_ids(text: FrozenText, init: str | None, length: int | None) -> tuple[int, ...]:
@@ -74,7 +77,8 @@ def name_ids(text: FrozenText, names: Sequence[str], tail: str) -> Names:
     tokens = text.tokens([f"{name}{tail}" for name in names])
     stops = text.tokens(names).ends - text.start_rows
     ids = tokens.ids[:, text.start_rows :]
-    return Names(ids, torch.minimum(stops, tokens.ends - text.start_rows), tokens.ends - text.start_rows)
+    ends = tokens.ends - text.start_rows
+    return Names(ids, torch.minimum(stops, ends), ends, max(tokens.longest - text.start_rows, 0))
 
 
 def prefix(text: FrozenText, frame: Frame, context: Tensor, head: Tensor | None = None) -> Tensor:
@@ -89,7 +93,7 @@ def prefix(text: FrozenText, frame: Frame, context: Tensor, head: Tensor | None 
     context = context if context.ndim == 3 else context[None]
     start = text.embed(text.tokens([""]).ids[:, : text.start_rows])  # (1, 0 or 1, W)
     parts = [start] if head is None else [start, head[None]]
-    words = text.embed(torch.tensor(frame.words, dtype=torch.int64, device=start.device))[None]
+    words = text.embed(as_index(frame.words, start.device))[None]
     count = len(context)
     rows = [*parts, context[:, : frame.before], words]
     return torch.cat([part.to(context.dtype).expand(count, -1, -1) for part in rows], dim=1)
@@ -138,8 +142,9 @@ def features(
         deep: {block: [n, W]}, what replaces the first n rows behind the start token before that block.
     """
     in_front = prefix(text, frame, context, head)
-    behind, ends = own(text, names, context[..., frame.before :, :])
-    return text.prompted(in_front, behind, ends, deep)
+    after = context[..., frame.before :, :]
+    behind, ends = own(text, names, after)
+    return text.prompted(in_front, behind, ends, deep, names.needed + after.shape[-2])
 
 
 def check_fit(text: FrozenText, names: Sequence[str], tokens: Names, rows: int) -> None:

@@ -20,6 +20,7 @@ from clprompt.prompting.text.sources import (
     rows_one_by_one,
     tell_of_strangers,
 )
+from clprompt.targets import as_index
 
 LACKING = "learns no texts that could be anchored"
 
@@ -104,6 +105,6 @@ def divergence(predicted: Tensor, target: Tensor) -> Tensor:
 
 def of_labels(live: LiveText) -> tuple[Tensor, Tensor]:
     """For each image the place of its label among the live classes, [B], and whether it is there, [B]."""
-    classes = torch.tensor(live.classes, device=live.targets.device)
+    classes = as_index(live.classes, live.targets.device)
     place = torch.searchsorted(classes, live.targets).clamp(max=len(classes) - 1)
     return place, classes[place] == live.targets

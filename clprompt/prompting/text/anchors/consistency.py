@@ -61,10 +61,15 @@ class Consistency(AdaptedAnchor):
         self.image_weight = image_weight
         self.steps: Tensor
         self.register_buffer("steps", torch.tensor(0))
+        self._step = 0  # the same on the host
+
+    def follow(self) -> None:
+        self._step = int(self.steps)
 
     def text_terms(self, live: LiveText) -> Mapping[str, Tensor]:
-        drawn = generator(self.model.seed, self.name, int(self.steps))
+        drawn = generator(self.model.seed, self.name, self._step)
         self.steps += 1
+        self._step += 1
         texts = self.other_texts(live.classes, drawn).to(live.rows)
         terms = {"text": (self.text_weight, 1 - (live.rows * texts).sum(1).mean())}
         if self.image_weight:  # a pass of the tower
@@ -104,7 +109,7 @@ def second_view(images: Tensor, drawn: torch.Generator) -> Tensor:
         torch.stack([scale, zero, (1 - side) * (2 * across - 1)], dim=1),
         torch.stack([zero, side, (1 - side) * (2 * down - 1)], dim=1),
     ]
-    moved = torch.stack(rows, dim=1).to(images.device)  # (B, 2, 3)
+    moved = torch.stack(rows, dim=1).to(images.device, non_blocking=True)  # (B, 2, 3)
     grid = F.affine_grid(moved, list(images.shape), align_corners=False)
     view = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
     return view.to(images.dtype)

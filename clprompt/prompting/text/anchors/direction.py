@@ -61,6 +61,7 @@ class Direction(Anchor):
     def attach(self, model: PromptModel) -> None:
         super().attach(model)
         self.register_buffer("means", torch.zeros(0, model.feature_width))
+        self._shown: set[int] = set()  # classes with a mean, on the host
 
     def grow_classes(self, num_classes: int) -> None:
         missing = max(0, num_classes - len(self.means))
@@ -68,6 +69,9 @@ class Direction(Anchor):
 
     def resize_to(self, state: Mapping[str, Tensor]) -> None:
         self.grow_classes(len(state["means"]))
+
+    def follow(self) -> None:
+        self._shown = set(self.means.any(1).nonzero().flatten().tolist())
 
     @torch.no_grad()
     def look(self, samples: Samples | None) -> None:
@@ -94,9 +98,10 @@ class Direction(Anchor):
         count = hot.sum(0)
         means = (hot.T @ torch.cat(parts)) / count.clamp(min=1)[:, None]
         self.means[count > 0] = means[count > 0]
+        self.follow()
 
     def text_terms(self, live: LiveText) -> Mapping[str, Tensor]:
-        if not bool(self.means[live.classes].any()):
+        if self._shown.isdisjoint(live.classes):
             raise ProtocolError(f"anchor={self.name} has no class means: no experience showed these classes")
         means = self.means[live.targets].to(live.features)  # (B, E)
         is_known = means.any(1)
