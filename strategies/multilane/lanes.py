@@ -25,20 +25,24 @@ from clprompt.backbones.attention import (
     split_heads,
 )
 
-#: A matrix product of so few rows costs nearly as much as one of twice as many.
-_FEW_ROWS = 40
+#: Rows (lanes x images) of a group up to which a lane costs clearly less in a group of twice as many.
+_FEW_ROWS = 80
 
 
 def lane_groups(lanes: Iterable[int], count: int, size: int, batch: int) -> list[list[int]]:
     """The groups in which lanes are evaluated; one that is not full repeats the last lane.
 
     Where groups begin depends neither on how many lanes there are nor on which are asked for: all matrix
-    products have the same shape whenever a lane is computed, and it the same bits.
+    products have the same shape whenever a lane is computed, and it the same bits. It does depend on the
+    batch, as the shape of the products does anyway.
+
+    Where ``size * batch`` is at most 80, groups hold ``2 * size`` lanes from the third on. The first two stay
+    small, since whoever has few lanes pays for a whole group.
 
     Args:
         lanes: those asked for.
         count: all there are.
-        size: lanes in a group; twice as many from the third group on where a batch is small.
+        size: lanes in a group.
         batch: images at once.
     """
     wanted = set(lanes)

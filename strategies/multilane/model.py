@@ -77,8 +77,9 @@ class MultiLaneModel(PromptModel):
         init: "orthogonal" or "uniform" (between -1 and 1) for selectors and prompts of the first task; later
             tasks start from the previous one.
         tasks: how many tasks are expected; only the scale of orthogonal prompts depends on it.
-        lane_chunk: lanes that evaluation computes at once, twice as many of later lanes in small batches;
-            groups are always filled up, so that a lane's logits have the same bits among however many lanes.
+        lane_chunk: lanes that evaluation computes at once, twice as many from the third group on where lanes
+            and batch make 80 rows or fewer; groups are always filled up, so that a lane's logits have the
+            same bits among however many lanes.
         keep_logits: let an evaluator keep the logits of old lanes between evaluations; exact.
     """
 

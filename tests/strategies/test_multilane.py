@@ -16,7 +16,7 @@ from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.losses import classification_loss
 from clprompt.seeding import preserved_rng
 from clprompt.strategies.multilane import MultiLaneModel
-from clprompt.strategies.multilane.lanes import merge_tokens
+from clprompt.strategies.multilane.lanes import lane_groups, merge_tokens
 from clprompt.testing.bench import tiny_vit
 from clprompt.training import optim
 
@@ -307,6 +307,18 @@ def test_token_merging_halves_until_few_enough_and_keeps_the_class_token():
 
 
 # ---------------------------------------------------------------------------------- evaluation that remembers
+
+
+@pytest.mark.parametrize(
+    ("batch", "begins"),
+    [(16, [0, 5, 10, 20, 30]), (17, [0, 5, 10, 15, 20, 25, 30])],
+    ids=["80 rows", "more rows"],
+)
+def test_groups_of_lanes_are_twice_as_large_from_the_third_on_where_they_have_few_rows(batch, begins):
+    groups = lane_groups(range(31), 31, 5, batch)
+    assert [group[0] for group in groups] == begins
+    assert {len(group) for group in groups[2:]} == {10 if batch == 16 else 5}
+    assert lane_groups([3, 30], 31, 5, batch) == [groups[0], groups[-1]]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
