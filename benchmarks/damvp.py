@@ -152,7 +152,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "clustering_seconds": {"median": median, "low": low, "high": high},
         "bytes_per_prompt": told["bytes_per_prompt"],
         "prompts": told["prompts"],
-        "milliseconds_per_step": 1000 * statistics.median(times["step"]),
+        "milliseconds_per_step": 1000 * statistics.median(times["step"].busy),
     }
 
 

@@ -111,7 +111,7 @@ def measure(
         torch.cuda.reset_peak_memory_stats()
         step()
         peak = round(torch.cuda.max_memory_allocated() / 2**20)
-    seconds = statistics.median(times["step"])
+    seconds = statistics.median(times["step"].wall)
     return {
         "batch": batch,
         "step_ms": round(1000 * seconds, 2),
@@ -119,7 +119,7 @@ def measure(
         "step_to_floor": {
             key: round(value, 3) for key, value in ratio(times["step"], times["floor"]).items()
         },
-        "evaluation_images_per_second": round(len(seen) / statistics.median(times["evaluation"]), 1),
+        "evaluation_images_per_second": round(len(seen) / statistics.median(times["evaluation"].wall), 1),
         "pairs": pairs,
         "peak_mib": peak,
     }

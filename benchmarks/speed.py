@@ -1,12 +1,18 @@
 """How far each method runs from the floor, in one process, in interleaved pairs.
 
 The floor of a training step is what the bare timm model costs: a forward without gradient for the query (if
-the method needs one), a forward, and a backward down to the tokens that enter the first prompted block. The
-naive formulation is what published implementations do: a separate full query pass, explicit softmax
-attention, every row of the last block, and weight gradients of the frozen backbone that are thrown away.
+the method needs one), a forward, and a backward down to the tokens that enter the first prompted block. Where
+no gradient enters the backbone it is one forward without gradient. The naive formulation is a separate full
+query pass, explicit softmax attention, every row of the last block, and weight gradients of the frozen
+backbone that are thrown away; of the released codes only CODA-Prompt's and TCPA's compute those (how far the
+released codes are: benchmarks.peers).
+
+Times are those of the processor, which other processes disturb less than the clock; on a GPU those of the
+clock. FILE has both.
 
 python -m benchmarks.speed [--model vit_small_patch16_224] [--batch 16] [--dtype float32|bfloat16]
-                           [--device cpu|cuda] [--pairs 9] [--methods l2p,dualprompt] [--out FILE]
+                           [--device cpu|cuda] [--threads 1] [--pairs 9] [--methods l2p,dualprompt]
+                           [--out FILE]
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,9 +81,12 @@ def naive(backbone: FrozenViT) -> Iterator[None]:
 
 
 def floor_step(vit: Any, images: Tensor, first: int, query: bool, precision: str) -> None:
-    """The bare timm model: query forward, forward, backward to the tokens that enter block ``first``."""
+    """The bare timm model: query forward, forward, backward to the tokens that enter block ``first``.
+
+    Without a block to go back to there is one forward, which whoever reads features needs.
+    """
     with autocast(images.device, precision):
-        if query:
+        if query or first >= len(vit.blocks):
             with torch.no_grad():
                 vit.forward_head(vit.forward_features(images), pre_logits=True)
         if first >= len(vit.blocks):
@@ -94,32 +103,54 @@ def floor_step(vit: Any, images: Tensor, first: int, query: bool, precision: str
     loss.backward()
 
 
-def interleaved(pairs: int, device: torch.device, **runs: Callable[[], object]) -> dict[str, list[float]]:
+class Seconds(NamedTuple):
+    """How long something took, time after time.
+
+    Attributes:
+        busy: of the processor, all threads together; on a GPU, on which it waits, as ``wall``.
+        wall: of the clock.
+    """
+
+    busy: list[float]
+    wall: list[float]
+
+
+def interleaved(pairs: int, device: torch.device, **runs: Callable[[], object]) -> dict[str, Seconds]:
     """Seconds of each callable, taken in turn ``pairs`` times after one warm-up round."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds = {name: Seconds([], []) for name in runs}
     for number in range(pairs + 1):
         for name, call in runs.items():
             _wait(device)
-            start = time.perf_counter()
+            wall, busy = time.perf_counter(), time.process_time()
             call()
             _wait(device)
+            busy, wall = time.process_time() - busy, time.perf_counter() - wall
             if number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].busy.append(busy if device.type == "cpu" else wall)
+                seconds[name].wall.append(wall)
     return seconds
 
 
-def ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    """Median of the pairwise ratios with the quartiles as the spread."""
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-    return {"median": median, "low": low, "high": high}
+def ratio(above: Seconds, below: Seconds) -> dict[str, float]:
+    """Median of the pairwise ratios with the quartiles as the spread, and the same of the clock."""
+    spread = {}
+    for key, over, under in (("", above.busy, below.busy), ("wall_", above.wall, below.wall)):
+        ratios = [a / b for a, b in zip(over, under, strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+        spread |= {f"{key}median": median, f"{key}low": low, f"{key}high": high}
+    return spread
+
+
+def shown(spread: dict[str, float]) -> str:
+    """A ratio as tables have it: median (quartiles)."""
+    return f"{spread['median']:.2f} ({spread['low']:.2f}-{spread['high']:.2f})"
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The metrics of one method."""
     device = torch.device(options.device)
     precision = "bf16" if options.dtype == "bfloat16" else "float32"
-    backbone = make_backbone(name, options).to(device)
+    backbone = FrozenViT(options.model).to(device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(options.batch, backbone.in_chans, *backbone.image_size, generator=generator)
     targets = torch.arange(options.batch) % CLASSES
@@ -173,7 +204,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "kept_step_to_step": ratio(times["kept"], times["step"]),
         "cached_eval_to_eval": ratio(times["cached"], times["evaluation"]),
         "avalanche_overhead": avalanche_overhead(name, options, device),
-        "milliseconds_per_step": 1000 * statistics.median(times["step"]),
+        "milliseconds_per_step": 1000 * statistics.median(times["step"].busy),
     }
 
 
@@ -184,7 +215,7 @@ def avalanche_overhead(name: str, options: argparse.Namespace, device: torch.dev
 
     from clprompt.avalanche.strategy import PromptStrategy
 
-    backbone = make_backbone(name, options).to(device)
+    backbone = FrozenViT(options.model).to(device)
     count = 3 * options.batch
     images = torch.randn(count, backbone.in_chans, *backbone.image_size)
     labels = torch.arange(count) % CLASSES
@@ -220,9 +251,11 @@ def avalanche_overhead(name: str, options: argparse.Namespace, device: torch.dev
     return ratio(times["a"], times["e"])
 
 
-def make_backbone(name: str, options: argparse.Namespace) -> FrozenViT:
-    """The backbone asked for; for a method that needs text the embedded one that has a text tower."""
-    return FrozenViT("clip_letters" if registry.strategies.get(name).target.needs_text else options.model)
+def no_floor(name: str) -> str | None:
+    """Why a step of this method has no floor here; None where it has one."""
+    if registry.strategies.get(name).target.needs_text:
+        return "its step runs a text tower, which timm's model has not; benchmarks.clip measures coop's"
+    return None
 
 
 def make_model(name: str, backbone: FrozenViT, device: torch.device) -> PromptModel:
@@ -244,12 +277,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument(
-        "--methods", help="comma-separated; all that train or predict without old data by default"
-    )
+    parser.add_argument("--methods", help="comma-separated; by default all that have a floor")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     names = options.methods.split(",") if options.methods else registry.strategies.names()
     print(f"{options.model}, batch {options.batch}, {options.dtype}, {options.device}, ", end="")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; median (quartiles)\n")
@@ -258,12 +291,17 @@ def main() -> None:
     print("|---|---|" + "---|" * len(keys))
     print("| target | | " + " | ".join(TARGETS.values()) + " |")
     results = {}
+    without = {}
     for name in names:
+        reason = no_floor(name)
+        if reason is not None:
+            without[name] = reason
+            continue
         metrics = results[name] = measure(name, options)
-        cells = [
-            f"{metrics[k]['median']:.2f} ({metrics[k]['low']:.2f}-{metrics[k]['high']:.2f})" for k in keys
-        ]
+        cells = [shown(metrics[k]) for k in keys]
         print(f"| {name} | {metrics['milliseconds_per_step']:.0f} | {' | '.join(cells)} |", flush=True)
+    for name, reason in without.items():
+        print(f"{name} is left out: {reason}")
     if options.out:
         flat = {n: {k: f[k]["median"] for k in keys} | {"spread": f} for n, f in results.items()}
         options.out.write_text(json.dumps(flat, indent=2) + "\n")

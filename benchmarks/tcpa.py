@@ -84,7 +84,7 @@ def times(
             "tcpa_to_vpt": ratio(seconds["tcpa"], seconds["vpt"]),
             "tcpa_to_floor": ratio(seconds["tcpa"], seconds["floor"]),
             "vpt_to_floor": ratio(seconds["vpt"], seconds["floor"]),
-            "floor_milliseconds": 1000 * statistics.median(seconds["floor"]),
+            "floor_milliseconds": 1000 * statistics.median(seconds["floor"].busy),
         }
     return found
 
