@@ -181,7 +181,11 @@ class PromptCAMModel(PromptModel):
         if self.sees_all:
             return Encoded(query, details=self._scores(x, experiences))
         # one by one: a pass of another size would round otherwise, and old scores shall keep their bits
-        parts = [self._scores(x, experiences[e : e + 1]) for e in experiences]
+        kept: Cache = {} if cached is None or self.training else cached
+        parts = [kept[key] if (key := f"scores {e}") in kept else self._scores(x, [e]) for e in experiences]
+        for e, part in enumerate(parts):
+            if not self.prompts[e].requires_grad:  # frozen, as all but those of the newest experience
+                kept[f"scores {e}"] = part
         return Encoded(query, details=torch.cat(parts, dim=1))
 
     def _entering_last(self, stem: Tensor) -> Tensor:

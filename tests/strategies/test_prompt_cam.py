@@ -94,6 +94,21 @@ def test_shared_prompts_are_trained_in_the_first_experience_alone() -> None:
     assert not model.shared.requires_grad
 
 
+def test_an_evaluation_keeps_the_scores_of_frozen_experiences_and_computes_the_newest(
+    trained: dict[str, PromptCAMModel],
+) -> None:
+    model, cache = copy.deepcopy(trained["shared"]), {}
+    with torch.no_grad():
+        before = model(images(), cache)
+        assert torch.equal(model(images(), cache), before)
+        assert {name for name in cache if name.startswith("scores")} == {"scores 0"}
+        model.prompts[1].mul_(2)  # the newest experience goes on learning
+        model.prompts[0].mul_(2)  # nothing does this: read from what is kept
+        moved = model.encode(images(), cache).details != trained["shared"].encode(images()).details
+    assert moved[:, 2:].all()
+    assert not moved[:, :2].any()
+
+
 def test_scores_in_training_are_those_of_evaluation(trained: dict[str, PromptCAMModel]) -> None:
     model = copy.deepcopy(trained["own"])
     learned = model.encode(images()).details
