@@ -97,8 +97,8 @@ def step(device: str, name: str, batch: int, pairs: int, classes: int = 100) -> 
         """The same loss on features that are there already."""
 
         def encode(self, images, cached=None):
-            distance, chosen, mass = self.select(query)
-            return Encoded(ready, details=Choice(chosen, distance, mass))
+            distance, chosen, _ = self.select(query)
+            return Encoded(ready, details=Choice(chosen, distance))
 
     own = copy.copy(model)
     own.__class__ = Ready

@@ -45,6 +45,10 @@ class ProtocolError(ClpromptError, RuntimeError):
     """A model used in the wrong order: a label that was never observed, `begin_experience` left out."""
 
 
+class ProcessError(ClpromptError, RuntimeError):
+    """Another process of the same run has ended, or does not answer."""
+
+
 class NotFiniteError(ProtocolError):
     """Numbers that are not finite reached something that counts them."""
 

@@ -29,12 +29,10 @@ class Choice(NamedTuple):
     Attributes:
         slots: the chosen one of each image, [B].
         distance: of every query to every key, [B, K].
-        mass: of every slot, [K].
     """
 
     slots: Tensor
     distance: Tensor
-    mass: Tensor
 
 
 @strategies.register(
@@ -210,19 +208,22 @@ class MVPModel(PromptModel):
 
         A slot's mass is how often it was chosen so far, plus one; the choice is by distance times mass.
         """
-        distance = 1 - cosine(query, self.keys)
-        mass = self.counts + 1 if self.contrastive else torch.ones_like(self.counts)
+        distance, mass = 1 - cosine(query, self.keys), self.mass()
         weighted = self.training or self.weighted_inference
         scores = distance.detach() * mass if weighted else distance.detach()
         return distance, scores.argmin(1), mass
 
+    def mass(self) -> Tensor:
+        """How often each slot was chosen so far, plus one, [K]: a choice is by distance times mass."""
+        return self.counts + 1 if self.contrastive else torch.ones_like(self.counts)
+
     def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
         """The prompted features [B, D], and the choice; terms need labels and are made in :meth:`losses`."""
         stem, query = self._query(images, cached)
-        distance, slots, mass = self.select(query)
+        distance, slots, _ = self.select(query)
         prompts = self._prompts(self.e_prompts[slots], slots[:, None])
         feature = self.backbone.prompted(stem, prompts, start=self.first_block)
-        return Encoded(feature, details=Choice(slots, distance, mass))
+        return Encoded(feature, details=Choice(slots, distance))
 
     def classify(self, encoded: Encoded) -> Tensor:
         """The head's logits [B, C] times the factors of the chosen slots, which belong to it."""
@@ -296,7 +297,7 @@ class MVPModel(PromptModel):
                 weights = self.focal_weights(feature.detach(), competing, factors.detach(), targets)
                 together = self.focal_weighting == "batch"
                 cross_entropy = losses.mean() * weights.mean() if together else (losses * weights).mean()
-            keys = self.key_loss(choice.distance, choice.slots, choice.mass)
+            keys = self.key_loss(choice.distance, choice.slots, self.mass())
         return logits, {"cross_entropy": cross_entropy, "keys": self.contrastive_weight * keys}
 
     def count_step(self, encoded: Encoded) -> None:

@@ -42,6 +42,7 @@ from clprompt.training.finite import FiniteWatch, check_logits, check_state
 from clprompt.training.kept import CleanQueries, Keeping, check_clean_query, is_random, keeping
 from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.precision import autocast, gradient_scaler
+from clprompt.training.processes import refuse_several
 from clprompt.training.settings import Training, takes_training
 from clprompt.training.steps import begin, receive, train_step_loss
 
@@ -102,6 +103,7 @@ class PromptStrategy(SupervisedTemplate):
         if isinstance(fields.get("optimizer"), torch.optim.Optimizer):
             kind = type(fields["optimizer"]).__name__
             raise ConfigError(f"optimizer must be a name, as {_COMING_AND_GOING}; got {kind}")
+        refuse_several("an Avalanche strategy")
         settings = replace(training or Training(), **fields)
         self.training_settings = settings
         self.seed = seed

@@ -15,6 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,16 @@ import click
 from clprompt.cli import commands
 from clprompt.cli.screen import data, hint, show
 from clprompt.errors import ClpromptError, ConfigError, DataError, Interrupted, RunFolderError, RunsFailed
+from clprompt.system import launched
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 KINDS = ("strategies", "scenarios", "datasets", "configs", "studies", "backbones")
 SECTIONS = ("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory")
+
+#: Commands that torchrun may start.
+_IN_SEVERAL = ("run", "resume")
 
 _imported: list[str] = []  # by --import: a resume line has to repeat them
 
@@ -57,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show(stop.finished)
         words = [word for module in _imported for word in ("--import", module)]
         again = stop.again or ["clprompt", "resume", *map(str, stop.folders)]
-        line = shlex.join([*again[:2], *words, *again[2:]])
+        line = launched.command() + shlex.join([*again[:2], *words, *again[2:]])
         resumable = stop.again or stop.folders
-        hint(f"interrupted; continue with: {line}" if resumable else "interrupted")
+        if launched.rank() == 0:
+            hint(f"interrupted; continue with: {line}" if resumable else "interrupted")
         return 128 + stop.signal
     except click.Abort:
         print("interrupted", file=sys.stderr)
@@ -90,6 +96,8 @@ _show_warning = warnings.showwarning
 
 def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """What a user should read about the data is one line; other warnings look as Python shows them."""
+    if launched.rank():  # the first process says the same
+        return
     if category.__name__ == "DataWarning":  # by name: the class's module loads torch
         hint(f"clprompt: note: {' '.join(str(message).split())}")
     else:
@@ -99,7 +107,9 @@ def _note(message: Warning | str, category: type[Warning], *where: Any, **more: 
 def _mistake(error: Exception, text: str) -> int:
     if os.environ.get("CLPROMPT_DEBUG", "") not in ("", "0"):
         traceback.print_exception(error)
-    hint(f"clprompt: error: {' '.join(text.split()) or type(error).__name__}")
+    if launched.is_first_to_tell():
+        hint(f"clprompt: error: {' '.join(text.split()) or type(error).__name__}")
+    launched.stay_for_others()
     return 2
 
 
@@ -199,6 +209,11 @@ def group(context: click.Context) -> None:
     """Prompt-based, rehearsal-free continual learning over frozen vision transformers."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+    elif launched.processes() > 1 and context.invoked_subcommand not in _IN_SEVERAL:
+        raise ConfigError(
+            f"clprompt {context.invoked_subcommand} runs in one process, not in several (torchrun); "
+            f"{' and '.join(_IN_SEVERAL)} do"
+        )
 
 
 @group.command()
@@ -214,13 +229,23 @@ def run(config: str, overrides: tuple[str, ...]) -> None:
     """
     from clprompt.experiment import config as configs
 
-    resolved = configs.load(config, overrides)
-    from clprompt.experiment import run as experiment
-    from clprompt.system import progress  # after the cheap mistakes are told
+    with _together():
+        resolved = configs.load(config, overrides)
+        from clprompt.experiment import run as experiment
+        from clprompt.system import progress  # after the cheap mistakes are told
 
-    with progress.create() as bar:
-        results = experiment.run(resolved, progress=bar)
+        with progress.create() as bar:
+            results = experiment.run(resolved, progress=bar)
     _show(results)
+
+
+def _together() -> AbstractContextManager[Any]:
+    """Meet the other processes that torchrun started, if any, so that a mistake is told once."""
+    if launched.processes() == 1:
+        return nullcontext()
+    from clprompt.training.processes import together
+
+    return together()
 
 
 @group.command(short_help="Continue interrupted runs from their checkpoints.")
@@ -241,15 +266,16 @@ def resume(runs: tuple[str, ...]) -> None:
 
     results: list[Any] = []
     failures: dict[Path, ClpromptError] = {}
-    with progress.create() as bar:
+    with _together(), progress.create() as bar:
         for position, folder in enumerate(folders):
             try:
-                results.append(experiment.resume(folder, progress=bar))
+                result = experiment.resume(folder, progress=bar)
+                results += [] if result is None else [result]
             except Interrupted as stop:
                 left = [*failures, *stop.folders, *folders[position + 1 :]]
                 raise Interrupted(stop.signal, dict.fromkeys(left), results) from None
             except ClpromptError as error:
-                if len(folders) == 1:
+                if len(folders) == 1 or launched.processes() > 1:
                     raise
                 failures[folder] = error
     if failures:
@@ -267,6 +293,9 @@ def resume(runs: tuple[str, ...]) -> None:
 @click.option("--again", is_flag=True, help="Run again, from the start, what has another configuration now.")
 @click.option("--dry-run", is_flag=True, help="Print one command for each run that is left, and run nothing.")
 @click.option("--launcher", default="local", show_default=True, help="local, or ray (extra clprompt[ray]).")
+@click.option(
+    "--gpus-per-run", metavar="SHARE", type=float, help="With ray: what a run gets, 0 to 1.  [default: 1]"
+)
 @_import_option
 def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
     """Run a grid of strategies, scenarios and seeds, or several configurations as they are; each run has a

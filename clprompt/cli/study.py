@@ -23,6 +23,7 @@ def run(
     again: bool,
     dry_run: bool,
     launcher: str,
+    gpus_per_run: float | None,
 ) -> None:
     """Run a study, or print its commands; see `clprompt study --help`.
 
@@ -35,7 +36,7 @@ def run(
     part = studies.chosen_runs(whole, only, scenario, seed)
     from clprompt.experiment import launch, study_runs  # after the cheap mistakes are told
 
-    launcher_of_runs = launch.launcher(launcher, jobs)
+    launcher_of_runs = launch.launcher(launcher, jobs, gpus_per_run)
     for note in whole.notes:
         hint(note)
     state = study_runs.survey(part, again=again)
@@ -52,7 +53,11 @@ def run(
     try:
         failed = study_runs.execute(state.waiting, launcher_of_runs, imports, hint)
     except Interrupted as stop:
-        options: dict[str, Any] = {"--jobs": jobs, "--launcher": None if launcher == "local" else launcher}
+        options: dict[str, Any] = {
+            "--jobs": jobs,
+            "--launcher": None if launcher == "local" else launcher,
+            "--gpus-per-run": gpus_per_run,
+        }
         words = [word for key, value in options.items() if value is not None for word in (key, str(value))]
         words += [word for label in only for word in ("--only", label)]
         words += [word for label in scenario for word in ("--scenario", label)]

@@ -104,6 +104,12 @@ def epoch_order(count: int, seed: int, experience: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, "order", experience, epoch))
 
 
+def rows_of(count: int, part: int, parts: int) -> slice:
+    """The rows of a batch of ``count`` that belong to one of so many parts; the first where it gets none."""
+    start, stop = count * part // parts, count * (part + 1) // parts
+    return slice(start, stop) if stop > start else slice(0, 1)
+
+
 class Epochs:
     """The batches of an experience, epoch by epoch, from loader processes that live as long as this does.
 
@@ -116,6 +122,7 @@ class Epochs:
         shuffle: see :func:`training_batches`.
         drop_last: see :func:`training_batches`.
         pin_memory: see :func:`training_batches`.
+        part: see :func:`training_batches`.
         is_lasting: False where there is one epoch.
     """
 
@@ -130,6 +137,7 @@ class Epochs:
         shuffle: bool = True,
         drop_last: bool = False,
         pin_memory: bool = False,
+        part: tuple[int, int] = (0, 1),
         is_lasting: bool = True,
     ) -> None:
         self.seed = seed
@@ -137,6 +145,7 @@ class Epochs:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.part = part
         self.count = len(dataset)
         self._planned = _Planned()
         self._loader = _loader(
@@ -157,7 +166,7 @@ class Epochs:
         batches = [order[i : i + size] for i in range(0, count, size)]
         if self.drop_last and batches and len(batches[-1]) < size:
             batches.pop()
-        self._planned.plan(epoch, batches[skip:])
+        self._planned.plan(epoch, [batch[rows_of(len(batch), *self.part)] for batch in batches[skip:]])
         return self._loader
 
 
@@ -173,6 +182,7 @@ def training_batches(
     shuffle: bool = True,
     drop_last: bool = False,
     pin_memory: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> DataLoader:
     """The shuffled batches of one epoch of one experience.
 
@@ -187,6 +197,7 @@ def training_batches(
         shuffle: False for data that comes in its final order.
         drop_last: leave out a last batch that is smaller.
         pin_memory: lay batches where a GPU fetches them from.
+        part: (number, of how many): load that part of every batch alone, :func:`rows_of` it.
 
     Yields:
         (images [B, 3, H, W], targets [B] or [B, C], and whatever else the data set's items hold).
@@ -200,6 +211,7 @@ def training_batches(
         shuffle=shuffle,
         drop_last=drop_last,
         pin_memory=pin_memory,
+        part=part,
         is_lasting=False,
     )
     return epochs.epoch(epoch, skip)

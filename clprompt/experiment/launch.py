@@ -165,19 +165,28 @@ class Ray:
     Args:
         jobs: cores of the cluster are shared out as if so many runs were to go on at a time on each machine
             like this one; None for one core each.
+        gpus_per_run: share of a GPU that a run gets, so that 0.25 has four runs share one; None for a whole
+            one where the cluster has any.
         address: of the cluster, or "local"; None for RAY_ADDRESS, else a cluster of this machine alone.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: Ray is not installed, or a share that no run can use.
     """
 
-    def __init__(self, jobs: int | None = None, address: str | None = None) -> None:
+    def __init__(
+        self, jobs: int | None = None, gpus_per_run: float | None = None, address: str | None = None
+    ) -> None:
+        if gpus_per_run is not None and not 0 <= gpus_per_run <= 1:
+            raise ConfigError(
+                f"--gpus-per-run must be from 0 to 1, as a run of a study has one process: {gpus_per_run:g}"
+            )
         try:
             import ray
         except ImportError:
             raise ConfigError("--launcher ray needs Ray: pip install 'clprompt[ray]'") from None
         self._ray: Any = ray
         self.threads = max(1, cores() // (jobs or cores()))
+        self._gpus_per_run = gpus_per_run
         self._address = address
 
     def __call__(
@@ -188,7 +197,9 @@ class Ray:
         started = not ray.is_initialized()
         if started:
             ray.init(address=self._address, log_to_driver=False, include_dashboard=False)
-        gpu = 1 if ray.cluster_resources().get("GPU") else 0
+        gpu = self._gpus_per_run
+        if gpu is None:
+            gpu = 1 if ray.cluster_resources().get("GPU") else 0
         task = ray.remote(num_cpus=self.threads, num_gpus=gpu, max_retries=0)(execute)
         try:
             running = {
@@ -217,12 +228,14 @@ class Ray:
             return Outcome("failed", " ".join(str(error).split())[:200])
 
 
-def launcher(name: str, jobs: int | None) -> Launcher:
+def launcher(name: str, jobs: int | None, gpus_per_run: float | None = None) -> Launcher:
     """The launcher of a name, local or ray."""
     launchers: Mapping[str, Callable[[], Launcher]] = {
         "local": lambda: Local(jobs or 1),
-        "ray": lambda: Ray(jobs),
+        "ray": lambda: Ray(jobs, gpus_per_run),
     }
     if name not in launchers:
         raise ConfigError(f"--launcher must be one of {', '.join(launchers)}, got {name}")
+    if gpus_per_run is not None and name != "ray":
+        raise ConfigError(f"--gpus-per-run needs --launcher ray, got --launcher {name}")
     return launchers[name]()

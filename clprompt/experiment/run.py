@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,9 @@ from clprompt.data.dataset import datasets_for
 from clprompt.errors import (
     CheckpointError,
     ClpromptError,
+    ConfigError,
     Interrupted,
+    ProcessError,
     RunFolderError,
     RunsFailed,
 )
@@ -27,9 +31,9 @@ from clprompt.experiment.build import Builder, Parts
 from clprompt.experiment.config import Config
 from clprompt.metrics import measure
 from clprompt.reporting import predictions, stream_map
-from clprompt.seeding import derive, preserved_rng, set_rng_state
+from clprompt.seeding import derive, preserved_rng, rng_state, set_rng_state
 from clprompt.system import checkpoint as state
-from clprompt.system import overlay
+from clprompt.system import launched, overlay
 from clprompt.system.documents import write_json
 from clprompt.system.files import FolderLock
 from clprompt.system.progress import Stopwatch
@@ -38,6 +42,7 @@ from clprompt.tracking.records import RECORDS, read_records
 from clprompt.tracking.tracker import RunTracker
 from clprompt.training.engine import Engine, Listener, ProgressLike
 from clprompt.training.evaluation import evaluator_for
+from clprompt.training.processes import Processes, check_several, together
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,9 @@ class Result:
 def run(config: Config | Mapping[str, Any], *, progress: ProgressLike | None = None) -> list[Result]:
     """Run every seed and every compared strategy of a configuration, each in a run folder of its own.
 
+    Of several processes that torchrun started the first writes the folders and gets the results; the others
+    get none.
+
     Args:
         config: a checked configuration, or the same as nested dictionaries.
         progress: a display.
@@ -84,47 +92,78 @@ def run(config: Config | Mapping[str, Any], *, progress: ProgressLike | None = N
     Raises:
         ClpromptError: a mistake of the user, found before any folder is made where that is possible.
         RunsFailed: some of several runs failed; the others are complete.
+        ProcessError: another process of the run has ended; none of the runs goes on.
         Interrupted: a signal stopped a run; its checkpoint is written, the folders to resume are named.
     """
     if not isinstance(config, Config):
         config = configuration.from_dict(config)
     jobs = expand(config)
     builder = Builder()
-    for _, job in jobs:
-        builder.build(job)  # mistakes show before anything is written
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    parent = Path(config.runs_dir) / config.name
-    folders = [runfolder.create(parent, f"{stamp}-{suffix}", job) for suffix, job in jobs]
     results: list[Result] = []
     failures: dict[Path, ClpromptError] = {}
-    with stop_signal() as stop:  # around all runs: a signal between two of them counts
+    with together() as processes, stop_signal() as stop:  # a signal between two runs counts
+        with processes.main_first() if processes and config.data.get("download") else nullcontext():
+            for _, job in jobs:
+                _check_processes(job, processes)
+                builder.build(job)  # mistakes show before anything is written
+        if processes:
+            stop = processes.agreed(stop)
+        folders = _create(config, jobs, processes)
         for number, folder in enumerate(folders):
             asked = stop()
             if asked is not None:
                 raise Interrupted(asked, [*failures, *folders[number:]], results)
             try:
-                results.append(_run_folder(folder, builder, progress, stop))
+                result = _run_folder(folder, builder, progress, stop, processes)
             except Interrupted as stopped:
                 raise Interrupted(stopped.signal, [*failures, *folders[number:]], results) from None
             except ClpromptError as error:  # the other runs are worth having all the same
-                if len(folders) == 1:
+                if len(folders) == 1 or processes:  # the processes would not know where the others are
                     raise
                 failures[folder] = error
+            else:
+                results += [] if result is None else [result]
     if failures:
         raise RunsFailed(failures, results) from next(iter(failures.values()))
     return results
 
 
-def resume(folder: str | Path, *, progress: ProgressLike | None = None) -> Result:
+def _create(config: Config, jobs: Sequence[tuple[str, Config]], processes: Processes | None) -> list[Path]:
+    """The run folders, made by the main process when all have built what they name."""
+    if processes:
+        processes.wait()
+        if not processes.is_main:
+            return processes.from_main()
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    parent = Path(config.runs_dir) / config.name
+    folders = [runfolder.create(parent, f"{stamp}-{suffix}", job) for suffix, job in jobs]
+    return processes.from_main(folders) if processes else folders
+
+
+def _check_processes(config: Config, processes: Processes | None) -> None:
+    """Refuse what several processes cannot do together."""
+    check_several(processes, config.training)
+    if processes and config.memory:
+        raise ConfigError(
+            "a memory runs in one process, not in several (torchrun): leave out torchrun, or memory"
+        )
+
+
+def resume(folder: str | Path, *, progress: ProgressLike | None = None) -> Result | None:
     """Continue an interrupted run to the same bits as if it had never stopped.
+
+    Of several processes that torchrun started the first gets the result, the others None. With another number
+    of processes than before the bits are others.
 
     Raises:
         RunFolderError: not a run folder, complete, or in use.
         CheckpointError: damaged, or of another configuration.
     """
     try:
-        with stop_signal() as stop:
-            return _run_folder(Path(folder), Builder(), progress, stop)
+        with together() as processes, stop_signal() as stop:
+            if processes:
+                stop = processes.agreed(stop)
+            return _run_folder(Path(folder), Builder(), progress, stop, processes)
     except Interrupted as stopped:
         raise Interrupted(stopped.signal, [Path(folder)]) from None
 
@@ -141,17 +180,38 @@ def expand(config: Config) -> list[tuple[str, Config]]:
 
 
 def _run_folder(
-    folder: Path, builder: Builder, progress: ProgressLike | None, stop: Callable[[], int | None]
-) -> Result:
+    folder: Path,
+    builder: Builder,
+    progress: ProgressLike | None,
+    stop: Callable[[], int | None],
+    processes: Processes | None,
+) -> Result | None:
+    try:
+        return _run_locked(folder, builder, progress, stop, processes)
+    except ProcessError as error:
+        again = f"{launched.command()}{shlex.join(['clprompt', 'resume', str(folder)])}"
+        raise ProcessError(f"{folder}: {error}; continue with: {again}") from error
+
+
+def _run_locked(
+    folder: Path,
+    builder: Builder,
+    progress: ProgressLike | None,
+    stop: Callable[[], int | None],
+    processes: Processes | None,
+) -> Result | None:
     if not folder.is_dir():
         raise RunFolderError(f"{folder} is not a run folder: there is no such folder")
     config = runfolder.read_config(folder)
     # The same global random state whatever ran before in this process, for methods that draw from it.
+    _check_processes(config, processes)
     with (
-        FolderLock(folder),
+        FolderLock(folder) if processes is None or processes.is_main else nullcontext(),
         reproducible(find_device(config.device), deterministic=config.deterministic),
         preserved_rng(derive(config.seeds[0], "run")),
     ):
+        if processes:
+            processes.wait()  # until the folder is locked
         runfolder.refuse_finished(folder)
         checkpoint = state.load_checkpoint(folder)
         if checkpoint is not None:
@@ -166,7 +226,7 @@ def _run_folder(
                     f"{folder}: the checkpoint is of another configuration; different: {', '.join(different)}"
                 )
         parts = builder.build(config, restored=checkpoint is not None)
-        return Session(folder, config, parts, checkpoint, progress, stop).run()
+        return Session(folder, config, parts, checkpoint, progress, stop, processes).run()
 
 
 class Session:
@@ -179,6 +239,7 @@ class Session:
         checkpoint: what `save` wrote; None starts afresh.
         progress: a display.
         stop: asked after each batch; a signal number makes the run write a checkpoint and raise Interrupted.
+        processes: those that make the run together, of which the main one writes; None for one alone.
 
     Raises:
         CheckpointError: the folder's files do not fit the checkpoint.
@@ -192,8 +253,11 @@ class Session:
         checkpoint: Mapping[str, Any] | None,
         progress: ProgressLike | None,
         stop: Callable[[], int | None],
+        processes: Processes | None = None,
     ) -> None:
         self.folder = folder
+        self.processes = processes
+        self._writes = processes is None or processes.is_main
         self.config = config
         self.parts = parts
         self.progress = progress
@@ -219,6 +283,7 @@ class Session:
             workers=config.training.workers,
             precision=config.precision,
             retrieval=config.retrieval,
+            processes=processes,
         )
         self.measure = evaluator.measure
         listeners: list[Listener] = []
@@ -243,11 +308,19 @@ class Session:
             progress=progress,
             checkpoint=self.save,
             stop=stop,
+            processes=processes,
         )
         if checkpoint:
             with runfolder.fitting(folder / state.CHECKPOINT):
                 self.engine.load_state(checkpoint["engine"])  # before the tracker cuts any file
-                self._check_records(read_records(folder, checkpoint["sizes"].get(RECORDS, 0)))
+                if self._writes:
+                    self._check_records(read_records(folder, checkpoint["sizes"].get(RECORDS, 0)))
+        self._checkpoint = checkpoint
+        # of the file with the last predictions, once it is written
+        then = (checkpoint or {}).get("checksums") or {}
+        self._predictions = {name: then[name] for name in [predictions.PREDICTIONS] if name in then}
+        if not self._writes:
+            return
         self.tracker = RunTracker(
             folder,
             parts.bundle.class_names,
@@ -259,10 +332,6 @@ class Session:
             experiences=len(parts.plan.indices),
         )
         listeners.append(self.tracker)
-        self._checkpoint = checkpoint
-        # of the file with the last predictions, once it is written
-        then = (checkpoint or {}).get("checksums") or {}
-        self._predictions = {name: then[name] for name in [predictions.PREDICTIONS] if name in then}
 
     @property
     def seconds(self) -> float:
@@ -271,6 +340,10 @@ class Session:
 
     def save(self) -> None:
         """Write a checkpoint of the run as it stands; at the end of the stream its last predictions first."""
+        # a method may have drawn from a process's global random state
+        states = self.processes.on_main(rng_state()) if self.processes else None
+        if not self._writes:
+            return
         # the logs first: the checkpoint names how far they count
         sizes = self.tracker.flush()
         at = self.engine.position
@@ -287,16 +360,38 @@ class Session:
             # at the very beginning of an experience, the time was the one before's
             "experience_seconds": self._watch.lap(at.experience - (at.epoch == at.batch == 0)),
             "engine": self.engine.state(),
+            **({} if states is None else {"rng": states}),
         }
         state.save_checkpoint(self.folder, payload)
 
-    def run(self) -> Result:
+    def _restore_rng(self) -> None:
+        """Global random states as they were when the checkpoint was written, each process its own."""
+        if self._checkpoint is None:
+            return
+        states = self._checkpoint.get("rng") or []
+        if self.processes and len(states) == self.processes.count:
+            set_rng_state(states[self.processes.rank])
+        else:
+            set_rng_state(self._checkpoint["engine"]["rng"])
+
+    def _of_several(self) -> dict[str, Any]:
+        """How many processes there are, where there are several."""
+        return {"processes": self.processes.count} if self.processes else {}
+
+    def run(self) -> Result | None:
         """Train to the end of the stream, write everything that a finished run leaves, the results last.
+
+        Returns:
+            None in a process that does not write.
 
         Raises:
             Interrupted: a signal stopped it; its checkpoint is written.
         """
         config, bundle = self.config, self.parts.bundle
+        if not self._writes:
+            self._restore_rng()
+            self.engine.run()
+            return None
         try:
             self._begin()
             self.engine.run()
@@ -334,6 +429,7 @@ class Session:
             "model": model.describe(),
             "peak_memory_bytes": runfolder.peak_memory(self.parts.device),
             "device": self._environment["device"],
+            **self._of_several(),
         }
         checksums = {RECORDS: self.tracker.checksums[RECORDS], **self._predictions}
         trained_head = measure.trained_head_summary(self.tracker.records)
@@ -365,7 +461,8 @@ class Session:
         folder, config, parts = self.folder, self.config, self.parts
         if self._checkpoint is None:
             of_config = {"config_sha256": runfolder.config_checksum(folder)}
-            write_json(folder / "environment.json", {**self._environment, **of_config})
+            facts = {**self._environment, **self._of_several(), **of_config}
+            write_json(folder / "environment.json", facts)
             runfolder.log(folder, f"start: {config.strategy['name']}, seed {config.seeds[0]}")
             test = parts.bundle.test
             notes = parts.plan.notes(parts.bundle.train.targets, test.targets, test.domains)
@@ -377,12 +474,19 @@ class Session:
                 if self.progress:
                     self.progress.message(note)
         else:
-            set_rng_state(self._checkpoint["engine"]["rng"])
+            self._restore_rng()
             if parts.plan.is_ordered and not self.engine.is_ordered:
                 runfolder.log(
                     folder, "the checkpoint is of a run that shuffles its sessions, as it goes on to"
                 )
             runfolder.log(folder, f"resume at {self.engine.position}")
+            before = len(self._checkpoint.get("rng") or [0])
+            now = self.processes.count if self.processes else 1
+            if before != now:
+                note = f"begun in {before} processes, goes on in {now}: figures differ in their last digits"
+                runfolder.log(folder, note)
+                if self.progress:
+                    self.progress.message(note)
             if not self._checkpoint.get("fingerprints"):
                 runfolder.log(
                     folder, "the checkpoint holds no fingerprints: classes and images are not compared"

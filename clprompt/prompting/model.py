@@ -17,6 +17,7 @@ from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import LinearHead, grow_rows
 from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logits
 from clprompt.prompting.plugin import Frozen, LearnedPrompts, Pass, Plugin, PromptSet, Samples, overrides
+from clprompt.prompting.step import BatchPart
 from clprompt.prompting.step import Encoded as Encoded
 from clprompt.prompting.step import Predictions as Predictions
 from clprompt.prompting.step import Step as Step
@@ -121,6 +122,7 @@ class PromptModel(nn.Module, ABC):
         #: experience, where otherwise the trained head does.
         self._plugin_experience: list[int] | None = None
         self._collected: dict[str, list[Any]] | None = None  # by plug-in, while a training loss is computed
+        self._part: BatchPart | None = None  # of the batch of a step, where several processes make it
         self._held: set[str] = set()  # names of parameters that are frozen because training is over
         self.seen: Tensor
         self.current: Tensor
@@ -558,7 +560,7 @@ class PromptModel(nn.Module, ABC):
                 no use for.
         """
         targets = checked_targets(targets)
-        _check_batch(images, targets)
+        _check_batch(images, targets if self._part is None else targets[self._part.rows])
         if self.stopped:
             return self._untrained_step(images, targets)
         self.check_targets(targets)
@@ -587,8 +589,8 @@ class PromptModel(nn.Module, ABC):
         self, images: Tensor, targets: Tensor, soft: SoftLabels | None, cached: Cache | None
     ) -> tuple[Encoded, Tensor, dict[str, Tensor]]:
         """What was encoded, logits and terms: all of a step that is differentiated."""
-        encoded = self.encode(images, cached)
-        self._take_in(encoded.features.detach(), targets, partial(self.features, images, cached))
+        encoded = self._of_whole_batch(self.encode(images, cached))
+        self._take_in(encoded.features.detach(), targets, self._frozen_features(images, cached))
         return encoded, *self.losses(encoded, targets, soft)
 
     def compile_loss(self, **arguments: Any) -> None:
@@ -603,6 +605,56 @@ class PromptModel(nn.Module, ABC):
         """Whether the method or a plug-in looks at what was received."""
         own = type(self).received is not PromptModel.received
         return own or any(overrides(plugin, "received") for plugin in self.plugins)
+
+    # ------------------------------------------------------------------ a batch in several processes
+
+    @contextmanager
+    def encoding_part(self, part: BatchPart | None) -> Iterator[None]:
+        """Let :meth:`training_loss` take a part of the images of a batch with the targets of all of it.
+
+        Args:
+            part: which, and how the rest is had; None for all of them.
+        """
+        self._part = part
+        try:
+            yield
+        finally:
+            self._part = None
+
+    @property
+    def part(self) -> BatchPart | None:
+        """Which part of the batch of a training step is encoded here; None for all of it."""
+        return self._part
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Rows [b, ...] of the images that are encoded here -> of the whole batch, [B, ...]."""
+        return rows if self._part is None else self._part.whole(rows)
+
+    def drawn_rows(self, rows: int) -> tuple[int, slice]:
+        """For how many images of a batch a training step draws, and which of them are encoded here.
+
+        Args:
+            rows: of the images at hand; all of them, outside of a step of several processes.
+        """
+        return (rows, slice(None)) if self._part is None else (self._part.total, self._part.rows)
+
+    def gather(self, encoded: Encoded, part: BatchPart) -> Encoded:
+        """What was encoded here and elsewhere of a batch, all of it: see :class:`Encoded`."""
+        terms = dict(zip(encoded.terms, part.means(list(encoded.terms.values())), strict=True))
+        return Encoded(part.whole(encoded.features), terms, part.whole(encoded.details))
+
+    def _of_whole_batch(self, encoded: Encoded) -> Encoded:
+        """What was encoded of a batch, and what plug-ins collected meanwhile: means over the images."""
+        if self._part is None:
+            return encoded
+        for values in (self._collected or {}).values():
+            values[:] = self._part.means(values)
+        return self.gather(encoded, self._part)
+
+    def _frozen_features(self, images: Tensor, cached: Cache | None) -> Frozen:
+        return lambda: self.whole(self.features(images, cached))
+
+    # ------------------------------------------------------------------ a training step
 
     def _take_in(self, features: Tensor, targets: Tensor, frozen: Frozen) -> None:
         """Show a received batch to whoever counts, once."""
@@ -620,10 +672,10 @@ class PromptModel(nn.Module, ABC):
         PromptModel.check_targets(self, targets)  # a method may look for what only training needs
         with evaluating(self):
             cached: Cache = {}
-            encoded = self.encode(images, cached)
+            encoded = self._of_whole_batch(self.encode(images, cached))
             features = encoded.features
             on_device = targets.to(self.device, non_blocking=True)
-            self._take_in(features, on_device, partial(self.features, images, cached))
+            self._take_in(features, on_device, self._frozen_features(images, cached))
             logits = mask_logits(self.classify(encoded), self.predictable())
         return Step(features.new_zeros(()), logits, {}, features)
 

@@ -87,7 +87,8 @@ class Pass:
         last: the block of which only ``rows`` will be computed; None where all of every block is.
         rows: the rows that the caller reads.
         learning: whether a training loss is being computed.
-        collected: in that case, what a plug-in leaves here reaches its :meth:`Plugin.terms`.
+        collected: in that case, what a plug-in leaves here reaches its :meth:`Plugin.terms`: scalars that
+            are means over the images of the pass.
     """
 
     last: int | None = None

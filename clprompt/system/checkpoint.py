@@ -34,6 +34,7 @@ class Payload:
         engine: its state; the engine checks it.
         checksums: of the files in ``sizes``.
         fingerprints: of backbone, data and stream.
+        rng: the global random states of each process, where several made the run together.
     """
 
     config: dict[str, Any]
@@ -43,6 +44,7 @@ class Payload:
     engine: dict[str, Any]
     checksums: dict[str, str] | None = None
     fingerprints: dict[str, str | list[str | list[str]] | dict[str, Any]] | None = None
+    rng: list[dict[str, Any]] | None = None
 
 
 def save_checkpoint(folder: Path, payload: Mapping[str, Any]) -> None:

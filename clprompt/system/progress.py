@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from clprompt.errors import printable
+from clprompt.system import launched
 
 
 class Progress:
@@ -212,7 +213,12 @@ class Stopwatch:
 
 
 def create(stream: TextIO | None = None) -> Progress:
-    """A bar where the stream (stderr unless told) is a terminal that can redraw a line, else plain lines."""
+    """A bar where the stream (stderr unless told) is a terminal that can redraw a line, else plain lines.
+
+    Of several processes of one run the first alone reports.
+    """
+    if launched.rank():
+        return Progress()
     from rich.console import Console
 
     stream = stream or sys.stderr

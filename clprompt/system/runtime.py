@@ -13,14 +13,19 @@ from typing import Any
 import torch
 
 from clprompt.errors import ClpromptError, ConfigError
+from clprompt.system import launched
 
 
 def find_device(name: str) -> torch.device:
     """The torch device of a name; "auto" takes a GPU where there is one.
 
+    Of several processes of one run each gets a GPU of its own.
+
     Raises:
         ConfigError: a device that is not there.
     """
+    if launched.processes() > 1:
+        return _own_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -45,6 +50,21 @@ def has_bf16(description: str = "/proc/cpuinfo") -> bool | None:
         return None
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), None)
     return None if flags is None else not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags.split())
+
+
+def _own_device(name: str) -> torch.device:
+    """The device of this one of several processes."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name not in ("auto", "cuda"):
+        raise ConfigError(f'device must be auto, cpu or cuda in several processes (torchrun), got "{name}"')
+    rank, count = launched.local_rank(), torch.cuda.device_count()
+    if rank >= count:
+        raise ConfigError(
+            f"process {rank + 1} of this machine has no GPU of its own, of which there are {count}"
+        )
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
 
 
 # ----------------------------------------------------------------------------- signals, reproducibility

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -29,10 +29,9 @@ class ByName:
         self.alone = model.template_rows(self.classes)
         seen = set(np.flatnonzero(model.seen.cpu().numpy()).tolist())
         self._seen = [column for column, c in enumerate(self.classes) if c in seen]
-        self._order: list[int] = []
-        self._prompted: list[Tensor] = []  # logits of all classes, (b, n) each
-        self._plain: list[Tensor] = []
-        self._right: list[Tensor] = []  # of each template alone, bool, (b, T)
+        #: of each batch, by its indices: these; logits of all classes (b, n), prompted and plain; whether
+        #: each template alone is right, bool (b, T), where there are any
+        self.batches: dict[Hashable, tuple[list[int], Tensor, Tensor, Tensor | None]] = {}
 
     def add(self, batch: Sequence[int], images: Tensor, cached: Cache | None) -> None:
         """Score a batch of test images.
@@ -44,11 +43,10 @@ class ByName:
         """
         model, cached = self.model, {} if cached is None else cached
         features = model.encode(images, cached).features
-        self._order += batch
-        self._prompted.append(model.similarity(features, self.rows).cpu())
-        self._plain.append(model.zero_shot_logits(images, self.frozen, cached).cpu())
-        if self.alone:
-            self._right.append(self._right_alone(batch, images, cached))
+        prompted = model.similarity(features, self.rows).cpu()
+        plain = model.zero_shot_logits(images, self.frozen, cached).cpu()
+        right = self._right_alone(batch, images, cached) if self.alone else None
+        self.batches[tuple(batch)] = (list(batch), prompted, plain, right)
 
     def _right_alone(self, batch: Sequence[int], images: Tensor, cached: Cache) -> Tensor:
         """Whether each template alone gives an image's class the most among the seen ones, [b, T]."""
@@ -64,13 +62,16 @@ class ByName:
         Args:
             groups: test indices per class group; all of them were added.
         """
-        place = {index: at for at, index in enumerate(self._order)}
+        batches = list(self.batches.values())
+        order = [index for batch, *_ in batches for index in batch]
+        place = {index: at for at, index in enumerate(order)}
         column = {c: at for at, c in enumerate(self.classes)}
-        right = torch.cat(self._right).numpy() if self._right else None
+        alone = [right for *_, right in batches if right is not None]
+        right = torch.cat(alone).numpy() if alone else None
         return score_names(
-            torch.cat(self._prompted).numpy(),
-            torch.cat(self._plain).numpy(),
-            np.array([column[int(target)] for target in self.targets[self._order]], dtype=np.int64),
+            torch.cat([prompted for _, prompted, _, _ in batches]).numpy(),
+            torch.cat([plain for _, _, plain, _ in batches]).numpy(),
+            np.array([column[int(target)] for target in self.targets[order]], dtype=np.int64),
             self._seen,
             [np.array([place[index] for index in group.tolist()], dtype=np.int64) for group in groups],
             {} if right is None else {text: right[:, at] for at, text in enumerate(self.alone)},

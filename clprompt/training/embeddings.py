@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,15 @@ class Embeddings:
     def __init__(self, model: PromptModel, targets: np.ndarray) -> None:
         self.model = model
         self.targets = targets
-        self._order: list[int] = []
-        self._embeddings: list[Tensor] = []  # (b, E) each
-        self._frozen: list[Tensor] = []  # (b, D) each
+        #: of each batch, by its indices: these, embeddings (b, E) and frozen features (b, D)
+        self.batches: dict[Hashable, tuple[list[int], Tensor, Tensor]] = {}
 
     def add(
-        self, batch: Sequence[int], images: Tensor, cached: Cache | None, embeddings: Tensor | None = None
+        self,
+        batch: Sequence[int],
+        images: Tensor,
+        cached: Cache | None,
+        embeddings: Tensor | None = None,
     ) -> None:
         """Embed a batch of test images.
 
@@ -51,9 +54,7 @@ class Embeddings:
             what = f"no evaluation is recorded: the embedding of test image {batch[row]} is not finite"
             names = [f"test image {index}" for index in batch]
             raise blame(model, images, what, names.__getitem__, trained=model.trains)
-        self._order += batch
-        self._embeddings.append(embeddings.float().cpu())
-        self._frozen.append(frozen.float().cpu())
+        self.batches[tuple(batch)] = (list(batch), embeddings.float().cpu(), frozen.float().cpu())
 
     def search(self, seen: np.ndarray, evaluated: np.ndarray) -> dict[str, Any]:
         """The figures of all searches in their JSON form, those of frozen features under "frozen".
@@ -62,9 +63,9 @@ class Embeddings:
             seen: the ids of the seen classes.
             evaluated: the images that the accuracy of this evaluation is about.
         """
-        labels = self.targets[self._order]
-        which = labels, np.isin(labels, seen), np.isin(self._order, evaluated)
-        searches, frozen = (
-            search_all(torch.cat(parts).numpy(), *which) for parts in (self._embeddings, self._frozen)
-        )
+        batches, embeddings, of_frozen = zip(*self.batches.values(), strict=True)
+        order = [index for batch in batches for index in batch]
+        labels = self.targets[order]
+        which = labels, np.isin(labels, seen), np.isin(order, evaluated)
+        searches, frozen = (search_all(torch.cat(parts).numpy(), *which) for parts in (embeddings, of_frozen))
         return {**searches, "frozen": frozen}

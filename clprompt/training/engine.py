@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -35,6 +36,7 @@ from clprompt.training.kept import CleanQueries, Keeping, check_clean_query, is_
 from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.online import marks, stretch
 from clprompt.training.precision import autocast, gradient_scaler
+from clprompt.training.processes import Processes, check_several
 from clprompt.training.settings import Online, Training
 from clprompt.training.steps import begin, check_stream, receive, train_step
 
@@ -136,11 +138,15 @@ class Engine:
         progress: a display.
         checkpoint: called at every point from which the run may be resumed.
         stop: asked after each batch; a signal number has a checkpoint written and Interrupted raised.
+        processes: those that train the same model together, each on a part of every batch; the main one
+            alone tells listeners, ``checkpoint`` is called in all. ``stop`` must answer all of them alike.
+            None for one alone.
 
     Raises:
         ProtocolError: online training of a method that needs boundaries.
         ConfigError: mixed images for a plug-in that counts, a stream that the method cannot finish, or a
             precision that the device does not have.
+        ProcessError: from the loop, another process has ended, or holds another model.
     """
 
     def __init__(
@@ -161,6 +167,7 @@ class Engine:
         progress: ProgressLike | None = None,
         checkpoint: Callable[[], None] | None = None,
         stop: Callable[[], int | None] = lambda: None,
+        processes: Processes | None = None,
     ) -> None:
         if online is not None and model.boundaries == "required":
             raise ProtocolError(
@@ -183,10 +190,14 @@ class Engine:
         self.seed = seed
         self.precision = precision
         self.scaler = gradient_scaler(model.device, precision)
+        check_several(processes, self.training)
+        if processes and not processes.is_main:
+            listeners, progress = (), None
         self.listeners = listeners
         self.progress = progress
         self.checkpoint = checkpoint or (lambda: None)
         self.stop = stop
+        self.processes = processes
         self.position = Position()
         self.optimizer: Optimizer | None = None
         self.watch = FiniteWatch(model)
@@ -230,7 +241,8 @@ class Engine:
             self._clock, self._since = time.perf_counter(), 0
             for rows, (images, targets, *_) in batches:
                 cached = kept.cache(rows) if kept else None
-                self._train_batch(images, targets, epoch * steps + at.batch, epochs * steps, cached)
+                with self._encoding_part(min(size, len(part) - at.batch * size)):
+                    self._train_batch(images, targets, epoch * steps + at.batch, epochs * steps, cached)
                 if kept:
                     kept.add(images, rows, cached)
                 at.batch += 1
@@ -270,6 +282,10 @@ class Engine:
         at, size = self.position.experience, self.training.train_mb_size
         return stretch(self.indices, at, size, self.seed, shuffle=self._shuffles())
 
+    def _encoding_part(self, total: int) -> AbstractContextManager[None]:
+        """Around a step on a batch of so many images, of which each process holds a part."""
+        return self.model.encoding_part(self.processes.batch(total) if self.processes else None)
+
     def _batches(
         self, part: np.ndarray, epoch: int, shuffle: bool
     ) -> Iterable[tuple[Sequence[int], Sequence[Any]]]:
@@ -283,6 +299,7 @@ class Engine:
                 workers=self.training.workers,
                 shuffle=shuffle,
                 pin_memory=self.model.device.type == "cuda",
+                part=(self.processes.rank, self.processes.count) if self.processes else (0, 1),
             )
         return numbered(self._epochs.epoch(epoch, skip=self.position.batch))
 
@@ -324,6 +341,8 @@ class Engine:
         begun = self._has_experiences() and begin(self.model, self._arrived(self.classes), self._samples())
         if begun:
             self._tell(self.model.opening_diagnostics)
+        if self.processes:
+            self.processes.check_same(self.model.method_state(), self.position.experience + 1)
         if self.optimizer is None or (begun and self.model.optimizer_reset == "experience"):
             self.optimizer = optim.build(self.model, self.training)
         else:
@@ -333,6 +352,7 @@ class Engine:
         self, images: Tensor, targets: Tensor, step: int, steps: int, cached: Cache | None
     ) -> None:
         at, received = self.position, images
+        targets = self.model.whole(targets)
         images = self.model.placed(images)  # targets are looked at first, and travel later
         if is_label_sets(targets):  # the classes of an experience are not looked at otherwise
             targets = visible(targets, self._arrived(self.classes))
@@ -353,7 +373,15 @@ class Engine:
                     epochs=1 if self.online else self.training.train_epochs,
                 )
             where = (at.experience, step, iteration)
-            mixed, soft = soften(images, targets, self.training, self.model.num_classes, self.seed, *where)
+            mixed, soft = soften(
+                images,
+                targets,
+                self.training,
+                self.model.num_classes,
+                self.seed,
+                *where,
+                part=self.model.part,
+            )
             with self.watch.step(received, at.step + 1, at.experience + 1):
                 result = train_step(
                     self.model,
@@ -403,7 +431,11 @@ class Engine:
         if self.evaluator is None:
             return None
         at = self.position
-        evaluation = self.evaluator.run(self.model, at.experience, beyond=when == "experience")
+        beyond = when == "experience"
+        if self.processes and not self.processes.is_main:
+            self.evaluator.help(self.model, at.experience, beyond=beyond)
+            return None
+        evaluation = self.evaluator.run(self.model, at.experience, beyond=beyond)
         record = {
             "kind": "evaluation",
             "when": when,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,29 @@ from clprompt.training.by_name import ByName
 from clprompt.training.embeddings import Embeddings
 from clprompt.training.finite import check_logits, check_state
 from clprompt.training.precision import autocast
+from clprompt.training.processes import Processes
+
+_Held = TypeVar("_Held")
+
+
+class _Walked(NamedTuple):
+    """What an evaluation saw.
+
+    Attributes:
+        seen: ids of the seen classes.
+        order: sample indices, [n].
+        numbers: of each one's group, [n].
+        logits: of each batch, (b, C), and those of the trained head, where another answered.
+        by_name: with the scores by name, where they are asked for.
+        embeddings: with those of all images, where they are asked for.
+    """
+
+    seen: np.ndarray
+    order: np.ndarray
+    numbers: np.ndarray
+    logits: list[tuple[np.ndarray, np.ndarray | None]]
+    by_name: ByName | None
+    embeddings: Embeddings | None
 
 
 class Evaluator:
@@ -50,6 +73,8 @@ class Evaluator:
         in_turn: group number t is evaluated from experience t on, and not before; needs to be told the
             experience.
         retrieval: search among embeddings, too, where an evaluation is asked for all of its figures.
+        processes: those that share the batches out; the main one calls :meth:`run` and the others
+            :meth:`help`. None for one alone.
 
     Attributes:
         last: what the last evaluation predicted, image by image; None before there was one.
@@ -71,8 +96,10 @@ class Evaluator:
         cache_bytes: int = 2**30,
         in_turn: bool = False,
         retrieval: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         self.test = test
+        self.processes = processes
         self.measure = measure or measure_of(targets)
         self.targets = self.measure.checked(targets)
         self.workers = workers
@@ -174,46 +201,14 @@ class Evaluator:
         Raises:
             ClpromptError: the method's state or a logit of a seen class is not finite.
         """
-        check_state(model, "no evaluation is recorded")
-        seen = np.flatnonzero(model.seen.cpu().numpy())
-        self._follow(seen)
-        self._last = experience
-        order, numbers = self._evaluated()
-        batches, coming = self._batches(order), self._batches(self._coming(order))
-        self._forget_others({*map(tuple, batches), *map(tuple, coming)})
-        parts: list[np.ndarray] = []  # logits, (b, C) each
-        trained: list[np.ndarray] = []  # those of the trained head, where another answered
-        with evaluating(model):
-            with autocast(model.device, self.precision):
-                by_name = self._by_name(model) if beyond else None
-            embeddings = Embeddings(model, self.targets) if beyond and self.retrieval else None
-            asked = {} if embeddings is None else {"embed": True}
-            pinned = model.device.type == "cuda"
-            loaded = fixed_batches(self.test, batches, self.workers, pin_memory=pinned)
-            for batch, (images, *_) in zip(batches, loaded, strict=True):
-                images = model.placed(images)
-                with self._walking(model, batch, by_name) as cache:
-                    answer = model.predictions(images, cache, **asked)
-                    if by_name is not None:
-                        by_name.add(batch, images, cache)
-                    if embeddings is not None:
-                        embeddings.add(batch, images, cache, answer.embeddings)
-                for logits, kept in ((answer.logits, parts), (answer.trained, trained)):
-                    if logits is not None:
-                        check_logits(model, logits, images, partial(_name, batch))
-                        kept.append(logits.float().cpu().numpy())
-            later = coming if by_name or embeddings else []
-            loaded = fixed_batches(self.test, later, self.workers)
-            for batch, (images, *_) in zip(later, loaded, strict=True):
-                with self._walking(model, batch, by_name) as cache:
-                    images = model.placed(images)
-                    if by_name is not None:
-                        by_name.add(batch, images, cache)
-                    if embeddings is not None:
-                        embeddings.add(batch, images, cache)
+        self.last = None  # what was predicted before goes before more is
+        walked = self._walk(model, experience, beyond)
+        assert walked is not None, "in several processes the main one runs an evaluation"
+        seen, order, numbers, logits, by_name, embeddings = walked
         groups = [np.flatnonzero(numbers == number) for number in range(len(self.groups))]
         targets, columns = self.targets[order], len(model.seen)
-        scores = _stacked(parts, columns)
+        scores = _stacked([predicted for predicted, _ in logits], columns)
+        trained = [of_head for _, of_head in logits if of_head is not None]
         of_trained = _stacked(trained, columns) if trained else None
         self.last = self.measure.predictions(order, targets, seen, scores, of_trained)
         evaluation = self.measure.score(scores, targets, seen, groups)
@@ -227,6 +222,79 @@ class Evaluator:
             return evaluation
         trained_head = self.measure.score(of_trained, targets, seen, groups)
         return replace(evaluation, trained_head=trained_head)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def help(self, model: PromptModel, experience: int | None = None, *, beyond: bool = False) -> None:
+        """Do this process's part of an evaluation that the main process runs; arguments as for it."""
+        self._walk(model, experience, beyond)
+
+    def _walk(self, model: PromptModel, experience: int | None, beyond: bool) -> _Walked | None:
+        """Predict the samples of seen classes, each process some batches; None elsewhere than in main."""
+        check_state(model, "no evaluation is recorded")
+        seen = np.flatnonzero(model.seen.cpu().numpy())
+        self._follow(seen)
+        self._last = experience
+        order, numbers = self._evaluated()
+        batches, coming = self._batches(order), self._batches(self._coming(order))
+        self._forget_others({*map(tuple, batches), *map(tuple, coming)})
+        logits: dict[Hashable, tuple[np.ndarray, np.ndarray | None]] = {}
+        with evaluating(model):
+            with autocast(model.device, self.precision):
+                by_name = self._by_name(model) if beyond else None
+            embeddings = Embeddings(model, self.targets) if beyond and self.retrieval else None
+            asked = {} if embeddings is None else {"embed": True}
+            own = self._own(batches)
+            pinned = model.device.type == "cuda"
+            loaded = fixed_batches(self.test, own, self.workers, pin_memory=pinned)
+            for batch, (images, *_) in zip(own, loaded, strict=True):
+                images = model.placed(images)
+                with self._walking(model, batch, by_name) as cache:
+                    answer = model.predictions(images, cache, **asked)
+                    if by_name is not None:
+                        by_name.add(batch, images, cache)
+                    if embeddings is not None:
+                        embeddings.add(batch, images, cache, answer.embeddings)
+                arrays: list[np.ndarray | None] = []
+                for predicted in (answer.logits, answer.trained):
+                    if predicted is not None:
+                        check_logits(model, predicted, images, partial(_name, batch))
+                    arrays.append(None if predicted is None else predicted.float().cpu().numpy())
+                logits[tuple(batch)] = (arrays[0], arrays[1])  # type: ignore[assignment]
+            later = self._own(coming) if by_name or embeddings else []
+            loaded = fixed_batches(self.test, later, self.workers)
+            for batch, (images, *_) in zip(later, loaded, strict=True):
+                with self._walking(model, batch, by_name) as cache:
+                    images = model.placed(images)
+                    if by_name is not None:
+                        by_name.add(batch, images, cache)
+                    if embeddings is not None:
+                        embeddings.add(batch, images, cache)
+        gathered = self._gathered(logits, batches)
+        if by_name is not None:
+            by_name.batches = self._gathered(by_name.batches, batches + coming) or {}
+        if embeddings is not None:
+            embeddings.batches = self._gathered(embeddings.batches, batches + coming) or {}
+        if gathered is None:
+            return None
+        return _Walked(seen, order, numbers, list(gathered.values()), by_name, embeddings)
+
+    def _own(self, batches: Sequence[list[int]]) -> list[list[int]]:
+        """The batches that this process has to do with."""
+        if self.processes is None:
+            return list(batches)
+        return list(batches[self.processes.rank :: self.processes.count])
+
+    def _gathered(
+        self, held: dict[Hashable, _Held], batches: Sequence[Sequence[int]]
+    ) -> dict[Hashable, _Held] | None:
+        """What all processes hold of these batches, in order; None elsewhere than in the main one."""
+        if self.processes is None:
+            return held
+        parts = self.processes.on_main(held)
+        if parts is None:
+            return None
+        every = {key: value for part in parts for key, value in part.items()}
+        return {key: every[key] for key in map(tuple, batches)}
 
     def _by_name(self, model: PromptModel) -> ByName | None:
         """What scores all classes by their names.

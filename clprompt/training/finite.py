@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clprompt.errors import BackboneError, ClpromptError, DataError, NotFiniteError, ProtocolError
 from clprompt.prompting.model import PromptModel
-from clprompt.prompting.step import Step
+from clprompt.prompting.step import BatchPart, Step
 
 #: Row of a batch -> words for its image.
 Names = Callable[[int], str]
@@ -28,6 +28,7 @@ class _Noted(NamedTuple):
     loss: Tensor
     number: int
     experience: int
+    part: BatchPart | None
 
 
 class FiniteWatch:
@@ -59,7 +60,7 @@ class FiniteWatch:
         """
         loss = step.loss.detach()
         finite = loss.isfinite().all() & step.features.isfinite().all()
-        self._last = _Noted(finite, loss, number, experience)
+        self._last = _Noted(finite, loss, number, experience, self.model.part)
         self._unread.append(self._last)
         self._images = images
         if finite.device.type == "cpu":
@@ -84,7 +85,7 @@ class FiniteWatch:
             where = f"at step {noted.number} (experience {noted.experience})"
             raise ProtocolError(f"{what} {where}; {_LOWER}, or look for an image that is not finite")
         assert images is not None
-        raise self._blamed(what, images, noted.number, noted.experience)
+        raise self._blamed(what, images, noted.number, noted.experience, noted.part)
 
     @contextmanager
     def step(self, images: Tensor, number: int, experience: int) -> Iterator[None]:
@@ -101,9 +102,13 @@ class FiniteWatch:
         try:
             yield
         except NotFiniteError as error:
-            raise self._blamed(str(error), images, number, experience) from None
+            raise self._blamed(str(error), images, number, experience, self.model.part) from None
 
-    def _blamed(self, what: str, images: Tensor, number: int, experience: int) -> ClpromptError:
+    def _blamed(
+        self, what: str, images: Tensor, number: int, experience: int, part: BatchPart | None
+    ) -> ClpromptError:
+        if part is not None:  # all processes see the same, and blame the same image
+            images = part.whole(self.model.placed(images))
         where = f"at step {number} (experience {experience})"
         return blame(
             self.model,

@@ -10,6 +10,7 @@ from clprompt.data.plan import Plan
 from clprompt.prompting.model import PromptModel
 from clprompt.training.engine import Engine, Listener, ProgressLike
 from clprompt.training.evaluation import evaluator_for
+from clprompt.training.processes import started
 from clprompt.training.settings import Online, Training
 
 
@@ -45,6 +46,9 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train a model on a whole stream in one call; no run folder, no Avalanche.
 
+    Where torch.distributed has a default group of several processes, they train one model together: each
+    calls this with the same arguments, and the first gets the records and tells the listeners.
+
     Args:
         model: any PromptModel, on its device.
         plan: a stream, e.g. ``clprompt.scenarios.split.plan(train.targets, experiences=5)``.
@@ -63,7 +67,7 @@ def fit(
     Returns:
         The evaluation records, one after each experience; :func:`clprompt.metrics.summarise` reads them.
     """
-    training = training or Training()
+    training, processes = training or Training(), started()
     names = getattr(train, "names", None)
     if names is not None:
         model.name_classes(plan.named(names))
@@ -77,6 +81,7 @@ def fit(
             batch_size=training.eval_mb_size,
             precision=precision,
             retrieval=retrieval,
+            processes=processes,
         )
     collector = _Collector()
     Engine(
@@ -93,5 +98,6 @@ def fit(
         precision=precision,
         listeners=[collector, *listeners],
         progress=progress,
+        processes=processes,
     ).run()
     return collector.records

@@ -9,6 +9,7 @@ from torch import Tensor
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import PromptModel
+from clprompt.prompting.step import BatchPart
 from clprompt.seeding import derive, preserved_rng
 from clprompt.targets import is_label_sets
 from clprompt.training.settings import Training
@@ -42,7 +43,13 @@ def check_mixing(model: PromptModel, training: Training, *, told: bool) -> None:
 
 
 def soften(
-    images: Tensor, targets: Tensor, training: Training, classes: int, seed: int, *position: int
+    images: Tensor,
+    targets: Tensor,
+    training: Training,
+    classes: int,
+    seed: int,
+    *position: int,
+    part: BatchPart | None = None,
 ) -> tuple[Tensor, SoftLabels | None]:
     """Mix the images of a batch and soften its labels as the training section says.
 
@@ -53,6 +60,8 @@ def soften(
         classes: C, columns of the model's logits.
         seed: decides the draw, with the position.
         *position: of the step in the run, so that any step can be entered again.
+        part: the images are this part of the batch, the targets are all of it; images that are mixed are
+            gathered first.
 
     Returns:
         The images and the soft labels; None for labels as they are.
@@ -69,6 +78,8 @@ def soften(
             "training.mixup, training.cutmix and training.label_smoothing need one label per image, "
             "not multi-hot"
         )
+    if part is not None and (training.mixup or training.cutmix):
+        images = part.whole(images)
     labels = targets = targets.to(images.device, non_blocking=True)
     left = 1.0  # the share of batches that are neither cut nor mixed before
     for name in ("cutmix", "mixup"):
@@ -80,6 +91,8 @@ def soften(
                 derive(seed, name, *position), devices=False
             ):  # it draws from the global state
                 images, labels = mix(images, targets)
+    if part is not None and (training.mixup or training.cutmix):
+        images = images[part.rows]
     return images, SoftLabels(labels, training.label_smoothing)
 
 

@@ -107,6 +107,8 @@ def train_step(
         optimizer.zero_grad(set_to_none=True)
         loss = step.loss if scaler is None else scaler.scale(step.loss)
         loss.backward()
+        if model.part is not None:
+            model.part.average_gradients(p for group in optimizer.param_groups for p in group["params"])
         if scaler is not None:
             scaler.unscale_(optimizer)
         optim.clip(optimizer, clip_grad)

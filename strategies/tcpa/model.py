@@ -473,9 +473,10 @@ class TCPAModel(PromptModel):
         return token_choice(query, keys, top_k, ranked=ranks, loss=self.training)
 
     def _draw(self, name: str, number: int, shape: Sequence[int]) -> Tensor:
-        """Uniform numbers as a function of the seed and the training step, drawn where they are needed."""
+        """Uniform numbers [B, ...] by the seed and the training step, drawn where they are needed."""
         source = generator(self.seed, name, number, self._step, device=self.device)
-        return torch.rand(*shape, generator=source, device=self.device)
+        total, rows = self.drawn_rows(shape[0])
+        return torch.rand(total, *shape[1:], generator=source, device=self.device)[rows]
 
     def count_step(self, encoded: Encoded) -> None:
         self.steps += 1

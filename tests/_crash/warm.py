@@ -1,8 +1,10 @@
 """A process that has imported everything and runs each command line that it is sent in a fork of itself.
 
 One JSON request a line on stdin: ``{"argv": [...], "at": "loss:7" or null, "signal": 9, "draw": bool,
-"output": FILE}``; one answer a line on stdout: ``{"exit": code, or minus the signal}``. Drawing is most of
-the time of a tiny run: without it, every picture is the same.
+"output": FILE, "processes": 1, "port": PORT, "rank": 0, "call": null}``; one answer a line on stdout:
+``{"exit": [code, or minus the signal, of each process]}``. Drawing is most of the time of a tiny run: without
+it, every picture is the same. Several processes find each other as those of torchrun do; the signal is for
+the one of that rank. What is called in place of a command is the ``main`` of a module in this folder.
 
 Commands that start commands reach it by ``python.py``, at the socket whose path is its argument: several at a
 time, each with the streams, the folder and the environment of the one that asks, and without drawing.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import random
@@ -73,15 +76,25 @@ def draw_nothing() -> None:
     plots.png = lambda *_, **__: _picture
 
 
-def child(request: dict[str, Any]) -> int:
-    """One command of a test."""
-    with open(request["output"], "wb", buffering=0) as file:
+def child(request: dict[str, Any], rank: int) -> int:
+    """One command of a test, or one of the processes that it is given to."""
+    with open(request["output"], "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if not request["draw"]:
         draw_nothing()
     outsider.watch_files()
-    outsider.arm(request["at"], request["signal"])
+    outsider.arm(request["at"] if rank == request["rank"] else None, request["signal"])
+    if request["processes"] > 1:
+        there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": request["port"]}
+        os.environ.update(there | {"RANK": str(rank), "WORLD_SIZE": str(request["processes"])})
+    if request["call"]:
+        try:
+            importlib.import_module(request["call"]).main(*request["argv"])
+        except BaseException:
+            traceback.print_exc()
+            return 1
+        return 0
     return command(request["argv"])
 
 
@@ -163,8 +176,10 @@ def main() -> None:
             line = sys.stdin.readline()
             if not line:
                 os._exit(0)  # taking everything down again takes time, and some of it complains
-            _, status = os.waitpid(fork(child, json.loads(line)), 0)
-            print(json.dumps({"exit": os.waitstatus_to_exitcode(status)}), flush=True)
+            request = json.loads(line)
+            processes = [fork(child, request, rank) for rank in range(request["processes"])]
+            codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+            print(json.dumps({"exit": codes}), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,18 +47,49 @@ class WarmProcess:
 
     def __call__(self, *argv: object, at: str | None = None, signal: int = 9, draw: bool = False) -> int:
         """The exit code, or minus the signal that ended it, sent at a point of `_crash/outsider.py`."""
+        return self.several(*argv, at=at, signal=signal, draw=draw, processes=1)[0]
+
+    def several(
+        self,
+        *argv: object,
+        processes: int = 2,
+        at: str | None = None,
+        signal: int = 9,
+        rank: int = 0,
+        draw: bool = False,
+        call: str | None = None,
+    ) -> list[int]:
+        """The same of processes that make one run, as torchrun starts them.
+
+        Args:
+            *argv: words of the command.
+            processes: how many.
+            at: the point at which one of them is sent a signal.
+            signal: which.
+            rank: of that one.
+            draw: whether pictures show something.
+            call: a module of `_crash` whose ``main`` is called with the words, in place of a command.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
         request = {
             "argv": [*map(str, argv)],
             "at": at,
             "signal": signal,
             "draw": draw,
             "output": str(self._output),
+            "processes": processes,
+            "port": port,
+            "rank": rank,
+            "call": call,
         }
+        self._output.write_bytes(b"")
         self._requests.write(json.dumps(request) + "\n")
         self._requests.flush()
-        code = json.loads(self._answers.readline())["exit"]
+        codes = json.loads(self._answers.readline())["exit"]
         self.said = self._output.read_text()
-        return code
+        return codes
 
     @contextlib.contextmanager
     def as_python(self) -> Iterator[None]:

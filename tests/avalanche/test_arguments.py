@@ -83,6 +83,14 @@ def test_an_argument_of_train_that_does_not_act_is_refused(arguments: dict[str, 
     assert words in one_line(caught.value)
 
 
+def test_a_strategy_in_one_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="an Avalanche strategy runs in one process, not in several"):
+        strategy("ncm")
+
+
 def test_dropping_all_there_is_is_refused() -> None:
     with pytest.raises(ConfigError, match="drop_last=True leaves nothing of an experience of 24 images"):
         strategy("linear_probe", train_mb_size=25).train(stream().train_stream[0], drop_last=True)

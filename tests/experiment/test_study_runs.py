@@ -288,6 +288,20 @@ def test_ray_runs_the_same_study(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--gpus-per-run", "0.5"], "--gpus-per-run needs --launcher ray, got --launcher local"),
+        (["--launcher", "ray", "--gpus-per-run", "2"], "--gpus-per-run must be from 0 to 1"),
+    ],
+)
+def test_a_share_of_a_gpu_that_no_run_can_use_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert main(["study", str(write(tmp_path)), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_without_ray_its_launcher_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ from clprompt.system.progress import Progress
 from clprompt.system.runtime import find_device, reproducible, stop_signal
 from clprompt.system.unfinished import Unfinished
 from clprompt.training import meta_steps
+from clprompt.training.processes import refuse_several
 
 
 def meta_init(
@@ -53,6 +54,7 @@ def meta_init(
         CheckpointError: what is there to go on from is of other settings.
         Interrupted: a signal stopped it; its checkpoint is written.
     """
+    refuse_several("meta-init")
     values = configuration.read(name_or_path, overrides)
     own = configuration.own_module(values)
     if own is not None:

@@ -20,6 +20,7 @@ from clprompt.prompting.heads import grow_rows
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Cache, Encoded, Mask, PromptModel, evaluating
 from clprompt.prompting.plugin import Samples
+from clprompt.prompting.step import BatchPart
 from clprompt.prompting.text.names import ClassNames
 from clprompt.prompting.text.plugin import LiveText, TextPlugin
 from clprompt.prompting.text.sources import check_template, fill
@@ -393,6 +394,11 @@ class TextModel(PromptModel):
         name = "cross_entropy" if targets.ndim == 1 else "binary_cross_entropy"
         return logits, {name: self.base_loss(logits, targets, soft), **encoded.terms, **terms}
 
+    def gather(self, encoded: Encoded, part: BatchPart) -> Encoded:
+        """Features of the whole batch; its images stay where they are."""
+        gathered = super().gather(encoded._replace(details=None), part)
+        return gathered._replace(details=encoded.details)
+
     def _show_plugins(
         self, classes: list[int], rows: Tensor, encoded: Encoded, logits: Tensor, targets: Tensor
     ) -> None:
@@ -408,7 +414,7 @@ class TextModel(PromptModel):
             logits[:, as_index(classes, logits.device)],
             targets,
             batch.images,
-            cache(lambda: self.features(batch.images, batch.cached).to(wide)),
+            cache(lambda: self.whole(self.features(batch.images, batch.cached)).to(wide)),
         )
         for plugin in self.text_plugins:
             self._collected[plugin.name].append(live)

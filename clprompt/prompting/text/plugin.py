@@ -23,7 +23,7 @@ class LiveText(NamedTuple):
         features: image features f^, normalised, [B, E], with gradient where images are prompted.
         logits: of these classes, unmasked, [B, n], with gradient.
         targets: labels [B] or multi-hot [B, C].
-        images: [B, 3, H, W].
+        images: [B, 3, H, W]; where several processes make a step, the part that is encoded here.
         frozen: gives f0^, the features of the same images in the frozen tower, [B, E], normalised and
             without gradient; computed at most once a step.
     """

@@ -73,7 +73,9 @@ class Consistency(AdaptedAnchor):
         texts = self.other_texts(live.classes, drawn).to(live.rows)
         terms = {"text": (self.text_weight, 1 - (live.rows * texts).sum(1).mean())}
         if self.image_weight:  # a pass of the tower
-            view = self.model.features(second_view(live.images, drawn)).to(live.features)
+            part = self.model.drawn_rows(len(live.images))
+            own = self.model.features(second_view(live.images, drawn, *part))
+            view = self.model.whole(own).to(live.features)
             terms["image"] = (self.image_weight, 1 - (live.features * view).sum(1).mean())
         return self.named(terms)
 
@@ -91,17 +93,22 @@ class Consistency(AdaptedAnchor):
         return F.normalize(torch.stack(rows), dim=-1)
 
 
-def second_view(images: Tensor, drawn: torch.Generator) -> Tensor:
+def second_view(
+    images: Tensor, drawn: torch.Generator, total: int | None = None, own: slice = slice(None)
+) -> Tensor:
     """Each image cropped to a random part of half its area or more, mirrored half of the time.
 
     Args:
         images: [B, 3, H, W].
         drawn: the random numbers.
+        total: for how many images they are drawn; None for as many as there are.
+        own: which of those these images are.
 
     Returns:
         [B, 3, H, W], between pixels by bilinear interpolation.
     """
-    area, across, down, mirrored = torch.rand(4, len(images), generator=drawn)
+    drawn_for = len(images) if total is None else total
+    area, across, down, mirrored = torch.rand(4, drawn_for, generator=drawn)[:, own]
     side = (_LEAST + (1 - _LEAST) * area).sqrt()  # of 1
     scale = torch.where(mirrored < 0.5, -side, side)
     zero = torch.zeros_like(side)
