@@ -7,7 +7,8 @@ Evaluation's batches never change; here an epoch draws other ones, so that what 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -161,9 +162,9 @@ class Keeping:
 
     @torch.no_grad()
     def _asked(self, images: Tensor) -> Cache:
-        """What a step fills for these images."""
+        """What a step fills for these images, which is no step: buffers that count calls do not count it."""
         cache: Cache = {}
-        with autocast(self.model.device, self.precision), preserved_rng():
+        with autocast(self.model.device, self.precision), preserved_rng(), _preserved_buffers(self.model):
             self.model.encode(images, cache)
         return cache
 
@@ -234,6 +235,19 @@ def keeping(
 def _stays(cache: Cache, count: int) -> bool:
     """Whether these are values by sample that no training changes."""
     return all(len(value) == count and not value.requires_grad for value in cache.values())
+
+
+@contextmanager
+def _preserved_buffers(model: PromptModel) -> Iterator[None]:
+    """Whatever happens inside, the buffers are as they were."""
+    held = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, (buffer, value) in held.items():
+            buffer.copy_(value)
+            path, _, own = name.rpartition(".")
+            setattr(model.get_submodule(path), own, buffer)  # where another tensor took its place
 
 
 def is_random(dataset: Any) -> bool:
