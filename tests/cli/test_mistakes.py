@@ -105,7 +105,7 @@ MISTAKES: list[tuple[str, str]] = [
         "run quickstart data={name: synthetic, classes: 10, test_per_class: 1} retrieval=true",
         "retrieval needs a second test image of a class, but each of 10 is the only one of its class",
     ),
-    ("run quickstart precision=fp8", 'precision must be one of "float32", "bf16", got "fp8"'),
+    ("run quickstart precision=fp8", 'precision must be one of "float32", "bf16", "fp16", got "fp8"'),
     ("run quickstart seed=one", 'seed must be int or list of int, got "one"'),
     ("run quickstart name=../up", 'name must be the plain name of a folder, got "../up"'),
     ("run quickstart strategy=dual-promt", 'unknown strategy "dual-promt"; did you mean "dualprompt"?'),

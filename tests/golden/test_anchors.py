@@ -112,7 +112,7 @@ def test_self_regulated_prompts_have_the_published_loss_and_gradients(
 def test_consistent_prompts_have_the_logits_losses_and_gradients_of_the_formula(
     base: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consistency, "second_view", lambda images, drawn: base["coprompt.second_view"])
+    monkeypatch.setattr(consistency, "second_view", lambda images, drawn, *part: base["coprompt.second_view"])
     prompts = {name: base[f"maple.{key}"] for name, key in COUPLED.items()}
     adapters = {
         f"consistency.{tower}.{layer}": f"{tower}.{layer}"
