@@ -189,11 +189,11 @@ class Listener:
         """A time; it is left out."""
 
     def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None:
-        """Keep numbers and arrays."""
+        """Keep numbers and arrays; what would draw when called is left out, as drawings are."""
         import torch
 
         for tag, value in values.items():
-            if not hasattr(value, "savefig"):
+            if not callable(value) and not hasattr(value, "savefig"):
                 self.tensors[f"diagnostics/{step}/{tag}"] = torch.as_tensor(value)
 
 
