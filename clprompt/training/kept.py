@@ -7,7 +7,7 @@ Evaluation's batches never change; here an epoch draws other ones, so that what 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -239,15 +239,19 @@ def _stays(cache: Cache, count: int) -> bool:
 
 @contextmanager
 def _preserved_buffers(model: PromptModel) -> Iterator[None]:
-    """Whatever happens inside, the buffers are as they were."""
-    held = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+    """Inside, buffers are copies; those of before, which a backward pass may need, come back as they were."""
+    held = dict(model.named_buffers())
+
+    def put(values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            path, _, own = name.rpartition(".")
+            setattr(model.get_submodule(path), own, value)
+
+    put({name: buffer.clone() for name, buffer in held.items()})
     try:
         yield
     finally:
-        for name, (buffer, value) in held.items():
-            buffer.copy_(value)
-            path, _, own = name.rpartition(".")
-            setattr(model.get_submodule(path), own, buffer)  # where another tensor took its place
+        put(held)
 
 
 def is_random(dataset: Any) -> bool:
