@@ -18,7 +18,6 @@ import argparse
 import copy
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.speed import ratio
+from benchmarks.speed import interleaved, ratio
 from clprompt import FrozenViT, PromptModel, registry
 from clprompt.prompting.model import Cache
 from clprompt.training import optim
@@ -119,17 +118,12 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
         runs["step", after] = step_of(inside, images, labels(after, options.batch))
         runs["evaluation", after] = lambda evaluate=evaluate: evaluate(None)
         runs["kept", after] = lambda evaluate=evaluate, cache=cache: evaluate(dict(cache))
-    seconds: dict[tuple[str, int], list[float]] = {run: [] for run in runs}
-    for number in range(options.pairs + 1):
-        for run, call in runs.items():
-            start = time.thread_time()
-            call()
-            if number:  # the first round warms up
-                seconds[run].append(time.thread_time() - start)
+    named = {f"{column} {after}": call for (column, after), call in runs.items()}
+    seconds = interleaved(options.pairs, torch.device("cpu"), **named)
     first = options.after[0]
     return {
-        column: {"milliseconds": 1000 * statistics.median(seconds[column, first])}
-        | {str(n): ratio(seconds[column, n], seconds[column, first]) for n in options.after[1:]}
+        column: {"milliseconds": 1000 * statistics.median(seconds[f"{column} {first}"].busy)}
+        | {str(n): ratio(seconds[f"{column} {n}"], seconds[f"{column} {first}"]) for n in options.after[1:]}
         for column in COLUMNS
     }
 
