@@ -25,7 +25,7 @@ from clprompt.backbones.vit import Prompts
 from clprompt.errors import ConfigError
 from clprompt.prompting.model import PromptModel, Step
 from clprompt.prompting.plugin import LearnedPrompts, Pass, Plugin
-from clprompt.prompting.prompts import Chooser, choose, uniform
+from clprompt.prompting.prompts import Chooser, choose, normed, uniform
 from clprompt.registry import plugins
 from clprompt.schema import above, at_least, at_most
 
@@ -113,7 +113,7 @@ class Coordination(Plugin):
     def around(self, prompts: Prompts, run: Pass) -> Prompts:
         """The method's prompts with masks: each token sees those of its choice."""
         joined: list[Tensor | None] = []  # the mask over prompts that joined the sequence in this run
-        normed: dict[str, Sequence[Tensor]] = {}  # keys of norm 1 by set and block, made once in a run
+        made: dict[str, Sequence[Tensor]] = {}  # keys of norm 1 by set and block, made once in a run
 
         def coordinated(block: int, x: Tensor) -> list[BlockPrompt]:
             asked = prompts(block, x)
@@ -123,7 +123,7 @@ class Coordination(Plugin):
                 if prompt.tokens is None or prompt.tokens.shape[1] == 0:
                     masked.append(prompt)
                     continue
-                keys = self._keys_of(prompt, block, normed)
+                keys = self._keys_of(prompt, block, made)
                 if prompt.kind != "carried":
                     masked.append(self._masked(prompt, keys, x, run, run.rows if block == run.last else None))
                 elif joined:
@@ -135,13 +135,13 @@ class Coordination(Plugin):
 
         return coordinated
 
-    def _keys_of(self, prompt: BlockPrompt, block: int, normed: dict[str, Sequence[Tensor]]) -> Tensor:
+    def _keys_of(self, prompt: BlockPrompt, block: int, made: dict[str, Sequence[Tensor]]) -> Tensor:
         """The keys of a prompt's columns, of norm 1: [P, D], or [B, P, D] where images have own slots.
 
         Args:
             prompt: of the method.
             block: which gets it.
-            normed: what this run has made of keys without a choice of slots; filled here.
+            made: what this run has made of keys without a choice of slots; filled here.
         """
         assert prompt.tokens is not None
         if prompt.mask is not None or prompt.rows is not None or prompt.zero_values:
@@ -150,13 +150,13 @@ class Coordination(Plugin):
             raise ValueError(f'prompt_sets says nothing of prompts "{prompt.name}" in block {block}')
         layer = self.blocks[prompt.name].index(block)
         if prompt.slots is None:
-            if prompt.name not in normed:
+            if prompt.name not in made:
                 every = torch.cat(list(self.keys[prompt.name]), dim=1).flatten(1, 2)  # (blocks, P, D)
-                normed[prompt.name] = _normed(every).unbind()
-            keys = normed[prompt.name][layer]
+                made[prompt.name] = normed(every).unbind()
+            keys = made[prompt.name][layer]
         else:
             keys = torch.cat([part[layer] for part in self.keys[prompt.name]])  # (slots, length, D)
-            keys = _normed(keys[prompt.slots].flatten(1, 2))  # (1 or B, P, D)
+            keys = normed(keys[prompt.slots].flatten(1, 2))  # (1 or B, P, D)
             keys = keys[0] if len(keys) == 1 else keys
         if keys.shape[-2] != prompt.tokens.shape[1]:
             count = prompt.tokens.shape[1]
@@ -229,11 +229,6 @@ class Coordination(Plugin):
     def terms(self, step: Step, collected: Sequence[Tensor]) -> Mapping[str, Tensor]:
         """The matching loss of all blocks and roles."""
         return {self.name: self.weight * torch.stack(list(collected)).sum()} if collected else {}
-
-
-def _normed(keys: Tensor) -> Tensor:
-    """Keys of norm 1, in float32 at least, as 16-bit rounding would change choices."""
-    return F.normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)), dim=-1)
 
 
 def _has_prompts(method: type[PromptModel]) -> bool:

@@ -73,6 +73,11 @@ def token_choice(
         return visible, 1 - (scores.gather(-1, chosen) / norms).mean()
 
 
+def normed(keys: Tensor) -> Tensor:
+    """Keys [..., D] of norm 1, in float32 at least, as 16-bit rounding would change choices."""
+    return F.normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)), dim=-1)
+
+
 class Chooser(NamedTuple):
     """Tokens of a stream that choose among prompts of their own.
 

@@ -27,7 +27,7 @@ from clprompt.prompting.model import (
     evaluating,
 )
 from clprompt.prompting.plugin import LearnedPrompts, Samples
-from clprompt.prompting.prompts import Chooser, choose, token_choice, uniform
+from clprompt.prompting.prompts import Chooser, choose, normed, token_choice, uniform
 from clprompt.registry import strategies
 from clprompt.schema import at_least, below
 from clprompt.seeding import generator
@@ -384,9 +384,7 @@ class TCPAModel(PromptModel):
             keys, tokens = keys[-1:], tokens[:, :, -pool * length :]
         chooser = Chooser(slice(None), slice(0, pool * len(keys)), top_k)
         every = torch.cat(keys, dim=1)
-        # 16-bit rounding would change choices
-        normed = F.normalize(every.to(torch.promote_types(every.dtype, torch.float32)), dim=-1)
-        return Pool(rows, tokens, normed, (chooser,), (length,))
+        return Pool(rows, tokens, normed(every), (chooser,), (length,))
 
     def _block_prompts(
         self,
