@@ -104,10 +104,16 @@ def epoch_order(count: int, seed: int, experience: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, "order", experience, epoch))
 
 
+def part_sizes(count: int, parts: int) -> list[int]:
+    """How many rows of a batch of ``count`` each of so many parts gets, one behind the other."""
+    return [count * (part + 1) // parts - count * part // parts for part in range(parts)]
+
+
 def rows_of(count: int, part: int, parts: int) -> slice:
     """The rows of a batch of ``count`` that belong to one of so many parts; the first where it gets none."""
-    start, stop = count * part // parts, count * (part + 1) // parts
-    return slice(start, stop) if stop > start else slice(0, 1)
+    sizes = part_sizes(count, parts)
+    start = sum(sizes[:part])
+    return slice(start, start + sizes[part]) if sizes[part] else slice(0, 1)
 
 
 class Epochs:
@@ -122,7 +128,7 @@ class Epochs:
         shuffle: see :func:`training_batches`.
         drop_last: see :func:`training_batches`.
         pin_memory: see :func:`training_batches`.
-        part: see :func:`training_batches`.
+        part: (number, of how many): load that part of every batch alone, :func:`rows_of` it.
         is_lasting: False where there is one epoch.
     """
 
@@ -182,7 +188,6 @@ def training_batches(
     shuffle: bool = True,
     drop_last: bool = False,
     pin_memory: bool = False,
-    part: tuple[int, int] = (0, 1),
 ) -> DataLoader:
     """The shuffled batches of one epoch of one experience.
 
@@ -197,7 +202,6 @@ def training_batches(
         shuffle: False for data that comes in its final order.
         drop_last: leave out a last batch that is smaller.
         pin_memory: lay batches where a GPU fetches them from.
-        part: (number, of how many): load that part of every batch alone, :func:`rows_of` it.
 
     Yields:
         (images [B, 3, H, W], targets [B] or [B, C], and whatever else the data set's items hold).
@@ -211,7 +215,6 @@ def training_batches(
         shuffle=shuffle,
         drop_last=drop_last,
         pin_memory=pin_memory,
-        part=part,
         is_lasting=False,
     )
     return epochs.epoch(epoch, skip)

@@ -14,14 +14,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from clprompt.data.loading import rows_of
+from clprompt.data.loading import part_sizes, rows_of
 from clprompt.errors import ConfigError, ProcessError, ProtocolError
 from clprompt.system import launched
 from clprompt.training.settings import Training
@@ -131,8 +130,7 @@ class Part:
         self.processes = processes
         self.total = total
         self.rows = rows_of(total, processes.rank, processes.count)
-        bounds = [total * rank // processes.count for rank in range(processes.count + 1)]
-        self._counts = [stop - start for start, stop in pairwise(bounds)]
+        self._counts = part_sizes(total, processes.count)
 
     @property
     def count(self) -> int:
