@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -179,21 +179,17 @@ def expand(config: Config) -> list[tuple[str, Config]]:
     return jobs
 
 
-def _run_folder(
-    folder: Path,
-    builder: Builder,
-    progress: ProgressLike | None,
-    stop: Callable[[], int | None],
-    processes: Processes | None,
-) -> Result | None:
+@contextmanager
+def _saying_how_to_resume(folder: Path) -> Iterator[None]:
+    """What ends because another process did says in which folder, and how it goes on."""
     try:
-        return _run_locked(folder, builder, progress, stop, processes)
+        yield
     except ProcessError as error:
         again = f"{launched.command()}{shlex.join(['clprompt', 'resume', str(folder)])}"
         raise ProcessError(f"{folder}: {error}; continue with: {again}") from error
 
 
-def _run_locked(
+def _run_folder(
     folder: Path,
     builder: Builder,
     progress: ProgressLike | None,
@@ -203,9 +199,10 @@ def _run_locked(
     if not folder.is_dir():
         raise RunFolderError(f"{folder} is not a run folder: there is no such folder")
     config = runfolder.read_config(folder)
-    # The same global random state whatever ran before in this process, for methods that draw from it.
     _check_processes(config, processes)
+    # The same global random state whatever ran before in this process, for methods that draw from it.
     with (
+        _saying_how_to_resume(folder),
         FolderLock(folder) if processes is None or processes.is_main else nullcontext(),
         reproducible(find_device(config.device), deterministic=config.deterministic),
         preserved_rng(derive(config.seeds[0], "run")),
