@@ -15,6 +15,16 @@ from pathlib import Path
 import pytest
 
 CRASH = Path(__file__).parents[1] / "_crash"
+#: Of the runs that are killed.
+BACKBONE = {
+    "name": "vit_tiny_patch16_224",
+    "img_size": 16,
+    "patch_size": 4,
+    "in_chans": 1,
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+}
 
 
 class WarmProcess:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from warm_process import BACKBONE
 
 CRASH = Path(__file__).parents[1] / "_crash"
 SECTIONS = {
@@ -23,15 +24,7 @@ SECTIONS = {
     "device": "cpu",
     "data": {"name": "crash_patterns", "augment": "standard"},
     "scenario": {"name": "split", "experiences": 3},
-    "backbone": {
-        "name": "vit_tiny_patch16_224",
-        "img_size": 16,
-        "patch_size": 4,
-        "in_chans": 1,
-        "embed_dim": 16,
-        "depth": 2,
-        "num_heads": 2,
-    },
+    "backbone": BACKBONE,
     "strategy": {"name": "crash_growing"},
 }
 # Each experience: 24 images, 5 steps an epoch, and 12 test images more to evaluate: 2, 3 and 5 forwards.

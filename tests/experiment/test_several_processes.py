@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from warm_process import BACKBONE
 
 from clprompt.system import launched
 
@@ -12,15 +13,7 @@ CONFIG = {
     "device": "cpu",
     "data": {"name": "crash_patterns", "augment": "standard", "train": 7, "test": 3},
     "scenario": {"name": "split", "experiences": 3},
-    "backbone": {
-        "name": "vit_tiny_patch16_224",
-        "img_size": 16,
-        "patch_size": 4,
-        "in_chans": 1,
-        "embed_dim": 16,
-        "depth": 2,
-        "num_heads": 2,
-    },
+    "backbone": BACKBONE,
     "strategy": {"name": "l2p", "statistics": "lda"},
     # an experience has 14 images, 3 batches an epoch
     "training": {"train_mb_size": 5, "train_epochs": 2, "lr": 0.01, "eval_mb_size": 2, "checkpoint_every": 4},

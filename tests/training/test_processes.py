@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +16,8 @@ from clprompt.errors import ProtocolError
 from clprompt.training.processes import Part
 
 CRASH = Path(__file__).parents[1] / "_crash"
-EXACT = ("mvp", "ncm", "ridge", "semantic_proxies", "slda", "tcpa", "statistics", "released focal weights")
-VARIANTS = (
-    *("mask: batch", "released focal weights", "coordination", "random epochs and dropout"),
-    *("statistics", "self-regulation", "second views", "mixup", "retrieval", "label sets"),
-)
+CASES = runpy.run_path(str(CRASH / "every_strategy.py"))
+EXACT, VARIANTS = CASES["EXACT"], CASES["VARIANTS"]
 registry.load_builtin()
 NAMES = (*registry.strategies.names(), *VARIANTS)
 
