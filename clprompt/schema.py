@@ -196,6 +196,35 @@ def field_parameters(
     ]
 
 
+def takes(
+    settings: type,
+    argument: str,
+    *,
+    but: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a function of keyword arguments: the fields of a dataclass are among them.
+
+    Args:
+        settings: the dataclass.
+        argument: that of the function by which it gets them; the fields stand in its place.
+        but: fields that mean nothing to the function.
+        defaults: those that the function has in place of the dataclass's.
+    """
+    fields = field_parameters(settings, but=but, defaults=defaults)
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def taking(**named: Any) -> Any:
+            chosen = {field.name: named.pop(field.name, field.default) for field in fields}
+            return function(**{argument: settings(**chosen)}, **named)
+
+        show_fields(taking, settings, fields, instead_of=argument)
+        return taking
+
+    return decorate
+
+
 def show_fields(
     wrapper: Callable[..., Any],
     settings: type,

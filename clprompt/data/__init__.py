@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from clprompt.data.loading import training_batches as training_batches
     from clprompt.data.normalisation import Normalisation as Normalisation
     from clprompt.data.plan import Plan as Plan
+    from clprompt.data.reading import Reading as Reading
+    from clprompt.data.reading import takes_reading as takes_reading
     from clprompt.data.selection import Selection as Selection
     from clprompt.data.selection import takes_selection as takes_selection
     from clprompt.data.sets.digits import digits as digits
@@ -69,6 +71,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "ImageSource": "clprompt.data.images",
         "Normalisation": "clprompt.data.normalisation",
         "Plan": "clprompt.data.plan",
+        "Reading": "clprompt.data.reading",
         "Selection": "clprompt.data.selection",
         "Views": "clprompt.data.views",
         "assemble": "clprompt.data.bundle",
@@ -83,6 +86,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "mosaic": "clprompt.data.sets.mosaic",
         "sample_stream": "clprompt.data.loading",
         "synthetic": "clprompt.data.sets.synthetic",
+        "takes_reading": "clprompt.data.reading",
         "takes_selection": "clprompt.data.selection",
         "takes_views": "clprompt.data.bundle",
         "training_batches": "clprompt.data.loading",

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from clprompt import schema
 from clprompt.data.class_names import Naming, read_names
-from clprompt.data.images import MAX_PIXELS, ImageFiles, ImageSource, Selected, reason_of, unreadable
+from clprompt.data.images import ImageSource, Selected
 from clprompt.data.names import class_name
 from clprompt.data.normalisation import Normalisation
 from clprompt.data.plan import Plan, make_plan
+from clprompt.data.reading import Reading, readable_files
 from clprompt.data.repeats import merged, tell_repeats
 from clprompt.data.selection import (
     Classes,
@@ -288,8 +287,7 @@ def assemble_set_files(
     is_test: np.ndarray,
     *,
     classes: Classes | None,
-    on_bad_image: OnBadImage,
-    max_pixels: int,
+    reading: Reading,
     names: Sequence[str],
 ) -> DataBundle:
     """A data set of image files in two parts, a set of labels each; a file's entries in a part are joined.
@@ -300,22 +298,21 @@ def assemble_set_files(
         hot: label sets, multi-hot 0/1, [n, C].
         is_test: which of them are test images, bool [n].
         classes: the classes to keep.
-        on_bad_image: see :func:`readable`.
-        max_pixels: see :func:`clprompt.data.images.read_image`.
+        reading: how they are read.
         names: class names, C of them.
 
     Raises:
         DataError: see :func:`readable_files` and :func:`assemble_sets`.
     """
     paths, hot, is_test = merged(name, paths, hot, is_test)
-    load, use = readable_files(name, paths, on_bad_image, max_pixels=max_pixels)
+    load, use = readable_files(name, paths, reading)
     return assemble_sets(
         name,
         Selected(load, use),
         hot[use],
         is_test[use],
         Selection(classes=classes),
-        cache=True,
+        cache=reading.cache,
         names=names,
     )
 
@@ -445,63 +442,3 @@ def _listed(names: Sequence[str], which: np.ndarray) -> str:
     if which.size == 1:
         return f'class "{names[which[0]]}" has'
     return f'{which.size} classes ("{names[which[0]]}", "{names[which[1]]}"{", ..." * (which.size > 2)}) have'
-
-
-# ---------------------------------------------------------------------------------------------- bad images
-
-OnBadImage = Literal["error", "skip"]
-HINT = "; mend or remove it, or set data.on_bad_image=skip"
-
-
-def readable(name: str, load: Callable[[int], Any], count: int, on_bad_image: OnBadImage) -> np.ndarray:
-    """The indices of the images to use, int64 [n].
-
-    Args:
-        name: of the data set; messages begin with it.
-        load: index -> image.
-        count: how many images there are.
-        on_bad_image: "error" uses all of them; "skip" decodes all and leaves out those that cannot be read.
-    """
-    everything = np.arange(count)
-    if on_bad_image == "error":
-        return everything
-    bad = unreadable(load, everything)
-    if bad:
-        first = next(iter(bad.values())).removesuffix(HINT)
-        tell(f"{name}: {len(bad)} of {count} images are left out; the first: {first}")
-    return np.setdiff1d(everything, list(bad))
-
-
-def readable_files(
-    name: str,
-    paths: Sequence[str],
-    on_bad_image: OnBadImage,
-    places: Sequence[str] | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> tuple[ImageFiles, np.ndarray]:
-    """A loader of image files, and the indices of those to use, int64 [n].
-
-    Args:
-        name: of the data set; messages begin with it.
-        paths: of the files.
-        on_bad_image: see :func:`readable`.
-        places: where each path is listed, such as "data.csv, line 3", for messages.
-        max_pixels: see :func:`clprompt.data.images.read_image`.
-
-    Raises:
-        DataError: a file is missing or empty; what shows without decoding is told before anything trains.
-    """
-    if on_bad_image == "error":
-        for position, path in enumerate(paths):
-            try:
-                status = os.stat(path)
-                problem = "" if status.st_size else "it is empty"
-                if not stat.S_ISREG(status.st_mode):
-                    problem = "it is not a file"
-            except (OSError, ValueError) as error:
-                problem = reason_of(error, path)
-            if problem:
-                place = "" if places is None else f"{places[position]}: "
-                raise DataError(f"{place}{path}: the image cannot be read: {problem}{HINT}")
-    load = ImageFiles(list(paths), HINT, max_pixels)
-    return load, readable(name, load, len(paths), on_bad_image)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from clprompt.data.bundle import DataBundle, OnBadImage, assemble, readable_files
+from clprompt.data.bundle import DataBundle, assemble
 from clprompt.data.flat_labels import FILES, FlatLabels, flat_labels
 from clprompt.data.folders import Photographs, folders_in, photographs, split_part
 from clprompt.data.images import EXTENSIONS, Selected
 from clprompt.data.lists import FoundImages, Lists, Published, listed_images
 from clprompt.data.names import class_name
+from clprompt.data.reading import Reading, readable_files
 from clprompt.data.selection import Selection
 from clprompt.errors import DataError, tell
 
@@ -24,14 +25,12 @@ def folder_bundle(
     name: str,
     root: Path,
     selection: Selection,
+    reading: Reading,
     *,
     domain_folders: bool = False,
     lists: Lists | None = None,
     published: Sequence[Published] | None = None,
     order: Sequence[str] | None = None,
-    on_bad_image: OnBadImage,
-    max_pixels: int,
-    cache: bool,
 ) -> DataBundle:
     """A data set of class folders.
 
@@ -39,13 +38,11 @@ def folder_bundle(
         name: of the data set; messages begin with it.
         root: the folder; see :func:`class_folders`.
         selection: which images are used.
+        reading: how they are read.
         domain_folders: whether the class folders lie in a folder for each domain.
         lists: files that name the training and the test images; see :func:`listed_images`.
         published: lists that publications use; others are told.
         order: the names of all classes by id; sorted by default, or as the lists number them.
-        on_bad_image: see :func:`clprompt.data.bundle.readable`.
-        max_pixels: see :func:`clprompt.data.images.read_image`.
-        cache: see :class:`DataBundle`.
 
     Raises:
         DataError: see :func:`class_folders`, :func:`listed_images` and :func:`assemble`.
@@ -61,24 +58,14 @@ def folder_bundle(
             raise DataError(f"{name}: the class {others[0]} is not in its list of classes")
         labels = [numbers[label] for label in images.labels]
         images = replace(images, labels=labels, names=order)
-    return found_bundle(
-        name,
-        images,
-        selection,
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
-        cache=cache,
-    )
+    return found_bundle(name, images, selection, reading)
 
 
 def found_bundle(
     name: str,
     images: FoundImages,
     selection: Selection,
-    *,
-    on_bad_image: OnBadImage,
-    max_pixels: int,
-    cache: bool,
+    reading: Reading,
 ) -> DataBundle:
     """A data set of image files.
 
@@ -86,21 +73,19 @@ def found_bundle(
         name: of the data set; messages begin with it.
         images: all of them, with their labels.
         selection: which images are used.
-        on_bad_image: see :func:`clprompt.data.bundle.readable`.
-        max_pixels: see :func:`clprompt.data.images.read_image`.
-        cache: see :class:`DataBundle`.
+        reading: how they are read.
 
     Raises:
         DataError: see :func:`readable_files` and :func:`assemble`.
     """
-    load, use = readable_files(name, images.paths, on_bad_image, images.places, max_pixels)
+    load, use = readable_files(name, images.paths, reading, images.places)
     return assemble(
         name,
         Selected(load, use),
         np.asarray(images.labels)[use],
         None if images.is_test is None else images.is_test[use],
         selection,
-        cache=cache,
+        cache=reading.cache,
         names=images.names,
         domains=None if images.domains is None else np.asarray(images.domains)[use],
     )

@@ -5,7 +5,6 @@ Labels are class ids [n]; label sets are multi-hot [n, C]. The arguments mean th
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -64,18 +63,7 @@ def takes_selection(*, but: Collection[str] = ()) -> Callable[[Callable[..., Any
     Args:
         but: fields that mean nothing to the data set; ``test_fraction`` where it has a split of its own.
     """
-    fields = schema.field_parameters(Selection, but=but)
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def selecting(**named: Any) -> Any:
-            chosen = {field.name: named.pop(field.name) for field in fields if field.name in named}
-            return function(selection=Selection(**chosen), **named)
-
-        schema.show_fields(selecting, Selection, fields, instead_of="selection")
-        return selecting
-
-    return decorate
+    return schema.takes(Selection, "selection", but=but)
 
 
 # ------------------------------------------------------------------------------------- classes and splits

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage, assemble_set_files, takes_views
-from clprompt.data.images import MAX_PIXELS, MaxPixels
+from clprompt.data.bundle import DataBundle, assemble_set_files, takes_views
 from clprompt.data.names import class_name
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Classes
 from clprompt.errors import DataError
 from clprompt.plain_json import once_each
@@ -24,6 +24,7 @@ from clprompt.registry import datasets
 @datasets.register("coco", paper="Lin et al., ECCV 2014")
 @schema.checked
 @takes_views(augment="standard")
+@takes_reading(but=("cache",))
 def coco(
     *,
     path: str = "data/coco",
@@ -32,8 +33,7 @@ def coco(
     train_images: str = "train2014",
     test_images: str = "val2014",
     classes: Classes | None = None,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
+    reading: Reading,
 ) -> DataBundle:
     """COCO's images and its 80 object categories in alphabetical order; images without an object are kept.
 
@@ -48,8 +48,6 @@ def coco(
         test_images: folder of test images.
         classes: the classes to keep, in this order: names, or positions such as 0-19; other labels are
             dropped, and images that are left without one.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
 
     Raises:
         DataError: a missing file, one of another content, equal ids of images or of categories, an annotation
@@ -67,8 +65,7 @@ def coco(
         hot,
         is_test,
         classes=classes,
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
+        reading=reading,
         names=names,
     )
 

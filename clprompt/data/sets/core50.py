@@ -9,11 +9,11 @@ import numpy as np
 
 from clprompt import schema
 from clprompt.data.archives import Archive
-from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.class_folders import found_bundle
 from clprompt.data.folders import folders_in, photographs
-from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.lists import FoundImages
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -44,14 +44,13 @@ _TEST = (3, 7, 10)
 @schema.checked
 @takes_views()
 @takes_selection(but=("test_fraction",))
+@takes_reading()
 def core50(
     *,
     path: str = "data/core50_128x128",
     level: Literal["object", "category"] = "object",
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """CORe50: 50 objects in 11 sessions, which are its domains; sessions 3, 7 and 10 are the test set.
 
@@ -64,9 +63,6 @@ def core50(
         train_per_class: at most so many training images of each class, of all sessions together.
         test_per_class: at most so many test images of each class, likewise.
         split_seed: decides which images those are.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, a session lacks an object that others have, or an image cannot
@@ -74,9 +70,7 @@ def core50(
     """
     top = _ARCHIVE.top("core50", path)
     images = _found(top, 1 if level == "object" else _EACH)
-    return found_bundle(
-        "core50", images, selection, on_bad_image=on_bad_image, max_pixels=max_pixels, cache=cache
-    )
+    return found_bundle("core50", images, selection, reading)
 
 
 def _found(top: Path, each: int) -> FoundImages:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage, assemble, assemble_sets, readable_files, takes_views
-from clprompt.data.images import MAX_PIXELS, MaxPixels, Selected
+from clprompt.data.bundle import DataBundle, assemble, assemble_sets, takes_views
+from clprompt.data.images import Selected
 from clprompt.data.names import class_name
+from clprompt.data.reading import Reading, readable_files, takes_reading
 from clprompt.data.repeats import resolved
 from clprompt.data.selection import Selection, split_column, takes_selection
 from clprompt.errors import DataError, nearest, tell
@@ -24,15 +25,14 @@ from clprompt.registry import datasets
 @schema.checked
 @takes_views()
 @takes_selection()
+@takes_reading()
 def csv_file(
     *,
     path: str = "data.csv",
     test_path: str | None = None,
     root: str | None = None,
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """A CSV file with columns path and label, and a column split (train, test, val) or a file for the test.
 
@@ -50,9 +50,6 @@ def csv_file(
         classes: the classes to keep: names, or positions in their order such as 0-19.
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: a missing file or column, an empty or surplus cell, an image with two labels, an image that
@@ -60,14 +57,14 @@ def csv_file(
     """
     name = f"csv {path}"
     table = _read(path, test_path, root, label_sets=False)
-    load, use = readable_files(name, table.paths, on_bad_image, table.places, max_pixels)
+    load, use = readable_files(name, table.paths, reading, table.places)
     return assemble(
         name,
         Selected(load, use),
         np.asarray([label for (label,) in table.labels])[use],
         None if table.is_test is None else table.is_test[use],
         selection,
-        cache=cache,
+        cache=reading.cache,
         domains=_domains(path, table.only(use)),
     )
 
@@ -76,15 +73,14 @@ def csv_file(
 @schema.checked
 @takes_views(augment="standard")
 @takes_selection()
+@takes_reading()
 def multi_label_csv(
     *,
     path: str = "data.csv",
     test_path: str | None = None,
     root: str | None = None,
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """The files of ``csv`` with a set of labels in each line, joined by semicolons: `a.jpg,cat;dog`.
 
@@ -103,9 +99,6 @@ def multi_label_csv(
         train_per_class: at most so many training images of each class; an image is taken where one of its
             labels has room for it, images without labels are not.
         test_per_class: the same for test images.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: a missing file, column or cell, a surplus cell, a test label that no training image has, no
@@ -113,7 +106,7 @@ def multi_label_csv(
     """
     name = f"multi_label_csv {path}"
     table = _read(path, test_path, root, label_sets=True)
-    load, use = readable_files(name, table.paths, on_bad_image, table.places, max_pixels)
+    load, use = readable_files(name, table.paths, reading, table.places)
     table = table.only(use)
     hot, names = _multi_hot(table)
     if table.paths and not names:
@@ -124,7 +117,7 @@ def multi_label_csv(
         hot,
         table.is_test,
         selection,
-        cache=cache,
+        cache=reading.cache,
         names=names,
     )
 

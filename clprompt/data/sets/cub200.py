@@ -9,11 +9,11 @@ import numpy as np
 
 from clprompt import schema
 from clprompt.data.archives import Archive
-from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.class_folders import found_bundle
-from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.lists import FoundImages, numbered_lines
 from clprompt.data.normalisation import IMAGENET
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -29,13 +29,12 @@ _ARCHIVE = Archive(
 @schema.checked
 @takes_views(normalisation=IMAGENET)
 @takes_selection(but=("test_fraction",))
+@takes_reading()
 def cub200(
     *,
     path: str = "data/CUB_200_2011",
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """CUB-200-2011: 200 kinds of birds, 5994 + 5794 images by the authors' split.
 
@@ -47,9 +46,6 @@ def cub200(
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         split_seed: decides which images those are.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, its files contradict one another, or an image cannot be read.
@@ -58,9 +54,7 @@ def cub200(
         "cub200",
         _images(_ARCHIVE.top("cub200", path)),
         selection,
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
-        cache=cache,
+        reading,
     )
 
 

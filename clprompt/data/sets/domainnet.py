@@ -12,10 +12,10 @@ import numpy as np
 
 from clprompt import schema
 from clprompt.data.archives import Archive
-from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.class_folders import found_bundle
-from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.lists import FoundImages, numbered_lines
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -28,14 +28,13 @@ Style = Literal["clipart", "infograph", "painting", "quickdraw", "real", "sketch
 @schema.checked
 @takes_views()
 @takes_selection(but=("test_fraction",))
+@takes_reading()
 def domainnet(
     *,
     path: str = "data/DomainNet",
     domains: Annotated[list[Style], not_empty] | None = None,
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """DomainNet: 345 classes in 6 styles, which are its domains; 409832 + 176743 images by the cleaned lists.
 
@@ -49,9 +48,6 @@ def domainnet(
         train_per_class: at most so many training images of each class, of all styles together.
         test_per_class: at most so many test images of each class, likewise.
         split_seed: decides which images those are.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, a list has a line of another form or names an image that is not
@@ -64,9 +60,7 @@ def domainnet(
         "the zip file of each domain and its cleaned lists for training and test from http://ai.bu.edu/M3SDA/",
     )
     images = _listed(archive.top("domainnet", path), styles)
-    return found_bundle(
-        "domainnet", images, selection, on_bad_image=on_bad_image, max_pixels=max_pixels, cache=cache
-    )
+    return found_bundle("domainnet", images, selection, reading)
 
 
 def _listed(top: Path, styles: Sequence[str]) -> FoundImages:

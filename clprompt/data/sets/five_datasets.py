@@ -9,9 +9,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage, assemble, takes_views
+from clprompt.data.bundle import DataBundle, assemble, takes_views
 from clprompt.data.class_folders import folder_bundle
-from clprompt.data.images import MAX_PIXELS, Joined
+from clprompt.data.images import Joined
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import ConfigError, DataError
 from clprompt.registry import datasets
@@ -24,14 +25,14 @@ _NOT_MNIST = "https://github.com/facebookresearch/Adversarial-Continual-Learning
 @schema.checked
 @takes_views()
 @takes_selection(but=("test_fraction",))
+@takes_reading(but=("max_pixels",), on_bad_image="skip")
 def five_datasets(
     *,
     path: str = "data",
     order: Sequence[Part] = ("cifar10", "mnist", "svhn", "not_mnist", "fashion_mnist"),
     download: bool = False,
     selection: Selection,
-    on_bad_image: OnBadImage = "skip",
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """5-datasets: CIFAR-10, MNIST, SVHN, notMNIST and Fashion-MNIST, 50 classes, each with its own split.
 
@@ -50,7 +51,6 @@ def five_datasets(
         split_seed: decides which images those are.
         on_bad_image: "skip" leaves out images of notMNIST that cannot be read, as released loaders do
             (each is read once at the start); "error" names the first.
-        cache: keep prepared images in memory.
 
     Raises:
         ConfigError: an order that does not hold each of the five once.
@@ -60,7 +60,7 @@ def five_datasets(
         raise ConfigError(
             f"data.order must hold each of {', '.join(get_args(Part))} once, got {', '.join(order)}"
         )
-    bundles = [_bundle(name, path, download, on_bad_image) for name in order]
+    bundles = [_bundle(name, path, download, reading) for name in order]
     sources = [*(bundle.train for bundle in bundles), *(bundle.test for bundle in bundles)]
     starts = np.cumsum([0, *(len(bundle.class_names) for bundle in bundles)])[:-1]
     counts = [len(source) for source in sources]
@@ -72,7 +72,7 @@ def five_datasets(
         ),
         np.arange(sum(counts)) >= sum(counts[: len(bundles)]),
         selection,
-        cache=cache,
+        cache=reading.cache,
         names=[
             f"{part} {name}"
             for part, bundle in zip(order, bundles, strict=True)
@@ -81,7 +81,7 @@ def five_datasets(
     )
 
 
-def _bundle(name: Part, path: str, download: bool, on_bad_image: OnBadImage) -> DataBundle:
+def _bundle(name: Part, path: str, download: bool, reading: Reading) -> DataBundle:
     """One of the five, all of it."""
     if name != "not_mnist":
         return datasets.get(name).target(path=path, download=download, cache=False)
@@ -91,11 +91,4 @@ def _bundle(name: Part, path: str, download: bool, on_bad_image: OnBadImage) -> 
             f"data set five_datasets: there is no notMNIST/ with Train/ and Test/ in {path}; download "
             f"{_NOT_MNIST} and unpack it there"
         )
-    return folder_bundle(
-        "not_mnist",
-        folder,
-        Selection(),
-        on_bad_image=on_bad_image,
-        max_pixels=MAX_PIXELS,
-        cache=False,
-    )
+    return folder_bundle("not_mnist", folder, Selection(), reading)

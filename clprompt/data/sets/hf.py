@@ -13,10 +13,11 @@ import numpy as np
 
 from clprompt import schema
 from clprompt.data import fingerprint as fingerprints
-from clprompt.data.bundle import HINT, DataBundle, OnBadImage, assemble, readable, takes_views
+from clprompt.data.bundle import DataBundle, assemble, takes_views
 from clprompt.data.fingerprint import Fingerprint
 from clprompt.data.folders import folders_in
-from clprompt.data.images import MAX_PIXELS, Joined, MaxPixels, Selected, UnreadableImage, read_image
+from clprompt.data.images import Joined, Selected, UnreadableImage, read_image
+from clprompt.data.reading import HINT, Reading, readable, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import ConfigError, DataError, nearest, tell
 from clprompt.registry import datasets
@@ -31,6 +32,7 @@ _SAVED = ("dataset_dict.json", "state.json")
 @schema.checked
 @takes_views()
 @takes_selection()
+@takes_reading()
 def hf(
     *,
     path: str = "data",
@@ -42,9 +44,7 @@ def hf(
     domain: str | None = None,
     download: bool = False,
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """A data set of Hugging Face's library ``datasets`` (extra ``hf``): a local folder, or from its cache.
 
@@ -64,9 +64,6 @@ def hf(
         classes: the classes to keep: names, or class ids such as 0-19.
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         ConfigError: ``datasets`` is not installed; one split in both parts.
@@ -75,27 +72,27 @@ def hf(
     """
     name = f"hf {path}"
     splits = _splits(name, path, config, train_split, download)
-    parts = [_part(name, splits, train_split, "train_split", image, max_pixels)]
+    parts = [_part(name, splits, train_split, "train_split", image, reading.max_pixels)]
     if test_split is None:
         test_split = next((each for each in _TESTS if each in splits and each != train_split), None)
     if test_split is not None:
         if test_split == train_split:
             raise ConfigError(f"data.test_split must be another split than data.train_split, {train_split}")
-        parts.append(_part(name, splits, test_split, "test_split", image, max_pixels))
+        parts.append(_part(name, splits, test_split, "test_split", image, reading.max_pixels))
     used = [part.split for part in parts]
     if others := [each for each in splits if each not in used]:
         tell(f"{name}: of its splits {' and '.join(used)} are used; left out: {', '.join(others)}")
     counts = [len(part.images) for part in parts]
     labels, names = _labels(parts, label)
     load = Joined([part.images for part in parts], counts)
-    use = readable(name, load, sum(counts), on_bad_image)
+    use = readable(name, load, sum(counts), reading.on_bad_image)
     return assemble(
         name,
         Selected(load, use),
         labels[use],
         None if test_split is None else (np.arange(sum(counts)) >= counts[0])[use],
         selection,
-        cache=cache,
+        cache=reading.cache,
         names=names,
         domains=None if domain is None else _values(parts, domain, "domain")[use],
     )

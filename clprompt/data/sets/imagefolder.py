@@ -13,10 +13,10 @@ import os
 from pathlib import Path
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.class_folders import folder_bundle
-from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.lists import Lists
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -26,15 +26,14 @@ from clprompt.registry import datasets
 @schema.checked
 @takes_views()
 @takes_selection()
+@takes_reading()
 def imagefolder(
     *,
     path: str = "data",
     domain_folders: bool = False,
     lists: Lists | None = None,
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """A folder with a folder of images per class, or with train/ and test/ (or val/) that hold such folders.
 
@@ -54,9 +53,6 @@ def imagefolder(
         classes: the classes to keep: names, or positions in their alphabetical order such as 0-19.
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: a missing or empty folder, a class that is too small, an image that cannot be read, a list
@@ -73,9 +69,7 @@ def imagefolder(
         name,
         root,
         selection,
+        reading,
         domain_folders=domain_folders,
         lists=lists,
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
-        cache=cache,
     )

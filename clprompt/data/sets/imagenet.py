@@ -7,13 +7,13 @@ from pathlib import Path
 
 from clprompt import schema
 from clprompt.data.archives import Archive
-from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.class_folders import class_folders, folder_bundle, found_bundle
 from clprompt.data.folders import folders_in
-from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.lists import FoundImages, Lists, Published, listed_images, numbered_lines
 from clprompt.data.names import class_name
 from clprompt.data.normalisation import IMAGENET, TINY_IMAGENET
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError, nearest, tell
 from clprompt.registry import datasets
@@ -43,14 +43,13 @@ _IMAGENET_R_LISTS = (
 @schema.checked
 @takes_views(normalisation=IMAGENET)
 @takes_selection()
+@takes_reading()
 def imagenet_r(
     *,
     path: str = "data/imagenet-r",
     lists: Lists | None = None,
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """ImageNet-R: 200 classes of ImageNet as art, toys, graffiti and the like; 30000 images, no split.
 
@@ -66,9 +65,6 @@ def imagenet_r(
         classes: the classes to keep: names, or class ids such as 0-19.
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, a list is wrong, or an image cannot be read.
@@ -77,11 +73,9 @@ def imagenet_r(
         "imagenet_r",
         _IMAGENET_R.top("imagenet_r", path),
         selection,
+        reading,
         lists=lists,
         published=_IMAGENET_R_LISTS,
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
-        cache=cache,
     )
 
 
@@ -98,14 +92,13 @@ _IMAGENET_A = Archive(
 @schema.checked
 @takes_views()
 @takes_selection()
+@takes_reading()
 def imagenet_a(
     *,
     path: str = "data/imagenet-a",
     lists: Lists | None = None,
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """ImageNet-A: 200 classes of ImageNet in photographs that classifiers mistake; 7500 images, no split.
 
@@ -119,9 +112,6 @@ def imagenet_a(
         classes: the classes to keep: names, or positions in their alphabetical order such as 0-19.
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, a list is wrong, or an image cannot be read.
@@ -130,10 +120,8 @@ def imagenet_a(
         "imagenet_a",
         _IMAGENET_A.top("imagenet_a", path),
         selection,
+        reading,
         lists=lists,
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
-        cache=cache,
     )
 
 
@@ -150,13 +138,12 @@ _TINY_IMAGENET = Archive(
 @schema.checked
 @takes_views(normalisation=TINY_IMAGENET)
 @takes_selection(but=("test_fraction",))
+@takes_reading()
 def tiny_imagenet(
     *,
     path: str = "data/tiny-imagenet-200",
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """Tiny ImageNet: 200 classes, 100000 + 10000 images, 64x64; the test images are those of val/.
 
@@ -169,9 +156,6 @@ def tiny_imagenet(
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         split_seed: decides which images those are.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, wnids.txt lacks a class, or an image cannot be read.
@@ -181,10 +165,8 @@ def tiny_imagenet(
         "tiny_imagenet",
         top,
         selection,
+        reading,
         order=[class_name(line) for _, line in numbered_lines(top / "wnids.txt")],
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
-        cache=cache,
     )
 
 
@@ -212,13 +194,12 @@ _IMAGENET100_LISTS = (
 @schema.checked
 @takes_views(normalisation=IMAGENET)
 @takes_selection(but=("test_fraction",))
+@takes_reading()
 def imagenet(
     *,
     path: str = "data/imagenet",
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """ImageNet (ILSVRC2012): 1000 classes, 1281167 + 50000 images; the test images are those of val/.
 
@@ -230,9 +211,6 @@ def imagenet(
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         split_seed: decides which images those are.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, or an image cannot be read.
@@ -241,9 +219,7 @@ def imagenet(
         "imagenet",
         _IMAGENET.top("imagenet", path),
         selection,
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
-        cache=cache,
+        reading,
     )
 
 
@@ -251,15 +227,14 @@ def imagenet(
 @schema.checked
 @takes_views(normalisation=IMAGENET)
 @takes_selection(but=("test_fraction",))
+@takes_reading()
 def imagenet100(
     *,
     path: str = "data/imagenet",
     class_list: str | None = None,
     lists: Lists | None = None,
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """ImageNet-100: 100 classes of ImageNet by a published list; which ones differs between publications.
 
@@ -272,9 +247,6 @@ def imagenet100(
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         split_seed: decides which images those are.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, nothing says which classes, a list is wrong, or an image cannot be
@@ -287,9 +259,7 @@ def imagenet100(
         images = listed_images("imagenet100", top, lists, _IMAGENET100_LISTS)
     else:
         images = _of_classes(class_folders("imagenet100", top), _hundred(top, class_list))
-    return found_bundle(
-        "imagenet100", images, selection, on_bad_image=on_bad_image, max_pixels=max_pixels, cache=cache
-    )
+    return found_bundle("imagenet100", images, selection, reading)
 
 
 def _of_classes(images: FoundImages, names: Collection[str]) -> FoundImages:

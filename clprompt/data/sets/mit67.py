@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from clprompt import schema
 from clprompt.data.archives import Archive
-from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.class_folders import folder_bundle
-from clprompt.data.images import MAX_PIXELS, MaxPixels
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.registry import datasets
 
@@ -22,13 +22,12 @@ _ARCHIVE = Archive(
 @schema.checked
 @takes_views()
 @takes_selection(but=("test_fraction",))
+@takes_reading()
 def mit67(
     *,
     path: str = "data/MIT67",
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """MIT-67: 67 indoor scenes, 5360 + 1340 images by the lists of the authors.
 
@@ -38,9 +37,6 @@ def mit67(
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         split_seed: decides which images those are.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, a list names an image that is not there or is in both, or an image
@@ -51,8 +47,6 @@ def mit67(
         "mit67",
         top / "Images",
         selection,
+        reading,
         lists=(str(top / "TrainImages.txt"), str(top / "TestImages.txt")),
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
-        cache=cache,
     )

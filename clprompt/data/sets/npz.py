@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from clprompt import schema
-from clprompt.data.bundle import HINT, DataBundle, OnBadImage, assemble, assemble_sets, readable, takes_views
-from clprompt.data.images import MAX_PIXELS, ImageArray, ImageBytes, Joined, MaxPixels, Selected
+from clprompt.data.bundle import DataBundle, assemble, assemble_sets, takes_views
+from clprompt.data.images import ImageArray, ImageBytes, Joined, Selected
+from clprompt.data.reading import HINT, OnBadImage, Reading, readable, takes_reading
 from clprompt.data.selection import Selection, split_column, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -24,13 +25,12 @@ from clprompt.registry import datasets
 @schema.checked
 @takes_views()
 @takes_selection()
+@takes_reading()
 def npz(
     *,
     path: str = "data.npz",
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """One NumPy `.npz` file of raw images, or of encoded ones (JPEG, PNG, ...) put end to end.
 
@@ -51,26 +51,23 @@ def npz(
         classes: the classes to keep: names, or positions in their order such as 0-19.
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an encoded image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: a missing file or key, arrays that do not fit together, an image that cannot be read.
     """
     name = f"npz {path}"
     file = _open(path)
-    images = _images(file, max_pixels)
+    images = _images(file, reading.max_pixels)
     for key in ("labels", "split", "domains"):
         _check_one_each(file, key, images)
-    use, is_test = _use(name, file, images, on_bad_image)
+    use, is_test = _use(name, file, images, reading.on_bad_image)
     return assemble(
         name,
         Selected(images.load, use),
         file.arrays["labels"][use],
         is_test,
         selection,
-        cache=cache,
+        cache=reading.cache,
         encoded=images.encoded,
         names=_names(file),
         domains=file.arrays["domains"][use] if "domains" in file.arrays else None,
@@ -81,13 +78,12 @@ def npz(
 @schema.checked
 @takes_views()
 @takes_selection()
+@takes_reading()
 def multi_label_npz(
     *,
     path: str = "data.npz",
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """The arrays of ``npz`` with a multi-hot set of labels for each image, or arrays for each part.
 
@@ -111,9 +107,6 @@ def multi_label_npz(
         train_per_class: at most so many training images of each class; an image is taken where one of its
             labels has room for it, images without labels are not.
         test_per_class: the same for test images.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an encoded image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: a missing file or key, arrays that do not fit together, an image that cannot be read.
@@ -125,10 +118,10 @@ def multi_label_npz(
         images, hot, is_test = _two_parts(file)
         use = np.arange(images.count)
     else:
-        images = _images(file, max_pixels)
+        images = _images(file, reading.max_pixels)
         hot = _multi_hot(file, "labels", images.count)
         _check_one_each(file, "split", images)
-        use, is_test = _use(name, file, images, on_bad_image)
+        use, is_test = _use(name, file, images, reading.on_bad_image)
     names = _names(file, "class_names")
     if names is None:
         names = [str(c) for c in range(hot.shape[1])]
@@ -140,7 +133,7 @@ def multi_label_npz(
         hot[use],
         is_test,
         selection,
-        cache=cache,
+        cache=reading.cache,
         encoded=images.encoded,
         names=names,
     )

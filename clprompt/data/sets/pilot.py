@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from clprompt import schema
 from clprompt.data.archives import Archive
-from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.class_folders import folder_bundle
 from clprompt.data.folders import folders_in
-from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.names import class_name
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.registry import datasets
 
@@ -43,9 +43,6 @@ _ARGUMENTS = """
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         split_seed: decides which images those are.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, or an image cannot be read.
@@ -63,9 +60,7 @@ def _register(name: str, folder: str, paper: str, summary: str) -> Callable[...,
         *,
         path: str = f"data/{folder}",
         selection: Selection,
-        on_bad_image: OnBadImage = "error",
-        max_pixels: MaxPixels = MAX_PIXELS,
-        cache: bool = True,
+        reading: Reading,
     ) -> DataBundle:
         top = archive.top(name, path)
         names = {class_name(label) for part in ("train", "test") for label in folders_in(top / part)}
@@ -73,15 +68,13 @@ def _register(name: str, folder: str, paper: str, summary: str) -> Callable[...,
             name,
             top,
             selection,
+            reading,
             order=sorted(names),
-            on_bad_image=on_bad_image,
-            max_pixels=max_pixels,
-            cache=cache,
         )
 
     load.__name__ = load.__qualname__ = name
     load.__doc__ = summary + _ARGUMENTS
-    decorated = takes_views()(takes_selection(but=("test_fraction",))(load))
+    decorated = takes_views()(takes_selection(but=("test_fraction",))(takes_reading()(load)))
     return datasets.register(name, paper=paper)(schema.checked(decorated))
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from clprompt import schema
 from clprompt.data.archives import Archive
-from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.class_folders import class_folders, found_bundle
-from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.lists import FoundImages, numbered_lines
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError, tell
 from clprompt.registry import datasets
@@ -30,14 +30,13 @@ _LISTS = {part: f"resisc45-{part}.txt" for part in ("train", "val", "test")}
 @schema.checked
 @takes_views()
 @takes_selection()
+@takes_reading()
 def resisc45(
     *,
     path: str = "data/NWPU-RESISC45",
     list_folder: str | None = None,
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """NWPU-RESISC45: 45 kinds of land use, 31500 satellite images, 256x256; no split of its own.
 
@@ -50,9 +49,6 @@ def resisc45(
         classes: the classes to keep: names, or positions in their alphabetical order such as 0-19.
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, a list names an image that is not there or is in both, or an image
@@ -61,9 +57,7 @@ def resisc45(
     images = class_folders("resisc45", _ARCHIVE.top("resisc45", path))
     if list_folder is not None:
         images = _listed(images, Path(list_folder))
-    return found_bundle(
-        "resisc45", images, selection, on_bad_image=on_bad_image, max_pixels=max_pixels, cache=cache
-    )
+    return found_bundle("resisc45", images, selection, reading)
 
 
 def _listed(images: FoundImages, folder: Path) -> FoundImages:

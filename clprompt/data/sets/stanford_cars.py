@@ -6,11 +6,11 @@ import numpy as np
 
 from clprompt import schema
 from clprompt.data.archives import Archive
-from clprompt.data.bundle import DataBundle, OnBadImage, takes_views
+from clprompt.data.bundle import DataBundle, takes_views
 from clprompt.data.class_folders import found_bundle
-from clprompt.data.images import MAX_PIXELS, MaxPixels
 from clprompt.data.lists import FoundImages
 from clprompt.data.normalisation import STANFORD_CARS
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
@@ -27,13 +27,12 @@ _ARCHIVE = Archive(
 @schema.checked
 @takes_views(normalisation=STANFORD_CARS)
 @takes_selection(but=("test_fraction",))
+@takes_reading()
 def stanford_cars(
     *,
     path: str = "data/stanford_cars",
     selection: Selection,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache: bool = True,
+    reading: Reading,
 ) -> DataBundle:
     """Stanford Cars: 196 models of cars, 8144 + 8041 images.
 
@@ -43,9 +42,6 @@ def stanford_cars(
         train_per_class: at most so many training images of each class.
         test_per_class: at most so many test images of each class.
         split_seed: decides which images those are.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
-        cache: keep prepared images in memory.
 
     Raises:
         DataError: the data is not there, its tables are damaged, or an image cannot be read.
@@ -68,6 +64,4 @@ def stanford_cars(
         np.arange(len(samples)) >= len(parts[0]),
         names=names,
     )
-    return found_bundle(
-        "stanford_cars", images, selection, on_bad_image=on_bad_image, max_pixels=max_pixels, cache=cache
-    )
+    return found_bundle("stanford_cars", images, selection, reading)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.bundle import DataBundle, OnBadImage, assemble_set_files, takes_views
-from clprompt.data.images import MAX_PIXELS, MaxPixels
+from clprompt.data.bundle import DataBundle, assemble_set_files, takes_views
 from clprompt.data.names import class_name
+from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Classes
 from clprompt.errors import DataError, tell
 from clprompt.registry import datasets
@@ -21,14 +21,14 @@ from clprompt.registry import datasets
 @datasets.register("voc2007", paper="Everingham et al., IJCV 2010")
 @schema.checked
 @takes_views(augment="standard")
+@takes_reading(but=("cache",))
 def voc2007(
     *,
     path: str = "data/VOCdevkit/VOC2007",
     train: str = "trainval",
     test: str = "test",
     classes: Classes | None = None,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
+    reading: Reading,
 ) -> DataBundle:
     """PASCAL VOC by its image-set files: 20 classes in alphabetical order; "difficult" objects are absent.
 
@@ -38,8 +38,6 @@ def voc2007(
         test: name of the image set to test on.
         classes: the classes to keep, in this order: names, or positions such as 0-19; other labels are
             dropped, and images that are left without one.
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
-        max_pixels: an image with more pixels cannot be read.
 
     Raises:
         DataError: a missing file, a line of another form, an image with both flags, files that list other
@@ -62,8 +60,7 @@ def voc2007(
         np.concatenate([hot, more_hot]),
         is_test,
         classes=classes,
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
+        reading=reading,
         names=stems,
     )
 
