@@ -148,7 +148,7 @@ def keep_run(folder: Path, out: Path) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     write_json(out / "results.json", results)
     write_json(out / "config.json", {key: value for key, value in config.items() if key not in PLACES})
-    write_lines(out / "tensorboard.jsonl", chart_points(folder / "tensorboard"))
+    write_lines(out / "tensorboard.jsonl", chart_points(folder))
     names = ("metrics.jsonl", "model.json", "model.safetensors", "*.csv", "figures/*.png")
     for path in [path for name in names for path in folder.glob(name)]:
         target = out / path.relative_to(folder)
@@ -166,7 +166,7 @@ def chart_points(folder: Path) -> list[dict[str, Any]]:
             "step": event.step,
             "sha256": hashlib.sha256(value.SerializeToString()).hexdigest(),
         }
-        for path in sorted(folder.iterdir())
+        for path in sorted(folder.glob("*tfevents*"))
         for event in LegacyEventFileLoader(str(path)).Load()
         for value in event.summary.value
         if not value.tag.startswith(("speed/", "_hparams_/"))  # times; the name of the folder

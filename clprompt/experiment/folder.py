@@ -5,7 +5,7 @@ config.yaml          the resolved configuration of this one run
 environment.json     versions, source revision, machine, parameter counts, backbone source and fingerprint
 run.log              what happened, with times
 metrics.jsonl        every record (append-only, no times: equal for equal runs)
-tensorboard/         event files (append-only)
+*tfevents*           what TensorBoard shows (append-only); it calls the run what the folder is called
 checkpoint/          from which ``clprompt resume`` continues to the same bits
 figures/, *.csv      drawings and tables of the metrics
 predictions.npz      what the last evaluation predicted, image by image; see clprompt.reporting.predictions

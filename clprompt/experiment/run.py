@@ -35,7 +35,7 @@ from clprompt.seeding import derive, preserved_rng, rng_state, set_rng_state
 from clprompt.system import checkpoint as state
 from clprompt.system import launched, overlay
 from clprompt.system.documents import write_json
-from clprompt.system.files import FolderLock
+from clprompt.system.files import FolderLock, plain_name
 from clprompt.system.progress import Stopwatch
 from clprompt.system.runtime import find_device, has_bf16, reproducible, stop_signal
 from clprompt.tracking.records import RECORDS, read_records
@@ -173,9 +173,9 @@ def expand(config: Config) -> list[tuple[str, Config]]:
     jobs = []
     for seed in config.seeds:
         for number, (section, training) in enumerate(config.strategies()):
-            suffix = f"seed{seed}" + (f"-{section['name']}" if number else "")
-            job = replace(config, seed=seed, strategy=section, training=training, compare=[])
-            jobs.append((suffix, job))
+            label = None if number else config.label  # which names the strategy, not what it is compared with
+            job = replace(config, label=label, seed=seed, strategy=section, training=training, compare=[])
+            jobs.append((f"seed{seed}-{plain_name(label or section['name'])[:60]}", job))
     return jobs
 
 

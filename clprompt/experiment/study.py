@@ -48,6 +48,7 @@ from clprompt.metrics.measure import MEASURES, check_metrics
 from clprompt.reporting.finished import NO_MATTER
 from clprompt.reporting.reported import REPORTED
 from clprompt.system import overlay
+from clprompt.system.files import plain_name
 
 _SHARED = (
     *("seed", "precision", "query_precision", "device", "deterministic", "retrieval", "runs_dir", "export"),
@@ -389,8 +390,5 @@ def _text(value: Any) -> str:
 
 
 def _place(top: Path, scenario: str, label: str, seed: int) -> Path:
-    plain = (
-        "".join(mark if mark.isalnum() or mark in "-_.=" else "-" for mark in part).strip("-.")
-        for part in (scenario, label)
-    )
-    return top.joinpath(*(part for part in plain if part), f"seed{seed}")
+    parts = (plain_name(part) for part in (scenario, label))
+    return top.joinpath(*(part for part in parts if part), f"seed{seed}")

@@ -83,6 +83,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
     return read_bytes(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
+def plain_name(label: str) -> str:
+    """A label as a part of a file's name: what is no letter, digit or one of "-_.=" becomes "-"."""
+    return "".join(mark if mark.isalnum() or mark in "-_.=" else "-" for mark in label).strip("-.")
+
+
 def fsync_folder(folder: str | os.PathLike[str]) -> None:
     """Make the names in a folder durable: a file's own fsync does not cover its directory entry."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

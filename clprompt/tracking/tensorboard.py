@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clprompt.registry import sinks
-from clprompt.system.files import AppendOnlyFile, one_line_errors
+from clprompt.system.files import AppendOnlyFile
 from clprompt.tracking.sink import Sink
 
 if TYPE_CHECKING:
@@ -32,17 +32,20 @@ _DRAIN_SECONDS, _DRAIN_BYTES = 5.0, 1 << 20  # how long and how much the dashboa
 
 @sinks.register("tensorboard")
 class TensorBoard(Sink):
-    """Event files below `tensorboard/`, one for every start of a run; see :class:`Sink` for the arguments."""
+    """Event files, one for every start of a run; see :class:`Sink` for the arguments.
 
-    files: ClassVar[Sequence[str]] = ("tensorboard/*tfevents*",)
+    They lie in the run folder itself, whose name TensorBoard shows. Older versions wrote them to
+    `tensorboard/` in it, where such a run goes on.
+    """
+
+    files: ClassVar[Sequence[str]] = ("*tfevents*", "tensorboard/*tfevents*")
 
     def __init__(self, folder: Path, earlier: Collection[str] = ()) -> None:
         super().__init__(folder, earlier)
-        home = folder / "tensorboard"
-        with one_line_errors(f"prepare {folder}"):
-            home.mkdir(exist_ok=True)
+        kept = [path for pattern in self.files for path in folder.glob(pattern)]
         #: sizes of the event files that a resumed run goes on from
-        self._kept = {f"{home.name}/{path.name}": path.stat().st_size for path in home.glob("*tfevents*")}
+        self._kept = {path.relative_to(folder).as_posix(): path.stat().st_size for path in kept}
+        home = kept[0].parent if kept else folder
         # A name later than all that were ever here, removed ones included: a TensorBoard that is watching
         # the folder would otherwise go on reading a new file where it stopped in the old one.
         self.events = EventFile(home, after=earlier)
@@ -69,7 +72,7 @@ class TensorBoard(Sink):
 
     def flush(self) -> dict[str, int]:
         file = self.events.file
-        return {**self._kept, f"{file.path.parent.name}/{file.path.name}": file.sync()}
+        return {**self._kept, file.path.relative_to(self.folder).as_posix(): file.sync()}
 
     def close(self) -> None:
         self.events.file.close()

@@ -284,7 +284,7 @@ def test_runs_that_are_done_are_shown_when_a_later_one_is_interrupted(
         patch.setattr(progress, "create", lambda: StopsAt(9, signal.SIGINT))  # the first run has 6 steps
         assert main(words) == 130
     out, err = capsys.readouterr()
-    done, left = sorted((tmp_path / "quickstart").iterdir())
+    left, done = sorted((tmp_path / "quickstart").iterdir())
     assert out.startswith("ncm\n===\n")
     assert str(done) in out
     assert err == f"interrupted; continue with: clprompt resume {left}\n"
@@ -309,7 +309,7 @@ def test_a_run_that_fails_is_told_in_one_line_at_the_end(
     try:
         assert main(["--import", "my_method", *words]) == 2
         out, err = capsys.readouterr()
-        failed = sorted(Path("runs/quickstart").glob("*-seed?"))
+        failed = sorted(Path("runs/quickstart").glob("*-my?method"))
         whole = sorted(Path("runs/quickstart").glob("*-ncm"))
         assert err.splitlines()[-1] == (
             "clprompt: error: 2 of 4 runs failed; "

@@ -120,7 +120,7 @@ def test_a_run_tells_accuracy_and_forgetting_of_each_domain_by_name(whole: exper
 
 
 def test_tensorboard_has_a_curve_for_each_domain(whole: experiment.Result) -> None:
-    events = EventAccumulator(str(whole.folder / "tensorboard"))
+    events = EventAccumulator(str(whole.folder))
     events.Reload()
     tags = events.Tags()["scalars"]
     assert {f"accuracy/domain_{name}" for name in NAMES} <= set(tags)

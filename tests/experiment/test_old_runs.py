@@ -106,6 +106,11 @@ def test_an_old_interrupted_run_resumes_to_the_results_that_its_own_version_wrot
     assert {costs[0][key] == costs[1][key] for key in ("steps", "state_numbers", "model")} == {True}
 
 
+def test_an_old_interrupted_run_goes_on_beside_the_event_file_that_it_had(resumed: Path) -> None:
+    events = sorted(path.relative_to(resumed).parent.name for path in resumed.rglob("*tfevents*"))
+    assert events == ["tensorboard", "tensorboard"]
+
+
 def test_an_old_interrupted_run_resumes_to_the_tensors_that_its_own_version_wrote(resumed: Path) -> None:
     found, expected = (load_file(path / "model.safetensors") for path in (resumed, OLD / "expected"))
     assert found.keys() == expected.keys()

@@ -125,7 +125,7 @@ def warm(tmp_path_factory, warm_process):
 def events(folder):
     """(tag, step, value) of every point but the speed, with how often it is there."""
     found = Counter()
-    for path in sorted((folder / "tensorboard").iterdir()):
+    for path in sorted(folder.glob("*tfevents*")):
         for event in LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if value.tag.startswith("_hparams_/"):  # the folder's name and times
@@ -236,7 +236,7 @@ def test_a_run_is_done_when_its_results_are_there(warm):
 def test_a_run_that_never_began_is_resumed_from_its_configuration(warm):
     code, folders = warm.start("between experiences", at="loss:2", seed=[5, 3])
     assert code == -9
-    assert [folder.name[-5:] for folder in folders] == ["seed3", "seed5"]
+    assert [folder.name.split("-")[2] for folder in folders] == ["seed3", "seed5"]
     assert [path.name for path in folders[0].iterdir()] == ["config.yaml"]
     assert warm.resume(folders[0]) == 0, warm.said
     assert_same(left(folders[0]), warm.whole("between experiences"))

@@ -105,14 +105,14 @@ def test_every_strategy_and_seed_gets_a_run_folder_of_its_own(results):
         ("ncm", 1),
     ]
     endings = [result.folder.name.split("-", 2)[2] for result in results]
-    assert endings == ["seed0", "seed0-ncm", "seed1", "seed1-ncm"]
+    assert endings == ["seed0-linear_probe", "seed0-ncm", "seed1-linear_probe", "seed1-ncm"]
     assert {result.folder.parent.name for result in results} == {"both"}
 
 
 def test_a_finished_run_folder_holds_what_is_promised_and_no_more(results):
     for result in results:
         found = names(result.folder)
-        events = {name for name in found if name.startswith("tensorboard/")}
+        events = {name for name in found if name.startswith("events.out.tfevents.")}
         assert len(events) == 1
         assert found - events == {
             *("config.yaml", "environment.json", "run.log", "metrics.jsonl", "lock", "results.json"),
@@ -226,7 +226,7 @@ def test_a_model_is_not_loaded_over_another_backbone(results, tmp_path):
 def test_two_runs_within_a_second_get_two_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment.time, "strftime", lambda *_: "20300101-000000")
     training = {"train_mb_size": 256, "train_epochs": 0}
-    for ending in ("seed0", "seed0-2", "seed0-3"):
+    for ending in ("seed0-linear_probe", "seed0-linear_probe-2", "seed0-linear_probe-3"):
         (result,) = experiment.run(values(tmp_path, training=training))
         assert result.folder.name == f"20300101-000000-{ending}"
 
@@ -308,7 +308,7 @@ def test_a_signal_names_all_runs_that_are_left(tmp_path):
     with pytest.raises(Interrupted) as caught:
         experiment.run(values(tmp_path, seed=[0, 1, 2]), progress=stop)
     assert caught.value.signal == signal.SIGINT
-    assert [folder.name[-5:] for folder in caught.value.folders] == ["seed1", "seed2"]
+    assert [folder.name.split("-")[2] for folder in caught.value.folders] == ["seed1", "seed2"]
     first, *left = sorted((tmp_path / "experiment").iterdir())
     assert (first / "results.json").exists()
     assert left == caught.value.folders

@@ -71,7 +71,7 @@ def run_of(folder, experiences, numbers, known=True):
         tracker.finish()
         tracker.close()
     kinds = ("scalars", "images", "tensors")
-    reader = EventAccumulator(str(folder / "tensorboard"), size_guidance=dict.fromkeys(kinds, 0)).Reload()
+    reader = EventAccumulator(str(folder), size_guidance=dict.fromkeys(kinds, 0)).Reload()
     tags = reader.Tags()
     shown = {tag: [event.step for event in reader.Images(tag)] for tag in tags["images"]}
     shown["per_class_accuracy"] = [event.step for event in reader.Tensors("per_class_accuracy")]

@@ -54,7 +54,7 @@ def read_events(folder):
     logger.addHandler(handler)
     try:
         kinds = ("scalars", "images", "tensors")
-        reader = EventAccumulator(str(folder / "tensorboard"), size_guidance=dict.fromkeys(kinds, 0))
+        reader = EventAccumulator(str(folder), size_guidance=dict.fromkeys(kinds, 0))
         reader.Reload()
     finally:
         logger.removeHandler(handler)
@@ -127,11 +127,11 @@ def test_a_new_event_file_sorts_last_even_when_the_clock_was_set_back(tmp_path):
     sizes = tracker.flush()
     tracker.close()
     (name,) = (name for name in sizes if "tfevents" in name)
-    ahead = "tensorboard/events.out.tfevents.4000000000.elsewhere.1.0"
+    ahead = "events.out.tfevents.4000000000.elsewhere.1.0"
     os.rename(tmp_path / name, tmp_path / ahead)
     sizes[ahead] = sizes.pop(name)
     sizes = RunTracker(tmp_path, NAMES, GROUPS, sizes).flush()
-    assert [name.split(".")[3] for name in sorted(sizes)[1:]] == ["4000000000", "4000000001"]
+    assert [name.split(".")[3] for name in sorted(sizes)[:-1]] == ["4000000000", "4000000001"]
 
 
 def test_sizes_are_those_of_the_files(tmp_path):
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_does_not_fit_the_files_is_refused(tmp_path):
     refuse(folder, {**sizes, "metrics.jsonl": size + 1}, f"has {size} bytes, fewer than the {size + 1}")
     refuse(folder, {**sizes, events: 10**9}, "fewer than the 1000000000 that the checkpoint recorded")
     refuse(folder, {**sizes, "metrics.jsonl": size - 3}, "cannot be read up to the checkpoint.*end of a line")
-    refuse(folder, {**sizes, "tensorboard/x.tfevents.1": 0}, "is missing")
+    refuse(folder, {**sizes, "x.tfevents.1": 0}, "is missing")
     refuse(folder, {**sizes, "../outside": 0}, "not ours")
     refuse(folder, {**sizes, "tensorboard/../../outside.tfevents": 0}, "not ours")
     refuse(folder, {**sizes, "metrics.jsonl": -1}, "not ours")

@@ -73,7 +73,7 @@ def whole_run():
 def read_events(folder):
     """TensorBoard's own reader, told to keep everything."""
     kinds = ("scalars", "images", "histograms", "tensors")
-    reader = EventAccumulator(str(folder / "tensorboard"), size_guidance=dict.fromkeys(kinds, 0))
+    reader = EventAccumulator(str(folder), size_guidance=dict.fromkeys(kinds, 0))
     return reader.Reload()
 
 
@@ -348,20 +348,20 @@ def test_finish_without_any_evaluation_writes_no_empty_tables(tmp_path):
     tracker.record(train(1))
     assert np.isnan(tracker.finish()["average_accuracy"])
     tracker.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+    assert [path.name.split(".")[0] for path in sorted(tmp_path.iterdir())] == ["events", "metrics"]
 
 
 def test_a_fresh_start_removes_what_an_earlier_start_left(tmp_path):
     tracker = RunTracker(tmp_path, NAMES, GROUPS)
     tracker.record(train(1))
     tracker.close()
-    (tmp_path / "tensorboard" / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
     tracker = RunTracker(tmp_path, NAMES, GROUPS)
     tracker.record(train(2))
     tracker.close()
     assert tracker.records == [train(2)]
     assert points(read_events(tmp_path))["train/pull"] == [(2, 0.5)]
-    assert (tmp_path / "tensorboard" / "notes.txt").exists()
+    assert (tmp_path / "notes.txt").exists()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
