@@ -18,21 +18,24 @@ finite. What `arguments` and `check` return is plain YAML (None, bool, int, floa
 
 from __future__ import annotations
 
+import ast
 import collections.abc
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import math
 import operator
 import os
 import re
+import textwrap
 import types
 import typing
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, NamedTuple, TypeVar, Union
 
 from clprompt.errors import ConfigError, nearest
 
@@ -251,11 +254,11 @@ def show_fields(
     wrapper.__signature__ = shown  # type: ignore[attr-defined]
     kept = {name: hint for name, hint in wrapper.__annotations__.items() if name != instead_of}
     wrapper.__annotations__ = kept | hints
-    texts = re.findall(r"^    (\w+): (.+\n(?:     +.+\n)*)", f"{inspect.getdoc(settings)}\n", re.MULTILINE)
+    texts = _said(inspect.getdoc(settings) or "")
     arguments, raises, errors = f"{inspect.getdoc(wrapper) or ''}\n".partition("\nRaises:\n")
     if "\nArgs:\n" not in arguments:
         arguments += "\nArgs:\n"
-    for name, text in texts:
+    for name, text in texts.items():
         if name in hints and f"\n    {name}: " not in arguments:
             arguments += f"    {name}: {text}"
     wrapper.__doc__ = arguments + raises + errors
@@ -291,6 +294,84 @@ def parameters(target: Callable[..., Any], skip: Iterable[str] = ()) -> tuple[di
         if not is_open:
             break
     return configurable, is_open and not inspect.isclass(target)
+
+
+class Described(NamedTuple):
+    """One key of a section in a user's words.
+
+    Attributes:
+        name: the key.
+        kind: its type and what its value keeps to, see `describe`.
+        default: as YAML writes it on one line; None for a key that must be given.
+        sentence: what the docstring says of it; "" where it says nothing.
+    """
+
+    name: str
+    kind: str
+    default: str | None
+    sentence: str
+
+
+#: What a docstring marks as code: ``name``, :func:`name`.
+_ROLES = re.compile(r"(?::\w+:`~?|``)([^`]+)`+")
+
+
+def described(target: Callable[..., Any], skip: Iterable[str] = ()) -> list[Described]:
+    """The configurable arguments of a class or function, in its order, with what its documentation says.
+
+    That of an argument stands under "Args" of a docstring (of a class, its constructor or their bases), or as
+    text behind the field of a dataclass.
+
+    Args:
+        target: see `parameters`.
+        skip: arguments that are not shown.
+    """
+    texts: dict[str, str] = {}
+    for owner in target.__mro__ if inspect.isclass(target) else [target]:
+        constructor = vars(owner).get("__init__") if inspect.isclass(owner) else None
+        for documented in (owner, constructor):
+            texts = _said(inspect.cleandoc(getattr(documented, "__doc__", None) or "")) | texts
+        if dataclasses.is_dataclass(owner):
+            texts = _said_behind_fields(owner) | texts
+    return [
+        Described(
+            name,
+            describe(parameter.hint),
+            None if parameter.required else show(_listed(parameter.default)),
+            one_line(texts.get(name, "")),
+        )
+        for name, parameter in parameters(target, skip)[0].items()
+    ]
+
+
+def one_line(documentation: str) -> str:
+    """A paragraph of a docstring on one line, what it marks as code between single backticks."""
+    return _ROLES.sub(r"`\1`", " ".join(documentation.split()))
+
+
+def _said(docstring: str) -> dict[str, str]:
+    """What a docstring says under "Args" or "Attributes", by name; lines as they stand."""
+    sections = re.findall(r"^(?:Args|Attributes):\n((?:(?: {4}.*)?\n)+)", f"{docstring}\n", re.MULTILINE)
+    entries = re.compile(r"^ {4}(\w+): (.+\n(?:(?: {5,}.+)?\n)*)", re.MULTILINE)
+    return {name: text for section in sections for name, text in entries.findall(section)}
+
+
+def _said_behind_fields(settings: Any) -> dict[str, str]:
+    """The text behind each field of a dataclass, by name; none where its source is not at hand."""
+    try:
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
+    except (OSError, SyntaxError):
+        return {}
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: text.value.value
+        for field, text in itertools.pairwise(body.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def _constructors(cls: type) -> list[Callable[..., Any]]:

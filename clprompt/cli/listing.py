@@ -1,15 +1,20 @@
-"""What ``clprompt list`` prints: what is there of each kind, and what ``clprompt config`` does of one."""
+"""What ``clprompt list`` prints: what is there of each kind, the arguments of what has a name, and what
+``clprompt config`` prints of one that stands beside another.
+"""
 
 from __future__ import annotations
 
 import importlib.resources
+import inspect
 import json
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from clprompt import registry, schema
-from clprompt.errors import ClpromptError
+from clprompt.errors import ClpromptError, ConfigError, nearest
 from clprompt.reporting.tables import columns
 from clprompt.system import overlay
 
@@ -32,10 +37,11 @@ def listing(kind: str, short: bool = False) -> list[str]:
         "strategies": registry.strategies,
         "scenarios": registry.scenarios,
         "datasets": registry.datasets,
+        "plugins": registry.plugins,
     }[kind]
     entries = [registered.get(name) for name in registered.names()]
     if kind != "strategies":
-        return columns([(entry.name, entry.summary) for entry in entries])
+        return columns([(entry.name, schema.one_line(entry.summary)) for entry in entries])
     rows = [("name", "year", "boundaries", "paper")]
     for entry in entries:
         paper = entry.info.get("paper") or entry.summary
@@ -45,6 +51,125 @@ def listing(kind: str, short: bool = False) -> list[str]:
         text = "; needs a text tower (clip, clip_letters)" if strategy.needs_text else ""
         rows.append((entry.name, str(year), boundaries, f"{paper}{text}"))
     return columns(rows)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a name stands for in a configuration.
+
+    Attributes:
+        name: as it is registered.
+        kind: what it is: "strategy", "scenario", ..., "settings".
+        key: under which its arguments stand in a configuration.
+        target: what is called with them.
+        given: arguments that are no keys.
+        facts: further lines about it.
+        closing: lines that follow its arguments.
+    """
+
+    name: str
+    kind: str
+    key: str
+    target: Callable[..., Any]
+    given: Collection[str] = ()
+    facts: list[str] = field(default_factory=list)
+    closing: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """The first paragraph of its documentation."""
+        return schema.one_line((inspect.getdoc(self.target) or "").partition("\n\n")[0])
+
+    def arguments(self) -> list[schema.Described]:
+        """Its keys, in order."""
+        return schema.described(self.target, self.given)
+
+
+def sections() -> list[Section]:
+    """All that has arguments and a name in a configuration: what is registered, settings, and `clip`."""
+    from clprompt.backbones.clip import clip_backbone
+    from clprompt.experiment import config
+
+    found = []
+    for key, known in config.REGISTRIES.items():
+        found += [_registered(known, name, key) for name in known.names()]
+    found += [_registered(registry.plugins, name, "strategy") for name in registry.plugins.names()]
+    found += [Section(key, "settings", key, settings) for key, settings in config.SETTINGS.items()]
+    return [*found, Section("clip", "backbone", "backbone", clip_backbone)]
+
+
+def _registered(known: registry.Registry, name: str, key: str) -> Section:
+    from clprompt.experiment import config
+    from clprompt.prompting.build import serving
+
+    entry = known.get(name)
+    facts, closing = [], []
+    if "paper" in entry.info:
+        facts.append(f"Paper: {entry.info['paper']}")
+    if known is registry.strategies:
+        served = [plugin.name for plugin in serving(entry.target)]
+        if "boundaries" in entry.info:
+            facts.append(f"Boundaries of experiences: {entry.info['boundaries']}")
+        if served:
+            closing.append(f"Plug-ins with arguments beside these: {', '.join(served)}")
+    if known is registry.plugins:
+        methods = [
+            name
+            for name in registry.strategies.names()
+            if entry.info["serves"](registry.strategies.get(name).target)
+        ]
+        facts.append(f"Serves: {', '.join(methods)}")
+    refused = [f"{key} is no argument: {only.reason}" for key, only in entry.refused.items()]
+    given = () if known is registry.plugins else config.GIVEN[key]
+    return Section(entry.name, known.kind, key, entry.target, given, facts, [*refused, *closing])
+
+
+def about(name: str, kinds: Collection[str] = (), width: int = 80) -> list[str]:
+    """The lines of `clprompt list NAME`: each argument with its type, default and meaning.
+
+    Args:
+        name: of something that has arguments.
+        kinds: what else the command takes, for messages.
+        width: of a line.
+
+    Raises:
+        ConfigError: nothing has that name.
+    """
+    known = sections()
+    named = [section for section in known if section.name == name.replace("-", "_")]
+    if not named:
+        if name in dict(overlay.names()):
+            raise ConfigError(f'"{name}" is a configuration: clprompt config {name} prints it')
+        hint = nearest(name, [*kinds, *(section.name for section in known)])
+        raise ConfigError(f'nothing is called "{name}"{hint}; clprompt list shows all names')
+    lines: list[str] = []
+    for section in named:
+        lines += [""] if lines else []
+        lines += _about(section, width)
+    return lines
+
+
+def _about(section: Section, width: int) -> list[str]:
+    def wrapped(text: str, indent: str = "") -> list[str]:
+        return textwrap.wrap(
+            text,
+            width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+    lines = [f"{section.name} ({section.kind})", *wrapped(section.summary())]
+    for fact in section.facts:
+        lines += wrapped(fact)
+    lines += ["", f"Arguments ({section.key}.NAME=VALUE on the command line):", ""]
+    for argument in section.arguments():
+        value = "must be given" if argument.default is None else f"default {argument.default}"
+        lines += wrapped(f"{argument.name}: {argument.kind}; {value}", "  ")
+        lines += wrapped(argument.sentence, "      ")
+    for text in section.closing:
+        lines += ["", *wrapped(text)]
+    return lines
 
 
 def beside_released(config: str, overrides: Sequence[str]) -> list[str]:

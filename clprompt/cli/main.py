@@ -29,7 +29,7 @@ from clprompt.system import launched
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-KINDS = ("strategies", "scenarios", "datasets", "configs", "studies", "backbones")
+KINDS = ("strategies", "scenarios", "datasets", "plugins", "configs", "studies", "backbones")
 SECTIONS = ("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory")
 
 #: Commands that torchrun may start.
@@ -132,16 +132,17 @@ def _complete_override(context: click.Context, parameter: click.Parameter, word:
 
     from clprompt import schema
     from clprompt.experiment import config
-    from clprompt.training.settings import Online, Training
 
     keys = [f"{key}=" for key in (*(key for key in config.PLAIN_KEYS if key != "label"), *SECTIONS)]
-    for section, settings in (
-        ("training", Training),
-        ("online", Online),
-        ("memory", config.Memory),
-    ):
+    for section, settings in config.SETTINGS.items():
         keys += [f"{section}.{key}=" for key in schema.parameters(settings)[0]]
     return [CompletionItem(key) for key in keys if key.startswith(word)]
+
+
+def _complete_kind(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(kind) for kind in KINDS if kind.startswith(word)]
 
 
 # -------------------------------------------------------------------------------------------- commands
@@ -542,16 +543,22 @@ def stream(stream: str, overrides: tuple[str, ...]) -> None:
 
 
 @group.command(
-    "list", short_help="List strategies, scenarios, data sets, configurations, studies or backbones."
+    "list", short_help="List what there is, or the arguments of a strategy, a scenario, a data set, ..."
 )
-@click.argument("kind", required=False, type=click.Choice(KINDS))
+@click.argument("kind", metavar="[KIND|NAME]", required=False, shell_complete=_complete_kind)
 @_import_option
 def list_(kind: str | None) -> None:
-    """List strategies, scenarios, data sets, configurations, studies or backbones;
-    all of them without an argument.
+    """List strategies, scenarios, datasets, plugins, configs, studies or backbones; all without an argument.
+
+    NAME is that of a strategy, scenario, data set or plug-in, or of a section of settings (training, online,
+    memory): its arguments are listed, each with its type, default and meaning.
     """
     from clprompt.cli import listing
 
+    if kind is not None and kind not in KINDS:
+        for line in listing.about(kind, KINDS):
+            show(line)
+        return
     for position, listed in enumerate([kind] if kind else KINDS):
         if kind is None:
             show(("\n" if position else "") + f"{listed}:")

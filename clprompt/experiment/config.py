@@ -96,11 +96,16 @@ KEYS = (
     *PLAIN_KEYS,
     *("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory"),
 )
-_NAMED = {  # section -> what the caller provides itself
+#: What stands by name in a section, by the section's key.
+REGISTRIES = {"data": registry.datasets, "scenario": registry.scenarios, "strategy": registry.strategies}
+#: Arguments of what a section names that the run provides itself.
+GIVEN: dict[str, tuple[str, ...]] = {
     "data": (),
     "scenario": ("targets", "seed", "class_names", "domains", "domain_names"),
     "strategy": ("backbone", "seed"),
 }
+#: The sections that hold settings and no name.
+SETTINGS: dict[str, type] = {"training": Training, "online": Online, "memory": Memory}
 
 
 # --------------------------------------------------------------------------------------------- reading
@@ -119,7 +124,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = find(str(name_or_path))
     raw = overlay.read(path)
-    overlay.apply(raw, overrides, sections={*_NAMED, "backbone"})
+    overlay.apply(raw, overrides, sections={*REGISTRIES, "backbone"})
     return from_dict(overlay.resolve(raw, path), name=path.stem)
 
 
@@ -158,7 +163,7 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bo
         fields[key] = _section(fields.get(key), key)
     fields["backbone"] = _backbone(fields["backbone"])
     online = fields.get("online") is not None
-    for key in _NAMED:  # from here on the registries are asked, which import torch
+    for key in REGISTRIES:  # from here on the registries are asked, which import torch
         fields[key] = named(fields[key], key, online, of_run=of_run)
     fields["compare"] = [
         named(section, f"compare.{index}", online, of_run=of_run) for index, section in enumerate(compare)
@@ -274,7 +279,7 @@ def named(given: Any, path: str, online: bool = False, *, of_run: bool = False) 
     """
     section = _section(given, path)
     kind = path.partition(".")[0]
-    registered = {"data": registry.datasets, "scenario": registry.scenarios}.get(kind, registry.strategies)
+    registered = REGISTRIES.get(kind, registry.strategies)
     try:
         entry = registered.get(section["name"])
     except ConfigError as error:
@@ -284,7 +289,7 @@ def named(given: Any, path: str, online: bool = False, *, of_run: bool = False) 
     if of_run:
         arguments = entry.of_today(arguments, schema.parameters(entry.target)[0])
     training = {"training": section["training"]} if "training" in section and kind == "compare" else {}
-    skip = _NAMED.get(kind, _NAMED["strategy"])
+    skip = GIVEN.get(kind, GIVEN["strategy"])
     plugins: list[Callable[..., Any]] = []
     if registered is registry.strategies:
         from clprompt.prompting.build import refuse_short_forms, serving

@@ -10,6 +10,7 @@ import pytest
 
 from clprompt import registry
 from clprompt.cli import listing, results
+from clprompt.errors import ConfigError
 from clprompt.experiment import run as experiment
 from clprompt.reporting import tables
 
@@ -142,3 +143,56 @@ def test_timm_models_that_are_not_listed_are_those_that_a_frozen_vit_refuses() -
             else:
                 with pytest.raises(BackboneError):
                     FrozenViT(vit)
+
+
+# ------------------------------------------------------------------------------------------------ arguments
+
+
+def test_every_argument_of_everything_that_has_a_name_is_said_in_a_sentence() -> None:
+    untold = [
+        f"{section.name}.{argument.name}"
+        for section in listing.sections()
+        for argument in section.arguments()
+        if not argument.sentence.rstrip(".")
+    ]
+    assert not untold, f"say under Args what these are: {', '.join(untold)}"
+
+
+def test_a_strategy_is_listed_with_each_argument_its_type_default_and_sentence() -> None:
+    lines = listing.about("dualprompt")
+    assert "Paper: Wang et al., ECCV 2022, arXiv 2204.04799" in lines
+    at = lines.index("  e_length: int (at least 1); default 20")
+    assert lines[at + 1] == "      length of the expert prompts."
+    assert '  form: one of "prefix", "projected", "fresh"; default "prefix"' in lines
+    assert any(line.startswith("batchwise_prompt is no argument: ") for line in lines)
+    assert not any(line.startswith("  seed:") for line in lines)  # a run gives it
+
+
+def test_a_data_set_is_listed_with_the_arguments_that_all_have() -> None:
+    lines = listing.about("fashion-mnist")
+    assert any(line.startswith("  train_per_class: int (at least 1) or null; default null") for line in lines)
+    assert any(line.startswith("  augment: one of ") for line in lines)
+
+
+def test_settings_are_listed_with_the_words_behind_their_fields() -> None:
+    lines = listing.about("training")
+    at = lines.index("  lr: float (above 0); default 0.005")
+    assert lines[at + 1] == "      learning rate"
+
+
+def test_a_list_of_arguments_fits_eighty_columns() -> None:
+    for section in listing.sections():
+        for line in listing.about(section.name):
+            assert len(line) <= 80 or " " not in line.strip(), line
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("dualpromt", 'nothing is called "dualpromt"; did you mean "dualprompt"?'),
+        ("quickstart", "clprompt config quickstart prints it"),
+    ],
+)
+def test_a_name_that_is_none_is_answered_in_one_line(name: str, answer: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(answer)):
+        listing.about(name)

@@ -43,7 +43,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("resume", "Missing argument 'RUN...'"),
     (
         "list strategy",
-        "is not one of 'strategies', 'scenarios', 'datasets', 'configs', 'studies', 'backbones'",
+        'nothing is called "strategy"; did you mean "strategies"?; clprompt list shows all names',
     ),
     ("list strategies now", "unexpected extra argument"),
     ("config", "Missing argument 'CONFIG'"),
