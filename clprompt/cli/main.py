@@ -345,21 +345,52 @@ def meta_init(config: str, overrides: tuple[str, ...]) -> None:
 )
 @click.option("--against", metavar="LABEL", default="", help="Add a table of differences to this row.")
 @click.option("--metrics", metavar="NAME,...", default="", help="Show these metrics of results.json.")
-def report(runs: tuple[str, ...], out: str | None, against: str, metrics: str) -> None:
+@click.option(
+    "--latex", metavar="FILE", type=click.Path(), help="Write the tables as LaTeX, the best of a column bold."
+)
+@click.option("--underline-second", is_flag=True, help="In LaTeX, underline the second best of a column.")
+@click.option("--csv", metavar="FILE", type=click.Path(), help="Write the numbers, seed by seed, as CSV.")
+@click.option(
+    "--figures",
+    type=click.Choice(["png", "pdf", "svg"]),
+    default="png",
+    show_default=True,
+    help="Draw in this form as well.",
+)
+def report(
+    runs: tuple[str, ...],
+    out: str | None,
+    against: str,
+    metrics: str,
+    latex: str | None,
+    underline_second: bool,
+    csv: str | None,
+    figures: str,
+) -> None:
     """Compare finished runs: means and standard errors over seeds, drawings, one self-contained HTML file.
 
     RUN is a run folder, or a folder with run folders somewhere below it.
     Unfinished runs are named and left out.
     """
+    if underline_second and latex is None:
+        raise click.UsageError("--underline-second needs --latex FILE.")
     words = [run for run in runs if not run.startswith("out=")]
     named = [run.removeprefix("out=") for run in runs if run.startswith("out=")]
     if not words:
         raise click.UsageError("Missing argument 'RUN...'.")
+    from clprompt.reporting import paper
     from clprompt.reporting import report as reports
+    from clprompt.system.files import atomic_write
 
     chosen = [word.strip() for word in metrics.split(",") if word.strip()]
     comparison = reports.collect(words, against, chosen)
-    written = comparison.write(out or (named[-1] if named else "") or "report")
+    written = comparison.write(out or (named[-1] if named else "") or "report", figures)
+    if latex is not None:
+        atomic_write(latex, paper.latex(comparison, underline_second=underline_second))
+        written.append(Path(latex))
+    if csv is not None:
+        atomic_write(csv, paper.csv(comparison))
+        written.append(Path(csv))
     show(comparison.text())
     show("\n" + "\n".join(map(str, written)))
 

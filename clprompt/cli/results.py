@@ -52,7 +52,7 @@ def _over_seeds(groups: dict[str, dict[int, Result]]) -> list[str]:
     summaries = [result.summary for of_seeds in groups.values() for result in of_seeds.values()]
     shown = measure_behind(summaries).shown(summaries)
     averaged = {key: shown[key] for key in shown if key not in ("backward_transfer", "last_accuracy")}
-    rows: list[Sequence[str]] = [("percent, mean +- standard error", "seeds", *averaged.values())]
+    rows: list[Sequence[str]] = [("percent, mean ± standard error", "seeds", *averaged.values())]
     for group, of_seeds in groups.items():
         heads = [head for result in of_seeds.values() if (head := result.trained_head) is not None]
         of_labels: dict[str, list[dict[str, float]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TextIO
 
 import click
 
@@ -11,12 +12,23 @@ from clprompt.errors import printable
 
 def show(text: object) -> None:
     """Print lines for eyes on standard output, the same on a terminal, in a pipe and in a file."""
-    click.echo(printable(str(text)))
+    click.echo(_for(sys.stdout, str(text)))
 
 
 def hint(text: str) -> None:
     """Print lines for eyes on standard error."""
-    print(printable(text), file=sys.stderr, flush=True)
+    print(_for(sys.stderr, text), file=sys.stderr, flush=True)
+
+
+def _for(stream: TextIO, text: str) -> str:
+    """Text as a stream can show it: "+-" where its encoding has no "±", escapes for what else it lacks."""
+    text, encoding = printable(text), getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        plain = text.replace("±", "+-").replace("…", "...")
+        return plain.encode(encoding, errors="backslashreplace").decode(encoding)
+    return text
 
 
 def data(text: str) -> None:

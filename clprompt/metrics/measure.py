@@ -703,6 +703,11 @@ TITLES = {
     }.items()
 }
 
+#: Those of which less is better.
+LESS_IS_BETTER = frozenset(
+    {"forgetting", "nonnegative_forgetting", "F_last", "performance_drop", "zero_shot_template_std"}
+)
+
 
 def check_metrics(names: Iterable[str]) -> None:
     """Raises `ConfigError` at the first name that is none of ``TITLES``."""

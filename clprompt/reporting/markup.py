@@ -1,4 +1,4 @@
-"""Tables and drawings as CSV, as Markdown and as an HTML page that needs no other file."""
+"""Tables and drawings as CSV, as Markdown, as LaTeX and as an HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import csv
 import html
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 
 from clprompt.errors import printable
@@ -53,11 +53,72 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "| " + " | ".join(aligned) + " |", *lines[1:]]
 
 
+def as_latex(text: str) -> str:
+    """Text as LaTeX that shows it, on one line: no command, no formula."""
+    return printable(" ".join(text.split())).translate(_LATEX)
+
+
+_LATEX = str.maketrans(
+    {mark: f"\\{mark}" for mark in "{}$&#_%"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
+    | {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "…": r"\dots{}"}
+)
+_FIGURES = re.compile(r"(?P<first>[-+<]?[0-9][0-9.,]*)(?P<rest>[-+<0-9.,± ]*)")
+
+
+def latex_table(
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    label: str,
+    marks: Mapping[tuple[int, int], str] | None = None,
+) -> str:
+    """A table of the package booktabs; the first row is the header, columns but the first are numbers.
+
+    Args:
+        rows: cells; "72.3 ± 1.4" and the like become formulas.
+        caption: above the table.
+        label: by which a text refers to it.
+        marks: by row and column the command around a cell's first number, such as "mathbf".
+    """
+    marks = marks or {}
+    header, *lines = (
+        "    " + " & ".join(_latex_cell(cell, marks.get((i, j), "")) for j, cell in enumerate(row)) + r" \\"
+        for i, row in enumerate(rows)
+    )
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{as_latex(caption)}}}",
+            rf"  \label{{{label}}}",
+            rf"  \begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}",
+            r"    \toprule",
+            header,
+            r"    \midrule",
+            *lines,
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex_cell(cell: str, mark: str) -> str:
+    figures = _FIGURES.fullmatch(cell)
+    if figures is None:
+        return as_latex(cell)
+    first, rest = (text.replace(" .. ", r" \ldots ").replace("±", r"\pm") for text in figures.groups())
+    first = re.sub(r",(?=[0-9])", "{,}", first)
+    return f"$\\{mark}{{{first}}}{rest}$" if mark else f"${first}{rest}$"
+
+
 def html_table(rows: Sequence[Sequence[str]]) -> str:
     """A table; the first row is the header."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        inner = "".join(f"<{tag}>{html.escape(cell).replace('+-', '&plusmn;')}</{tag}>" for cell in cells)
+        inner = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
         return f"<tr>{inner}</tr>"
 
     body = "\n".join(line(row, "td") for row in rows[1:])

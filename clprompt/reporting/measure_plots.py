@@ -63,8 +63,8 @@ def of_runs(
     measure: Measure,
     curves: Mapping[str, Mapping[str, ArrayLike]],
     references: Mapping[str, Mapping[str, ArrayLike]],
-) -> dict[str, bytes]:
-    """The curves of several strategies together as PNG files, by the name of the curve.
+) -> dict[str, Figure]:
+    """The curves of several strategies together, by the name of the curve.
 
     Args:
         measure: of the runs.
@@ -72,7 +72,7 @@ def of_runs(
         references: by the name of a curve and by what they are called, the lines that it is held against.
     """
     return {
-        name: plots.png(plots.overlay(rows, *measure.curve_titles[name], references=references.get(name, {})))
+        name: plots.overlay(rows, *measure.curve_titles[name], references=references.get(name, {}))
         for name, rows in curves.items()
     }
 

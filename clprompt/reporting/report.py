@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,21 +28,16 @@ from clprompt.reporting import facts, measure_plots, plots
 from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
 from clprompt.reporting.markup import as_markdown, html_image, html_page, html_table, markdown_table
 from clprompt.reporting.paired import Comparison, compare
-from clprompt.reporting.rows import Row, difference, labels_of, rates_of, with_trained_heads
+from clprompt.reporting.rows import COSTS, Row, difference, labels_of, rates_of, with_trained_heads
 from clprompt.reporting.tables import columns, mean_and_error
 from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.overlay import flat
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 #: Metrics of results.json by their title in the table; those that no run of a stream has are left out.
 METRICS = {key: title for measure in MEASURES.values() for key, title in measure.of_report().items()}
-#: Numbers under `cost` by their title, the factor that they are shown with, and the decimals.
-_COSTS = {
-    "method_parameters": ("parameters", 1, 0),
-    "seconds": ("seconds", 1, 1),
-    "experience_seconds": ("s/experience", 1, 1),
-    "peak_memory_bytes": ("peak MiB", 2**-20, 0),
-}
-
 Curves = dict[str, NDArray[np.float64]]
 
 
@@ -86,9 +81,9 @@ class Section:
         return [key for key in shown if any(key in values for values in results)]
 
     def table(self) -> list[list[str]]:
-        """The header and one line of cells per row."""
+        """The header and one line of cells per row: metrics and costs."""
         used = self.metrics()
-        costs = [key for key in _COSTS if any(row.cost(key) is not None for row in self.rows)]
+        costs = [key for key in COSTS if any(row.cost(key) is not None for row in self.rows)]
         costs = list(dict.fromkeys(["method_parameters", "seconds", *costs]))
         rates = [rates_of(row) for row in self.rows]
         several = ["lr"] if len(set(rates)) > 1 else []
@@ -98,13 +93,13 @@ class Section:
                 "seeds",
                 *several,
                 *(TITLES[key] for key in used),
-                *(_COSTS[key][0] for key in costs),
+                *(COSTS[key][0] for key in costs),
             ]
         ]
         for row, rate in zip(self.rows, rates, strict=True):
             cells = [row.label, str(len(row.runs)), *([rate] if several else []), *map(row.mean, used)]
             for key in costs:
-                _, factor, decimals = _COSTS[key]
+                _, factor, decimals = COSTS[key]
                 value = row.cost(key)
                 cells.append("-" if value is None else f"{value * factor:,.{decimals}f}")
             lines.append(cells)
@@ -141,8 +136,8 @@ class Section:
         """The row of a label; None without one."""
         return next((row for row in self.rows if row.label == label), None)
 
-    def drawings(self) -> dict[str, bytes]:
-        """PNG files by name; none where nothing was measured after each experience."""
+    def drawings(self) -> dict[str, Figure]:
+        """The drawings by name; none where nothing was measured after each experience."""
         runs = [run for row in self.rows for run in row.runs.values()]
         if not any(run.experiences for run in runs):
             return {}
@@ -150,7 +145,7 @@ class Section:
         references = {name: self._references(partial(_reference, name)) for name in curves}
         return self._anytime() | measure_plots.of_runs(runs[0].measure, curves, references)
 
-    def _anytime(self) -> dict[str, bytes]:
+    def _anytime(self) -> dict[str, Figure]:
         """The accuracy over the samples received, at the counts that all runs of an online stream have."""
         counts = [set(run.anytime) for row in self.rows for run in row.runs.values()]
         at = sorted(set.intersection(*counts)) if counts else []
@@ -168,7 +163,7 @@ class Section:
             at=at,
             axis="samples received",
         )
-        return {"anytime_accuracy": plots.png(drawn)}
+        return {"anytime_accuracy": drawn}
 
     def _references(self, line_of: Callable[[Run], NDArray[np.float64] | None]) -> Curves:
         """The lines that curves are held against, by title; one that several rows share is one line.
@@ -269,8 +264,12 @@ class Report:
         without = f"checksums: {older} of {len(runs)} runs hold none, as an older version wrote them"
         return facts.machines(run.environment for run in runs) + [without] * bool(older)
 
-    def write(self, folder: str | os.PathLike[str]) -> list[Path]:
+    def write(self, folder: str | os.PathLike[str], figures: str = "png") -> list[Path]:
         """Write report.md, report.html and the drawings; the paths of all of them.
+
+        Args:
+            folder: where to write; it is made.
+            figures: "pdf" or "svg" has the drawings in that form as well, beside the PNG files of the pages.
 
         Raises:
             ClpromptError: the folder cannot be written.
@@ -279,7 +278,7 @@ class Report:
         with one_line_errors(f"make the folder {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
         written, markdown = [], ["# Report", ""]
-        pages = [f"<p>{html.escape(self.note()).replace('+-', '&plusmn;')}</p>"]
+        pages = [f"<p>{html.escape(self.note())}</p>"]
         for section in self.sections:
             markdown += [
                 f"## {as_markdown(section.title)}",
@@ -296,10 +295,14 @@ class Report:
             for remark in section.compared.remarks:
                 markdown += [as_markdown(remark), ""]
                 pages.append(f"<p>{html.escape(remark)}</p>")
-            for name, data in section.drawings().items():
+            for name, figure in section.drawings().items():
                 path = folder / (f"{name}.png" if len(self.sections) == 1 else f"{name}-{section.slug}.png")
+                data = plots.png(figure)
                 atomic_write(path, data)
                 written.append(path)
+                if figures != "png":
+                    written.append(path.with_suffix(f".{figures}"))
+                    atomic_write(written[-1], plots.drawn(figure, figures))
                 what = f"{name.replace('_', ' ')} over the experiences"
                 markdown += [f"![{what}]({path.name})", ""]
                 pages.append(html_image(data, f"{what}, {section.title}"))
@@ -320,7 +323,7 @@ class Report:
 
 
 _NOTE = (
-    "Percent, mean +- standard error over seeds. Average accuracy: over the class groups (or domains) after "
+    "Percent, mean ± standard error over seeds. Average accuracy: over the class groups (or domains) after "
     "the last experience; incremental: its mean over the experiences. Parameters: of the method beside the "
     "backbone; seconds: per run; peak MiB: of the process, of the allocator on a GPU."
 )

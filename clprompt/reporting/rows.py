@@ -11,6 +11,14 @@ from clprompt.reporting import facts
 from clprompt.reporting.finished import Run
 from clprompt.reporting.tables import mean_and_error
 
+#: Numbers under `cost` by their title in tables, the factor that they are shown with, and the decimals.
+COSTS = {
+    "method_parameters": ("parameters", 1, 0),
+    "seconds": ("seconds", 1, 1),
+    "experience_seconds": ("s/experience", 1, 1),
+    "peak_memory_bytes": ("peak MiB", 2**-20, 0),
+}
+
 
 @dataclass
 class Row:
@@ -26,15 +34,23 @@ class Row:
 
     def mean(self, key: str) -> str:
         """A metric of results.json over the seeds."""
-        return mean_and_error([run.results.get(key) for run in self.runs.values()])
+        return mean_and_error(self.values(key).values())
+
+    def values(self, key: str) -> dict[int, float]:
+        """A metric of results.json by seed, where it was measured."""
+        return {seed: run.results[key] for seed, run in self.runs.items() if run.results.get(key) is not None}
 
     def cost(self, key: str) -> float | None:
         """The mean of a number under `cost`; None where no run has it."""
-        costs = [run.results.get("cost", {}).get(key) for run in self.runs.values()]
-        # of a list, such as the seconds of each experience, its mean
-        costs = [sum(v) / len(v) if isinstance(v, list) and v else v for v in costs]
-        numbers = [value for value in costs if isinstance(value, int | float)]
+        numbers = self.costs(key).values()
         return sum(numbers) / len(numbers) if numbers else None
+
+    def costs(self, key: str) -> dict[int, float]:
+        """A number under `cost` by seed, where there is one."""
+        costs = {seed: run.results.get("cost", {}).get(key) for seed, run in self.runs.items()}
+        # of a list, such as the seconds of each experience, its mean
+        means = {seed: sum(v) / len(v) if isinstance(v, list) and v else v for seed, v in costs.items()}
+        return {seed: value for seed, value in means.items() if isinstance(value, int | float)}
 
 
 def with_trained_heads(rows: Sequence[Row]) -> list[Row]:
@@ -58,11 +74,13 @@ def difference(row: Row, base: Row, key: str) -> str:
 
     Mean and standard error of the differences in percentage points; "-" where no seed has both.
     """
-    differences: list[float | None] = []
-    for seed in sorted(row.runs.keys() & base.runs.keys()):
-        value, other = (of.runs[seed].results.get(key) for of in (row, base))
-        differences.append(None if value is None or other is None else value - other)
-    return mean_and_error(differences, signed=True)
+    return mean_and_error(differences(row, base, key).values(), signed=True)
+
+
+def differences(row: Row, base: Row, key: str) -> dict[int, float]:
+    """A metric of one row less that of another, by the seeds that have both."""
+    values, others = row.values(key), base.values(key)
+    return {seed: values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())}
 
 
 def rates_of(row: Row) -> str:

@@ -18,7 +18,7 @@ def columns(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def mean_and_error(values: Iterable[float | None], *, signed: bool = False) -> str:
-    """Fractions as "81.3 +- 0.4" in percent: the mean and its standard error; "-" where there is no value.
+    """Fractions as "81.3 ± 0.4" in percent: the mean and its standard error; "-" where there is no value.
 
     Args:
         values: None and NaN are left out.
@@ -32,4 +32,4 @@ def mean_and_error(values: Iterable[float | None], *, signed: bool = False) -> s
     mean = f"{100 * fractions.mean():{'+' if signed else ''}.1f}"
     if len(fractions) == 1:
         return mean
-    return f"{mean} +- {100 * fractions.std(ddof=1) / math.sqrt(len(fractions)):.1f}"
+    return f"{mean} ± {100 * fractions.std(ddof=1) / math.sqrt(len(fractions)):.1f}"

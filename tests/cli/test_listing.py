@@ -42,8 +42,8 @@ def result(
     ("values", "text"),
     [
         ([0.5], "50.0"),
-        ([0.5, 0.7], "60.0 +- 10.0"),
-        ([0.1, 0.2, 0.3], "20.0 +- 5.8"),
+        ([0.5, 0.7], "60.0 ± 10.0"),
+        ([0.1, 0.2, 0.3], "20.0 ± 5.8"),
         ([0.5, None, float("nan")], "50.0"),
         ([], "-"),
         ([None], "-"),
@@ -61,15 +61,15 @@ def test_columns_are_aligned_without_trailing_blanks() -> None:
 def test_one_seed_needs_no_seed_in_its_label_and_no_mean() -> None:
     text = results.results([result("alpha", 0, 0.5, "runs/x/a"), result("beta", 0, 0.6, "runs/x/b")])
     assert "seed" not in text
-    assert "+-" not in text
+    assert "±" not in text
     assert text.splitlines()[-4:] == ["alpha  runs/x/a", "beta   runs/x/b", "", "tensorboard --logdir runs/x"]
 
 
 def test_several_seeds_are_summed_up_by_strategy() -> None:
     runs = [result(name, seed, 0.5 + 0.2 * seed, f"runs/x/{name}{seed}") for seed in (0, 1) for name in "ab"]
     lines = results.results(runs).splitlines()
-    (mean,) = [line.split() for line in lines if line.startswith("a ") and "+-" in line]
-    assert mean == ["a", "2", "60.0", "+-", "10.0", "75.0", "+-", "0.0", "50.0", "+-", "0.0"]
+    (mean,) = [line.split() for line in lines if line.startswith("a ") and "±" in line]
+    assert mean == ["a", "2", "60.0", "±", "10.0", "75.0", "±", "0.0", "50.0", "±", "0.0"]
     assert "b, seed 1  runs/x/b1" in lines
 
 
@@ -78,14 +78,14 @@ def test_the_trained_heads_of_several_seeds_are_summed_up_apart() -> None:
     lines = results.results(runs).splitlines()
     assert "trained head: average accuracy 40.0 %, forgetting 0.0 points" in lines
     (mean,) = [line.split() for line in lines if line.startswith("a (trained head)")]
-    assert mean == [*("a", "(trained", "head)", "2"), *("30.0", "+-", "10.0") * 2, "0.0", "+-", "0.0"]
+    assert mean == [*("a", "(trained", "head)", "2"), *("30.0", "±", "10.0") * 2, "0.0", "±", "0.0"]
 
 
 def test_a_strategy_that_is_compared_with_itself_has_two_labels() -> None:
     runs = [result("alpha", seed, 0.5, f"runs/x/{seed}{which}") for seed in (0, 1) for which in "pq"]
     lines = results.results(runs).splitlines()
     assert "alpha (2), seed 1  runs/x/1q" in lines
-    assert sum("+-" in line and line.startswith("alpha") for line in lines) == 2
+    assert sum("±" in line and line.startswith("alpha") for line in lines) == 2
 
 
 def test_runs_in_several_folders_have_a_tensorboard_line_each() -> None:

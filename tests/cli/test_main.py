@@ -232,7 +232,7 @@ def test_a_run_ends_with_its_results(capsys: pytest.CaptureFixture[str], tmp_pat
     assert out.endswith(f"\ntensorboard --logdir '{runs / 'quickstart'}'\n")
     assert "average accuracy" in out
     assert "ncm, seed 1" in out
-    mean = next(line for line in out.splitlines() if line.startswith("ncm") and "+-" in line)
+    mean = next(line for line in out.splitlines() if line.startswith("ncm") and "±" in line)
     assert mean.split()[1] == "2"
     assert "\r" not in err
     assert "experience 2/2, epoch 1/1: " in err

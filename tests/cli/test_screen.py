@@ -58,6 +58,16 @@ def test_what_is_for_eyes_is_the_same_in_a_pipe(
     assert in_pipe == capsys.readouterr().out == "\\x1b[31mred\n"
 
 
+def test_a_stream_without_the_sign_gets_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding, expected in (("ascii", b"81.3 +- 0.4 \\u6570\n"), ("utf-8", "81.3 ± 0.4 数\n".encode())):
+        for name, say in (("stdout", screen.show), ("stderr", screen.hint)):
+            stream = io.TextIOWrapper(io.BytesIO(), encoding)
+            monkeypatch.setattr(sys, name, stream)
+            say("81.3 ± 0.4 数")
+            stream.flush()
+            assert stream.buffer.getvalue() == expected
+
+
 def test_a_configuration_is_printed_so_that_it_reads_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,92 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
+from report_runs import OF_ALL, a_run
 
 from clprompt.cli.main import main
 from clprompt.errors import CheckpointError, ConfigError, RunFolderError
 from clprompt.metrics.last import LastPredictions
 from clprompt.reporting import plots, predictions, report
 from clprompt.reporting.paired import Comparison
-
-_OF_ALL = ("base", "new", "base_of_all", "new_of_all")
-
-
-def a_run(
-    folder: Path,
-    *,
-    strategy: str = "alpha",
-    seed: int = 0,
-    accuracy: float = 0.5,
-    experiences: int = 2,
-    arguments: dict[str, Any] | None = None,
-    metrics: dict[str, Any] | None = None,
-    trained: float | None = None,
-    last: LastPredictions | None = None,
-    zero_shot: float | None = None,
-    **settings: Any,
-) -> Path:
-    """The folder of a finished run, as far as the report reads it.
-
-    ``trained``: the accuracy of its trained head, where something else answered; ``last``: what it predicted
-    last; ``zero_shot``: the accuracy of its names on the first group, of a run on names.
-    """
-    folder.mkdir(parents=True)
-    config = {
-        "name": "one",
-        "seed": seed,
-        "data": {"name": "digits", "test_fraction": 0.2},
-        "scenario": {"name": "split", "experiences": experiences},
-        "backbone": {"name": "vit"},
-        "strategy": {"name": strategy, **(arguments or {})},
-        "compare": [],
-        "training": {"lr": 0.1, "eval_mb_size": 8 + seed},
-        "online": None,
-    } | settings
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    rows = [
-        [accuracy + 0.1 * (i - j) if j <= i else None for j in range(experiences)] for i in range(experiences)
-    ]
-    records = [{"kind": "train", "terms": {"loss": 1.0}}] + [
-        {
-            "kind": "evaluation",
-            "when": "experience",
-            "experience": i,
-            "accuracy": accuracy,
-            "groups": row,
-            "confusion": [],
-        }
-        for i, row in enumerate(rows)
-    ]
-    if trained is not None:
-        for record in records[1:]:
-            groups = [None if value is None else trained for value in record["groups"]]
-            record["trained_head"] = {"accuracy": trained, "groups": groups, "per_class": []}
-        head = {"average_accuracy": trained, "average_incremental_accuracy": trained, "forgetting": 0.0}
-        metrics = {**(metrics or {}), "trained_head": head}
-    if zero_shot is not None:
-        own = [None] * experiences
-        for record in records[1:]:
-            of_groups = [
-                zero_shot - 0.1 * j if value is not None else None for j, value in enumerate(record["groups"])
-            ]
-            record["names"] = {"zero_shot": of_groups, "own": own, **dict.fromkeys(_OF_ALL, 0.5)}
-        metrics = {**(metrics or {}), "zero_shot": zero_shot - 0.05 * (experiences - 1)}
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    results = {
-        "strategy": strategy,
-        "seed": seed,
-        "average_accuracy": accuracy,
-        "average_incremental_accuracy": accuracy,
-        "forgetting": None if experiences == 1 else 0.25,
-        "cost": {"seconds": 10.0 + seed, "method_parameters": 1234},
-        **(metrics or {}),
-    }
-    if last is not None:
-        results["checksums"] = {"predictions.npz": predictions.write(folder, last)}
-    (folder / "results.json").write_text(json.dumps(results))
-    return folder
 
 
 def cells(text: str, name: str) -> list[str]:
@@ -139,7 +61,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(
         *("strategy", "seeds", "average accuracy", "incremental", "forgetting", "parameters", "seconds"),
     ]
     assert cells(text, "alpha") == [
-        *("alpha", "2", "60.0 +- 10.0", "60.0 +- 10.0", "25.0 +- 0.0", "1,234", "10.5"),
+        *("alpha", "2", "60.0 ± 10.0", "60.0 ± 10.0", "25.0 ± 0.0", "1,234", "10.5"),
     ]
     assert text.index("\nbeta") < text.index("\nalpha")  # the best first
 
@@ -155,7 +77,7 @@ def test_differences_are_paired_by_seed_and_stand_in_a_table_of_their_own(tmp_pa
     tables = {section.slug: found.tables(section) for section in found.sections}
     _, differences = tables["digits-split-2"]
     assert differences[0][:3] == ["minus alpha", "seeds", "average accuracy"]
-    assert [line[:3] for line in differences[1:]] == [["beta", "2", "+6.0 +- 1.0"]]
+    assert [line[:3] for line in differences[1:]] == [["beta", "2", "+6.0 ± 1.0"]]
     assert len(tables["digits-split-3"]) == 1  # alpha did not run there
     found.write(tmp_path / "out")
     for text in (
@@ -173,10 +95,10 @@ def test_a_run_of_two_heads_is_two_rows_that_can_be_subtracted(tmp_path: Path) -
     a_run(tmp_path / "b", strategy="beta", accuracy=0.1)
     found = report.collect([tmp_path], against="alpha (trained head)")
     text = found.text()
-    assert cells(text, "alpha  ")[1:5] == ["2", "60.0 +- 10.0", "60.0 +- 10.0", "25.0 +- 0.0"]
-    assert cells(text, "alpha (trained head)")[1:5] == ["2", "45.0 +- 5.0", "45.0 +- 5.0", "0.0 +- 0.0"]
+    assert cells(text, "alpha  ")[1:5] == ["2", "60.0 ± 10.0", "60.0 ± 10.0", "25.0 ± 0.0"]
+    assert cells(text, "alpha (trained head)")[1:5] == ["2", "45.0 ± 5.0", "45.0 ± 5.0", "0.0 ± 0.0"]
     table = text.split("minus alpha (trained head)")[1]
-    assert cells(table, "alpha")[1:3] == ["2", "+15.0 +- 5.0"]
+    assert cells(table, "alpha")[1:3] == ["2", "+15.0 ± 5.0"]
     assert "checksums: 3 of 3 runs hold none" in text  # a run of two rows is one run
     found.write(tmp_path / "out")
     assert "| alpha (trained head) | 2 |" in (tmp_path / "out" / "report.md").read_text()
@@ -569,8 +491,8 @@ def test_the_zero_shot_line_of_several_methods_is_drawn_once(tmp_path: Path) -> 
     assert drawn_references(tmp_path) == {"zero-shot line": [55, 50]}
     text = report.collect([tmp_path]).text()
     assert cells(text, "strategy")[4:6] == ["forgetting", "zero-shot"]
-    assert cells(text, "alpha")[4:6] == ["25.0 +- 0.0", "50.0 +- 5.0"]
-    assert cells(text, "ncm")[4:6] == ["25.0 +- 0.0", "-"]
+    assert cells(text, "alpha")[4:6] == ["25.0 ± 0.0", "50.0 ± 5.0"]
+    assert cells(text, "ncm")[4:6] == ["25.0 ± 0.0", "-"]
     assert "Zero-shot: average accuracy of the class names" in text
 
 
@@ -699,7 +621,7 @@ def test_the_anytime_accuracy_is_held_against_the_zero_shot_line(
 ) -> None:
     measured = {"kind": "evaluation", "measure": "online"}
     record: dict[str, Any] = {**measured, "accuracy": 0.5, "groups": [0.5, 0.5]}
-    names = {"zero_shot": [0.5, 0.5], "own": [None, None], **dict.fromkeys(_OF_ALL, 0.5)}
+    names = {"zero_shot": [0.5, 0.5], "own": [None, None], **dict.fromkeys(OF_ALL, 0.5)}
     records = [record | {"when": "anytime", "experience": 0, "nominal": at} for at in (50, 100, 150, 250)]
     for number, (at, line) in enumerate({100: 0.6, 200: 0.4}.items()):
         ended = {"when": "experience", "experience": number, "samples": at, "confusion": []}

@@ -1,0 +1,143 @@
+"""What a report writes for a paper: LaTeX that compiles, CSV with the numbers, drawings as vectors."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+from report_runs import a_run
+
+from clprompt.cli.main import main
+from clprompt.reporting import paper, report
+from clprompt.reporting.markup import as_latex, latex_table
+
+
+def three_rows(folder: Path) -> Path:
+    """alpha and gamma have one mean, beta the best; of forgetting beta has most."""
+    for seed, accuracy in enumerate((0.4, 0.6)):
+        for name, more, lost in (("alpha", 0.0, 0.1), ("be_ta & co", 0.2, 0.3), ("gamma", 0.0001, 0.2)):
+            metrics = {"forgetting": lost}
+            where = folder / f"{name}{seed}"
+            a_run(where, strategy=name, seed=seed, accuracy=accuracy + more, metrics=metrics)
+    return folder
+
+
+def lines_of(text: str) -> dict[str, list[str]]:
+    """The cells of a LaTeX table's lines by their first cell."""
+    rows = [line.strip().removesuffix(r"\\").split(" & ") for line in text.splitlines() if r"\\" in line]
+    return {first: [cell.strip() for cell in rest] for first, *rest in rows}
+
+
+def test_the_best_of_each_column_is_bold_whichever_way_is_better(tmp_path: Path) -> None:
+    text = paper.latex(report.collect([three_rows(tmp_path)]))
+    lines = lines_of(text.replace(r"\& co", "and co"))
+    assert lines["strategy"][0] == r"average accuracy $\uparrow$"
+    assert lines["strategy"][2] == r"forgetting $\downarrow$"
+    assert lines[r"be\_ta and co"] == [
+        r"$\mathbf{70.0} \pm 10.0$",
+        r"$\mathbf{70.0} \pm 10.0$",
+        r"$30.0 \pm 0.0$",
+    ]
+    assert lines["alpha"] == [r"$50.0 \pm 10.0$", r"$50.0 \pm 10.0$", r"$\mathbf{10.0} \pm 0.0$"]
+    assert "underline" not in text
+    assert "over 2 seeds" in text
+
+
+def test_the_second_best_is_underlined_where_that_is_asked_for(tmp_path: Path) -> None:
+    text = paper.latex(report.collect([three_rows(tmp_path)]), underline_second=True)
+    lines = lines_of(text)
+    assert lines["gamma"][0] == r"$\underline{50.0} \pm 10.0$"  # as good as alpha, as it is shown
+    assert lines["alpha"][0] == r"$\underline{50.0} \pm 10.0$"
+    assert lines["gamma"][2] == r"$\underline{20.0} \pm 0.0$"
+
+
+def test_a_column_without_differences_has_no_best(tmp_path: Path) -> None:
+    for name in ("alpha", "beta"):
+        a_run(tmp_path / name, strategy=name)
+    text = paper.latex(report.collect([tmp_path]))
+    assert "mathbf" not in text
+    assert "one seed" in text
+
+
+def test_rows_of_other_numbers_of_seeds_say_theirs(tmp_path: Path) -> None:
+    a_run(three_rows(tmp_path) / "delta", strategy="delta")
+    text = paper.latex(report.collect([tmp_path]))
+    assert lines_of(text)["delta"][0] == "$1$"
+    assert lines_of(text)["alpha"][0] == "$2$"
+    assert "over 1 to 2 seeds" in text
+
+
+@pytest.mark.parametrize("text", ["100% & $x_1$", r"\input{/etc/passwd}", "a~b^c#d{e}", '<p>|"q"'])
+def test_names_are_shown_by_latex_and_not_obeyed(text: str) -> None:
+    shown = as_latex(text)
+    bare = re.sub(r"\\(?:[{}$&#_%]|text[a-z]+\{\})", "", shown)
+    assert not set(bare) & set('\\{}$&#_%~^<>|"')
+
+
+def test_a_table_is_whole(tmp_path: Path) -> None:
+    text = paper.latex(report.collect([three_rows(tmp_path)], against="alpha"))
+    begun, ended = (re.findall(rf"\\{word}\{{(\w+)\}}", text) for word in ("begin", "end"))
+    assert sorted(begun) == sorted(ended)
+    assert begun.count("table") == 2
+    for table in text.split(r"\begin{tabular}")[1:]:
+        columns = len(table[1 : table.index("}")])
+        rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+        assert len(rows) > 1
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in rows} == {columns}
+    bare = re.sub(r"\\.", "", text)  # without escapes and the first letters of commands
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+    labels = re.findall(r"\\label\{(.*)\}", text)
+    assert len(set(labels)) == 2
+
+
+def test_numbers_are_formulas_and_words_are_not() -> None:
+    cells = ["x", "72.3 ± 1.4", "-3.5 .. +15.1", "1,234,567", "<0.0001", "0.07, 0.5", "lr=1", "-"]
+    (line,) = (line for line in latex_table([cells], "c", "l").splitlines() if line.strip().startswith("x "))
+    assert line.strip() == (
+        r"x & $72.3 \pm 1.4$ & $-3.5 \ldots +15.1$ & $1{,}234{,}567$ & $<0.0001$ & $0.07, 0.5$ & lr=1 & - \\"
+    )
+
+
+def test_the_csv_has_the_numbers_of_every_seed(tmp_path: Path) -> None:
+    text = paper.csv(report.collect([three_rows(tmp_path)]))
+    lines = {(line["strategy"], line["metric"]): line for line in csv.DictReader(text.splitlines())}
+    line = lines["alpha", "average_accuracy"]
+    assert line["stream"] == "split on digits, 2 class groups"
+    assert (line["n"], line["seed_0"], line["seed_1"]) == ("2", "0.4", "0.6")
+    assert float(line["mean"]) == pytest.approx(0.5)
+    assert float(line["standard_error"]) == pytest.approx(0.1)
+    assert lines["gamma", "seconds"]["seed_1"] == "11.0"  # a cost is what was measured
+
+
+def test_the_command_writes_all_that_a_paper_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three_rows(tmp_path / "runs")
+    latex, numbers, out = tmp_path / "t.tex", tmp_path / "t.csv", tmp_path / "out"
+    words = [
+        "report",
+        str(tmp_path / "runs"),
+        "--out",
+        str(out),
+        "--latex",
+        str(latex),
+        "--csv",
+        str(numbers),
+    ]
+    assert main([*words, "--figures", "pdf"]) == 0
+    shown = capsys.readouterr().out
+    for path in (latex, numbers, out / "forgetting.pdf"):
+        assert str(path) in shown
+    drawn = (out / "forgetting.pdf").read_bytes()
+    assert drawn.startswith(b"%PDF")
+    assert b"/Type3" not in drawn
+    assert main([*words, "--figures", "pdf"]) == 0
+    assert (out / "forgetting.pdf").read_bytes() == drawn
+
+
+def test_underlining_needs_a_file_to_underline_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path), "--underline-second"]) == 2
+    assert "--underline-second needs --latex FILE" in capsys.readouterr().err
