@@ -456,12 +456,23 @@ def held(target: Callable[..., Any], values: Any, path: str) -> dict[str, Any]:
     return arguments(target, {key: value for key, value in values.items() if key in allowed}, path)
 
 
-def check_keys(given: Iterable[str], allowed: Iterable[str], path: str) -> None:
-    """Raises `ConfigError` at the first key that is not allowed; `path` is "" at the top level."""
+def check_keys(
+    given: Iterable[str], allowed: Iterable[str], path: str, other_names: Mapping[str, str] | None = None
+) -> None:
+    """Raise `ConfigError` at the first key that is not allowed.
+
+    Args:
+        given: the keys.
+        allowed: those that there are.
+        path: of the section; "" at the top level.
+        other_names: what keys are called elsewhere, with their names here, for the message.
+    """
     allowed = sorted(allowed)
     for key in given:
         if key not in allowed:
             hint = nearest(str(key), allowed)
+            if other_names and other_names.get(key) in allowed:
+                hint = f'; did you mean "{other_names[key]}"?'
             raise ConfigError(
                 f'unknown key "{_dotted(path, key)}"{hint}; allowed: {", ".join(allowed) or "none"}'
             )

@@ -19,7 +19,7 @@ from clprompt import registry, schema
 from clprompt.errors import ConfigError
 from clprompt.system import overlay
 from clprompt.system.overlay import find
-from clprompt.training.settings import Memory, Online, Precision, Training
+from clprompt.training.settings import OTHER_NAMES, Memory, Online, Precision, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,16 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = find(str(name_or_path))
     raw = overlay.read(path)
     overlay.apply(raw, overrides, sections={*REGISTRIES, "backbone"})
-    return from_dict(overlay.resolve(raw, path), name=path.stem)
+    try:
+        return from_dict(overlay.resolve(raw, path), name=path.stem)
+    except ConfigError as error:
+        for text in overrides:
+            key, _, name = text.partition("=")
+            section, _, rest = key.strip().partition(".")
+            if rest == "name" and str(error).startswith(f'unknown key "{section}.'):
+                more = f"write {section}={name} to leave the keys of the one before behind"
+                raise ConfigError(f"{error}; {more}") from None
+        raise
 
 
 def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bool = False) -> Config:
@@ -139,7 +148,7 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bo
     Raises:
         ConfigError: an unknown key or name, a wrong type, a value out of range.
     """
-    schema.check_keys(values, KEYS, "")
+    _check_sections(values)
     fields = {key: values[key] for key in KEYS if key in values}
     if fields.get("name") is None:
         fields["name"] = name
@@ -174,6 +183,25 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bo
 # -------------------------------------------------------------------------------------------- sections
 
 
+def _check_sections(values: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` at the first unknown key of the top level; says in which section it is one."""
+    for key in values:
+        if key in KEYS:
+            continue
+        for section, settings in SETTINGS.items():
+            name = OTHER_NAMES.get(str(key), key) if section == "training" else key
+            if name in schema.parameters(settings)[0]:
+                raise ConfigError(f'unknown key "{key}"; did you mean "{section}.{name}"?')
+        for section, known in REGISTRIES.items():
+            try:
+                entry = known.get(_section(values.get(section), section)["name"])
+            except ConfigError:
+                continue
+            if key in schema.parameters(entry.target, GIVEN[section])[0]:
+                raise ConfigError(f'unknown key "{key}"; did you mean "{section}.{key}"?')
+        schema.check_keys([key], KEYS, "")
+
+
 def _check_name(name: str) -> None:
     control = any(unicodedata.category(mark) == "Cc" for mark in name)
     if not name.strip() or name in (".", "..") or control or "/" in name or "\\" in name:
@@ -205,7 +233,7 @@ def _settings(kind: Callable[..., S], section: Any, path: str) -> S:
     section = {} if section is None else section
     if not isinstance(section, Mapping):
         raise ConfigError(f"{path} must be a mapping, got {schema.show(section)}")
-    schema.check_keys(section, schema.parameters(kind)[0], path)
+    schema.check_keys(section, schema.parameters(kind)[0], path, OTHER_NAMES)
     return kind(**section)
 
 
@@ -264,7 +292,7 @@ def _compare(strategies: Any, training: Training) -> list[dict[str, Any]]:
             continue
         try:
             schema.check(overrides, dict, "training")
-            schema.check_keys(overrides, schema.parameters(Training)[0], "training")
+            schema.check_keys(overrides, schema.parameters(Training)[0], "training", OTHER_NAMES)
             merged = dataclasses.replace(training, **overrides)
         except ConfigError as error:
             raise ConfigError(str(error).replace("training", f"compare.{index}.training", 1)) from None
@@ -279,6 +307,12 @@ def named(given: Any, path: str, online: bool = False, *, of_run: bool = False) 
     """
     section = _section(given, path)
     kind = path.partition(".")[0]
+    first, *others = (name.strip() for name in section["name"].split(","))
+    if path == "strategy" and others:
+        raise ConfigError(
+            f'strategy.name must be one strategy, got "{section["name"]}"; '
+            f"have others beside it by compare: strategy={first} compare={','.join(others)}"
+        )
     registered = REGISTRIES.get(kind, registry.strategies)
     try:
         entry = registered.get(section["name"])

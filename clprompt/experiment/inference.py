@@ -457,9 +457,17 @@ def explain(
     """
     facts = read_facts(Path(folder))
     name = facts["strategy"]["name"]
-    draws = getattr(registry.strategies.get(name).target, "explain", None)
-    if not callable(draws):
-        raise ConfigError(f"strategy {name} explains nothing: it has no explain(images)")
+    explaining = {
+        method: explain
+        for method in registry.strategies.names()
+        if callable(explain := getattr(registry.strategies.get(method).target, "explain", None))
+    }
+    draws = explaining.get(name)
+    if draws is None:
+        raise ConfigError(
+            f"strategy {name} explains nothing: it has no explain(images); "
+            f"those that have are {', '.join(explaining)}"
+        )
     chosen: dict[str, list[int]] = {}
     if classes is not None:
         if "classes" not in inspect.signature(draws).parameters:

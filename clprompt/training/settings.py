@@ -24,6 +24,16 @@ Precision = Literal["float32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine", "cosine-coda"]
 
 
+#: What fields of :class:`Training` are called elsewhere, for hints.
+OTHER_NAMES = {
+    "batch_size": "train_mb_size",
+    "epochs": "train_epochs",
+    "eval_batch_size": "eval_mb_size",
+    "learning_rate": "lr",
+    "num_workers": "workers",
+}
+
+
 @dataclass(frozen=True)
 class Memory:
     """A memory of earlier images beside an online stream: not rehearsal-free, and the results say so.
