@@ -1,4 +1,4 @@
-"""Two models on the same test images: how much one is ahead, and how sure that is.
+"""Two models on the same seeds or test images: how much one is ahead, and how sure that is.
 
 All draws are the same in every call. scipy is imported where it is used.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,55 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 #: Resamples of the test images behind an interval, and its coverage.
 RESAMPLES, CONFIDENCE = 1000, 0.95
+
+_EQUAL = 1e-9  # differences of fractions that are nearer to each other are one
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """What the differences of two models on the same seeds tell.
+
+    Attributes:
+        mean: of the differences.
+        error: its standard error; nan for fewer than two seeds.
+        low: lower end of the t interval of the mean, of coverage :data:`CONFIDENCE`; nan where ``error`` is,
+            or where all differences are equal, which says nothing of how they vary.
+        high: its upper end.
+        t: p-value of the paired t test that the mean is 0, both ways; nan as ``low``.
+        sign: p-value of the exact sign test that either is as likely to be ahead, both ways; equal ones are
+            left out, and without others it is 1.
+    """
+
+    mean: float
+    error: float
+    low: float
+    high: float
+    t: float
+    sign: float
+
+
+def over_seeds(differences: ArrayLike) -> OverSeeds:
+    """Test the differences of two models, paired by seed.
+
+    Args:
+        differences: one a seed, [n], n at least 1.
+
+    Source: Student 1908; Dixon and Mood 1946.
+    """
+    from scipy import stats
+
+    differences = np.asarray(differences, dtype=np.float64)
+    count, mean = len(differences), float(differences.mean())
+    ahead, behind = int((differences > _EQUAL).sum()), int((differences < -_EQUAL).sum())
+    sign = float(stats.binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
+    if count < 2:
+        return OverSeeds(mean, math.nan, math.nan, math.nan, math.nan, sign)
+    error = float(differences.std(ddof=1)) / math.sqrt(count)
+    if np.ptp(differences) < _EQUAL:
+        return OverSeeds(mean, error, math.nan, math.nan, math.nan, sign)
+    found = stats.ttest_1samp(differences, 0)
+    low, high = found.confidence_interval(CONFIDENCE)
+    return OverSeeds(mean, error, float(low), float(high), float(found.pvalue), sign)
 
 
 def mcnemar(right: ArrayLike, other_right: ArrayLike) -> float:

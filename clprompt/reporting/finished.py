@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from clprompt import schema
 from clprompt.errors import CheckpointError, ClpromptError, ConfigError
 from clprompt.metrics.accuracy import domain_metrics
-from clprompt.metrics.measure import TITLES, TRAINED_HEAD, Accuracy, Measure, measure_in, of_trained_head
+from clprompt.metrics.measure import (
+    TITLES,
+    TRAINED_HEAD,
+    Accuracy,
+    Measure,
+    last_evaluation,
+    measure_in,
+    of_trained_head,
+)
 from clprompt.schema import at_least, at_most
 from clprompt.system.documents import parse_lines, read_json
 from clprompt.system.files import read_bytes
@@ -55,6 +63,7 @@ class Run:
             :func:`clprompt.metrics.accuracy.domain_metrics`; {} where the groups are class groups.
         trained_head: the same run as its trained head answered; None where nothing else did.
         is_trained_head: whether this is such a run.
+        test_images: how many images of seen classes its last accuracies are over; 0 where that is not told.
     """
 
     folder: Path
@@ -73,6 +82,7 @@ class Run:
     domains: dict[str, dict[str, float]] = field(default_factory=dict)
     trained_head: Run | None = None
     is_trained_head: bool = False
+    test_images: int = 0
 
     @property
     def experiences(self) -> int:
@@ -235,8 +245,15 @@ def read_run(folder: Path) -> Run:
         (*notes, *more),
         bool(checksums),
         domain_metrics(records),
+        test_images=_test_images(records),
     )
     return _with_trained_head(run, of_trained_head(records))
+
+
+def _test_images(records: Sequence[Mapping[str, Any]]) -> int:
+    """Over how many images the last accuracies are; 0 where no confusion matrix tells it."""
+    last = last_evaluation(records) or {}
+    return sum(count for _, _, count in last.get("confusion") or ())
 
 
 def _with_trained_head(run: Run, records: Sequence[Mapping[str, Any]]) -> Run:

@@ -21,6 +21,7 @@ from clprompt.metrics.last import LastPredictions
 from clprompt.reporting import predictions
 from clprompt.reporting.finished import Run
 from clprompt.reporting.rows import Row
+from clprompt.reporting.tables import interval, points, probability
 
 Table = list[list[str]]
 
@@ -71,17 +72,18 @@ def compare(rows: Sequence[Row], base: Row) -> Comparison:
             else:
                 left_out.setdefault(pair, []).append(f"{row.label} (seed {seed})")
         if pairs:
-            lines.append(_line(row.label, list(pairs.values())))
+            lines.append(_line(f"{row.label} minus {base.label}", list(pairs.values())))
             labels = next(iter(pairs.values())).targets.ndim == 1
             if not _are_together(pairs.values()):
                 left_out.setdefault("no interval over seeds with other test images", []).append(row.label)
     remarks = [f"not compared over test images, {why}: {', '.join(of)}" for why, of in left_out.items()]
     if not lines:
         return Comparison([], remarks)
-    header = [f"minus {base.label}, over test images", "seeds", "images"]
-    header += ["accuracy" if labels else "mAP", f"{paired.CONFIDENCE:.0%} interval"]
+    what = "accuracy" if labels else "mAP"
+    header = [f"{what} over test images (positive: the first is better)", "seeds", "images", "difference"]
+    header.append(f"{paired.CONFIDENCE:.0%} interval")
     if labels:
-        header.append("p by seed")
+        header.append("McNemar's p by seed")
     return Comparison([header, *lines], [_READ + _TESTED * labels, *remarks])
 
 
@@ -91,7 +93,7 @@ _READ = (
     "same for both rows and all seeds): it tells what other test images would change, not what other seeds "
     "would."
 )
-_TESTED = " p: McNemar's exact test of each seed."
+_TESTED = " McNemar's p: his exact test of each seed, on the images that one of the two alone has right."
 
 
 class _Reader:
@@ -163,22 +165,17 @@ def _line(label: str, of_seeds: Sequence[_Pair]) -> list[str]:
         mean = float(np.mean([of_seed.mean() for of_seed in differences])) if len(first.images) else math.nan
         if together:
             low, high = paired.mean_interval(np.mean(differences, axis=0))
-        more = [", ".join(_probability(paired.mcnemar(*of_seed)) for of_seed in right)]
+        more = [", ".join(probability(paired.mcnemar(*of_seed)) for of_seed in right)]
     else:
         mean = float(np.mean([_map(p.outputs, p.targets) - _map(p.others, p.targets) for p in of_seeds]))
         if together and not math.isnan(mean):
             scores = [[pair.outputs for pair in of_seeds], [pair.others for pair in of_seeds]]
             low, high = paired.map_interval(first.targets, *scores)
         more = []
-    interval = "-" if math.isnan(low) else f"{100 * low:+.1f} .. {100 * high:+.1f}"
     counts = [str(len(of_seeds)), str(len(first.images))]
-    return [label, *counts, "-" if math.isnan(mean) else f"{100 * mean:+.1f}", interval, *more]
+    return [label, *counts, points(mean), interval(low, high), *more]
 
 
 def _map(scores: NDArray[Any], targets: NDArray[Any]) -> float:
     """Over the classes with a positive; nan without one."""
     return float(np.nanmean(average_precision(scores, targets))) if targets.any() else math.nan
-
-
-def _probability(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "<0.0001"

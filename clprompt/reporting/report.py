@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clprompt.errors import RunFolderError
-from clprompt.metrics.measure import MEASURES, TITLES, check_metrics, measure_behind
+from clprompt.metrics.measure import LESS_IS_BETTER, MEASURES, TITLES, check_metrics, measure_behind
+from clprompt.metrics.paired import CONFIDENCE, over_seeds
 from clprompt.reporting import facts, measure_plots, plots
 from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
 from clprompt.reporting.markup import as_markdown, html_image, html_page, html_table, markdown_table
 from clprompt.reporting.paired import Comparison, compare
-from clprompt.reporting.rows import COSTS, Row, difference, labels_of, rates_of, with_trained_heads
-from clprompt.reporting.tables import columns, mean_and_error
+from clprompt.reporting.rows import COSTS, Row, differences, labels_of, rates_of, with_trained_heads
+from clprompt.reporting.tables import columns, interval, mean_and_error, probability
 from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.overlay import flat
 
@@ -119,18 +120,43 @@ class Section:
             tables.append(lines)
         return tables
 
-    def differences(self, against: str) -> list[list[str]]:
-        """The metrics of every row less those of one of them, on the seeds that both have; [] without it."""
+    def differences(self, against: str) -> list[list[list[str]]]:
+        """Each metric of every row less that of one of them, on the seeds that both have, a table each.
+
+        [] where there is no such row, or no other has a seed and a metric in common with it.
+        """
         base = self.row(against)
-        if base is None:
-            return []
-        used = self.metrics()
-        lines = [[f"minus {against}", "seeds", *(TITLES[key] for key in used)]]
+        others = [row for row in self.rows if row is not base] if base is not None else []
+        tables = []
+        for key in self.metrics():
+            lines = [_of_differences(row, base, key) for row in others if base is not None]
+            if any(lines):
+                sign = "negative" if key in LESS_IS_BETTER else "positive"
+                title = f"{TITLES[key]} ({sign}: the first is better)"
+                header = [title, "seeds", "difference", f"{CONFIDENCE:.0%} interval", "p (t)", "p (sign)"]
+                tables.append([header, *filter(None, lines)])
+        return tables
+
+    def sampling_error(self) -> str:
+        """A line where test images are so few that an accuracy is uncertain by a point or more; else "".
+
+        The standard error of a share of right answers among so many images, which seeds that have their test
+        images in common do not show.
+        """
+        errors = []
         for row in self.rows:
-            if row is not base:
-                seeds = str(len(row.runs.keys() & base.runs.keys()))
-                lines.append([row.label, seeds, *(difference(row, base, key) for key in used)])
-        return lines
+            images = min((run.test_images for run in row.runs.values()), default=0)
+            right = list(row.values(next(iter(self.metrics()), "")).values())
+            if images and right:
+                share = float(np.mean(right))
+                errors.append((100 * math.sqrt(max(share * (1 - share), 0) / images), images, row.label))
+        error, images, label = max(errors, default=(0.0, 0, ""))
+        if error < 1:
+            return ""
+        return (
+            f"Few test images: with {images} of them the sampling error of one accuracy is up to "
+            f"±{error:.1f} points ({label}), beside the ± of the table, which is over seeds alone."
+        )
 
     def row(self, label: str) -> Row | None:
         """The row of a label; None without one."""
@@ -196,6 +222,21 @@ class Section:
         return {label: np.stack(of_runs) for label, of_runs in curves.items() if of_runs}
 
 
+def _of_differences(row: Row, base: Row, key: str) -> list[str]:
+    """A line of the table of a metric's differences; [] where no seed has both."""
+    of_seeds = list(differences(row, base, key).values())
+    if not of_seeds:
+        return []
+    found = over_seeds(of_seeds)
+    return [
+        f"{row.label} minus {base.label}",
+        str(len(of_seeds)),
+        mean_and_error(of_seeds, signed=True),
+        interval(found.low, found.high),
+        *map(probability, (found.t, found.sign if len(of_seeds) > 1 else math.nan)),
+    ]
+
+
 def _reference(name: str, run: Run) -> NDArray[np.float64] | None:
     return run.references.get(name)
 
@@ -239,7 +280,7 @@ class Report:
             first, *others = self.tables(section)
             parts.append("\n".join([*heading, *columns(first)]))
             parts += ["\n".join(columns(table)) for table in others]
-            parts += ["\n".join(section.compared.remarks)] if section.compared.remarks else []
+            parts += ["\n".join(remarks)] if (remarks := self.remarks(section)) else []
         parts.append("\n".join([self.note(), *self.machines()]))
         for title, lines in (("left out", self.left_out), ("noted", self.noted)):
             if lines:
@@ -248,8 +289,17 @@ class Report:
 
     def tables(self, section: Section) -> list[list[list[str]]]:
         """What a section shows: its table, the differences where they were asked for, its domains."""
-        differences = [section.differences(self.against), section.compared.table]
+        differences = [*section.differences(self.against), section.compared.table]
         return [table for table in (section.table(), *differences, *section.of_domains()) if table]
+
+    def remarks(self, section: Section) -> list[str]:
+        """How a section's tables are to be read, a line each."""
+        seeds = sorted({line[1] for table in section.differences(self.against) for line in table[1:]})
+        lines = (
+            [_PAIRED.format(" and ".join(f"{n}: {2 ** (1 - int(n)):.2g}" for n in seeds))] if seeds else []
+        )
+        sampling = section.sampling_error()
+        return [*lines, *section.compared.remarks, *([sampling] if sampling else [])]
 
     def note(self) -> str:
         """What the columns are."""
@@ -292,7 +342,7 @@ class Report:
             for table in self.tables(section):
                 markdown += [*markdown_table(table), ""]
                 pages.append(html_table(table))
-            for remark in section.compared.remarks:
+            for remark in self.remarks(section):
                 markdown += [as_markdown(remark), ""]
                 pages.append(f"<p>{html.escape(remark)}</p>")
             for name, figure in section.drawings().items():
@@ -322,6 +372,11 @@ class Report:
         return [folder / "report.md", folder / "report.html", *written]
 
 
+_PAIRED = (
+    "Differences are paired by seed, in percentage points, mean ± standard error. The interval and p (t) are "
+    "of the paired t test, which takes differences to be normal; p (sign) is of the exact sign test, which "
+    "takes nothing for granted and cannot be below (seeds: p) {}. Neither corrects for the number of rows."
+)
 _NOTE = (
     "Percent, mean ± standard error over seeds. Average accuracy: over the class groups (or domains) after "
     "the last experience; incremental: its mean over the experiences. Parameters: of the method beside the "

@@ -69,16 +69,11 @@ def with_trained_heads(rows: Sequence[Row]) -> list[Row]:
     return together
 
 
-def difference(row: Row, base: Row, key: str) -> str:
-    """A metric of one row less that of another, paired by seed, which takes out what the class order does.
-
-    Mean and standard error of the differences in percentage points; "-" where no seed has both.
-    """
-    return mean_and_error(differences(row, base, key).values(), signed=True)
-
-
 def differences(row: Row, base: Row, key: str) -> dict[int, float]:
-    """A metric of one row less that of another, by the seeds that have both."""
+    """A metric of one row less that of another by seed, where both have it.
+
+    Pairs take out what the class order of a seed does to all rows alike.
+    """
     values, others = row.values(key), base.values(key)
     return {seed: values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())}
 

@@ -29,7 +29,24 @@ def mean_and_error(values: Iterable[float | None], *, signed: bool = False) -> s
     )
     if len(fractions) == 0:
         return "-"
-    mean = f"{100 * fractions.mean():{'+' if signed else ''}.1f}"
+    mean = points(fractions.mean()) if signed else f"{100 * fractions.mean():.1f}"
     if len(fractions) == 1:
         return mean
     return f"{mean} ± {100 * fractions.std(ddof=1) / math.sqrt(len(fractions)):.1f}"
+
+
+def points(difference: float) -> str:
+    """A difference of fractions as "+1.2" percentage points; "-" where it is not defined."""
+    return "-" if math.isnan(difference) else f"{100 * difference:+.1f}"
+
+
+def interval(low: float, high: float) -> str:
+    """The ends of an interval of such differences, "-0.5 .. +2.9"; "-" where there is none."""
+    return "-" if math.isnan(low) else f"{points(low)} .. {points(high)}"
+
+
+def probability(p: float) -> str:
+    """A p-value in two digits; "-" where it is not defined."""
+    if math.isnan(p):
+        return "-"
+    return f"{p:.2g}" if p >= 1e-4 else "<0.0001"

@@ -33,6 +33,30 @@ def test_models_that_are_right_on_the_same_images_do_not_differ():
     assert paired.mcnemar(*rights(0, 0, 5, 5)) == 1
 
 
+def test_seeds_are_compared_by_the_paired_t_test_and_by_their_signs():
+    draw = np.random.default_rng(1)
+    one, other = draw.normal(size=(2, 6))
+    found = paired.over_seeds(one - other)
+    expected = stats.ttest_rel(one, other)
+    assert found.t == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.error == pytest.approx((one - other).std(ddof=1) / 6**0.5)
+    ahead = int((one > other).sum())
+    assert found.sign == pytest.approx(stats.binomtest(ahead, 6).pvalue)
+
+
+def test_seeds_that_do_not_differ_have_no_sign():
+    assert paired.over_seeds([0.1, 0.2, 0.0]).sign == 0.5  # two of two
+    assert paired.over_seeds([0.0, 0.0, 0.0]).sign == 1
+
+
+@pytest.mark.parametrize("differences", [[0.2], [0.1, 0.1], [0.3 - 0.2, 0.1, 0.4 - 0.3]])
+def test_differences_that_do_not_vary_have_no_t_test(differences):
+    found = paired.over_seeds(differences)
+    assert found.mean == pytest.approx(differences[0])
+    assert np.isnan([found.low, found.high, found.t]).all()
+
+
 def test_the_interval_of_a_mean_is_that_of_the_paired_bootstrap():
     draw = np.random.default_rng(0)
     right, other = draw.random((2, 400)) < [[0.6], [0.5]]

@@ -80,7 +80,7 @@ def test_a_table_is_whole(tmp_path: Path) -> None:
     text = paper.latex(report.collect([three_rows(tmp_path)], against="alpha"))
     begun, ended = (re.findall(rf"\\{word}\{{(\w+)\}}", text) for word in ("begin", "end"))
     assert sorted(begun) == sorted(ended)
-    assert begun.count("table") == 2
+    assert begun.count("table") == 4  # the metrics, and of each the differences
     for table in text.split(r"\begin{tabular}")[1:]:
         columns = len(table[1 : table.index("}")])
         rows = [line for line in table.splitlines() if line.endswith(r"\\")]
@@ -90,7 +90,7 @@ def test_a_table_is_whole(tmp_path: Path) -> None:
     assert bare.count("{") == bare.count("}")
     assert bare.count("$") % 2 == 0
     labels = re.findall(r"\\label\{(.*)\}", text)
-    assert len(set(labels)) == 2
+    assert len(set(labels)) == 4
 
 
 def test_numbers_are_formulas_and_words_are_not() -> None:

@@ -75,9 +75,15 @@ def test_differences_are_paired_by_seed_and_stand_in_a_table_of_their_own(tmp_pa
     a_run(tmp_path / "elsewhere", strategy="beta", experiences=3)
     found = report.collect([tmp_path], against="alpha")
     tables = {section.slug: found.tables(section) for section in found.sections}
-    _, differences = tables["digits-split-2"]
-    assert differences[0][:3] == ["minus alpha", "seeds", "average accuracy"]
-    assert [line[:3] for line in differences[1:]] == [["beta", "2", "+6.0 ± 1.0"]]
+    _, differences, _, forgotten = tables["digits-split-2"]
+    assert differences[0] == [
+        "average accuracy (positive: the first is better)",
+        *("seeds", "difference", "95% interval", "p (t)", "p (sign)"),
+    ]
+    # 6 - 12.706 and 6 + 12.706; t = 6 on one degree of freedom; two of two signs
+    assert differences[1:] == [["beta minus alpha", "2", "+6.0 ± 1.0", "-6.7 .. +18.7", "0.11", "0.5"]]
+    assert forgotten[0][0] == "forgetting (negative: the first is better)"
+    assert forgotten[1][2:] == ["+0.0 ± 0.0", "-", "-", "1"]  # equal differences say nothing of how they vary
     assert len(tables["digits-split-3"]) == 1  # alpha did not run there
     found.write(tmp_path / "out")
     for text in (
@@ -85,7 +91,7 @@ def test_differences_are_paired_by_seed_and_stand_in_a_table_of_their_own(tmp_pa
         (tmp_path / "out" / "report.md").read_text(),
         (tmp_path / "out" / "report.html").read_text(),
     ):
-        assert "minus alpha" in text
+        assert "beta minus alpha" in text
     assert "minus" not in report.collect([tmp_path]).text()
 
 
@@ -97,8 +103,7 @@ def test_a_run_of_two_heads_is_two_rows_that_can_be_subtracted(tmp_path: Path) -
     text = found.text()
     assert cells(text, "alpha  ")[1:5] == ["2", "60.0 ± 10.0", "60.0 ± 10.0", "25.0 ± 0.0"]
     assert cells(text, "alpha (trained head)")[1:5] == ["2", "45.0 ± 5.0", "45.0 ± 5.0", "0.0 ± 0.0"]
-    table = text.split("minus alpha (trained head)")[1]
-    assert cells(table, "alpha")[1:3] == ["2", "+15.0 ± 5.0"]
+    assert cells(text, "alpha minus alpha (trained head)")[1:3] == ["2", "+15.0 ± 5.0"]
     assert "checksums: 3 of 3 runs hold none" in text  # a run of two rows is one run
     found.write(tmp_path / "out")
     assert "| alpha (trained head) | 2 |" in (tmp_path / "out" / "report.md").read_text()
@@ -164,26 +169,26 @@ def test_rows_are_compared_over_test_images_seed_by_seed_and_all_together(tmp_pa
     found = over_images(tmp_path)
     header, (label, seeds, images, mean, interval, p) = found.table
     assert header == [
-        "minus alpha, over test images",
+        "accuracy over test images (positive: the first is better)",
         "seeds",
         "images",
-        "accuracy",
+        "difference",
         "95% interval",
-        "p by seed",
+        "McNemar's p by seed",
     ]
-    assert (label, seeds, images) == ("beta", "2", "40")
+    assert (label, seeds, images) == ("beta minus alpha", "2", "40")
     assert mean == "+25.0"  # of 6 and 14 in 40
     assert p == "0.07, 0.00052"  # 18 / 256 and 34 / 65536
     low, high = map(float, interval.split(" .. "))
     assert 5 < low < 15 < 35 < high < 45
     (remark,) = found.remarks
-    assert "McNemar's exact test of each seed" in remark
+    assert "McNemar's p: his exact test of each seed" in remark
 
 
 def test_both_heads_of_a_run_are_compared_over_test_images(tmp_path: Path) -> None:
     a_run(tmp_path / "a", trained=0.4, last=right_on(*range(12), trained=6))
     found = over_images(tmp_path, "alpha (trained head)")
-    assert found.table[1][:4] == ["alpha", "1", "40", "+15.0"]
+    assert found.table[1][:4] == ["alpha minus alpha (trained head)", "1", "40", "+15.0"]
 
 
 def test_label_sets_are_compared_by_their_map(tmp_path: Path) -> None:
@@ -194,7 +199,8 @@ def test_label_sets_are_compared_by_their_map(tmp_path: Path) -> None:
         last = right_on(count=50, targets=targets, outputs=scores, classes=np.arange(3, dtype=np.int32))
         a_run(tmp_path / name, strategy=name, last=last)
     header, line = over_images(tmp_path).table
-    assert header[3:] == ["mAP", "95% interval"]
+    assert header[0] == "mAP over test images (positive: the first is better)"
+    assert header[3:] == ["difference", "95% interval"]
     low, high = map(float, line[4].split(" .. "))
     assert 0 < low < float(line[3]) < high
 
@@ -280,8 +286,41 @@ def test_the_command_takes_the_row_to_subtract(tmp_path: Path, capsys: pytest.Ca
     a_run(tmp_path / "runs" / "b", accuracy=0.25, strategy="beta")
     words = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--against"]
     assert main([*words, "alpha"]) == 0
-    table = capsys.readouterr().out.split("minus alpha")[1]
-    assert cells(table, "beta")[:3] == ["beta", "1", "-25.0"]
+    assert cells(capsys.readouterr().out, "beta minus alpha") == [
+        *("beta minus alpha", "1", "-25.0", "-", "-", "-"),  # of one seed nothing can be said
+    ]
+
+
+def test_the_signs_of_seeds_cannot_tell_more_than_their_number(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.3, 0.5, 0.9)):
+        a_run(tmp_path / f"a{seed}", seed=seed, accuracy=accuracy)
+        a_run(tmp_path / f"b{seed}", seed=seed, accuracy=accuracy + 0.01 * (1 + seed), strategy="beta")
+    found = report.collect([tmp_path], against="alpha")
+    (first, *_) = found.remarks(found.sections[0])
+    assert "cannot be below (seeds: p) 3: 0.25" in first
+    found.write(tmp_path / "out")
+    assert first in found.text()
+    assert first in Page(tmp_path / "out" / "report.html").texts
+
+
+def test_few_test_images_are_told_with_what_they_leave_uncertain(tmp_path: Path) -> None:
+    for name, accuracy in (("alpha", 0.5), ("beta", 0.9)):
+        folder = a_run(tmp_path / name, strategy=name, accuracy=accuracy)
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        records[-1]["confusion"] = [[0, 0, 40], [0, 1, 10], [1, 1, 50]]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = report.collect([tmp_path])
+    (line,) = found.remarks(found.sections[0])
+    assert line.startswith(
+        "Few test images: with 100 of them the sampling error of one accuracy is up to ±5.0"
+    )
+    assert "(alpha)" in line
+    assert line in found.text()
+    records[-1]["confusion"] = [[0, 0, 10**5]]
+    (tmp_path / "alpha" / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = report.collect([tmp_path])
+    assert found.remarks(found.sections[0]) == []
 
 
 def test_the_command_names_the_rows_when_there_is_none_of_that_name(
