@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[1] / "_shared"))
+
+from small_methods import SMALL
 
 from clprompt import registry
 from clprompt.backbones import FrozenViT
@@ -24,15 +29,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "coordination": ("dualprompt", {"coordinate": True}, {}),
     "random epochs and dropout": ("tcpa", {"random_epochs": 1, "prompt_dropout": 0.2}, {}),
     "statistics": ("l2p", {"statistics": "lda"}, {}),
-    "self-regulation": ("maple", {"anchor": "self_regulation"}, {}),
-    "second views": ("maple", {"anchor": "consistency"}, {}),
+    "self-regulation, second views": ("maple", {"anchor": ["self_regulation", "consistency"]}, {}),
     "mixup": ("vpt_deep", {}, {"mixup": 0.4}),
     "retrieval": ("linear_probe", {}, {"retrieval": True}),
     "label sets": ("l2p", {}, {"scenes": True}),
 }
-#: Beside float32 tried in float64, where a sum that is not the batch's cannot hide in rounding.
-EXACT = ("mvp", "ncm", "ridge", "semantic_proxies", "slda", "tcpa", "statistics", "released focal weights")
-_backbones: dict[tuple[bool, torch.dtype], FrozenViT] = {}
+#: In float64 a sum that is not the batch's cannot hide in rounding.
+DTYPE = torch.float64
+_backbones: dict[bool, FrozenViT] = {}  # by whether texts are needed
 
 
 class Bench(Workbench):
@@ -40,7 +44,6 @@ class Bench(Workbench):
 
     Args:
         model_class: the method.
-        dtype: of its backbone and all that it learns.
         mixup: of the training section.
         retrieval: whether evaluations search, too.
         scenes: images with several labels.
@@ -50,7 +53,6 @@ class Bench(Workbench):
     def __init__(
         self,
         model_class: type[PromptModel],
-        dtype: torch.dtype,
         *,
         mixup: float = 0.0,
         retrieval: bool = False,
@@ -59,11 +61,9 @@ class Bench(Workbench):
     ) -> None:
         self.mixup, self.retrieval, self.scenes = mixup, retrieval, scenes
         super().__init__(model_class, **arguments)
-        key = (model_class.needs_text, dtype)
-        if key not in _backbones:
-            _backbones[key] = tiny_backbone(model_class).to(dtype)
-        self.backbones = {"class token": _backbones[key]}
-        self.dtype = dtype
+        if model_class.needs_text not in _backbones:
+            _backbones[model_class.needs_text] = tiny_backbone(model_class).to(DTYPE)
+        self.backbones = {"class token": _backbones[model_class.needs_text]}
 
     def images(self, per_class: int, part: str = "train") -> Any:
         return ToyScenes(per_class, part) if self.scenes else super().images(per_class, part)
@@ -79,7 +79,7 @@ class Bench(Workbench):
 
     def trained(self, processes: Processes | None) -> tuple[PromptModel, list[dict[str, Any]]]:
         """A model after two experiences, and the records."""
-        model, log = self.make().to(self.dtype), Log()
+        model, log = self.make().to(DTYPE), Log()
         engine = self.engine(model, experiences=2, train=self.few, log=log, processes=processes)
         assert engine.evaluator is not None
         engine.evaluator.processes = processes
@@ -94,10 +94,10 @@ def largest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max((float((x - y).abs().max()) for x, y in pairs if x.numel()), default=0.0)
 
 
-def compared(name: str, dtype: torch.dtype, processes: Processes) -> dict[str, Any]:
+def compared(name: str, processes: Processes) -> dict[str, Any]:
     """How far two processes are from one."""
-    strategy, arguments, how = VARIANTS.get(name, (name, {}, {}))
-    bench = Bench(registry.strategies.get(strategy).target, dtype, **how, **arguments)  # type: ignore[arg-type]
+    strategy, arguments, how = VARIANTS.get(name, (name, SMALL.get(name, {}), {}))
+    bench = Bench(registry.strategies.get(strategy).target, **how, **arguments)  # type: ignore[arg-type]
     model, records = bench.trained(processes)
     together = processes.on_main(dict(model.method_state()))
     if together is None:
@@ -127,9 +127,7 @@ def main(out: str) -> None:
         for name in [*registry.strategies.names(), *VARIANTS]:
             if name.startswith("crash_"):
                 continue
-            for dtype in (torch.float32, *([torch.float64] if name in EXACT else [])):
-                key = f"{name}, {str(dtype).removeprefix('torch.')}"
-                print(key, flush=True)
-                found[key] = compared(name, dtype, processes)
+            print(name, flush=True)
+            found[name] = compared(name, processes)
         if processes.is_main:
             Path(out).write_text(json.dumps(found))
