@@ -33,6 +33,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 import numpy.ctypeslib
 import outsider
+import sklearn.cluster
+import sklearn.datasets
+import sklearn.model_selection  # noqa: F401
 import torch
 import torch.utils.serialization
 from matplotlib.figure import Figure
