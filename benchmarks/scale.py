@@ -31,11 +31,11 @@ import torch
 
 from clprompt.data import DataBundle, ImageSource
 from clprompt.errors import Interrupted
-from clprompt.experiment.folder import peak_memory
 from clprompt.experiment.run import run
 from clprompt.registry import datasets
 from clprompt.reporting.markup import markdown_table
 from clprompt.seeding import generator
+from clprompt.system.memory import peak_memory
 from clprompt.system.progress import Progress
 
 
@@ -125,7 +125,7 @@ def measured(options: argparse.Namespace, train: int, steps: int | None) -> dict
         "start-up, s": watch.start_up,
         "imported, MiB": before / 2**20,
         "resident, MiB": resident() / 2**20,
-        "peak, MiB": peak_memory(torch.device("cpu")) / 2**20,
+        "peak, MiB": peak_memory() / 2**20,
         "resident when each experience begins, MiB": [value / 2**20 for value in watch.resident],
         "checkpoint, MiB": size.get("checkpoint/state.pt", 0) / 2**20,
         "predictions, MiB": size.get("predictions.npz", 0) / 2**20,

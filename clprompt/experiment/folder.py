@@ -22,7 +22,6 @@ import hashlib
 import importlib.resources
 import os
 import platform
-import resource
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -40,7 +39,7 @@ from clprompt.experiment import sameness
 from clprompt.experiment.config import Config
 from clprompt.metrics import measure
 from clprompt.prompting.model import PromptModel
-from clprompt.system import overlay
+from clprompt.system import memory, overlay
 from clprompt.system.documents import write_json
 from clprompt.system.files import atomic_write, one_line_errors, open_regular, read_bytes
 from clprompt.targets import is_label_sets
@@ -190,11 +189,7 @@ def peak_memory(device: torch.device) -> int:
     """Peak bytes: of the GPU's allocator, or of the whole process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    try:  # getrusage counts what the parent process held when it started this one
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-    except (OSError, StopIteration, ValueError):  # another system than Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return memory.peak_memory()
 
 
 def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataBundle) -> None:

@@ -1,0 +1,15 @@
+"""How much memory the process has held."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+
+def peak_memory() -> int:
+    """The most bytes of this process that were resident at a time."""
+    try:  # getrusage counts what the parent process held when it started this one
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration, ValueError):  # another system than Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
