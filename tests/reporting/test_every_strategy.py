@@ -24,7 +24,8 @@ def test_a_report_reads_the_run_of_every_strategy(tmp_path: Path, name: str) -> 
             "device": "cpu",
             "runs_dir": str(tmp_path),
             "retrieval": True,
-            "data": {"name": "digits"} | ({"class_names": list(DIGITS)} if needs_text else {}),
+            "data": {"name": "digits", "train_per_class": 20, "test_fraction": 0.1}
+            | ({"class_names": list(DIGITS)} if needs_text else {}),
             "scenario": {"name": "split", "experiences": 2},
             "backbone": {"name": "clip_letters"} if needs_text else {"name": "vit_tiny_patch16_224", **TINY},
             "strategy": {"name": name, **SMALL.get(name, {})},
