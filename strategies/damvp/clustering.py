@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clprompt.errors import DataError
+from clprompt.seeding import preserved_rng
 
 
 def mean_distance(features: Tensor) -> float:
@@ -124,7 +125,8 @@ def cluster(
 
     Source: Huang et al. 2023 (DAM-VP), section 3 of the method; cap and smallest size are ours.
     """
-    from sklearn.cluster import AgglomerativeClustering
+    with preserved_rng(devices=False):  # the first import of what scikit-learn needs draws
+        from sklearn.cluster import AgglomerativeClustering
 
     rows = features.detach().cpu().double().numpy()
     if not len(rows):
