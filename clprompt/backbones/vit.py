@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from clprompt.backbones.attention import (
     residual_mlp,
     spelled_out,
 )
+from clprompt.backbones.digest import digest
 from clprompt.backbones.sources import Normalise, create_vit, embedded_text, image_spec
 from clprompt.backbones.text import FrozenText
 from clprompt.errors import BackboneError, ConfigError
@@ -377,11 +377,7 @@ class FrozenViT(nn.Module):
             weights |= {f"text.{name}": value for name, value in self.text.state_dict().items()}
             weights |= {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
             weights["logits"] = torch.tensor(self._terms(), dtype=torch.float64)
-        digest = hashlib.sha256()
-        for name, value in sorted(weights.items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest(sorted(weights.items())).hex()
 
 
 def _take_logit_terms(backbone: FrozenViT, _: Any) -> None:

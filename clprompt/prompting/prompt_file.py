@@ -7,7 +7,6 @@ parameters of a set, in the form that the method gives them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from clprompt import registry, schema
+from clprompt.backbones.digest import digest
 from clprompt.errors import ConfigError, DataError, tell
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import LearnedPrompts
@@ -77,11 +77,9 @@ class PromptFile:
 
     def content(self) -> Tensor:
         """The checksum of names and values, uint8 [32]."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.tensors.items()):
-            digest.update(f"{name} {list(value.shape)}".encode())
-            digest.update(value.float().contiguous().numpy().tobytes())
-        return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+        tensors = sorted(self.tensors.items())
+        shaped = ((f"{name} {list(value.shape)}", value.float()) for name, value in tensors)
+        return torch.tensor(list(digest(shaped)), dtype=torch.uint8)
 
     def check(self, model: PromptModel, listed: Mapping[str, LearnedPrompts]) -> None:
         """Refuse a file of another method, backbone or form than the model's.

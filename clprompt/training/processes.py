@@ -10,7 +10,6 @@ one process.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from clprompt.backbones.digest import digest
 from clprompt.data.loading import part_sizes, rows_of
 from clprompt.errors import ConfigError, ProcessError, ProtocolError
 from clprompt.system import launched
@@ -97,11 +97,7 @@ class Processes:
         Raises:
             ProcessError: they differ.
         """
-        digest = hashlib.sha256()
-        for name, value in state.items():
-            plain = value.detach().cpu().contiguous().flatten()
-            digest.update(f"{name} {list(value.shape)}".encode() + plain.view(torch.uint8).numpy().tobytes())
-        number = int.from_bytes(digest.digest()[:7])
+        number = int.from_bytes(digest(state.items())[:7])
         if self.agree(number) != -self.agree(-number):
             raise ProcessError(f"the processes hold different models when experience {experience} begins")
 
