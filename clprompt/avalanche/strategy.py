@@ -15,9 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
 from clprompt import schema
+from clprompt.avalanche.layers import has_evaluation_transform, varies
 from clprompt.avalanche.plugins import (
     check_added,
     check_data,
@@ -39,7 +39,7 @@ from clprompt.targets import is_label_sets, visible
 from clprompt.training import optim
 from clprompt.training.compiling import compile_where_asked
 from clprompt.training.finite import FiniteWatch, check_logits, check_state
-from clprompt.training.kept import CleanQueries, Keeping, check_clean_query, is_random, keeping
+from clprompt.training.kept import CleanQueries, Keeping, check_clean_query, keeping
 from clprompt.training.mixing import check_mixing, soften
 from clprompt.training.precision import autocast, gradient_scaler
 from clprompt.training.processes import refuse_several
@@ -49,8 +49,7 @@ from clprompt.training.steps import begin, receive, train_step_loss
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*QP solver.*")
     from avalanche.benchmarks.scenarios import NCExperience
-    from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
-    from avalanche.benchmarks.utils.flat_data import FlatData
+    from avalanche.benchmarks.utils import concat_datasets
     from avalanche.training.plugins.evaluation import default_evaluator
     from avalanche.training.templates import SupervisedTemplate
 
@@ -241,7 +240,7 @@ class PromptStrategy(SupervisedTemplate):
         if self.training_settings.clean_query:
             if classes is None:
                 check_clean_query(self.model, self.training_settings, online=True)
-            if _varies(data) and not _has_evaluation_transform(data):
+            if varies(data) and not has_evaluation_transform(data):
                 raise ConfigError(
                     "clean_query=True needs data that evaluation shows otherwise than training: "
                     'transform_groups with "train" and "eval"'
@@ -252,7 +251,7 @@ class PromptStrategy(SupervisedTemplate):
             lambda: self._samples(classes),
             count=len(data),
             epochs=self.train_epochs,
-            is_random=_varies(data),
+            is_random=varies(data),
             precision=self.precision,
             moves=self._moves,
         )
@@ -462,42 +461,6 @@ class _Shown(NamedTuple):
     images: Tensor
     version: int
     rows: Sequence[int]
-
-
-def _layers(dataset: Any) -> Iterator[Any]:
-    """A data set and those that it is made of."""
-    yield dataset
-    below: Sequence[Any] = ()
-    if isinstance(dataset, AvalancheDataset):
-        below = [dataset._flat_data]
-    elif isinstance(dataset, FlatData):
-        below = dataset._datasets
-    elif type(dataset) is Subset:
-        below = [dataset.dataset]
-    for part in below:
-        yield from _layers(part)
-
-
-def _transforms(dataset: Any) -> list[Mapping[str, Any]]:
-    """Avalanche's transforms of a data set by the group, all that there are."""
-    groups = (getattr(dataset, f"{kind}transform_groups", None) for kind in ("_", "_frozen_"))
-    return [group.transform_groups for group in groups if group is not None]
-
-
-def _varies(dataset: Any) -> bool:
-    """Whether training images may be other ones each time: what a transform of a user's does is not known."""
-    layers = list(_layers(dataset))
-    if any(group.get("train") is not None for layer in layers for group in _transforms(layer)):
-        return True
-    wrapped = (AvalancheDataset, FlatData)
-    leaves = (layer for layer in layers if not isinstance(layer, wrapped) and type(layer) is not Subset)
-    return any(map(is_random, leaves))
-
-
-def _has_evaluation_transform(dataset: Any) -> bool:
-    """Whether evaluation shows the images of a data set otherwise than training."""
-    groups = [group for layer in _layers(dataset) for group in _transforms(layer)]
-    return any(group.get("eval") is not group.get("train") for group in groups)
 
 
 class _EpochLoader:
