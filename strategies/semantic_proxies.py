@@ -252,16 +252,14 @@ class SemanticProxiesModel(PromptModel):
                 states = states.index_copy(0, followed, F.normalize(raw[followed], dim=1))
                 self.states = states.detach().to(self.states.dtype)
             similarity = embeddings @ F.normalize(self.proxies(states), dim=1).mT  # (B, C)
+            own = targets[:, None] == torch.arange(self.num_classes, device=device)
+            compared, competing = similarity, self.training_mask(targets)
             if self.form == "in_batch":
-                columns = as_index(classes_in(labels), device)
-                proxies = self.proxies(raw)[columns]
-                compared = embeddings @ F.normalize(proxies, dim=1).mT
-            else:
-                columns = as_index(self._competing(labels), device)
-                compared = similarity[:, columns]
+                compared, competing = embeddings @ F.normalize(self.proxies(raw), dim=1).mT, own.any(0)
             positive, negative = proxy_loss(
                 compared,
-                targets[:, None] == columns,
+                own,
+                competing,
                 loss=self.loss,
                 positives=self.positives,
                 alpha=self.alpha,
@@ -275,12 +273,6 @@ class SemanticProxiesModel(PromptModel):
 
     def _learns(self, label: int) -> bool:
         return self.boundary_free or label in self.current_classes
-
-    def _competing(self, labels: Tensor) -> list[int]:
-        """The classes of :meth:`training_mask`, for labels [B] on the host."""
-        if self.mask == "seen":
-            return sorted(self.seen_classes)
-        return sorted({*self.current_classes, *classes_in(labels)})
 
     def _follow(
         self, states: Tensor, semantic: Tensor, targets: Tensor, *, normalise: bool = False
@@ -413,6 +405,7 @@ class GatedUnit(nn.Module):
 def proxy_loss(
     similarity: Tensor,
     own: Tensor,
+    competing: Tensor | None = None,
     *,
     loss: Literal["anchor", "nca"],
     positives: Literal["batch", "all"],
@@ -424,6 +417,7 @@ def proxy_loss(
     Args:
         similarity: cosines of embeddings with proxies, [B, C].
         own: whether a proxy is that of the image's class, boolean [B, C].
+        competing: the classes whose proxies are compared with, boolean [C]; None for all.
         loss: see :class:`SemanticProxiesModel`.
         positives: see :class:`SemanticProxiesModel`.
         alpha: see :class:`SemanticProxiesModel`.
@@ -432,11 +426,14 @@ def proxy_loss(
     Source: Kim et al. 2020 (Proxy Anchor), eq. 4; "nca" as in the released code of VPTSP-G.
     """
     dim = 0 if loss == "anchor" else 1
+    if competing is None:
+        competing = torch.ones_like(own[0])
     positive = _log_one_and_sum(-alpha * (similarity - delta), own, dim)
-    negative = _log_one_and_sum(alpha * (similarity + delta), ~own, dim)
-    if loss == "anchor" and positives == "batch":
-        return positive.sum() / own.any(0).sum(), negative.mean()  # 0 for a class without an image
-    return positive.mean(), negative.mean()
+    negative = _log_one_and_sum(alpha * (similarity + delta), ~own & competing, dim)
+    if loss == "nca":
+        return positive.mean(), negative.mean()
+    of_positive = own.any(0) if positives == "batch" else competing  # both parts are 0 for other classes
+    return positive.sum() / of_positive.sum(), negative.sum() / competing.sum()
 
 
 def _log_one_and_sum(exponents: Tensor, counted: Tensor, dim: int) -> Tensor:
