@@ -2,12 +2,17 @@
 
 import os
 import random
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from clprompt.data import DataBundle, ImageSource, datasets_for
 from clprompt.data.loading import Epochs, fixed_batches, image_stream, subset, training_batches
+from clprompt.strategies.linear_probe import LinearProbeModel
+from clprompt.testing.bench import tiny_model, tiny_vit
 
 
 class Noisy:
@@ -169,3 +174,54 @@ def test_multi_hot_targets_come_as_one_tensor():
     images, targets = epoch(data, batch_size=6)[0]
     assert images.shape == (6, 3, 2, 2)
     assert targets.shape == (6, 4)
+
+
+# ------------------------------------------------------------------ bytes
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(LinearProbeModel, tiny_vit(depth=1, width=8))
+
+
+def bundle(augment, load):
+    source = ImageSource(load=load, targets=np.arange(9) % 3)
+    return DataBundle("bytes", source, source, ["a", "b", "c"], augment)
+
+
+def loaded(images, model):
+    """The batches of an epoch as the loader gives them, and as the model takes them."""
+    batches = [batch[0] for batch in epoch(images, batch_size=4)]
+    return {batch.dtype for batch in batches}, [(model.placed(batch),) for batch in batches]
+
+
+PIXELS = torch.randint(0, 256, (9, 3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("augment", ["none", "standard"])
+def test_bytes_that_travel_become_the_floats_that_would_have_travelled(model, augment):
+    train, _, test = datasets_for(bundle(augment, PIXELS.__getitem__), model.backbone)
+    for images in (train, test):
+        formats, floats = loaded(images, model)
+        assert formats == {torch.float32}
+        images.send_bytes(model.backbone)
+        formats, from_bytes = loaded(images, model)
+        assert formats == {torch.uint8}
+        assert_equal(from_bytes, floats)
+
+
+def test_an_image_of_floats_is_normalised_as_the_bytes_beside_it(model):
+    train, *_ = datasets_for(
+        bundle("none", lambda i: PIXELS[i] if i % 2 else PIXELS[i].float() / 255), model.backbone
+    )
+    _, floats = loaded(train, model)
+    train.send_bytes(model.backbone)
+    _, mixed = loaded(train, model)
+    assert_equal(mixed, floats)
+
+
+def test_images_normalised_otherwise_than_the_backbone_has_it_travel_as_floats(model):
+    train, *_ = datasets_for(bundle("none", PIXELS.__getitem__), model.backbone)
+    other = SimpleNamespace(inputs=replace(model.backbone.inputs, mean=(0.1, 0.2, 0.3)))
+    train.send_bytes(other)
+    assert loaded(train, model)[0] == {torch.float32}

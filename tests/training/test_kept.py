@@ -227,6 +227,26 @@ def test_a_bf16_query_leaves_everything_else_in_float32(model_class: Any) -> Non
     assert same_bits(model.features(IMAGES.images[:4]), BACKBONE.features(IMAGES.images[:4]))
 
 
+@torch.no_grad()
+def test_an_evaluation_chooses_prompts_by_the_bf16_query() -> None:
+    model, image = Counted(BACKBONE), IMAGES.images[:1]
+    with torch.enable_grad():
+        trained(model)
+    exact = model.eval().query_of(image)
+    model.ask_in("bf16")
+    for key, query in zip(model.keys, (model.query_of(image), exact), strict=True):
+        key.copy_(query[0])
+    kept: dict[str, Tensor] = {}
+    logits = model(image, kept)[:, model.seen]
+    nearest, other = (
+        model.classify(model.encode_under(image, torch.tensor([slot])))[:, model.seen] for slot in (0, 1)
+    )
+    assert torch.equal(logits, nearest)
+    assert not torch.equal(logits, other)
+    assert kept.keys() == {"bf16 query"}
+    assert torch.equal(model(image, kept)[:, model.seen], logits)
+
+
 def test_a_bf16_query_is_kept_over_epochs() -> None:
     runs = []
     for images in (IMAGES, Unsure(5)):
