@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clprompt.data import fingerprint
 from clprompt.errors import CheckpointError
-from clprompt.experiment.build import Parts
 from clprompt.experiment.config import Config
 from clprompt.prompting.model import PromptModel
 from clprompt.system.documents import read_json
+
+if TYPE_CHECKING:  # it imports timm and torchvision
+    from clprompt.experiment.build import Parts
 
 #: The key of the files that a strategy's keys name.
 _FILES = "files of the strategy"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from clprompt.errors import CheckpointError, ClpromptError, Interrupted
-from clprompt.experiment import build
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
 from clprompt.experiment.launch import Launcher, Outcome
@@ -99,6 +98,8 @@ def check(study: Study, waiting: Sequence[Planned]) -> None:
     Raises:
         ClpromptError: of the first that does not fit together; the line begins with its label.
     """
+    from clprompt.experiment import build  # timm and torchvision with it, which a dry run can do without
+
     builder, seen = build.Builder(), set()
     for run in waiting:
         if (run.label, run.scenario) in seen:

@@ -155,6 +155,7 @@ LOADING = [
         "2 run quickstart strategy=dualprompt strategy.lenght=3",
         "2 run quickstart strategy=nowhere",
         "2 run quickstart scenario.pieces=3",
+        "0 study siblurry-digits --dry-run",
     ),
 ]
 
