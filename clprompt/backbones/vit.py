@@ -275,6 +275,20 @@ class FrozenViT(nn.Module):
                 tokens = self.blocks[index](tokens)
         return tokens if rows is None or trimmed is not None else tokens[:, rows]
 
+    def keys_and_values(self, block: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What a block's attention looks at in the stream that enters it, in its positions.
+
+        Args:
+            block: its index.
+            tokens: the stream, [B, N, D].
+
+        Returns:
+            Keys and values, [B, H, N, d] each.
+        """
+        keys, values = project(self.blocks[block].attn, self.blocks[block].norm1(tokens), "kv")
+        rotary = self.family.rotary(tokens.shape[1])[block]
+        return (keys if rotary is None else rotary(keys)), values
+
     def spelled_out(
         self, block: int, tokens: Tensor, prompts: Sequence[BlockPrompt] = (), rows: slice | None = None
     ) -> SpelledOut:

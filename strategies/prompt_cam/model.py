@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clprompt import schema
-from clprompt.backbones.attention import BlockPrompt, SpelledOut
+from clprompt.backbones.attention import (
+    BlockPrompt,
+    SpelledOut,
+    finish_attention,
+    project_stream,
+    residual_mlp,
+)
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.heads import grow_rows
@@ -182,7 +188,10 @@ class PromptCAMModel(PromptModel):
             return Encoded(query, details=self._scores(x, experiences))
         # one by one: a pass of another size would round otherwise, and old scores shall keep their bits
         kept: Cache = {} if cached is None or self.training else cached
-        parts = [kept[key] if (key := f"scores {e}") in kept else self._scores(x, [e]) for e in experiences]
+        seen = self.backbone.keys_and_values(self.last_block, x)
+        parts = [
+            kept[key] if (key := f"scores {e}") in kept else self._own_scores(seen, e) for e in experiences
+        ]
         for e, part in enumerate(parts):
             if not self.prompts[e].requires_grad:  # frozen, as all but those of the newest experience
                 kept[f"scores {e}"] = part
@@ -217,10 +226,27 @@ class PromptCAMModel(PromptModel):
         return prompt, slice(length, length + count)
 
     def _scores(self, x: Tensor, experiences: Sequence[int]) -> Tensor:
-        """The stream that enters the last block -> scores of the classes of experiences, [B, R]."""
+        """The stream that enters the last block -> scores of classes whose prompts see each other, [B, R]."""
         prompt, rows = self._in_last(experiences, x.shape[1])
         block = slice(self.last_block, None)
         return self.score(self.backbone.run(x, lambda *_: prompt, blocks=block, rows=rows), experiences)
+
+    def _own_scores(self, seen: tuple[Tensor, Tensor], experience: int) -> Tensor:
+        """Scores of the classes of an experience whose prompts see the stream and themselves, [B, R].
+
+        Args:
+            seen: keys and values of the stream in the last block, [B, H, N, d] each.
+            experience: which.
+        """
+        block, (keys, values) = self.backbone.blocks[self.last_block], seen
+        tokens = self.prompts[experience][-1:]  # (1, R, D), which depend on no image
+        normed = block.norm1(tokens)
+        query, own_key, own_value = project_stream(block.attn, normed)  # (1, H, R, d) each
+        columns = [query @ keys.mT, (query * own_key).sum(-1, keepdim=True).expand(len(keys), -1, -1, -1)]
+        weights = (torch.cat(columns, dim=-1) * query.shape[-1] ** -0.5).softmax(-1)  # (B, H, R, N + 1)
+        heads = weights[..., :-1] @ values + weights[..., -1:] * own_value
+        outputs = residual_mlp(block, tokens, finish_attention(block.attn, normed, heads))
+        return self.score(outputs, [experience])
 
     def score(self, outputs: Tensor, experiences: Sequence[int]) -> Tensor:
         """Outputs of prompts behind the last block, [B, R, D] -> scores by their experience's scorer, [B, R].
