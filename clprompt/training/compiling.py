@@ -27,7 +27,12 @@ def check_compiler(device: torch.device) -> None:
     Raises:
         ConfigError: naming what is missing.
     """
-    from torch._inductor.cpp_builder import get_cpp_compiler
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+    except ImportError:
+        raise ConfigError(
+            f"training.compile=true needs a later torch than {torch.__version__}; set it to false"
+        ) from None
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils._triton import has_triton
 

@@ -37,8 +37,10 @@ import sklearn.cluster
 import sklearn.datasets
 import sklearn.model_selection  # noqa: F401
 import torch
-import torch.utils.serialization
 from matplotlib.figure import Figure
+
+with contextlib.suppress(ImportError):  # torch 2.4 has none
+    import torch.utils.serialization
 
 import clprompt.assets
 import clprompt.backbones.families  # it imports timm

@@ -198,6 +198,8 @@ def test_whatever_wraps_the_weights_they_load_and_the_notice_says_from_where(
 ) -> None:
     content, told = WRAPPED[name]
     torch.save(content(), tmp_path / "w.pth")
+    if name == "ddp" and not hasattr(torch.serialization, "safe_globals"):
+        pytest.skip(f"torch {torch.__version__} reads no argparse.Namespace without running what is pickled")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = features(tmp_path / "w.pth")

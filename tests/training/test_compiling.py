@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,19 @@ def _nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+compiles = pytest.mark.skipif(
+    not hasattr(importlib.import_module("torch._inductor.cpp_builder"), "get_cpp_compiler"),
+    reason="this torch is too old to compile; test_an_older_torch_is_refused_in_one_line",
+)
+
+
+def test_an_older_torch_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("torch._inductor.cpp_builder.get_cpp_compiler", raising=False)
+    with pytest.raises(ConfigError, match=r"^training\.compile=true needs a later torch than \d"):
+        check_compiler(torch.device("cpu"))
+
+
+@compiles
 def test_a_compiled_step_is_one_graph_for_batches_of_any_size_until_the_model_grows() -> None:
     data = Workbench(registry.strategies.get("linear_probe").target)
     images, targets = data.batch(0)
@@ -55,6 +69,7 @@ def test_a_compiled_step_is_one_graph_for_batches_of_any_size_until_the_model_gr
     assert graphs == [1, 1, 1, 1, 2]
 
 
+@compiles
 def test_without_a_compiler_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/such/compiler"))
     with pytest.raises(ConfigError, match=r"^training\.compile=true needs a C\+\+ compiler"):
