@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-_WIDTH = 100  # columns of the printed text
-_SHOWN = 15  # class groups that fit into 100 columns
+#: Columns of text that every terminal has.
+WIDTH = 80
+_SHOWN = 12  # class groups that fit into them
 _NOTHING = "no evaluation at the end of an experience"
 
 
@@ -37,7 +38,7 @@ def accuracy_lines(matrix: NDArray[np.float64], domains: Sequence[str] | None = 
         lines.append(f"after{i + 1:3d}" + "".join(f"{percent(matrix[i, j]):>6}" for j in shown))
     if domains is not None:
         listed = ", ".join(f"{j + 1} {domains[j]}" for j in shown)
-        lines += textwrap.wrap(f"domains: {listed}", _WIDTH, break_on_hyphens=False)
+        lines += textwrap.wrap(f"domains: {listed}", WIDTH, break_on_hyphens=False)
     if len(shown) < size:
         lines.append(f"({len(shown)} of {size} experiences and groups; all of them: accuracy_matrix.csv)")
     return lines

@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from clprompt.errors import RunFolderError
 from clprompt.metrics.measure import LESS_IS_BETTER, MEASURES, TITLES, check_metrics, measure_behind
 from clprompt.metrics.paired import CONFIDENCE, over_seeds
+from clprompt.metrics.text import WIDTH
 from clprompt.reporting import facts, measure_plots, plots
 from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
 from clprompt.reporting.markup import as_markdown, html_image, html_page, html_table, markdown_table
 from clprompt.reporting.paired import Comparison, compare
 from clprompt.reporting.rows import COSTS, Row, differences, labels_of, rates_of, with_trained_heads
-from clprompt.reporting.tables import columns, interval, mean_and_error, probability
+from clprompt.reporting.tables import columns, interval, mean_and_error, paragraph, probability
 from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.overlay import flat
 
@@ -271,17 +272,22 @@ class Report:
     noted: list[tuple[Path, str]] = field(default_factory=list)
     against: str = ""
 
-    def text(self) -> str:
-        """For a terminal."""
+    def text(self, width: int = WIDTH) -> str:
+        """For a terminal.
+
+        Args:
+            width: columns that it has.
+        """
         parts = []
         for section in self.sections:
             heading = [section.title, "=" * len(section.title)]
-            heading += filter(None, [section.details, section.shared])
-            first, *others = self.tables(section)
-            parts.append("\n".join([*heading, *columns(first)]))
-            parts += ["\n".join(columns(table)) for table in others]
-            parts += ["\n".join(remarks)] if (remarks := self.remarks(section)) else []
-        parts.append("\n".join([self.note(), *self.machines()]))
+            details = filter(None, [section.details, section.shared])
+            heading += [paragraph(line, width) for line in details]
+            first, *others = (columns(table, width) for table in self.tables(section))
+            parts.append("\n".join([*heading, *first]))
+            parts += ["\n".join(table) for table in others]
+            parts += [paragraph(remark, width) for remark in self.remarks(section)]
+        parts.append("\n".join(paragraph(line, width) for line in [self.note(), *self.machines()]))
         for title, lines in (("left out", self.left_out), ("noted", self.noted)):
             if lines:
                 parts.append("\n".join([f"{title}:", *(f"  {folder}: {line}" for folder, line in lines)]))

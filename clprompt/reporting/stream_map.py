@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clprompt.data.plan import Plan
+from clprompt.metrics.text import WIDTH
 from clprompt.system.files import atomic_write, one_line_errors
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#56b4e9")  # of the kinds, in alphabetical order
 _MOVED = "#b3316f"
-_WIDTH = 100  # columns of the printed text
 _LISTED = 40  # classes up to which every one has a line of its own
 
 
@@ -80,10 +80,10 @@ class StreamMap:
         return sorted(set(self.kinds.tolist()), key=lambda kind: (kind != "disjoint", kind))
 
     def table(self) -> str:
-        """Plain text of at most 100 columns: a line per session, and one per class where they fit."""
+        """Plain text of at most 80 columns: a line per session, and one per class where they fit."""
         blocks = [self.title, "\n".join(self._sessions())]
         blocks.append("\n".join(self._classes()))
-        blocks.append("\n".join(textwrap.fill(note, _WIDTH) for note in self.notes))
+        blocks.append("\n".join(textwrap.fill(note, WIDTH) for note in self.notes))
         return "\n\n".join(block for block in blocks if block)
 
     def _sessions(self) -> list[str]:
@@ -119,7 +119,8 @@ class StreamMap:
         for c in self.order():
             kind = [str(self.kinds[c])] if several else []
             rows.append([self.class_names[c][:20], *kind, *(str(n) if n else "." for n in self.counts[:, c])])
-        return ["samples of each class in each session", *_aligned(titles, rows)]
+        lines = _aligned(titles, rows)
+        return ["samples of each class in each session", *lines] if len(lines[0]) <= WIDTH else []
 
     def order(self) -> np.ndarray:
         """Classes by home session, then kind: the order of the drawing and the table."""
@@ -218,4 +219,4 @@ def _aligned(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in (titles, *rows)]
     lines.insert(1, "-" * len(lines[0]))
-    return [line[:_WIDTH] for line in lines]
+    return lines

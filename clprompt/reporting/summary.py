@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clprompt.metrics.measure import TRAINED_HEAD_TITLE, measure_behind
-from clprompt.metrics.text import percent
+from clprompt.metrics.text import WIDTH, percent
+from clprompt.reporting.tables import columns
 
 Summary = Mapping[str, float | None]
-
-_WIDTH = 100  # columns of the printed text
 
 
 def text_summary(
@@ -20,7 +19,7 @@ def text_summary(
     group_names: Mapping[str, Sequence[str] | None] | None = None,
     trained_heads: Mapping[str, Summary | None] | None = None,
 ) -> str:
-    """The block that is printed at the end of a run, plain text of at most 100 columns.
+    """The block that is printed at the end of a run, plain text of at most 80 columns where words allow it.
 
     Args:
         results: by strategy, the matrix of its measure and the metrics of `results.json`
@@ -31,7 +30,7 @@ def text_summary(
     """
     blocks, rows = [], []
     for name, (matrix, summary) in results.items():
-        title, measure = _shortened(name, _WIDTH), measure_behind([summary])
+        title, measure = _shortened(name, WIDTH), measure_behind([summary])
         names = (group_names or {}).get(name)
         lines = measure.matrix_lines(np.asarray(matrix, dtype=np.float64), names)
         lines.append(measure.headline(summary))
@@ -43,18 +42,9 @@ def text_summary(
         blocks.append("\n".join([title, "=" * len(title), *lines]))
     if len(results) > 1:
         summaries = [summary for _, summary in results.values()]
-        columns = measure_behind(summaries).shown(summaries)
-        room = _WIDTH - sum(len(title) + 2 for title in columns.values())
-        names_width = max(map(len, [*(name for name, _ in rows), "in percent"]))
-        width = max(min(names_width, 40, room), len("in percent"))
-        lines = [
-            f"{'in percent':{width}}" + "".join(f"{title:>{len(title) + 2}}" for title in columns.values())
-        ]
-        lines.append("-" * len(lines[0]))
-        for name, summary in rows:
-            cells = (f"{percent(summary.get(key)):>{len(title) + 2}}" for key, title in columns.items())
-            lines.append(f"{_shortened(name, width):{width}}" + "".join(cells))
-        blocks.append("\n".join(lines))
+        shown = measure_behind(summaries).shown(summaries)
+        cells = [[name, *(percent(summary.get(key)) for key in shown)] for name, summary in rows]
+        blocks.append("\n".join(columns([["in percent", *shown.values()], *cells])))
     return "\n\n".join(blocks)
 
 

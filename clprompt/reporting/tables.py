@@ -1,20 +1,84 @@
-"""Aligned columns of text, and means with their standard errors."""
+"""Aligned columns of text that fit a terminal, and means with their standard errors."""
 
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from clprompt.metrics.text import WIDTH
 
-def columns(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows of equal length as aligned lines."""
+_GAP = "  "
+# Cells that are never broken: numbers with their errors and intervals, and paths.
+_FIGURES = re.compile(r"[-+<]?[0-9](?:[-+<0-9.± ]|,(?! ))*|-?")
+_PATH = re.compile(r"\S*/\S*")
+
+
+def columns(rows: Iterable[Sequence[str]], width: int = WIDTH) -> list[str]:
+    """Rows of equal length as aligned lines; words wrap inside their column, numbers and paths never.
+
+    Columns of numbers, whatever their header is, stand to the right. What is wider all the same becomes
+    several tables, one below the other, each with the first column.
+
+    Args:
+        rows: cells of text; the first row may be a header.
+        width: of the lines, where no single word is longer.
+    """
     rows = list(rows)
+    if not rows:
+        return []
+    least = [max(map(_least, column)) for column in zip(*rows, strict=True)]
+    shown, used = [0], least[0]
+    for number in range(1, len(least)):
+        if used + len(_GAP) + least[number] > width and len(shown) > 1:
+            rest = [0, *range(number, len(least))]
+            first = columns([[row[n] for n in shown] for row in rows], width)
+            return [*first, "", *columns([[row[n] for n in rest] for row in rows], width)]
+        shown.append(number)
+        used += len(_GAP) + least[number]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+        spare = [wide - narrow for wide, narrow in zip(widths, least, strict=True)]
+        if max(spare) == 0:
+            break
+        # the widest gives way first
+        widest = max((n for n, more in enumerate(spare) if more), key=lambda n: widths[n])
+        widths[widest] -= 1
+    numbers = [bool(below) and all(map(_FIGURES.fullmatch, below)) for _, *below in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [_wrapped(cell, wide) for cell, wide in zip(row, widths, strict=True)]
+        for number in range(max(map(len, cells))):
+            parts = (cell[number] if number < len(cell) else "" for cell in cells)
+            padded = (
+                part.rjust(wide) if right else part.ljust(wide)
+                for part, wide, right in zip(parts, widths, numbers, strict=True)
+            )
+            lines.append(_GAP.join(padded).rstrip())
+    return lines
+
+
+def _is_whole(cell: str) -> bool:
+    return bool(_FIGURES.fullmatch(cell) or _PATH.fullmatch(cell))
+
+
+def _least(cell: str) -> int:
+    """The width that a cell needs at least."""
+    return len(cell) if _is_whole(cell) else max(map(len, cell.split()), default=0)
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    if len(cell) <= width or _is_whole(cell):
+        return [cell]
+    return textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False)
+
+
+def paragraph(text: str, width: int = WIDTH) -> str:
+    """A line of words as lines of at most so many columns."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def mean_and_error(values: Iterable[float | None], *, signed: bool = False) -> str:

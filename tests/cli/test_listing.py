@@ -58,6 +58,29 @@ def test_columns_are_aligned_without_trailing_blanks() -> None:
     assert tables.columns([]) == []
 
 
+def test_words_wrap_in_their_column_and_numbers_never() -> None:
+    rows = [("name", "what it is", "percent"), ("a name of words", "b " * 12, "63.7 ± 1.5")]
+    assert tables.columns(rows, 40) == [
+        "name           what it is        percent",
+        "a name of      b b b b b b b  63.7 ± 1.5",
+        "words          b b b b b",
+    ]
+
+
+def test_a_table_that_is_wider_all_the_same_goes_on_below() -> None:
+    rows = [("name", "one", "two", "three"), ("a", "1.0 ± 0.5", "-2.0 .. +3.5", "1,234")]
+    assert tables.columns(rows, 24) == [
+        "name        one",
+        "a     1.0 ± 0.5",
+        "",
+        "name           two",
+        "a     -2.0 .. +3.5",
+        "",
+        "name  three",
+        "a     1,234",
+    ]
+
+
 def test_one_seed_needs_no_seed_in_its_label_and_no_mean() -> None:
     text = results.results([result("alpha", 0, 0.5, "runs/x/a"), result("beta", 0, 0.6, "runs/x/b")])
     assert "seed" not in text
@@ -97,9 +120,21 @@ def test_runs_in_several_folders_have_a_tensorboard_line_each() -> None:
 
 
 def test_the_list_of_strategies_says_which_need_a_text_tower() -> None:
-    needing = [line.split()[0] for line in listing.listing("strategies") if "needs a text tower" in line]
-    assert {"coop", "maple", "zero_shot"} <= {*needing}
+    lines = listing.listing("strategies")
+    begun = [line.split()[0] if line[0] != " " else "" for line in lines]
+    told = {name: "" for name in begun if name}
+    name = ""
+    for first, line in zip(begun, lines, strict=True):
+        name = first or name
+        told[name] += " " + " ".join(line.split())
+    needing = {name for name, text in told.items() if "needs a text tower" in text}
+    assert {"coop", "maple", "zero_shot"} <= needing
     assert "ncm" not in needing
+
+
+@pytest.mark.parametrize("kind", ["strategies", "scenarios", "datasets", "configs", "studies"])
+def test_a_list_fits_eighty_columns(kind: str) -> None:
+    assert max(map(len, listing.listing(kind))) <= 80
 
 
 def test_the_list_of_strategies_says_of_boundaries_what_instances_answer() -> None:
@@ -117,7 +152,9 @@ def test_the_list_of_backbones_begins_with_the_embedded_ones() -> None:
 
 
 def test_the_list_of_backbones_says_how_many_there_are() -> None:
-    _, _, _, count, *names = listing.listing("backbones")
+    lines = listing.listing("backbones")
+    at = next(number for number, line in enumerate(lines) if line.startswith("and "))
+    count, names = lines[at], lines[at + 1 :]
     assert count.startswith(f"and {len(names)} of timm with pretrained weights")
     assert {"vit_base_patch16_224.augreg_in21k", "deit_small_patch16_224.fb_in1k"} <= {*names}
     assert listing.listing("backbones", short=True)[-1].endswith(": clprompt list backbones")

@@ -55,7 +55,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(
     for seed, accuracy in enumerate((0.5, 0.7)):
         a_run(tmp_path / f"a{seed}", seed=seed, accuracy=accuracy)
         a_run(tmp_path / f"b{seed}", seed=seed, accuracy=0.9, strategy="beta")
-    text = report.collect([tmp_path]).text()
+    text = report.collect([tmp_path]).text(500)
     assert text.startswith("split on digits, 2 class groups\n")
     assert cells(text, "strategy") == [
         *("strategy", "seeds", "average accuracy", "incremental", "forgetting", "parameters", "seconds"),
@@ -87,12 +87,12 @@ def test_differences_are_paired_by_seed_and_stand_in_a_table_of_their_own(tmp_pa
     assert len(tables["digits-split-3"]) == 1  # alpha did not run there
     found.write(tmp_path / "out")
     for text in (
-        found.text(),
+        found.text(500),
         (tmp_path / "out" / "report.md").read_text(),
         (tmp_path / "out" / "report.html").read_text(),
     ):
         assert "beta minus alpha" in text
-    assert "minus" not in report.collect([tmp_path]).text()
+    assert "minus" not in report.collect([tmp_path]).text(500)
 
 
 def test_a_run_of_two_heads_is_two_rows_that_can_be_subtracted(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_run_of_two_heads_is_two_rows_that_can_be_subtracted(tmp_path: Path) -
         a_run(tmp_path / f"a{seed}", seed=seed, accuracy=both, trained=trained)
     a_run(tmp_path / "b", strategy="beta", accuracy=0.1)
     found = report.collect([tmp_path], against="alpha (trained head)")
-    text = found.text()
+    text = found.text(500)
     assert cells(text, "alpha  ")[1:5] == ["2", "60.0 ± 10.0", "60.0 ± 10.0", "25.0 ± 0.0"]
     assert cells(text, "alpha (trained head)")[1:5] == ["2", "45.0 ± 5.0", "45.0 ± 5.0", "0.0 ± 0.0"]
     assert cells(text, "alpha minus alpha (trained head)")[1:3] == ["2", "+15.0 ± 5.0"]
@@ -229,7 +229,7 @@ def test_one_line_says_why_a_row_is_not_compared_over_test_images(tmp_path: Path
     (remark,) = found.sections[0].compared.remarks
     assert remark.endswith(line)
     found.write(tmp_path / "out")
-    assert remark in found.text()
+    assert remark in " ".join(found.text(500).split())
     assert remark in Page(tmp_path / "out" / "report.html").texts
 
 
@@ -299,8 +299,22 @@ def test_the_signs_of_seeds_cannot_tell_more_than_their_number(tmp_path: Path) -
     (first, *_) = found.remarks(found.sections[0])
     assert "cannot be below (seeds: p) 3: 0.25" in first
     found.write(tmp_path / "out")
-    assert first in found.text()
+    assert first in " ".join(found.text(500).split())
     assert first in Page(tmp_path / "out" / "report.html").texts
+
+
+def test_a_report_for_a_terminal_fits_eighty_columns(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.3, 0.5)):
+        for length in (4, 8):
+            folder = tmp_path / f"{length}-{seed}"
+            a_run(
+                folder, seed=seed, accuracy=accuracy, arguments={"length": length, "a_long_argument": length}
+            )
+    found = report.collect([tmp_path], against="alpha (a_long_argument=4, length=4)")
+    found.noted.clear()  # lines with folders are not broken
+    lines = found.text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("30.0" in line or "40.0 ± 10.0" in line for line in lines)
 
 
 def test_few_test_images_are_told_with_what_they_leave_uncertain(tmp_path: Path) -> None:
@@ -315,7 +329,7 @@ def test_few_test_images_are_told_with_what_they_leave_uncertain(tmp_path: Path)
         "Few test images: with 100 of them the sampling error of one accuracy is up to ±5.0"
     )
     assert "(alpha)" in line
-    assert line in found.text()
+    assert line in " ".join(found.text(500).split())
     records[-1]["confusion"] = [[0, 0, 10**5]]
     (tmp_path / "alpha" / "metrics.jsonl").unlink()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -373,7 +387,7 @@ def test_another_stream_is_another_table(tmp_path: Path) -> None:
 
 def test_only_metrics_that_some_run_has_are_columns(tmp_path: Path) -> None:
     a_run(tmp_path / "a", experiences=1, metrics={"A_auc": 0.3, "mAP_last": None})
-    header = cells(report.collect([tmp_path]).text(), "strategy")
+    header = cells(report.collect([tmp_path]).text(500), "strategy")
     assert "A_auc" in header
     assert "forgetting" not in header
     assert "mAP last" not in header
@@ -386,7 +400,8 @@ def test_a_table_shows_the_metrics_that_it_is_asked_for(
     a_run(tmp_path / "b", strategy="beta", metrics={"nonnegative_forgetting": 0.125})
     names = "nonnegative_forgetting, average_incremental_accuracy_by_samples,last_accuracy"
     assert main(["report", str(tmp_path), f"out={tmp_path / 'out'}", "--metrics", names]) == 0
-    text = capsys.readouterr().out
+    assert "nonnegative" in capsys.readouterr().out
+    text = report.collect([tmp_path], metrics=[name.strip() for name in names.split(",")]).text(500)
     asked = ["nonnegative forgetting", "incremental by samples", "last"]
     assert cells(text, "strategy") == ["strategy", "seeds", *asked, "parameters", "seconds"]
     # group 1 gains what it had lost, so nothing: its records tell it
@@ -406,8 +421,8 @@ def test_the_same_run_made_twice_counts_once(tmp_path: Path) -> None:
     a_run(tmp_path / "20260101-seed0", accuracy=0.1)
     a_run(tmp_path / "20260102-seed0", accuracy=0.5)
     found = report.collect([tmp_path])
-    assert cells(found.text(), "alpha")[1:3] == ["1", "50.0"]
-    assert "20260101-seed0: " in found.text()
+    assert cells(found.text(500), "alpha")[1:3] == ["1", "50.0"]
+    assert "20260101-seed0: " in found.text(500)
 
 
 # ------------------------------------------------------------------------------------------------ the folders
@@ -445,17 +460,20 @@ def test_a_damaged_environment_is_noted_wherever_the_report_is_read(tmp_path: Pa
     (folder / "environment.json").write_text("{")
     found = report.collect([folder])
     found.write(tmp_path / "out")
-    texts = [found.text(), *((tmp_path / "out" / name).read_text() for name in ("report.md", "report.html"))]
+    texts = [
+        found.text(500),
+        *((tmp_path / "out" / name).read_text() for name in ("report.md", "report.html")),
+    ]
     assert all("environment.json cannot be read: it is no JSON" in text for text in texts)
 
 
 def test_results_without_checksums_that_say_otherwise_than_the_records_are_noted(tmp_path: Path) -> None:
-    text = report.collect([a_run(tmp_path / "a", metrics={"average_accuracy": 0.9})]).text()
+    text = report.collect([a_run(tmp_path / "a", metrics={"average_accuracy": 0.9})]).text(500)
     assert "results.json says average_accuracy=0.9, its metrics.jsonl 0.55" in text
 
 
 def test_the_report_says_how_many_runs_hold_no_checksums(tmp_path: Path) -> None:
-    text = report.collect([a_run(tmp_path / "a"), a_run(tmp_path / "b", seed=1)]).text()
+    text = report.collect([a_run(tmp_path / "a"), a_run(tmp_path / "b", seed=1)]).text(500)
     assert "checksums: 2 of 2 runs hold none, as an older version wrote them" in text
 
 
@@ -496,9 +514,9 @@ def test_runs_on_multi_hot_targets_have_a_drawing_of_their_map(tmp_path: Path) -
     ]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     found = report.collect([folder])
-    assert found.text().startswith("split on digits, 3 class groups\n")
+    assert found.text(500).startswith("split on digits, 3 class groups\n")
     assert [path.name for path in found.write(tmp_path / "out")] == ["report.md", "report.html", "mAP.png"]
-    assert cells(found.text(), "strategy")[2] == "mAP last"
+    assert cells(found.text(500), "strategy")[2] == "mAP last"
 
 
 def test_the_overlay_draws_the_mean_with_a_band_of_the_standard_error() -> None:
@@ -528,7 +546,7 @@ def test_the_zero_shot_line_of_several_methods_is_drawn_once(tmp_path: Path) -> 
         a_run(tmp_path / f"n{seed}", seed=seed, strategy="ncm")
     a_run(tmp_path / "b1", seed=1, zero_shot=0.6, strategy="beta")
     assert drawn_references(tmp_path) == {"zero-shot line": [55, 50]}
-    text = report.collect([tmp_path]).text()
+    text = report.collect([tmp_path]).text(500)
     assert cells(text, "strategy")[4:6] == ["forgetting", "zero-shot"]
     assert cells(text, "alpha")[4:6] == ["25.0 ± 0.0", "50.0 ± 5.0"]
     assert cells(text, "ncm")[4:6] == ["25.0 ± 0.0", "-"]
@@ -547,7 +565,7 @@ def test_zero_shot_lines_that_differ_are_named_by_their_rows(tmp_path: Path) -> 
 def test_transfer_and_base_to_new_stand_in_a_table_of_runs_on_names(tmp_path: Path) -> None:
     a_run(tmp_path / "a", zero_shot=0.5, metrics={"transfer": 0.25, "base_new_H": 0.75})
     a_run(tmp_path / "n", strategy="ncm")
-    text = report.collect([tmp_path]).text()
+    text = report.collect([tmp_path]).text(500)
     titles = ["zero-shot", "transfer to unseen", "H of base and new"]
     assert cells(text, "strategy")[5:8] == titles
     assert cells(text, "alpha")[5:8] == ["45.0", "25.0", "75.0"]
@@ -557,7 +575,7 @@ def test_transfer_and_base_to_new_stand_in_a_table_of_runs_on_names(tmp_path: Pa
 def test_runs_without_names_have_no_zero_shot_line(tmp_path: Path) -> None:
     a_run(tmp_path / "a")
     assert drawn_references(tmp_path) == {}
-    assert "zero-shot" not in report.collect([tmp_path]).text().lower()
+    assert "zero-shot" not in report.collect([tmp_path]).text(500).lower()
 
 
 # ------------------------------------------------------------------------------------------ what else is told
@@ -581,7 +599,7 @@ def test_costs_rates_and_common_settings_stand_beside_the_metrics(tmp_path: Path
             **shared,
         )
     found = report.collect([tmp_path])
-    text = found.text()
+    text = found.text(500)
     assert cells(text, "strategy")[-4:] == ["parameters", "seconds", "s/experience", "peak MiB"]
     assert cells(text, "alpha")[-4:] == ["5", "9.0", "3.0", "3"]
     assert (cells(text, "strategy")[2], cells(text, "beta")[2]) == ("lr", "0.2")
@@ -596,7 +614,7 @@ def test_a_row_shows_the_rates_that_its_method_was_given_in_place_of_the_common_
     a_run(tmp_path / "a", arguments={"head_lr": 0.004, "prompt_lr": 0.05})
     a_run(tmp_path / "b", strategy="beta")
     a_run(tmp_path / "c", strategy="gamma", metrics={"cost": {"method_parameters": 0}})
-    text = report.collect([tmp_path]).text()
+    text = report.collect([tmp_path]).text(500)
     assert cells(text, "alpha")[2] == "head_lr=0.004, prompt_lr=0.05"
     assert cells(text, "beta")[2] == "0.1"
     assert cells(text, "gamma")[2] == "-"  # it trains nothing
@@ -623,7 +641,7 @@ def test_equal_environments_are_told_once(tmp_path: Path) -> None:
     for number, device in enumerate(("cpu", "cpu", "A GPU")):
         folder = a_run(tmp_path / str(number), seed=number)
         (folder / "environment.json").write_text(json.dumps(facts | {"device": device}))
-    text = report.collect([tmp_path]).text()
+    text = report.collect([tmp_path]).text(500)
     assert "hardware: A Processor, 8 cores (4 used by a run); Some-OS (2 of 3 runs)\n" in text
     assert "hardware: A GPU, A Processor, 8 cores (4 used by a run); Some-OS (1 of 3 runs)" in text
     assert text.count("versions: ") == 1

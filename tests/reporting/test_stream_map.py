@@ -48,7 +48,7 @@ def test_the_table_adds_up_and_is_narrow(blurry):
     last = next(line for line in lines if line.strip().startswith("all")).split()[1:]
     assert int(last[0]) == 600
     assert sum(map(int, last[2:])) == 600  # disjoint, blurry, moved
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     assert sum("disjoint" in line for line in lines[8:]) == 5  # a line for each class
 
 

@@ -396,7 +396,6 @@ def test_the_printed_block_shows_matrices_and_a_comparison():
         average accuracy 81.2 %, forgetting 12.5 points
 
         in percent  average  incremental  forgetting  backward transfer  last
-        ---------------------------------------------------------------------
         ours           75.0         82.5        40.0              -40.0  50.0
         ncm            81.2         90.6        12.5              -12.5  50.0"""
     )
@@ -432,12 +431,12 @@ def test_one_strategy_alone_needs_no_comparison():
     assert "in percent" not in text
 
 
-@pytest.mark.parametrize("size", [0, 15, 16, 20, 200])
-def test_the_printed_block_fits_into_a_hundred_columns(size):
+@pytest.mark.parametrize("size", [0, 12, 13, 20, 200])
+def test_the_printed_block_fits_into_eighty_columns(size):
     matrix, summary = summarised(np.where(np.tri(size, dtype=bool), 1.0, NAN))
-    results = {"a-name-without-end" * 10: (matrix, summary), "b": (matrix, {**summary, "zero_shot": 0.5})}
+    results = {"a name without end " * 10: (matrix, summary), "b": (matrix, {**summary, "zero_shot": 0.5})}
     lines = text_summary(results).splitlines()
-    assert max(map(len, lines)) <= 100
-    if size > 15:
+    assert max(map(len, lines)) <= 80
+    if size > 12:
         assert f"after{size:3d}" in "\n".join(lines)
         assert "accuracy_matrix.csv" in "\n".join(lines)
