@@ -1,8 +1,9 @@
 """How far each method runs from the floor, in one process, in interleaved pairs.
 
 The floor of a training step is what the bare timm model costs: a forward without gradient for the query (if
-the method needs one), a forward, and a backward down to the tokens that enter the first prompted block. Where
-no gradient enters the backbone it is one forward without gradient. The naive formulation is a separate full
+the method needs one), a forward, and a backward down to the tokens that enter the first prompted block, twice
+where images pass under two sets of prompts (PASSES). Where no gradient enters the backbone it is one forward
+without gradient. The naive formulation is a separate full
 query pass, explicit softmax attention, every row of the last block, and weight gradients of the frozen
 backbone that are thrown away; of the released codes only CODA-Prompt's and TCPA's compute those (how far the
 released codes are: benchmarks.peers).
@@ -40,6 +41,7 @@ from clprompt.training.settings import Training
 from clprompt.training.steps import train_step
 
 CLASSES = 10
+PASSES = {"semantic_proxies": 2}  # under prompts that all share, and under those of each image's class
 TARGETS = {  # what a reader compares the medians with
     "step_to_floor": "<= 1.10",
     "naive_to_step": ">= 1.30",
@@ -80,10 +82,11 @@ def naive(backbone: FrozenViT) -> Iterator[None]:
             block.attn.fused_attn = True
 
 
-def floor_step(vit: Any, images: Tensor, first: int, query: bool, precision: str) -> None:
+def floor_step(vit: Any, images: Tensor, first: int, query: bool, precision: str, passes: int = 1) -> None:
     """The bare timm model: query forward, forward, backward to the tokens that enter block ``first``.
 
-    Without a block to go back to there is one forward, which whoever reads features needs.
+    Without a block to go back to there is one forward, which whoever reads features needs. Several passes
+    share what is before that block.
     """
     with autocast(images.device, precision):
         if query or first >= len(vit.blocks):
@@ -96,11 +99,13 @@ def floor_step(vit: Any, images: Tensor, first: int, query: bool, precision: str
             for block in vit.blocks[:first]:
                 x = block(x)
         x.requires_grad_(True)
-        out = x
-        for block in vit.blocks[first:]:
-            out = block(out)
-        loss = vit.forward_head(vit.norm(out), pre_logits=True).float().square().mean()
-    loss.backward()
+        losses = []
+        for _ in range(passes):
+            out = x
+            for block in vit.blocks[first:]:
+                out = block(out)
+            losses.append(vit.forward_head(vit.norm(out), pre_logits=True).float().square().mean())
+    sum(losses).backward()
 
 
 class Seconds(NamedTuple):
@@ -186,7 +191,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         model.train()
 
     def floor() -> None:
-        floor_step(backbone.vit, images, model.first_block, query, precision)
+        floor_step(backbone.vit, images, model.first_block, query, precision, PASSES.get(name, 1))
 
     times = interleaved(
         options.pairs,
