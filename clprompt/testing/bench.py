@@ -186,11 +186,17 @@ class Log:
 
 
 class CuriousLog(Log):
-    """A listener that has the model draw what it says of itself, as any run folder does, and drops it."""
+    """A listener that has the model draw what it says of itself, as any run folder does, and drops it.
+
+    Attributes:
+        draws: whether it does now; drawing takes longer than a short experience.
+    """
+
+    draws = True
 
     def diagnostics(self, step: int, values: Mapping[str, Any], /) -> None:
         for value in values.values():
-            if callable(value):
+            if self.draws and callable(value):
                 value()
 
 
@@ -356,14 +362,15 @@ class Workbench:
         # without boundaries all experiences are forgotten alike, which takes more to learn against
         engine = self.engine(model, epochs=5 if self.online else 3, log=self.log)
         stages = []
-        for _ in CLASSES:
+        for number in range(len(CLASSES)):
+            self.log.draws = number == len(CLASSES) - 1
             engine.run_experience()
             stages.append(_twin(model).eval())
         return stages
 
     @cached_property
-    def log(self) -> Log:
-        """The records of the run that ``stages`` made, the one in which the model draws as in any run."""
+    def log(self) -> CuriousLog:
+        """The records of the run that ``stages`` made, in whose last experience the model draws."""
         return CuriousLog()
 
     def copy(self, stage: int = -1) -> PromptModel:
