@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from devices import DEVICE, as_in_a_run
-from small_methods import SMALL
+from small_methods import SMALL, takes_label_sets_its_own_way
 
 from clprompt import registry, testing
 from clprompt.errors import ClpromptError
@@ -159,15 +159,21 @@ def scenes(form: tuple[str, tuple[tuple[str, Any], ...]]) -> ScenesBench:
 
 
 def multi_label_cases() -> list[Any]:
-    """Every check of each method's first form; of further ones those of targets.
+    """The checks of targets, of forms in which these could make a difference.
 
-    What else a form promises is of its state, which is the same under every kind of targets.
+    What else a form promises is of its state, which is the same under every kind of targets: it is tried on
+    the first form of methods that treat label sets their own way, and of one that leaves them to shared code.
     """
     found, known = [], set()
     for form in multi_label_forms():
-        for check in testing.MULTI_LABEL_CHECKS if form[0] not in known else label_sets.CHECKS:
-            found.append(case(form, check))
+        own = takes_label_sets_its_own_way(form[0])
+        is_first = form[0] not in known
         known.add(form[0])
+        if is_first or own or is_behind_the_backbone(form):
+            every = is_first and (own or form[0] == "linear_probe")
+            found += [
+                case(form, check) for check in (testing.MULTI_LABEL_CHECKS if every else label_sets.CHECKS)
+            ]
     return found
 
 

@@ -56,18 +56,18 @@ CONFIGS = {
 # name:n is the n-th time at a point of outsider.py
 POINTS = {
     "between experiences": [
-        *("loss:1", "stepped:5", "loss:11", "stepped:24", "stepped:30", "forward:4", "forward:10"),
+        *("loss:1", "stepped:5", "stepped:30", "forward:4", "forward:10"),
         *("begin:1", "looked:2", "begin:2", "begun:3", "end:2", "replace environment.json"),
         *("sync checkpoint:1", "sync checkpoint:2", "replace state.pt:3", "replaced state.pt:3"),
         *("replaced accuracy_matrix.csv", "sync figures:2", "replaced model.safetensors", "sync run:8"),
     ],
     "every 3 steps": [
-        *("loss:3", "loss:4", "stepped:4", "loss:11", "loss:13", "forward:2", "begun:2", "end:1"),
+        *("loss:3", "loss:4", "loss:13", "forward:2", "begun:2", "end:1"),
         *("sync checkpoint:2", "replace state.pt:4", "replaced state.pt:2"),
     ],
     "one optimizer": ["loss:13", "begun:3", "end:2", "replaced state.pt:3"],
     "online": [
-        *("loss:1", "loss:6", "stepped:9", "loss:24", "forward:1", "forward:4", "forward:9"),
+        *("loss:1", "stepped:9", "loss:24", "forward:1", "forward:4", "forward:9"),
         *("sync checkpoint:2", "replaced state.pt:3"),
     ],
 }
