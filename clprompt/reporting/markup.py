@@ -122,13 +122,14 @@ def html_table(rows: Sequence[Sequence[str]]) -> str:
         return f"<tr>{inner}</tr>"
 
     body = "\n".join(line(row, "td") for row in rows[1:])
-    return f"<table>\n<thead>{line(rows[0], 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    table = f"<table>\n<thead>{line(rows[0], 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return f'<div class="table">{table}</div>'
 
 
 def html_image(data: bytes, description: str) -> str:
     """A PNG file inside the page itself."""
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    return f'<img alt="{html.escape(description)}" src="{source}">'
+    return f'<div class="drawing"><img alt="{html.escape(description)}" src="{source}"></div>'
 
 
 def html_page(title: str, parts: Sequence[str]) -> str:
@@ -147,13 +148,17 @@ body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; mar
 padding: 0 1rem; }}
 h1 {{ font-size: 1.6rem; }}
 h2 {{ font-size: 1.15rem; margin-top: 2.5rem; }}
-table {{ border-collapse: collapse; margin: 0.8rem 0; display: block; overflow-x: auto; }}
+.table, .drawing {{ overflow-x: auto; margin: 0.8rem 0; }}
+table {{ border-collapse: collapse; }}
 th, td {{ padding: 0.3rem 0.8rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }}
 th:first-child, td:first-child {{ text-align: left; }}
 th {{ border-bottom: 2px solid #888; font-weight: 600; }}
-img {{ max-width: 100%; display: block; margin: 1rem 0; }}
+th:first-child, td:first-child {{ position: sticky; left: 0; background: #fff; }}
+img {{ max-width: 100%; min-width: 34rem; display: block; }}
+@media (max-width: 40rem) {{ th, td {{ padding: 0.3rem 0.5rem; }} \
+th:first-child, td:first-child {{ min-width: 7rem; white-space: normal; overflow-wrap: anywhere; }} }}
 details {{ margin: 0.8rem 0; color: #444; }}
-p {{ color: #555; }}
+p {{ color: #555; overflow-wrap: anywhere; }}
 </style>
 </head>
 <body>

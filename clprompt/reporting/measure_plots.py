@@ -63,6 +63,7 @@ def of_runs(
     measure: Measure,
     curves: Mapping[str, Mapping[str, ArrayLike]],
     references: Mapping[str, Mapping[str, ArrayLike]],
+    subject: str = "",
 ) -> dict[str, Figure]:
     """The curves of several strategies together, by the name of the curve.
 
@@ -70,9 +71,12 @@ def of_runs(
         measure: of the runs.
         curves: by the name that `Measure.curves` gives them and by strategy, fractions [S, T] of S seeds.
         references: by the name of a curve and by what they are called, the lines that it is held against.
+        subject: the strategy that stands in front; "" for none.
     """
     return {
-        name: plots.overlay(rows, *measure.curve_titles[name], references=references.get(name, {}))
+        name: plots.overlay(
+            rows, *measure.curve_titles[name], references=references.get(name, {}), subject=subject
+        )
         for name, rows in curves.items()
     }
 

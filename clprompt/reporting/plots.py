@@ -29,10 +29,12 @@ _ANNOTATED = 20  # cells a side up to which every cell of a heat map carries its
 _NAMED = 40  # classes up to which every one is named on the axes
 _UNSEEN = "#e8e8e8"  # cells that have no value
 _NAME_LENGTH = 18  # characters of a class name that are drawn
-# Okabe and Ito's colours, which stay apart for colour-blind eyes; markers and dashes tell the rest.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_LINES = ("-", "--", ":", "-.")
+#: Okabe and Ito's colours, which stay apart for colour-blind eyes; marks tell them apart in grey print.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+#: How many lines of one drawing have a colour; the others are grey.
+LINES = 6
+_BEHIND = "#bbbbbb"
 
 
 def png(figure: Figure, dpi: int = 120) -> bytes:
@@ -232,8 +234,11 @@ def overlay(
     references: Mapping[str, ArrayLike] | None = None,
     at: Sequence[float] | None = None,
     axis: str = "after experience",
+    subject: str = "",
 ) -> Figure:
     """Several strategies over the experiences or something else: means over seeds, bands of standard error.
+
+    The first :data:`LINES` have colours, bands and marks, the rest is grey; each is named at its end.
 
     Args:
         curves: by strategy, fractions [S, T] of S seeds; nan where a value is not defined.
@@ -242,32 +247,43 @@ def overlay(
         references: lines that all are held against by what they are called, fractions [S, T].
         at: where the T values stand on the horizontal axis; None for experiences 1..T.
         axis: the label of the horizontal axis.
+        subject: the strategy that it is about, which stands in front; "" for none.
     """
-    figure = Figure(figsize=(8.0, 4.8))
+    references = references or {}
+    figure = Figure(figsize=(8.0, max(4.8, 0.2 * (len(curves) + len(references)) + 1)))
     axes = figure.add_subplot()
     size = max((np.shape(values)[1] for values in curves.values()), default=0)
     experiences = np.arange(1, size + 1) if at is None else np.asarray(at)
-    for number, (name, values) in enumerate(curves.items()):
+    coloured = sorted(curves, key=lambda name: name != subject)[:LINES]
+    for name, values in curves.items():
         percent = 100 * np.asarray(values, dtype=np.float64)
-        defined = ~np.isnan(percent)
-        seeds, mean = defined.sum(axis=0), _mean_over_seeds(percent)
-        squares = np.nansum(np.where(defined, percent - mean, np.nan) ** 2, axis=0)
-        # the standard error of one seed is unknown and drawn as no band
-        variance = np.divide(squares, seeds - 1, out=np.zeros(size), where=seeds > 1)
-        error = np.sqrt(variance / np.maximum(seeds, 1))
-        colour = _COLOURS[number % len(_COLOURS)]
+        mean = _mean_over_seeds(percent)
+        if name not in coloured:
+            axes.plot(experiences, mean, color=_BEHIND, linewidth=1.0, zorder=1, label=_text(name))
+            continue
+        number = coloured.index(name)
+        in_front = name == subject
         axes.plot(
             experiences,
             mean,
-            color=colour,
-            linestyle=_LINES[number // len(_COLOURS) % len(_LINES)],
-            marker=_MARKERS[number % len(_MARKERS)] if size <= _ANNOTATED else None,
-            markersize=5,
-            linewidth=1.6,
+            color=COLOURS[number],
+            marker=MARKERS[number] if size <= _ANNOTATED else None,
+            markersize=6 if in_front else 5,
+            linewidth=2.8 if in_front else 1.6,
+            zorder=4 if in_front else 2.5,
             label=_text(name),
         )
-        axes.fill_between(experiences, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
-    for number, (name, values) in enumerate((references or {}).items()):
+        error = _standard_error(percent)
+        axes.fill_between(
+            experiences,
+            mean - error,
+            mean + error,
+            color=COLOURS[number],
+            alpha=0.15,
+            linewidth=0,
+            zorder=1.5,
+        )
+    for number, (name, values) in enumerate(references.items()):
         line = _mean_over_seeds(100 * np.asarray(values, dtype=np.float64))
         _reference(axes, experiences, line, name, number)
     if at is None:
@@ -277,9 +293,66 @@ def overlay(
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
     axes.set(ylabel=label)
-    if curves:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    _name_at_ends(axes, axes.get_position().height * figure.get_figheight(), bold=_text(subject))
     return figure
+
+
+def _name_at_ends(axes: Axes, inches: float, bold: str) -> None:
+    """Name each line beside its end, in its colour; names that would overlap move apart.
+
+    Args:
+        axes: with its lines drawn and its limits as they stay.
+        inches: its height.
+        bold: the name that is bold.
+    """
+    ends = []
+    for line in axes.lines:
+        values = np.asarray(line.get_ydata(), dtype=np.float64)
+        defined = np.flatnonzero(np.isfinite(values))
+        if defined.size:
+            ends.append((float(values[defined[-1]]), np.asarray(line.get_xdata())[defined[-1]], line))
+    ends.sort(key=lambda end: end[0])
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    gap = 0.155 * (high - low) / inches  # a line of text of 9 points
+    heights = [end[0] for end in ends]
+    for number in range(1, len(heights)):
+        heights[number] = max(heights[number], heights[number - 1] + gap)
+    top = high
+    for number in reversed(range(len(heights))):  # what went over the top pushes the others down
+        heights[number] = top = min(heights[number], top)
+        top -= gap
+    for height, (end, where, line) in zip(heights, ends, strict=True):
+        colour = line.get_color()
+        name = str(line.get_label())
+        axes.annotate(
+            name,
+            (where, end),
+            (1.03, height),
+            textcoords=axes.get_yaxis_transform(),
+            color="#777777" if colour == _BEHIND else colour,
+            fontsize=9,
+            fontweight="bold" if name == bold else "normal",
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "alpha": 0.7,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def _standard_error(percent: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the mean over seeds, [S, T] -> [T]; 0 for one seed, whose error is unknown and drawn as no band."""
+    defined = ~np.isnan(percent)
+    seeds = defined.sum(axis=0)
+    squares = np.nansum(np.where(defined, percent - _mean_over_seeds(percent), np.nan) ** 2, axis=0)
+    variance = np.divide(squares, seeds - 1, out=np.zeros(percent.shape[1]), where=seeds > 1)
+    return np.sqrt(variance / np.maximum(seeds, 1))
 
 
 def _mean_over_seeds(percent: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -163,16 +163,20 @@ class Section:
         """The row of a label; None without one."""
         return next((row for row in self.rows if row.label == label), None)
 
-    def drawings(self) -> dict[str, Figure]:
-        """The drawings by name; none where nothing was measured after each experience."""
+    def drawings(self, subject: str = "") -> dict[str, Figure]:
+        """The drawings by name; none where nothing was measured after each experience.
+
+        Args:
+            subject: the row that stands in front; "" for none.
+        """
         runs = [run for row in self.rows for run in row.runs.values()]
         if not any(run.experiences for run in runs):
             return {}
         curves = {name: self._curves(name) for name in runs[0].curves}
         references = {name: self._references(partial(_reference, name)) for name in curves}
-        return self._anytime() | measure_plots.of_runs(runs[0].measure, curves, references)
+        return self._anytime(subject) | measure_plots.of_runs(runs[0].measure, curves, references, subject)
 
-    def _anytime(self) -> dict[str, Figure]:
+    def _anytime(self, subject: str = "") -> dict[str, Figure]:
         """The accuracy over the samples received, at the counts that all runs of an online stream have."""
         counts = [set(run.anytime) for row in self.rows for run in row.runs.values()]
         at = sorted(set.intersection(*counts)) if counts else []
@@ -189,6 +193,7 @@ class Section:
             references=self._references(lambda run: _between(run.anytime_reference, at)),
             at=at,
             axis="samples received",
+            subject=subject,
         )
         return {"anytime_accuracy": drawn}
 
@@ -351,7 +356,7 @@ class Report:
             for remark in self.remarks(section):
                 markdown += [as_markdown(remark), ""]
                 pages.append(f"<p>{html.escape(remark)}</p>")
-            for name, figure in section.drawings().items():
+            for name, figure in section.drawings(self.against).items():
                 path = folder / (f"{name}.png" if len(self.sections) == 1 else f"{name}-{section.slug}.png")
                 data = plots.png(figure)
                 atomic_write(path, data)

@@ -21,18 +21,19 @@ _NEAREST = 8  # images of a prototype on a contact sheet
 
 
 def draw_map(cluster_map: ClusterMap, first: int, experience: int) -> Figure:
-    """A scatter of the images, one colour per cluster; prototypes bear their numbers from ``first``."""
-    import matplotlib
+    """A scatter of the images, a colour and mark a cluster; prototypes bear their numbers from ``first``."""
     from matplotlib.figure import Figure
+
+    from clprompt.reporting.plots import COLOURS, MARKERS
 
     figure = Figure(figsize=(6.4, 5.2), layout="constrained")
     axes = figure.add_subplot()
-    colours = matplotlib.colormaps["tab20" if len(cluster_map.prototypes) > 10 else "tab10"]
     for label, (x, y) in enumerate(cluster_map.prototypes.tolist()):
         members = cluster_map.points[cluster_map.labels == label]
-        colour = colours(label % colours.N)
+        colour, mark = COLOURS[label % len(COLOURS)], MARKERS[label % len(MARKERS)]  # 7 x 8 pairs
         name = f"{first + label + 1}: {len(members)}"
-        axes.scatter(members[:, 0], members[:, 1], s=10, color=colour, alpha=0.55, linewidths=0, label=name)
+        dots = {"s": 14, "color": colour, "marker": mark, "alpha": 0.6, "linewidths": 0}
+        axes.scatter(members[:, 0], members[:, 1], label=name, **dots)
         axes.scatter([x], [y], s=190, color="white", marker="o", edgecolors=[colour], linewidths=2, zorder=3)
         axes.text(x, y, str(first + label + 1), ha="center", va="center", fontsize=8, zorder=4)
     axes.set(

@@ -87,8 +87,8 @@ def _entries(
     total: int,
     extent: tuple[float, float, float, float] | None = None,
 ) -> None:
-    # turbo has the most colours that can be told apart; neighbours in number are neighbours in colour
-    colours = matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, max(total, 1)))
+    # from dark to bright, for every eye and in grey print; neighbours in number are neighbours in colour
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 1, max(total, 1)))
     shown = ListedColormap(colours).with_extremes(under=_IDLE)
     axes.imshow(
         numbers,

@@ -60,6 +60,30 @@ def test_curves_carry_the_line_that_they_are_held_against(size):
     assert shown[-2:] == ["average", "zero-shot"]
 
 
+def test_at_most_six_lines_have_a_colour_and_the_subject_stands_in_front():
+    curves = {f"method {n}": np.full((2, 3), 0.1 * n) for n in range(9)}
+    (axes,) = plots.overlay(curves, "title", "accuracy (%)", subject="method 8").axes
+    lines = {line.get_label(): line for line in axes.lines}
+    grey = [name for name, line in lines.items() if line.get_color() == plots._BEHIND]
+    assert grey == ["method 5", "method 6", "method 7"]
+    coloured = [line.get_color() for name, line in lines.items() if name not in grey]
+    assert len(set(coloured)) == 6
+    in_front = max(lines.values(), key=lambda line: line.get_zorder())
+    assert in_front.get_label() == "method 8"
+    assert in_front.get_linewidth() > lines["method 0"].get_linewidth()
+
+
+def test_every_line_is_named_at_its_end_and_no_name_lies_on_another():
+    curves = {f"method {n}": np.array([[0.2, 0.5 + 0.001 * n, NAN]]) for n in range(12)}
+    figure = plots.overlay(curves, "title", "accuracy (%)", references={"line": np.full((1, 3), 0.5)})
+    (axes,) = figure.axes
+    assert {text.get_text() for text in axes.texts} == {*curves, "line"}
+    assert {text.xy[0] for text in axes.texts} == {2, 3}  # where each line ends
+    plots.png(figure)
+    heights = sorted(axes.transData.transform((0, text.xyann[1]))[1] for text in axes.texts)
+    assert min(np.diff(heights)) >= 9 * figure.dpi / 72  # points of the font
+
+
 def test_cells_carry_numbers_as_long_as_they_fit():
     assert [text.get_text() for text in plots.accuracy_matrix([[0.5, NAN], [0.25, 1]]).axes[0].texts] == [
         "50.0",
