@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from clprompt.data.selection import Selection as Selection
     from clprompt.data.selection import takes_selection as takes_selection
     from clprompt.data.sets.digits import digits as digits
+    from clprompt.data.sets.imagefolder import imagefolder as imagefolder
     from clprompt.data.sets.letters import letters as letters
     from clprompt.data.sets.mosaic import mosaic as mosaic
     from clprompt.data.sets.synthetic import synthetic as synthetic
@@ -80,6 +81,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "datasets_for": "clprompt.data.dataset",
         "digits": "clprompt.data.sets.digits",
         "image_stream": "clprompt.data.loading",
+        "imagefolder": "clprompt.data.sets.imagefolder",
         "inputs_for": "clprompt.data.dataset",
         "letters": "clprompt.data.sets.letters",
         "make_transform": "clprompt.data.transforms",
