@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -33,8 +34,8 @@ def tree() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The files of a wheel of this tree, built from a copy, without network; its metadata left out."""
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    """A wheel of this tree, built from a copy, without network."""
     copy, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
     for top in HOMES.values():
@@ -46,7 +47,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     assert made.returncode == 0, made.stdout + made.stderr
     (file,) = out.glob("*.whl")
     with zipfile.ZipFile(file) as archive:
-        return [name for name in archive.namelist() if ".dist-info/" not in name]
+        yield archive
+
+
+@pytest.fixture(scope="module")
+def wheel(archive: zipfile.ZipFile) -> list[str]:
+    """The files of the wheel; its metadata left out."""
+    return [name for name in archive.namelist() if ".dist-info/" not in name]
 
 
 def test_the_wheel_holds_every_module_of_the_tree_and_no_other(wheel: list[str]) -> None:
@@ -61,3 +68,10 @@ def test_the_wheel_holds_every_data_file_of_the_tree_and_no_other(wheel: list[st
         "clprompt/assets/vit_letters.json",
         "clprompt/configs/quickstart.yaml",
     } <= set(files)
+
+
+def test_links_of_the_long_description_lead_out_of_the_package_index(archive: zipfile.ZipFile) -> None:
+    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    links = re.findall(r"\]\(([^)]+)\)", archive.read(name).decode())
+    assert any(link.endswith("/docs/own-data.md") for link in links)
+    assert not [link for link in links if not link.startswith(("https://", "#"))]

@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         mistake; 130 or 143 for an interrupted run that can be resumed.
     """
     _imported.clear()
+    if sys.platform == "win32":
+        return _mistake(ConfigError(), "clprompt runs on Linux; on Windows inside WSL")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note

@@ -1,4 +1,4 @@
-"""JSON files of a run folder that know their own checksum: a flipped bit in one is told where it is read.
+"""JSON files of a run folder that know their format and checksum: what cannot be read right is told.
 
 Standard library only, as the report reads them without torch.
 """
@@ -15,6 +15,9 @@ from typing import Any
 from clprompt.errors import CheckpointError
 from clprompt.system.files import atomic_write, read_text
 
+#: What a run folder's files hold, and how. A reader takes all numbers up to its own; what was written before
+#: there were numbers is of format 1.
+FORMAT = 1
 #: The key, last in a file, of the checksum over all others.
 CHECKSUM = "checksum"
 #: What of `cost` is not covered, as it was measured: equal runs shall have equal checksums.
@@ -24,7 +27,7 @@ MEASURED = ("seconds", "experience_seconds", "peak_memory_bytes")
 def write_json(
     path: str | os.PathLike[str], values: Mapping[str, Any], uncovered: Collection[str] = ()
 ) -> None:
-    """Write a mapping as JSON, atomically and with its checksum; nan becomes null.
+    """Write a mapping as JSON, atomically, with its format and checksum; nan becomes null.
 
     Args:
         path: the file.
@@ -34,19 +37,20 @@ def write_json(
     Raises:
         ClpromptError: the operating system refused.
     """
-    plain = _plain(values)
+    plain = {"format": FORMAT, **_plain(values)}
     atomic_write(path, json.dumps({**plain, CHECKSUM: checksum(plain, uncovered)}, indent=2) + "\n")
 
 
 def read_json(path: str | os.PathLike[str], uncovered: Collection[str] = ()) -> dict[str, Any]:
-    """The mapping in a JSON file, without its checksum, which it is checked by where it has one.
+    """The mapping in a JSON file without format and checksum, which are checked where it has them.
 
     Args:
         path: the file.
         uncovered: as it was written.
 
     Raises:
-        CheckpointError: the file cannot be read, is no JSON object, or was changed after it was written.
+        CheckpointError: the file cannot be read, is no JSON object or of a later format, or was changed after
+            it was written.
     """
     try:
         values = json.loads(read_text(path))
@@ -56,12 +60,19 @@ def read_json(path: str | os.PathLike[str], uncovered: Collection[str] = ()) -> 
         raise CheckpointError(f"{path} cannot be read: it is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} cannot be read: it must hold a JSON object")
+    number = values.get("format", 1)
+    if not isinstance(number, int) or not 1 <= number <= FORMAT:
+        raise CheckpointError(
+            f"{path} is of format {json.dumps(number)}, which another version of clprompt wrote; "
+            f"this one reads formats up to {FORMAT}"
+        )
     written = values.pop(CHECKSUM, None)
     if written is not None and written != checksum(values, uncovered):
         raise CheckpointError(
             f"{path} was changed or damaged after it was written: its checksum is another; "
             f'if you changed it yourself, remove its key "{CHECKSUM}"'
         )
+    values.pop("format", None)
     return values
 
 

@@ -26,7 +26,7 @@ OLD = Path(__file__).parents[1] / "fixtures" / "old-run"
 # What records and results may hold beside what they held: the kind of figure, which older readers found out
 # from a record's keys, checksums, and metrics that came later.
 ADDED = {
-    *("measure", "checksum", "checksums"),
+    *("measure", "checksum", "checksums", "format"),
     *("average_incremental_accuracy_by_samples", "nonnegative_forgetting"),
 }
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from clprompt.errors import CheckpointError
-from clprompt.system.documents import checksum, parse_lines, read_json, write_json
+from clprompt.system.documents import FORMAT, checksum, parse_lines, read_json, write_json
 
 VALUES = {"name": "größer", "numbers": [1, 0.1, 1e-300, None, True], "cost": {"seconds": 1.5, "steps": 3}}
 
@@ -42,6 +42,21 @@ def test_every_flipped_bit_is_told_or_changes_nothing(tmp_path):
 def test_a_document_without_a_checksum_is_read_as_it_is(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(VALUES))
     assert read_json(tmp_path / "a.json") == VALUES
+
+
+def test_a_document_without_a_format_is_of_the_first(tmp_path):
+    write_json(tmp_path / "a.json", VALUES)
+    held = json.loads((tmp_path / "a.json").read_text())
+    assert held.pop("format") == FORMAT
+    (tmp_path / "a.json").write_text(json.dumps({k: v for k, v in held.items() if k != "checksum"}))
+    assert read_json(tmp_path / "a.json") == VALUES
+
+
+@pytest.mark.parametrize("number", [FORMAT + 1, 0, "1", None])
+def test_a_document_of_a_later_format_is_refused_in_one_line(tmp_path, number):
+    (tmp_path / "a.json").write_text(json.dumps({"format": number, **VALUES}))
+    with pytest.raises(CheckpointError, match=rf"this one reads formats up to {FORMAT}$"):
+        read_json(tmp_path / "a.json")
 
 
 def test_measured_times_do_not_change_a_checksum():
