@@ -178,13 +178,13 @@ def anytime_accuracy(
         markersize=5,
         clip_on=False,  # the last one stands on the edge
         zorder=3,
-        label="at a session's end",
+        label="at an experience's end",
     )
     for number, (title, line) in enumerate((references or {}).items()):
         _reference(axes, np.array(list(line)), 100 * np.array(list(line.values())), title, number)
     axes.set(xlabel="samples received", ylabel="accuracy on seen classes (%)", ylim=(0, 101))
     axes.set_xlim(0, max([1, *(r["samples"] for r in evaluations)]))
-    axes.set_title("Anytime accuracy (shaded: sessions)", pad=16)
+    axes.set_title("Anytime accuracy (shaded: experiences)", pad=16)
     axes.grid(axis="y", color="#ffffff", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(loc="lower right")

@@ -91,7 +91,7 @@ class StreamMap:
         kinds = self.kind_names if several else []
         settled = self.counts - self.moved
         named = self.session_names is not None
-        titles = ["session", "samples", "classes", *kinds, *(["moved"] if several else [])]
+        titles = ["experience", "samples", "classes", *kinds, *(["moved"] if several else [])]
         titles += ["name"] * named
         rows = [
             [
@@ -120,7 +120,7 @@ class StreamMap:
             kind = [str(self.kinds[c])] if several else []
             rows.append([self.class_names[c][:20], *kind, *(str(n) if n else "." for n in self.counts[:, c])])
         lines = _aligned(titles, rows)
-        return ["samples of each class in each session", *lines] if len(lines[0]) <= WIDTH else []
+        return ["samples of each class in each experience", *lines] if len(lines[0]) <= WIDTH else []
 
     def order(self) -> np.ndarray:
         """Classes by home session, then kind: the order of the drawing and the table."""
@@ -189,7 +189,7 @@ class StreamMap:
         else:
             labels = [self.session_names[t - 1][:20] for t in shown]
             cells.set_xticks(shown, labels, rotation=90, parse_math=False)
-        cells.set(xlabel="session", ylabel="class (by home session)")
+        cells.set(xlabel="experience", ylabel="class (by home experience)")
         if several:
             handles = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
             handles.append(Patch(color=_MOVED, label="moved away from home"))

@@ -343,7 +343,7 @@ def test_the_anytime_curve_draws_both_kinds_of_evaluation(backbone):
     _, _, records, _ = run(mvp(backbone))
     axes = plots.anytime_accuracy(records).axes[0]
     assert len(axes.patches) >= 3
-    assert [line.get_label() for line in axes.lines] == ["periodic", "at a session's end"]
+    assert [line.get_label() for line in axes.lines] == ["periodic", "at an experience's end"]
     assert len(plots.png(axes.figure)) > 5000
 
 
