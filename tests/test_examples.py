@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 import clprompt
+from clprompt import registry
 from clprompt.cli.main import main
 from clprompt.data import datasets_for, digits
 from clprompt.prompting.model import PromptModel
@@ -155,8 +157,6 @@ def test_another_seed_gives_other_logits(expected: Tensor, logits: Callable[[Pro
 @pytest.fixture
 def as_found() -> Iterator[None]:
     """What the example registers is taken back."""
-    from clprompt import registry
-
     registry.strategies.names()  # the built-in ones first
     before, modules = dict(registry.strategies._entries), set(sys.modules)
     yield
@@ -182,3 +182,18 @@ def test_a_new_method_runs_from_the_command_line(tmp_path: Path, capsys: pytest.
     words += ["strategy=first_session", "strategy.length=2", f"runs_dir={tmp_path}"]
     assert main(["run", "quickstart", *words, "--import", str(EXAMPLES / "new_method.py")]) == 0
     assert "first_session" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------- notebooks
+
+
+@pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: a kernel's start would cost more than the cells."""
+    registry.strategies.names()  # ours first; what the notebook registers is taken back
+    monkeypatch.setattr(registry.strategies, "_entries", dict(registry.strategies._entries))
+    names: dict[str, Any] = {"__name__": "notebook"}
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        assert not cell.get("outputs"), "outputs of a notebook are not kept: they grow old"
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{notebook.name}, {cell['id']}", "exec"), names)
