@@ -346,7 +346,12 @@ def described(target: Callable[..., Any], skip: Iterable[str] = ()) -> list[Desc
 
 def one_line(documentation: str) -> str:
     """A paragraph of a docstring on one line, what it marks as code between single backticks."""
-    return _ROLES.sub(r"`\1`", " ".join(documentation.split()))
+    return as_markdown(" ".join(documentation.split()))
+
+
+def as_markdown(documentation: str) -> str:
+    """A docstring with what it marks as code between single backticks."""
+    return _ROLES.sub(r"`\1`", documentation)
 
 
 def _said(docstring: str) -> dict[str, str]:
