@@ -119,6 +119,36 @@ def below(limit: float) -> Bound:
 #: `Annotated[list[str], not_empty]`: one entry or more.
 not_empty = Length(1)
 
+_PLACE = "leads to a file or folder"
+#: Text that leads to a file or folder, or may: `path: FilePath = "data"`. A run keeps it as an absolute path.
+FilePath = typing.Annotated[str, _PLACE]
+
+
+def replace_paths(value: Any, hint: Any, replace: Callable[[str], str]) -> Any:
+    """A checked value, what its hint says leads to files or folders replaced.
+
+    Args:
+        value: plain YAML, as `check` returns it.
+        hint: of the argument; `FilePath` and `os.PathLike` lead to files, alone, in unions and in lists.
+        replace: gives a path for a path.
+    """
+    is_union = typing.get_origin(hint) in (Union, types.UnionType)
+    members = typing.get_args(hint) if is_union else (hint,)
+    if isinstance(value, str):
+        return replace(value) if any(map(_is_path, members)) else value
+    if isinstance(value, list):
+        for member in members:
+            entries = typing.get_args(member)
+            if entries and typing.get_origin(member) in _SEQUENCES:
+                value = [replace_paths(entry, entries[0], replace) for entry in value]
+    return value
+
+
+def _is_path(hint: Any) -> bool:
+    if typing.get_origin(hint) is typing.Annotated:
+        return _PLACE in typing.get_args(hint)[1:]
+    return isinstance(hint, type) and issubclass(hint, os.PathLike)
+
 
 def checked(function: F) -> F:
     """A decorator that checks a call's arguments by their hints, types and constraints, and changes none.

@@ -14,7 +14,7 @@ from clprompt.data.selection import ranks
 from clprompt.errors import ConfigError
 from clprompt.registry import scenarios
 from clprompt.scenarios._class_orders import class_order as resolve_order
-from clprompt.schema import at_least
+from clprompt.schema import FilePath, at_least
 from clprompt.seeding import derive
 
 
@@ -27,7 +27,7 @@ def plan(
     base_classes: Annotated[int, at_least(1)] = 60,
     ways: Annotated[int, at_least(1)] = 5,
     shots: Annotated[int, at_least(1)] = 5,
-    class_order: list[Annotated[int, at_least(0)]] | str | None = None,
+    class_order: list[Annotated[int, at_least(0)]] | FilePath | None = None,
     shuffle: bool = True,
     class_names: Sequence[str] | None = None,
 ) -> Plan:

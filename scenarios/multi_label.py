@@ -14,7 +14,7 @@ from clprompt.data.plan import Plan
 from clprompt.errors import ConfigError, DataError
 from clprompt.registry import scenarios
 from clprompt.scenarios._class_orders import class_order as resolve_order
-from clprompt.schema import above, at_least, below
+from clprompt.schema import FilePath, above, at_least, below
 from clprompt.seeding import derive
 
 
@@ -51,7 +51,7 @@ def plan(
     seed: int = 0,
     classes_per_experience: Annotated[int, at_least(1)] = 10,
     base_classes: Annotated[int, at_least(0)] = 0,
-    class_order: list[Annotated[int, at_least(0)]] | str | None = None,
+    class_order: list[Annotated[int, at_least(0)]] | FilePath | None = None,
     shuffle: bool = False,
     threshold: Annotated[float, above(0), below(1)] = 0.8,
     class_names: Sequence[str] | None = None,

@@ -14,7 +14,7 @@ from clprompt.errors import ConfigError
 from clprompt.registry import scenarios
 from clprompt.scenarios._class_orders import class_order as resolve_order
 from clprompt.scenarios._long_tail import Imbalance, LongTail, long_tailed
-from clprompt.schema import at_least
+from clprompt.schema import FilePath, at_least
 from clprompt.seeding import derive
 
 
@@ -27,7 +27,7 @@ def plan(
     experiences: Annotated[int, at_least(1)] = 10,
     base_classes: Annotated[int, at_least(0)] = 0,
     classes_per_experience: list[Annotated[int, at_least(1)]] | None = None,
-    class_order: list[Annotated[int, at_least(0)]] | str | None = None,
+    class_order: list[Annotated[int, at_least(0)]] | FilePath | None = None,
     shuffle: bool = True,
     long_tail: LongTail | None = None,
     imbalance: Imbalance | None = None,

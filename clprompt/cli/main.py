@@ -191,6 +191,12 @@ _import_option: Callable[[Any], Any] = click.option(
     callback=_import,
     help="Import a module (or a .py file) first, so that what it registers counts. Repeatable.",
 )
+_checkpoint_option = click.option(
+    "--checkpoint",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The backbone's weights, where they are not any more where the run had them.",
+)
 _config_argument = click.argument("config", metavar="CONFIG", shell_complete=_complete_config)
 _overrides_argument = click.argument(
     "overrides", metavar="[KEY=VALUE]...", nargs=-1, shell_complete=_complete_override
@@ -253,8 +259,9 @@ def _together() -> AbstractContextManager[Any]:
 
 @group.command(short_help="Continue interrupted runs from their checkpoints.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@_checkpoint_option
 @_import_option
-def resume(runs: tuple[str, ...]) -> None:
+def resume(runs: tuple[str, ...], checkpoint: Path | None) -> None:
     """Continue interrupted runs from their checkpoints, to the same results.
 
     RUN is the folder of a run, as `clprompt run` printed it.
@@ -272,7 +279,7 @@ def resume(runs: tuple[str, ...]) -> None:
     with _together(), progress.create() as bar:
         for position, folder in enumerate(folders):
             try:
-                result = experiment.resume(folder, progress=bar)
+                result = experiment.resume(folder, checkpoint=checkpoint, progress=bar)
                 results += [] if result is None else [result]
             except Interrupted as stop:
                 left = [*failures, *stop.folders, *folders[position + 1 :]]
@@ -457,6 +464,7 @@ class _BadImages(list[str]):
 )
 @_bad_image_option
 @_max_pixels_option
+@_checkpoint_option
 @_device_option
 @_import_option
 def predict(
@@ -468,6 +476,7 @@ def predict(
     out: str | None,
     on_bad_image: str,
     max_pixels: int | None,
+    checkpoint: Path | None,
     device: str,
 ) -> None:
     """Classify images with the model of a finished run, as CSV: path, rank, class, probability.
@@ -482,7 +491,7 @@ def predict(
     facts, paths = inference.read_facts(run), inference.find_images(images, report)
     predictions = list(
         inference.predict(
-            inference.load(run, device=device),
+            inference.load(run, device=device, checkpoint=checkpoint),
             paths,
             top_k=top_k,
             batch_size=batch_size,
@@ -518,6 +527,7 @@ def predict(
 )
 @_bad_image_option
 @_max_pixels_option
+@_checkpoint_option
 @_device_option
 @_import_option
 def explain(
@@ -527,6 +537,7 @@ def explain(
     classes: str | None,
     on_bad_image: str,
     max_pixels: int | None,
+    checkpoint: Path | None,
     device: str,
 ) -> None:
     """Draw how the model of a finished run sees images, where its method can; one PNG per drawing.
@@ -546,6 +557,7 @@ def explain(
         paths,
         classes=None if classes is None else classes.split(","),
         device=device,
+        checkpoint=checkpoint,
         max_pixels=max_pixels or MAX_PIXELS,
         on_bad_image=report,
     )

@@ -12,7 +12,7 @@ from clprompt import registry, schema
 from clprompt.data.bundle import plan_over
 from clprompt.data.plan import make_plan
 from clprompt.errors import ConfigError, DataError, tell
-from clprompt.experiment import config
+from clprompt.experiment import config, paths
 from clprompt.reporting.stream_map import StreamMap
 from clprompt.system import overlay
 from clprompt.system.files import open_regular
@@ -37,8 +37,10 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
             files[key.strip()] = value.strip()
         else:
             rest.append(text)
-    values = _values(name, rest)
+    values, folder = _values(name, rest)
+    find = paths.beside([folder])
     scenario = config.named(values.get("scenario"), "scenario")
+    scenario = paths.section_with_paths(scenario, registry.scenarios, find)
     seed, *others = config.check_seed(values.get("seed", 0))
     if others:
         tell(f"the stream of seed {seed}; of others: seed={others[0]}")
@@ -49,7 +51,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
         plan = make_plan(scenario, targets, seed=seed, data=source)
         notes = plan.notes(targets, targets)
     else:
-        data = config.named(values["data"], "data")
+        data = paths.section_with_paths(config.named(values["data"], "data"), registry.datasets, find)
         bundle = registry.datasets.get(data["name"]).target(**_arguments(data))
         targets, names, source = bundle.train.targets, bundle.class_names, data["name"]
         plan = plan_over(bundle, scenario, seed)
@@ -59,8 +61,10 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
     return StreamMap.of(plan, targets, title, names, notes), out
 
 
-def _values(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The top level of the configuration of that name, or of one with the scenario of that name alone."""
+def _values(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
+    """The top level of the configuration of that name, or of one with the scenario of that name alone; and
+    the folder of the file.
+    """
     scenarios = registry.scenarios.names()
     if name.replace("-", "_") in {scenario.replace("-", "_") for scenario in scenarios}:
         raw: dict[str, Any] = {"scenario": {"name": name}}
@@ -73,7 +77,7 @@ def _values(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         raw = overlay.read(path)
     overlay.apply(raw, overrides, sections={"data", "scenario"})
     schema.check_keys(raw, config.KEYS, "")
-    return overlay.resolve(raw, path)
+    return overlay.resolve(raw, path), path.parent
 
 
 def _arguments(section: dict[str, Any]) -> dict[str, Any]:

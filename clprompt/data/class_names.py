@@ -14,9 +14,10 @@ from clprompt.data.lists import numbered_lines, text_of
 from clprompt.data.names import class_name
 from clprompt.errors import DataError, nearest, tell
 from clprompt.plain_json import once_each
+from clprompt.schema import FilePath
 
 #: What the ``class_names`` argument of a data set may be.
-Names = str | list[str | list[str]] | dict[str | int, str | list[str]]
+Names = FilePath | list[str | list[str]] | dict[str | int, str | list[str]]
 
 _KEY = "data.class_names"
 _WORDNET = re.compile(r"(n\d{8})\s+(\S.*)")  # a line of ImageNet's own lists: n01440764 tench, Tinca tinca

@@ -24,9 +24,10 @@ from clprompt.data.folders import split_part
 from clprompt.data.images import EXTENSIONS
 from clprompt.data.names import class_name
 from clprompt.errors import DataError, tell
+from clprompt.schema import FilePath
 
 #: What the ``lists`` argument of a data set may be: the files of the training and of the test images.
-Lists = tuple[str, str]
+Lists = tuple[FilePath, FilePath]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from clprompt import registry, schema
 from clprompt.errors import ConfigError
+from clprompt.experiment import paths
 from clprompt.system import overlay
 from clprompt.system.overlay import find
 from clprompt.training.settings import OTHER_NAMES, Memory, Online, Precision, Training
@@ -119,6 +120,8 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
         overrides: `section.key=value`, `key=value`, or `section=name`, which replaces the whole section by
             that name's defaults. Replacements come first whatever the order, then dotted keys as they stand.
 
+    A file or folder that is not where one stands is looked for beside the YAML file.
+
     Raises:
         ConfigError: whatever a user can get wrong, in one line.
     """
@@ -126,7 +129,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
     raw = overlay.read(path)
     overlay.apply(raw, overrides, sections={*REGISTRIES, "backbone"})
     try:
-        return from_dict(overlay.resolve(raw, path), name=path.stem)
+        config = from_dict(overlay.resolve(raw, path), name=path.stem)
     except ConfigError as error:
         for text in overrides:
             key, _, name = text.partition("=")
@@ -135,6 +138,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
                 more = f"write {section}={name} to leave the keys of the one before behind"
                 raise ConfigError(f"{error}; {more}") from None
         raise
+    return with_paths(config, paths.beside([path.parent]))
 
 
 def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bool = False) -> Config:
@@ -178,6 +182,25 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bo
         named(section, f"compare.{index}", online, of_run=of_run) for index, section in enumerate(compare)
     ]
     return Config(**fields)
+
+
+def with_paths(config: Config, find: paths.Find) -> Config:
+    """A configuration, every path in it replaced.
+
+    Args:
+        config: checked.
+        find: gives a path for a path.
+    """
+    checkpoint = config.backbone.get("checkpoint")
+    weights = {} if checkpoint is None else {"checkpoint": find(str(checkpoint))}
+    return dataclasses.replace(
+        config,
+        data=paths.section_with_paths(config.data, registry.datasets, find),
+        scenario=paths.section_with_paths(config.scenario, registry.scenarios, find),
+        strategy=paths.section_with_paths(config.strategy, registry.strategies, find),
+        compare=[paths.section_with_paths(one, registry.strategies, find) for one in config.compare],
+        backbone=config.backbone | weights,
+    )
 
 
 # -------------------------------------------------------------------------------------------- sections

@@ -35,7 +35,7 @@ from safetensors.torch import save
 from clprompt.data.bundle import DataBundle
 from clprompt.errors import CheckpointError, ClpromptError, RunFolderError
 from clprompt.experiment import config as configuration
-from clprompt.experiment import sameness
+from clprompt.experiment import paths, sameness
 from clprompt.experiment.config import Config
 from clprompt.metrics import measure
 from clprompt.prompting.model import PromptModel
@@ -70,7 +70,7 @@ def create(parent: Path, name: str, config: Config) -> Path:
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of a run folder.
+    """The configuration of a run folder, its files and folders looked for there, too.
 
     Raises:
         RunFolderError: not a run folder.
@@ -78,7 +78,8 @@ def read_config(folder: Path) -> Config:
     path = folder / "config.yaml"
     if not path.exists():
         raise RunFolderError(f"{folder} is not a run folder: it has no config.yaml")
-    return configuration.from_dict(overlay.read_written(path), name=path.stem, of_run=True)
+    config = configuration.from_dict(overlay.read_written(path), name=path.stem, of_run=True)
+    return configuration.with_paths(config, paths.of_run(folder))
 
 
 def config_checksum(folder: Path) -> str:

@@ -23,9 +23,10 @@ from clprompt.data.folders import Walk, photographs, walk
 from clprompt.data.images import EXTENSIONS, MAX_PIXELS, UnreadableImage, read_image
 from clprompt.data.transforms import make_transform
 from clprompt.data.views import TestResize
-from clprompt.errors import CheckpointError, ConfigError, DataError, RunFolderError, nearest
+from clprompt.errors import BackboneError, CheckpointError, ConfigError, DataError, RunFolderError, nearest
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
+from clprompt.experiment import paths as places
 from clprompt.experiment import sameness
 from clprompt.inputs import Corruption
 from clprompt.prompting.build import make_method
@@ -46,21 +47,30 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------------------------------------ loading
 
 
-def load(folder: str | Path, *, device: str = "cpu", plugins: Iterable[Plugin] = ()) -> PromptModel:
+def load(
+    folder: str | Path,
+    *,
+    device: str = "cpu",
+    plugins: Iterable[Plugin] = (),
+    checkpoint: str | Path | None = None,
+) -> PromptModel:
     """The trained model of a finished run folder, in eval mode.
 
     It carries `class_names`, by class id, and `transform`, which makes the tensor [C, H, W] that the model
     expects from a PIL image. The backbone is built again from where the run had it, unless the run has
-    `export: full`; files that keys of its strategy name are read again, where model.json says that they are.
+    `export: full`; files that keys of its strategy name are read again, where model.json says that they are,
+    or from the run folder.
 
     Args:
         folder: of the run.
         device: where the model shall be; "auto" takes a GPU where there is one.
         plugins: those that the run was made with from Python; what its configuration names is known.
+        checkpoint: the file of the backbone's weights, where it is not any more where the run had it.
 
     Raises:
         RunFolderError: not a run folder, or the run is not finished.
         CheckpointError: its model cannot be read.
+        ConfigError: a checkpoint for a run that holds its backbone.
         ClpromptError: the backbone cannot be built, or a file of the strategy cannot be read, or either is
             another than in the run.
     """
@@ -69,10 +79,11 @@ def load(folder: str | Path, *, device: str = "cpu", plugins: Iterable[Plugin] =
     tensors = _read_tensors(folder / "model.safetensors", facts.get("tensors_sha256"))
     prefix = "backbone."
     weights = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
-    backbone = _backbone_of(folder, facts, weights)
+    backbone = _backbone_of(folder, facts, weights, checkpoint)
     files = facts.get("files") or {}
     try:
-        strategy = facts["strategy"] | {key: file["path"] for key, file in files.items()}
+        find = places.of_run(folder)
+        strategy = facts["strategy"] | {key: find(file["path"]) for key, file in files.items()}
         section = configuration.named(strategy, "strategy", of_run=True)
         model = make_method(section, backbone, seed=facts["seed"], plugins=plugins, restored=True)
     except (ConfigError, DataError) as error:
@@ -190,12 +201,25 @@ def _read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def _backbone_of(folder: Path, facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FrozenViT:
+def _backbone_of(
+    folder: Path, facts: Mapping[str, Any], weights: Mapping[str, Tensor], checkpoint: str | Path | None
+) -> FrozenViT:
     """The backbone of a run, from its weights where the folder holds them, else from its source."""
     section = dict(facts["backbone"])
     fingerprint = section.pop("sha256")
     if weights:
+        if checkpoint is not None:
+            raise ConfigError(f"{folder} holds its backbone (export: full); it takes no checkpoint")
         section |= {"pretrained": False, "checkpoint": None}
+    elif checkpoint is not None:
+        section = places.with_weights(section, checkpoint)
+    elif section.get("checkpoint") is not None:
+        section["checkpoint"] = places.of_run(folder)(section["checkpoint"])
+        if not os.path.exists(section["checkpoint"]):
+            raise BackboneError(
+                f"backbone.checkpoint: no file {section['checkpoint']}, and none of that name in {folder}; "
+                "say where it is: --checkpoint FILE (from Python: checkpoint=)"
+            )
     backbone = make_backbone(section)
     if weights:
         try:
@@ -434,6 +458,7 @@ def explain(
     *,
     classes: Sequence[str] | None = None,
     device: str = "cpu",
+    checkpoint: str | Path | None = None,
     max_pixels: int = MAX_PIXELS,
     on_bad_image: OnBadImage | None = None,
 ) -> Mapping[str, Figure]:
@@ -445,6 +470,7 @@ def explain(
         classes: names of classes to look at beside the predicted one, of a strategy whose `explain` takes
             their ids as `classes`; None for those that it chooses.
         device: see `load`.
+        checkpoint: see `load`.
         max_pixels: see `batches`.
         on_bad_image: see `batches`.
 
@@ -473,7 +499,7 @@ def explain(
         if "classes" not in inspect.signature(draws).parameters:
             raise ConfigError(f"strategy {name} takes no classes: its explain does not compare them")
         chosen["classes"] = [_class_id(word, facts["class_names"]) for word in classes]
-    model: Any = load(folder, device=device)
+    model: Any = load(folder, device=device, checkpoint=checkpoint)
     for word, label in zip(classes or (), chosen.get("classes", ()), strict=True):
         if label >= model.num_classes or not bool(model.predictable()[label]):
             raise ConfigError(f'classes: the model was never trained on "{word}"')

@@ -26,7 +26,7 @@ from clprompt.errors import (
 )
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
-from clprompt.experiment import sameness
+from clprompt.experiment import paths, sameness
 from clprompt.experiment.build import Builder, Parts
 from clprompt.experiment.config import Config
 from clprompt.metrics import measure
@@ -97,7 +97,7 @@ def run(config: Config | Mapping[str, Any], *, progress: ProgressLike | None = N
     """
     if not isinstance(config, Config):
         config = configuration.from_dict(config)
-    jobs = expand(config)
+    jobs = [(suffix, configuration.with_paths(job, paths.absolute)) for suffix, job in expand(config)]
     builder = Builder()
     results: list[Result] = []
     failures: dict[Path, ClpromptError] = {}
@@ -136,7 +136,11 @@ def _create(config: Config, jobs: Sequence[tuple[str, Config]], processes: Proce
             return processes.from_main()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     parent = Path(config.runs_dir) / config.name
-    folders = [runfolder.create(parent, f"{stamp}-{suffix}", job) for suffix, job in jobs]
+    folders = [
+        # again absolute: some of it may have been downloaded since
+        runfolder.create(parent, f"{stamp}-{suffix}", configuration.with_paths(job, paths.absolute))
+        for suffix, job in jobs
+    ]
     return processes.from_main(folders) if processes else folders
 
 
@@ -149,11 +153,18 @@ def _check_processes(config: Config, processes: Processes | None) -> None:
         )
 
 
-def resume(folder: str | Path, *, progress: ProgressLike | None = None) -> Result | None:
+def resume(
+    folder: str | Path, *, checkpoint: str | Path | None = None, progress: ProgressLike | None = None
+) -> Result | None:
     """Continue an interrupted run to the same bits as if it had never stopped.
 
     Of several processes that torchrun started the first gets the result, the others None. With another number
     of processes than before the bits are others.
+
+    Args:
+        folder: of the run.
+        checkpoint: the file of the backbone's weights, where it is not any more where the run had it.
+        progress: a display.
 
     Raises:
         RunFolderError: not a run folder, complete, or in use.
@@ -163,7 +174,7 @@ def resume(folder: str | Path, *, progress: ProgressLike | None = None) -> Resul
         with together() as processes, stop_signal() as stop:
             if processes:
                 stop = processes.agreed(stop)
-            return _run_folder(Path(folder), Builder(), progress, stop, processes)
+            return _run_folder(Path(folder), Builder(), progress, stop, processes, checkpoint)
     except Interrupted as stopped:
         raise Interrupted(stopped.signal, [Path(folder)]) from None
 
@@ -195,10 +206,13 @@ def _run_folder(
     progress: ProgressLike | None,
     stop: Callable[[], int | None],
     processes: Processes | None,
+    weights: str | Path | None = None,
 ) -> Result | None:
     if not folder.is_dir():
         raise RunFolderError(f"{folder} is not a run folder: there is no such folder")
     config = runfolder.read_config(folder)
+    if weights is not None:
+        config = replace(config, backbone=paths.with_weights(config.backbone, weights))
     _check_processes(config, processes)
     # The same global random state whatever ran before in this process, for methods that draw from it.
     with (
@@ -214,7 +228,8 @@ def _run_folder(
         if checkpoint is not None:
             state.check_payload(folder, checkpoint)
             saved = configuration.from_dict(checkpoint["config"], name=config.name, of_run=True)
-            may_move = sameness.places(checkpoint.get("fingerprints") or {})
+            saved = configuration.with_paths(saved, paths.of_run(folder))
+            may_move = sameness.places(checkpoint.get("fingerprints") or sameness.of_older(folder))
             different = [
                 key for key in overlay.difference(saved.to_dict(), config.to_dict()) if key not in may_move
             ]

@@ -109,7 +109,7 @@ def places(then: Mapping[str, Any]) -> set[str]:
     Args:
         then: what the checkpoint holds.
     """
-    keys = {"backbone.checkpoint"} if "backbone weights" in then else set()
+    keys = {"backbone.checkpoint", "backbone.pretrained"} if "backbone weights" in then else set()
     if "stream" in then:
         keys.add("scenario.class_order")
     if "synonyms" in then:

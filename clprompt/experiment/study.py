@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 from clprompt import plain_yaml, schema
 from clprompt.errors import ConfigError, nearest
 from clprompt.experiment import config as configuration
+from clprompt.experiment import paths
 from clprompt.experiment.config import Config
 from clprompt.metrics.measure import MEASURES, check_metrics
 from clprompt.reporting.finished import NO_MATTER
@@ -138,7 +139,10 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Study:
     grids = (raw.get(key) for key in ("strategies", "scenarios"))
     labels = {label for grid in grids if isinstance(grid, Mapping) for label in grid}
     overlay.apply(raw, overrides, sections={*_SECTIONS, *labels})
-    return from_dict(overlay.resolve(raw, path), name=path.stem)
+    study = from_dict(overlay.resolve(raw, path), name=path.stem)
+    find = paths.beside([path.parent])
+    runs = [replace(run, config=configuration.with_paths(run.config, find)) for run in study.runs]
+    return replace(study, runs=runs)
 
 
 def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
@@ -236,6 +240,7 @@ def _experiment_rows(values: Mapping[str, Any], name: str) -> list[_Row]:
                 for layer in (shared, section):
                     _lay(layer, over=raw)
                 config = configuration.from_dict(overlay.resolve(raw, found) | {"name": name})
+                config = configuration.with_paths(config, paths.beside([found.parent]))
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from None
             changes = _changes(before, raw)

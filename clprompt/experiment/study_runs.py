@@ -15,6 +15,7 @@ from typing import Any
 from clprompt.errors import CheckpointError, ClpromptError, Interrupted
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
+from clprompt.experiment import paths
 from clprompt.experiment.launch import Launcher, Outcome
 from clprompt.experiment.study import Planned, Study
 from clprompt.metrics.measure import measure_behind
@@ -80,8 +81,10 @@ def _other(run: Planned, done: bool) -> str:
         there = runfolder.read_config(run.folder)
     except ClpromptError as error:
         return f"has a configuration that cannot be read: {error}"
-    before, now = overlay.flat(there.to_dict()), overlay.flat(run.config.to_dict())
-    keys = [key for key in overlay.difference(there.to_dict(), run.config.to_dict()) if key not in _NO_MATTER]
+    # a run keeps absolute paths
+    old, new = (configuration.with_paths(one, paths.absolute).to_dict() for one in (there, run.config))
+    before, now = overlay.flat(old), overlay.flat(new)
+    keys = [key for key in overlay.difference(old, new) if key not in _NO_MATTER]
     if not keys:
         return ""
     key, more = keys[0], f" and {len(keys) - 1} more" if len(keys) > 1 else ""
@@ -130,7 +133,8 @@ def prepare(run: Planned) -> None:
                     shutil.rmtree(path)
                 elif path.name != "lock":
                     path.unlink()
-        atomic_write(run.folder / "config.yaml", configuration.to_yaml(run.config))
+        config = configuration.with_paths(run.config, paths.absolute)
+        atomic_write(run.folder / "config.yaml", configuration.to_yaml(config))
 
 
 def execute(

@@ -24,6 +24,7 @@ from clprompt.prompting import prompt_file
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import LearnedPrompts, Pass, Plugin, overrides
 from clprompt.registry import plugins
+from clprompt.schema import FilePath
 from clprompt.seeding import generator
 
 #: Of the noise by which slots that start from one prompt differ: equal ones would never part.
@@ -283,7 +284,7 @@ def _lists_prompts(method: type[PromptModel]) -> bool:
 )
 @schema.checked
 def init_file(
-    *, init_file: str | None = None, init_fit: Fit | None = None, init_frozen: bool = False
+    *, init_file: FilePath | None = None, init_fit: Fit | None = None, init_frozen: bool = False
 ) -> _FromFile | None:
     """Prompts that were learnt beforehand: the short form of :class:`InitialPrompts`, :class:`FrozenPrompts`.
 

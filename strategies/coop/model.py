@@ -27,7 +27,7 @@ from clprompt.prompting.text.sources import (
     tell_of_strangers,
 )
 from clprompt.registry import strategies
-from clprompt.schema import at_least
+from clprompt.schema import FilePath, at_least
 from clprompt.seeding import generator
 from clprompt.strategies.coop.encoder import ContextEncoder
 from clprompt.strategies.coop.gate import Gate, gate_loss, group_loss
@@ -105,9 +105,9 @@ class CoOpModel(TextModel):
         class_specific: bool = False,
         contexts: Annotated[int, at_least(1)] = 1,
         diversity: Annotated[float, at_least(0)] = 0.1,
-        knowledge: str | None = None,
+        knowledge: FilePath | None = None,
         knowledge_weight: Annotated[float, at_least(0)] = 8.0,
-        keywords: str | None = None,
+        keywords: FilePath | None = None,
         encoder: Literal["shared", "separate"] | None = None,
         encoder_width: Annotated[int, at_least(1)] = 64,
         attributes: tuple[str, ...] = (),

@@ -20,7 +20,7 @@ from clprompt.prompting.text.model import TextModel
 from clprompt.prompting.text.sequences import Frame, Names
 from clprompt.prompting.text.sources import ClassTexts, check_fit, fill, rows_one_by_one, tell_of_strangers
 from clprompt.registry import strategies
-from clprompt.schema import at_least
+from clprompt.schema import FilePath, at_least
 from clprompt.seeding import generator
 from clprompt.strategies.maple.couplings import Hierarchical, Independent, TextAlone, TextToVision
 
@@ -95,7 +95,7 @@ class MaPLeModel(TextModel):
         cross_block: Annotated[int, at_least(1)] | None = None,
         vision: Literal["train", "first", "none"] | None = None,
         decouple: bool = False,
-        residual_features: str | None = None,
+        residual_features: FilePath | None = None,
         rows: Literal["kept", "live"] = "kept",
         template: str = "a photo of a {}.",
         mask: Mask | None = None,

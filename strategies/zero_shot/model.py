@@ -30,7 +30,7 @@ from clprompt.prompting.text.sources import (
     text_rows,
 )
 from clprompt.registry import strategies
-from clprompt.schema import above, at_least
+from clprompt.schema import FilePath, above, at_least
 from clprompt.seeding import generator
 from clprompt.strategies.zero_shot.cache import FeatureCache
 from clprompt.strategies.zero_shot.pairs import PairTexts, pair_texts
@@ -97,13 +97,13 @@ class ZeroShotModel(TextModel):
         *,
         seed: int = 0,
         template: str = "a photo of a {}.",
-        templates: str | None = None,
-        descriptions: str | None = None,
+        templates: FilePath | None = None,
+        descriptions: FilePath | None = None,
         ensemble: Ensemble = "normalised",
         synonyms: bool = False,
-        pairs: str | None = None,
+        pairs: FilePath | None = None,
         top_k: Annotated[int, at_least(2)] = 10,
-        candidates: str | None = None,
+        candidates: FilePath | None = None,
         fitness: Fitness = "top1",
         budget: Annotated[int, at_least(1)] = 100,
         population: Annotated[int, at_least(1)] = 8,

@@ -19,6 +19,7 @@ from clprompt.data.selection import Classes
 from clprompt.errors import DataError
 from clprompt.plain_json import once_each
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 
 @datasets.register("coco", paper="Lin et al., ECCV 2014")
@@ -27,7 +28,7 @@ from clprompt.registry import datasets
 @takes_reading(but=("cache",))
 def coco(
     *,
-    path: str = "data/coco",
+    path: FilePath = "data/coco",
     train_annotations: str = "annotations/instances_train2014.json",
     test_annotations: str = "annotations/instances_val2014.json",
     train_images: str = "train2014",

@@ -17,6 +17,7 @@ from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 _ARCHIVE = Archive(
     "core50_128x128",
@@ -47,7 +48,7 @@ _TEST = (3, 7, 10)
 @takes_reading()
 def core50(
     *,
-    path: str = "data/core50_128x128",
+    path: FilePath = "data/core50_128x128",
     level: Literal["object", "category"] = "object",
     selection: Selection,
     reading: Reading,

@@ -19,6 +19,7 @@ from clprompt.data.repeats import resolved
 from clprompt.data.selection import Selection, split_column, takes_selection
 from clprompt.errors import DataError, nearest, tell
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 
 @datasets.register("csv", domains="a column domain")
@@ -28,9 +29,9 @@ from clprompt.registry import datasets
 @takes_reading()
 def csv_file(
     *,
-    path: str = "data.csv",
-    test_path: str | None = None,
-    root: str | None = None,
+    path: FilePath = "data.csv",
+    test_path: FilePath | None = None,
+    root: FilePath | None = None,
     selection: Selection,
     reading: Reading,
 ) -> DataBundle:
@@ -76,9 +77,9 @@ def csv_file(
 @takes_reading()
 def multi_label_csv(
     *,
-    path: str = "data.csv",
-    test_path: str | None = None,
-    root: str | None = None,
+    path: FilePath = "data.csv",
+    test_path: FilePath | None = None,
+    root: FilePath | None = None,
     selection: Selection,
     reading: Reading,
 ) -> DataBundle:

@@ -17,6 +17,7 @@ from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 _ARCHIVE = Archive(
     "CUB_200_2011",
@@ -32,7 +33,7 @@ _ARCHIVE = Archive(
 @takes_reading()
 def cub200(
     *,
-    path: str = "data/CUB_200_2011",
+    path: FilePath = "data/CUB_200_2011",
     selection: Selection,
     reading: Reading,
 ) -> DataBundle:

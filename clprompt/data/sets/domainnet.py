@@ -19,7 +19,7 @@ from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
-from clprompt.schema import not_empty
+from clprompt.schema import FilePath, not_empty
 
 Style = Literal["clipart", "infograph", "painting", "quickdraw", "real", "sketch"]
 
@@ -31,7 +31,7 @@ Style = Literal["clipart", "infograph", "painting", "quickdraw", "real", "sketch
 @takes_reading()
 def domainnet(
     *,
-    path: str = "data/DomainNet",
+    path: FilePath = "data/DomainNet",
     domains: Annotated[list[Style], not_empty] | None = None,
     selection: Selection,
     reading: Reading,

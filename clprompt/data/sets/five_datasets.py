@@ -16,6 +16,7 @@ from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import ConfigError, DataError
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 Part = Literal["cifar10", "mnist", "svhn", "not_mnist", "fashion_mnist"]
 _NOT_MNIST = "https://github.com/facebookresearch/Adversarial-Continual-Learning/raw/main/data/notMNIST.zip"
@@ -28,7 +29,7 @@ _NOT_MNIST = "https://github.com/facebookresearch/Adversarial-Continual-Learning
 @takes_reading(but=("max_pixels",), on_bad_image="skip")
 def five_datasets(
     *,
-    path: str = "data",
+    path: FilePath = "data",
     order: Sequence[Part] = ("cifar10", "mnist", "svhn", "not_mnist", "fashion_mnist"),
     download: bool = False,
     selection: Selection,

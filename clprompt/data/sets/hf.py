@@ -21,6 +21,7 @@ from clprompt.data.reading import HINT, Reading, readable, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import ConfigError, DataError, nearest, tell
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 #: What the test split may be called where ``test_split`` does not say; the first that is there is taken.
 _TESTS = ("test", "validation", "valid", "val")
@@ -35,7 +36,7 @@ _SAVED = ("dataset_dict.json", "state.json")
 @takes_reading()
 def hf(
     *,
-    path: str = "data",
+    path: FilePath = "data",
     config: str | None = None,
     train_split: str = "train",
     test_split: str | None = None,

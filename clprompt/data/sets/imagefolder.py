@@ -20,6 +20,7 @@ from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 
 @datasets.register("imagefolder", domains="data.domain_folders=true")
@@ -29,7 +30,7 @@ from clprompt.registry import datasets
 @takes_reading()
 def imagefolder(
     *,
-    path: str = "data",
+    path: FilePath = "data",
     domain_folders: bool = False,
     lists: Lists | None = None,
     selection: Selection,

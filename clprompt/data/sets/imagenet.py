@@ -17,6 +17,7 @@ from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError, nearest, tell
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 _WNID = r"n\d{8}"
 
@@ -46,7 +47,7 @@ _IMAGENET_R_LISTS = (
 @takes_reading()
 def imagenet_r(
     *,
-    path: str = "data/imagenet-r",
+    path: FilePath = "data/imagenet-r",
     lists: Lists | None = None,
     selection: Selection,
     reading: Reading,
@@ -95,7 +96,7 @@ _IMAGENET_A = Archive(
 @takes_reading()
 def imagenet_a(
     *,
-    path: str = "data/imagenet-a",
+    path: FilePath = "data/imagenet-a",
     lists: Lists | None = None,
     selection: Selection,
     reading: Reading,
@@ -141,7 +142,7 @@ _TINY_IMAGENET = Archive(
 @takes_reading()
 def tiny_imagenet(
     *,
-    path: str = "data/tiny-imagenet-200",
+    path: FilePath = "data/tiny-imagenet-200",
     selection: Selection,
     reading: Reading,
 ) -> DataBundle:
@@ -197,7 +198,7 @@ _IMAGENET100_LISTS = (
 @takes_reading()
 def imagenet(
     *,
-    path: str = "data/imagenet",
+    path: FilePath = "data/imagenet",
     selection: Selection,
     reading: Reading,
 ) -> DataBundle:
@@ -230,8 +231,8 @@ def imagenet(
 @takes_reading()
 def imagenet100(
     *,
-    path: str = "data/imagenet",
-    class_list: str | None = None,
+    path: FilePath = "data/imagenet",
+    class_list: FilePath | None = None,
     lists: Lists | None = None,
     selection: Selection,
     reading: Reading,

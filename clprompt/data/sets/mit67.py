@@ -9,6 +9,7 @@ from clprompt.data.class_folders import folder_bundle
 from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 _ARCHIVE = Archive(
     "MIT67",
@@ -25,7 +26,7 @@ _ARCHIVE = Archive(
 @takes_reading()
 def mit67(
     *,
-    path: str = "data/MIT67",
+    path: FilePath = "data/MIT67",
     selection: Selection,
     reading: Reading,
 ) -> DataBundle:

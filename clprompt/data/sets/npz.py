@@ -19,6 +19,7 @@ from clprompt.data.reading import HINT, OnBadImage, Reading, readable, takes_rea
 from clprompt.data.selection import Selection, split_column, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 
 @datasets.register("npz", domains="an array domains")
@@ -28,7 +29,7 @@ from clprompt.registry import datasets
 @takes_reading()
 def npz(
     *,
-    path: str = "data.npz",
+    path: FilePath = "data.npz",
     selection: Selection,
     reading: Reading,
 ) -> DataBundle:
@@ -81,7 +82,7 @@ def npz(
 @takes_reading()
 def multi_label_npz(
     *,
-    path: str = "data.npz",
+    path: FilePath = "data.npz",
     selection: Selection,
     reading: Reading,
 ) -> DataBundle:

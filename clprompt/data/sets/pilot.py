@@ -13,6 +13,7 @@ from clprompt.data.names import class_name
 from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 _SETS = {
     "objectnet": (
@@ -58,7 +59,7 @@ def _register(name: str, folder: str, paper: str, summary: str) -> Callable[...,
 
     def load(
         *,
-        path: str = f"data/{folder}",
+        path: FilePath = f"data/{folder}",
         selection: Selection,
         reading: Reading,
     ) -> DataBundle:

@@ -16,6 +16,7 @@ from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError, tell
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 _ARCHIVE = Archive(
     "NWPU-RESISC45",
@@ -33,8 +34,8 @@ _LISTS = {part: f"resisc45-{part}.txt" for part in ("train", "val", "test")}
 @takes_reading()
 def resisc45(
     *,
-    path: str = "data/NWPU-RESISC45",
-    list_folder: str | None = None,
+    path: FilePath = "data/NWPU-RESISC45",
+    list_folder: FilePath | None = None,
     selection: Selection,
     reading: Reading,
 ) -> DataBundle:

@@ -14,6 +14,7 @@ from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 _ARCHIVE = Archive(
     "stanford_cars",
@@ -30,7 +31,7 @@ _ARCHIVE = Archive(
 @takes_reading()
 def stanford_cars(
     *,
-    path: str = "data/stanford_cars",
+    path: FilePath = "data/stanford_cars",
     selection: Selection,
     reading: Reading,
 ) -> DataBundle:

@@ -22,7 +22,7 @@ from clprompt.data.normalisation import Normalisation
 from clprompt.data.selection import Selection, takes_selection
 from clprompt.errors import DataError
 from clprompt.registry import datasets
-from clprompt.schema import at_least, at_most
+from clprompt.schema import FilePath, at_least, at_most
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ _ARGUMENTS = """
 def _register(name: str) -> Callable[..., DataBundle]:
     def load(
         *,
-        path: str = "data",
+        path: FilePath = "data",
         download: bool = False,
         selection: Selection,
         cache: bool = True,
@@ -300,7 +300,7 @@ for _name, _set in _SETS.items():
 @takes_selection(but=("test_fraction",))
 def emnist(
     *,
-    path: str = "data",
+    path: FilePath = "data",
     subset: Literal["balanced", "byclass", "bymerge", "letters", "digits", "mnist"] = "balanced",
     download: bool = False,
     selection: Selection,
@@ -332,7 +332,7 @@ def emnist(
 @takes_selection()
 def eurosat(
     *,
-    path: str = "data",
+    path: FilePath = "data",
     download: bool = False,
     selection: Selection,
     cache: bool = True,
@@ -361,7 +361,7 @@ def eurosat(
 @takes_selection()
 def caltech101(
     *,
-    path: str = "data",
+    path: FilePath = "data",
     download: bool = False,
     selection: Selection,
     cache: bool = True,
@@ -390,7 +390,7 @@ def caltech101(
 @takes_selection()
 def sun397(
     *,
-    path: str = "data",
+    path: FilePath = "data",
     partition: Annotated[int, at_least(1), at_most(10)] | None = None,
     download: bool = False,
     selection: Selection,

@@ -16,6 +16,7 @@ from clprompt.data.reading import Reading, takes_reading
 from clprompt.data.selection import Classes
 from clprompt.errors import DataError, tell
 from clprompt.registry import datasets
+from clprompt.schema import FilePath
 
 
 @datasets.register("voc2007", paper="Everingham et al., IJCV 2010")
@@ -24,7 +25,7 @@ from clprompt.registry import datasets
 @takes_reading(but=("cache",))
 def voc2007(
     *,
-    path: str = "data/VOCdevkit/VOC2007",
+    path: FilePath = "data/VOCdevkit/VOC2007",
     train: str = "trainval",
     test: str = "test",
     classes: Classes | None = None,
