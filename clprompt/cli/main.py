@@ -278,6 +278,8 @@ def resume(runs: tuple[str, ...], checkpoint: Path | None) -> None:
     failures: dict[Path, ClpromptError] = {}
     with _together(), progress.create() as bar:
         for position, folder in enumerate(folders):
+            if len(folders) > 1:
+                bar.turn(position + 1, len(folders))
             try:
                 result = experiment.resume(folder, checkpoint=checkpoint, progress=bar)
                 results += [] if result is None else [result]

@@ -29,6 +29,7 @@ from clprompt.experiment import folder as runfolder
 from clprompt.experiment import paths, sameness
 from clprompt.experiment.build import Builder, Parts
 from clprompt.experiment.config import Config
+from clprompt.experiment.telling import Telling
 from clprompt.metrics import measure
 from clprompt.reporting import predictions, stream_map
 from clprompt.seeding import derive, preserved_rng, rng_state, set_rng_state
@@ -113,6 +114,8 @@ def run(config: Config | Mapping[str, Any], *, progress: ProgressLike | None = N
             asked = stop()
             if asked is not None:
                 raise Interrupted(asked, [*failures, *folders[number:]], results)
+            if progress and len(folders) > 1:
+                progress.turn(number + 1, len(folders))
             try:
                 result = _run_folder(folder, builder, progress, stop, processes)
             except Interrupted as stopped:
@@ -344,6 +347,8 @@ class Session:
             experiences=len(parts.plan.indices),
         )
         listeners.append(self.tracker)
+        self.telling = Telling(folder, progress, self.tracker, len(parts.plan.indices))
+        listeners.append(self.telling)
 
     @property
     def seconds(self) -> float:
@@ -471,6 +476,8 @@ class Session:
     def _begin(self) -> None:
         """Write what a folder holds from the start, or go to where the checkpoint was written."""
         folder, config, parts = self.folder, self.config, self.parts
+        title = f"{config.label or config.strategy['name']}, seed {config.seeds[0]}"
+        self.telling.begin(title, self.engine.position.experience)
         if self._checkpoint is None:
             of_config = {"config_sha256": runfolder.config_checksum(folder)}
             facts = {**self._environment, **self._of_several(), **of_config}
@@ -482,9 +489,7 @@ class Session:
             notes += self.engine.evaluator.notes() if self.engine.evaluator else []
             notes += [*config.training.notes(), *self._precision_notes()]
             for note in notes:
-                runfolder.log(folder, note)
-                if self.progress:
-                    self.progress.message(note)
+                self.telling.note(note)
         else:
             self._restore_rng()
             if parts.plan.is_ordered and not self.engine.is_ordered:
@@ -495,15 +500,10 @@ class Session:
             before = len(self._checkpoint.get("rng") or [0])
             now = self.processes.count if self.processes else 1
             if before != now:
-                note = f"begun in {before} processes, goes on in {now}: figures differ in their last digits"
-                runfolder.log(folder, note)
-                if self.progress:
-                    self.progress.message(note)
+                self.telling.note(
+                    f"begun in {before} processes, goes on in {now}: figures differ in their last digits"
+                )
             if not self._checkpoint.get("fingerprints"):
                 runfolder.log(
                     folder, "the checkpoint holds no fingerprints: classes and images are not compared"
                 )
-        if self.progress:
-            title = f"{config.strategy['name']}, seed {config.seeds[0]}"
-            self.progress.start(title, len(parts.plan.indices))
-            self.progress.message(str(folder))

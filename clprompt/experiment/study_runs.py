@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from clprompt.metrics.measure import measure_behind
 from clprompt.reporting import report, reported
 from clprompt.reporting.finished import read_results
 from clprompt.reporting.tables import columns, mean_and_error
-from clprompt.system import overlay, runtime
+from clprompt.system import overlay, progress, runtime
 from clprompt.system.files import FolderLock, atomic_write, one_line_errors
 
 # What may differ between a finished run and the study without any effect on its results.
@@ -153,7 +154,7 @@ def execute(
             by_folder[run.folder] = run
         except ClpromptError as error:
             failed[run] = Outcome("failed", str(error))
-    count = 0
+    count, began = 0, time.perf_counter()
     with runtime.stop_signal() as stop:
         for folder, outcome in launch(list(by_folder), imports, stop):
             run = by_folder[folder]
@@ -162,8 +163,10 @@ def execute(
                 continue
             count += 1
             position = f"[{count}/{len(waiting)}] {run}"
+            left = (time.perf_counter() - began) / count * (len(waiting) - count)
             if outcome.status == "done" or (run.folder / runfolder.RESULTS).exists():
-                say(f"{position}: {_headline(folder)}{outcome.seconds:.0f} s")
+                eta = f", ETA {progress.clock(left)}" if count < len(waiting) else ""
+                say(f"{position}: {_headline(folder)}{outcome.seconds:.0f} s{eta}")
             elif outcome.status == "failed":
                 failed[run] = outcome
                 say(f"{position}: failed: {outcome.reason}")

@@ -55,6 +55,7 @@ class Measure(ABC):
         curve_titles: the titles of each of ``curves`` and of its vertical axis.
         reference_title: what the lines of ``references`` are called.
         shows_stream: whether a finished run draws what arrived when.
+        told: the scalars that a run tells after each experience, by tag, with their titles and units.
     """
 
     name: ClassVar[str]
@@ -71,6 +72,7 @@ class Measure(ABC):
     curve_titles: ClassVar[Mapping[str, tuple[str, str]]]
     reference_title: ClassVar[str] = ""
     shows_stream: ClassVar[bool] = False
+    told: ClassVar[Mapping[str, tuple[str, str]]]
 
     @classmethod
     def of_report(cls) -> dict[str, str]:
@@ -136,6 +138,15 @@ class Measure(ABC):
             record: the evaluation.
             groups: the class ids of each group.
         """
+
+    def line(self, records: Sequence[Record], record: Record, groups: Sequence[Sequence[int]]) -> str:
+        """What a run tells of an evaluation at the end of an experience; see :meth:`scalars`."""
+        scalars = self.scalars(records, record, groups)
+        return ", ".join(
+            f"{title} {text.percent(scalars[tag])} {unit}"
+            for tag, (title, unit) in self.told.items()
+            if scalars.get(tag) is not None
+        )
 
     @abstractmethod
     def summarise(self, records: Iterable[Record]) -> dict[str, float]:
@@ -269,6 +280,10 @@ class Accuracy(Measure):
         "forgetting": ("Average forgetting", "forgetting (percentage points)"),
     }
     reference_title: ClassVar[str] = "zero-shot line"
+    told: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "accuracy/average": ("average accuracy", "%"),
+        "accuracy/forgetting": ("forgetting", "points"),
+    }
 
     def __init__(self, group_names: Sequence[str] | None = None) -> None:
         self.group_names = None if group_names is None else list(group_names)
@@ -501,6 +516,10 @@ class FewShot(Accuracy):
         "harmonic_mean_accuracy": ("Harmonic mean of base and novel accuracy", "harmonic mean (%)"),
         **Accuracy.curve_titles,
     }
+    told: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "accuracy/harmonic_mean": ("harmonic mean", "%"),
+        **Accuracy.told,
+    }
 
     def __init__(self, base_classes: Sequence[int] = ()) -> None:
         super().__init__()
@@ -589,6 +608,7 @@ class LabelSets(Measure):
     }
     plots: ClassVar[Sequence[str]] = ("map_curves", "class_ap")
     curve_titles: ClassVar[Mapping[str, tuple[str, str]]] = {"mAP": ("mAP over the classes seen", "mAP (%)")}
+    told: ClassVar[Mapping[str, tuple[str, str]]] = {"mAP/seen": ("mAP", "%")}
 
     def __init__(self, threshold: float = 0.8, strict_reference: bool = False) -> None:
         self.threshold = threshold

@@ -18,9 +18,13 @@ from clprompt.system import launched
 class Progress:
     """Reports nothing. The base of those that do, and what library code passes when it wants silence.
 
-    The order of the calls: `start`; per experience `experience`, then per epoch `epoch` and one `step` per
-    training step; `close` at the very end (leaving a `with` block closes). `start` again begins the next run.
+    The order of the calls: `turn` where there are several runs; `start`; per experience `experience`, then
+    per epoch `epoch` and one `step` per training step, then `evaluated`; `close` at the very end (leaving a
+    `with` block closes). `start` again begins the next run.
     """
+
+    def turn(self, number: int, total: int) -> None:
+        """Of several runs, one after the other, run `number` is next; counted from 1."""
 
     def start(self, description: str, total_experiences: int) -> None:
         """A run begins; `description` names it."""
@@ -34,8 +38,12 @@ class Progress:
     def step(self) -> None:
         """One training step is done. Called for each: it has to be cheap."""
 
+    def evaluated(self, text: str) -> None:
+        """The experience is trained and evaluated; `text` says how well."""
+        self.message(text)
+
     def message(self, text: str) -> None:
-        """A line worth reading, such as an accuracy."""
+        """A line worth reading."""
 
     def close(self) -> None:
         """Everything is over, or was broken off. May be called twice."""
@@ -49,8 +57,64 @@ class Progress:
         self.close()
 
 
+class Pace:
+    """How long a run still takes, from what this process did of it.
+
+    Args:
+        total: experiences of the run.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = max(total, 1)
+        self._first: float | None = None
+        self._began = 0.0
+
+    def begin(self, experiences: float) -> None:
+        """So many experiences are done, and the next one begins; only the first call counts."""
+        if self._first is None:
+            self._first, self._began = experiences, time.perf_counter()
+
+    def left(self, experiences: float) -> str:
+        """What is left when so many experiences are done, as "ETA 0:12:30"; "" where nobody knows."""
+        done = experiences - (self._first or 0.0)
+        if self._first is None or done <= 0 or experiences >= self.total:
+            return ""
+        seconds = (time.perf_counter() - self._began) * (self.total - experiences) / done
+        return f"ETA {clock(seconds)}"
+
+
+class Turns:
+    """Which of several runs is on, and how long all of them still take."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._text = ""
+
+    def next(self, number: int, total: int) -> None:
+        """Run `number` of `total` is next; counted from 1."""
+        now = time.perf_counter()
+        self._began = now if self._began is None or number == 1 else self._began
+        self._text = f"run {number} of {total}"
+        if number > 1:
+            left = (now - self._began) * (total - number + 1) / (number - 1)
+            self._text += f" (all: ETA {clock(left)})"
+
+    def title(self, description: str) -> str:
+        """What a run is called, with its number where there are several; told once."""
+        text, self._text = self._text, ""
+        return f"{text}: {description}" if text else description
+
+
+def clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds: 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
 class Lines(Progress):
     """One line at the end of each epoch and experience, with its seconds: for log files and pipes.
+
+    Lines of epochs say how long the run still takes.
 
     Args:
         stream: where the lines go.
@@ -58,16 +122,23 @@ class Lines(Progress):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
+        self._turns = Turns()
+        self._pace = Pace(1)
         self._experience: tuple[int, int, float] | None = None  # index, total, when it began
         self._epoch: tuple[int, int, float] | None = None
         self._steps = self._done = 0
 
+    def turn(self, number: int, total: int) -> None:
+        self._turns.next(number, total)
+
     def start(self, description: str, total_experiences: int) -> None:
         self.close()
-        self._print(f"{description}: {_count(total_experiences, 'experience')}")
+        self._pace = Pace(total_experiences)
+        self._print(f"{self._turns.title(description)}: {_count(total_experiences, 'experience')}")
 
     def experience(self, index: int, total: int) -> None:
         self._end_experience()
+        self._pace.begin(index)
         self._experience = (index, total, time.perf_counter())
 
     def epoch(self, epoch: int, epochs: int, steps: int) -> None:
@@ -80,6 +151,11 @@ class Lines(Progress):
         if self._done >= self._steps:
             self._end_epoch()
 
+    def evaluated(self, text: str) -> None:
+        self._end_epoch()
+        self._experience = None  # the text says all that its own line would
+        self._print(text)
+
     def message(self, text: str) -> None:
         self._print(text)
 
@@ -91,9 +167,13 @@ class Lines(Progress):
             return
         epoch, epochs, began = self._epoch
         self._epoch = None
-        experience = f"experience {_of(*self._experience[:2])}, " if self._experience else ""
-        steps = _count(self._done, "step")
-        self._print(f"{experience}epoch {_of(epoch, epochs)}: {steps}, {time.perf_counter() - began:.1f} s")
+        experience, left = "", ""
+        if self._experience:
+            index, total, _ = self._experience
+            experience = f"experience {_of(index, total)}, "
+            left = self._pace.left(index + (epoch + 1) / epochs)
+        parts = [_count(self._done, "step"), f"{time.perf_counter() - began:.1f} s", left]
+        self._print(f"{experience}epoch {_of(epoch, epochs)}: {', '.join(filter(None, parts))}")
 
     def _end_experience(self) -> None:
         self._end_epoch()
@@ -118,12 +198,16 @@ class Bar(Progress):
         from rich.console import Console
 
         self._console = console or Console(stderr=True)
+        self._turns = Turns()
         self._live: Any = None
         self._task: Any = None
         self._total = self._epochs = self._steps = 1
         self._index = self._epoch = self._done = 0
         self._begun = False  # whether this run's first experience has
         self._drawn = 0.0
+
+    def turn(self, number: int, total: int) -> None:
+        self._turns.next(number, total)
 
     def start(self, description: str, total_experiences: int) -> None:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -146,7 +230,7 @@ class Bar(Progress):
         self._total = max(total_experiences, 1)
         self._index = self._epoch = self._done = 0
         self._begun = False
-        self._task = self._live.add_task(description, total=float(self._total), where="")
+        self._task = self._live.add_task(self._turns.title(description), total=float(self._total), where="")
         self._draw(force=True)
 
     def experience(self, index: int, total: int) -> None:

@@ -133,6 +133,19 @@ def test_the_configuration_in_a_run_folder_is_that_of_this_run_alone(results):
         assert config.training.train_epochs == (1 if result.name == "ncm" else 2)
 
 
+def test_the_log_of_a_run_says_how_well_each_experience_went(results):
+    for result in results:
+        log = (result.folder / "run.log").read_text().splitlines()
+        told = [line.split(" ", 2)[2] for line in log if " experience " in line]
+        count = len(result.groups)
+        assert [line.split(":")[0] for line in told] == [
+            f"experience {n}/{count}" for n in range(1, count + 1)
+        ]
+        average, lost = (100 * result.summary[key] for key in ("average_accuracy", "forgetting"))
+        assert f"average accuracy {average:.1f} %, forgetting {lost:.1f} points, " in told[-1]
+        assert "ETA" in told[0]
+
+
 def test_results_are_written_last(results):
     for result in results:
         times = {name: (result.folder / name).stat().st_mtime_ns for name in names(result.folder)}

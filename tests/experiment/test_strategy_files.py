@@ -264,12 +264,21 @@ def keys_of_text() -> Iterator[tuple[str, str]]:
         method = registry.strategies.get(name).target
         for target in (method, *(short.target for short in serving(method))):
             for key, argument in schema.parameters(target)[0].items():
-                if argument.hint == str | None and key not in WORDS_ALONE:
+                is_text = argument.hint in (str | None, schema.FilePath | None)
+                if is_text and key not in WORDS_ALONE:
                     yield name, key
 
 
 def test_every_key_that_may_name_a_file_is_compared() -> None:
     assert set(keys_of_text()) == set(WRITERS)
+
+
+def test_every_key_that_may_name_a_file_says_so() -> None:
+    for name, key in WRITERS:
+        method = registry.strategies.get(name).target
+        targets = (method, *(short.target for short in serving(method)))
+        hints = [schema.parameters(target)[0].get(key) for target in targets]
+        assert [found.hint for found in hints if found] == [schema.FilePath | None], (name, key)
 
 
 @pytest.mark.parametrize(("strategy", "key"), WRITERS, ids=map(".".join, WRITERS))

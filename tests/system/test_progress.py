@@ -41,6 +41,55 @@ def test_an_epoch_that_was_resumed_midway_has_its_line_too() -> None:
     assert stream.getvalue().startswith("experience 2/2, epoch 1/1: 1 step, ")
 
 
+def test_what_came_of_an_experience_stands_in_place_of_its_own_line() -> None:
+    stream = io.StringIO()
+    with progress.Lines(stream) as lines:
+        lines.start("method, seed 0", 1)
+        lines.experience(0, 1)
+        lines.epoch(0, 1, 1)
+        lines.evaluated("experience 1/1: average accuracy 50.0 %, 1.0 s")
+    _, epoch, last = stream.getvalue().splitlines()
+    assert epoch.startswith("experience 1/1, epoch 1/1: 0 steps, ")
+    assert last == "experience 1/1: average accuracy 50.0 %, 1.0 s"
+
+
+def test_a_line_of_an_epoch_says_how_long_the_run_still_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    stream = io.StringIO()
+    with progress.Lines(stream) as lines:
+        lines.start("method, seed 0", 4)
+        lines.experience(1, 4)  # a resumed run: what came before it was not timed
+        lines.epoch(0, 2, 1)
+        now[0] = 60.0
+        lines.step()
+    assert stream.getvalue().splitlines()[1] == "experience 2/4, epoch 1/2: 1 step, 60.0 s, ETA 0:05:00"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_of_several_runs_each_says_its_number_and_when_all_are_done(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=150)
+    with progress.Bar(console) if is_terminal else progress.Lines(stream) as display:
+        for number in (1, 2, 3):
+            display.turn(number, 3)
+            display.start("method, seed 0", 2)
+            now[0] += 1800.0
+    text = stream.getvalue()
+    for title in (
+        "run 1 of 3: method",
+        "run 2 of 3 (all: ETA 1:00:00): method",
+        "run 3 of 3 (all: ETA 0:30:00)",
+    ):
+        assert title in text
+
+
 def test_a_bar_shows_experience_epoch_and_the_time_left() -> None:
     from rich.console import Console
 

@@ -13,7 +13,7 @@ from clprompt.prompting.text.anchors.direction import Direction
 from clprompt.prompting.text.anchors.equal_shifts import EqualShifts
 from clprompt.prompting.text.anchors.self_regulation import SelfRegulation
 from clprompt.registry import plugins
-from clprompt.schema import at_least, at_most, not_empty
+from clprompt.schema import FilePath, at_least, at_most, not_empty
 
 Kind = Literal["self_regulation", "consistency", "equal_shifts", "direction"]
 Weight = Annotated[float, at_least(0)]
@@ -29,7 +29,7 @@ _KINDS: Mapping[str, Callable[..., Anchor]] = {
 def anchor(
     *,
     anchor: Kind | Annotated[list[Kind], not_empty] | None = None,
-    anchor_texts: str | None = None,
+    anchor_texts: FilePath | None = None,
     anchor_text_weight: Weight | None = None,
     anchor_image_weight: Weight | None = None,
     anchor_logits_weight: Weight | None = None,
