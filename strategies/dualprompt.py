@@ -108,6 +108,15 @@ class DualPromptModel(PromptModel):
     def boundaries(self) -> Boundaries:
         return "unused" if self.boundary_free else "required"
 
+    @property
+    def prompt_tokens(self) -> int:
+        if self.form != "fresh" or not self.g_layers + self.e_layers:
+            return 0
+        sets = self.prompt_sets().values()
+        return max(
+            sum(one.length for one in sets if block in one.blocks) for block in self.g_layers + self.e_layers
+        )
+
     def prompt_sets(self) -> dict[str, PromptSet]:
         return {
             "general": PromptSet(self.g_layers, self.g_prompt.shape[2], [self.g_prompt]),

@@ -150,6 +150,10 @@ class FlyPromptModel(PromptModel):
     def boundaries(self) -> Boundaries:
         return "unused" if self.boundary_free else "required"
 
+    @property
+    def prompt_tokens(self) -> int:
+        return self.length if self.layers else 0
+
     def notes(self) -> list[str]:
         rule = (
             f"the next of {self.experts} experts begins after every {self.samples_per_expert} received images"

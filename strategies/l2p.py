@@ -95,6 +95,10 @@ class L2PModel(PromptModel):
         self.selections: Tensor  # how often each slot was chosen in training, in the current experience
         self.register_buffer("selections", torch.zeros(pool_size, dtype=torch.int64))
 
+    @property
+    def prompt_tokens(self) -> int:
+        return self.top_k * self.prompts.shape[1]
+
     def prompt_sets(self) -> dict[str, PromptSet]:
         slots, length, _ = self.prompts.shape
         return {"prompts": PromptSet((0,), length, [self.prompts], slots=slots, taken=self.top_k)}

@@ -163,6 +163,15 @@ class MVPModel(PromptModel):
     def boundaries(self) -> Boundaries:
         return "unused"
 
+    @property
+    def prompt_tokens(self) -> int:
+        if self._kind != "fresh" or not self.g_layers + self.e_layers:
+            return 0
+        sets = self.prompt_sets().values()
+        return max(
+            sum(one.length for one in sets if block in one.blocks) for block in self.g_layers + self.e_layers
+        )
+
     def prompt_sets(self) -> dict[str, PromptSet]:
         slots, _, _, length, _ = self.e_prompts.shape
         return {

@@ -163,6 +163,14 @@ class SemanticProxiesModel(PromptModel):
 
     # ------------------------------------------------------------------ forward
 
+    @property
+    def needs_two_classes(self) -> bool:
+        return False  # images of a class are compared with each other
+
+    @property
+    def prompt_tokens(self) -> int:
+        return max(self.prompts.shape[1] if self.layers else 0, self.class_length if self.class_layers else 0)
+
     def learned_prompts(self) -> dict[str, LearnedPrompts]:
         # those of classes are theirs alone
         if not self.layers:

@@ -62,6 +62,10 @@ class VPTDeepModel(PromptModel):
         shape = (len(self.layers), length, backbone.width)
         self.prompts = uniform(*shape, seed=seed, name="prompts", bound=math.sqrt(6 / fan))
 
+    @property
+    def prompt_tokens(self) -> int:
+        return self.prompts.shape[1] if self.layers else 0
+
     def prompt_sets(self) -> dict[str, PromptSet]:
         return {"prompts": PromptSet(self.layers, self.prompts.shape[1], [self.prompts])}
 

@@ -29,6 +29,7 @@ from clprompt.experiment import folder as runfolder
 from clprompt.experiment import paths, sameness
 from clprompt.experiment.build import Builder, Parts
 from clprompt.experiment.config import Config
+from clprompt.experiment.notices import notices
 from clprompt.experiment.telling import Telling
 from clprompt.metrics import measure
 from clprompt.reporting import predictions, stream_map
@@ -38,7 +39,7 @@ from clprompt.system import launched, overlay
 from clprompt.system.documents import write_json
 from clprompt.system.files import FolderLock, plain_name
 from clprompt.system.progress import Stopwatch
-from clprompt.system.runtime import find_device, has_bf16, reproducible, stop_signal
+from clprompt.system.runtime import find_device, reproducible, stop_signal
 from clprompt.tracking.records import RECORDS, read_records
 from clprompt.tracking.tracker import RunTracker
 from clprompt.training.engine import Engine, Listener, ProgressLike
@@ -465,14 +466,6 @@ class Session:
         if ends != over:
             raise CheckpointError(f"{over} experiences are over, but {RECORDS} holds {ends} evaluations")
 
-    def _precision_notes(self) -> list[str]:
-        keys = [key for key in ("precision", "query_precision") if getattr(self.config, key) == "bf16"]
-        if not keys or self.parts.device.type != "cpu" or has_bf16() is not False:
-            return []
-        return [
-            f"{keys[0]}=bf16 makes this run slower, not faster: the processor has no instructions for bf16"
-        ]
-
     def _begin(self) -> None:
         """Write what a folder holds from the start, or go to where the checkpoint was written."""
         folder, config, parts = self.folder, self.config, self.parts
@@ -483,12 +476,7 @@ class Session:
             facts = {**self._environment, **self._of_several(), **of_config}
             write_json(folder / "environment.json", facts)
             runfolder.log(folder, f"start: {config.strategy['name']}, seed {config.seeds[0]}")
-            test = parts.bundle.test
-            notes = parts.plan.notes(parts.bundle.train.targets, test.targets, test.domains)
-            notes = [*notes, *parts.model.notes(), *([str(config.memory)] if config.memory else [])]
-            notes += self.engine.evaluator.notes() if self.engine.evaluator else []
-            notes += [*config.training.notes(), *self._precision_notes()]
-            for note in notes:
+            for note in notices(config, parts, self.engine.evaluator):
                 self.telling.note(note)
         else:
             self._restore_rng()

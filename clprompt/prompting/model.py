@@ -165,6 +165,16 @@ class PromptModel(nn.Module, ABC):
         return self.trains
 
     @property
+    def needs_two_classes(self) -> bool:
+        """Whether an experience of one class trains nothing, as no class from before competes with it."""
+        return self.trains and self.mask in ("experience", "batch")
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The most prompt tokens that stand beside those of an image in one block; prefixes are none."""
+        return 0
+
+    @property
     def counts_features(self) -> bool:
         """Whether it counts features of what it receives, so that mixed images and a memory are refused."""
         return False

@@ -213,6 +213,10 @@ class DAMVPModel(PromptModel):
 
     # ------------------------------------------------------------------ what prompts start from
 
+    @property
+    def prompt_tokens(self) -> int:
+        return self.shape[1] if self.prompt == "token" and self.layers else 0
+
     def learned_prompts(self) -> dict[str, LearnedPrompts]:
         parameters = list(self.frames)
         if self.prompt == "pixel":

@@ -201,6 +201,10 @@ class MaPLeModel(TextModel):
 
         return prompts
 
+    @property
+    def prompt_tokens(self) -> int:
+        return 0 if self.vision == "none" else self.length
+
     def prompt_sets(self) -> dict[str, PromptSet]:
         # one that is trained and frozen with the image prompts
         first = self.prompts.beside_text()[:1]

@@ -153,6 +153,11 @@ class PromptCAMModel(PromptModel):
         self._is_first_epoch = True
 
     @property
+    def prompt_tokens(self) -> int:
+        """Shared ones; those of classes stand beside the image in the last block alone, or one a class."""
+        return 0 if self.shared is None else self.shared.shape[1]
+
+    @property
     def _bound(self) -> float:
         """Of initial values, as for any prompt beside patches: Xavier's for the patch projection."""
         fan = self.backbone.in_chans * math.prod(self.backbone.patch_size) + self.backbone.width

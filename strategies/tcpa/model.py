@@ -246,6 +246,13 @@ class TCPAModel(PromptModel):
     def features_stay(self) -> bool:
         return self.prompts == "first"
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Those that a token of the image sees at most."""
+        if not self.layers:
+            return 0
+        return max((role.top_k * role.length for role in self.roles.values() if role.pool), default=0)
+
     def learned_prompts(self) -> dict[str, LearnedPrompts]:
         listed: dict[str, LearnedPrompts] = {}
         blocks, width = len(self.layers), self.backbone.width
