@@ -32,12 +32,12 @@ _LARGEST = 2**24  # bytes of such a file
 
 
 def class_order(
-    order: Sequence[int] | str, count: int, class_names: Sequence[str] | None = None
+    order: Sequence[int | str] | str, count: int, class_names: Sequence[str] | None = None
 ) -> list[int]:
     """A class order as a list.
 
     Args:
-        order: a permutation of the class ids; the name of one; or a file of one.
+        order: a permutation of the class ids or of the class names; the name of one; or a file of one.
 
             - "numpy-1993" (or another seed): what ``np.random.seed(1993); np.random.permutation(count)``
               gives, the way in which most published code for any data set draws its order.
@@ -46,7 +46,7 @@ def class_order(
             - a path: a list in JSON or YAML, a .npy array, or text with one a line. Integers throughout are
               class ids, anything else is class names.
         count: C.
-        class_names: by class id, for files of names; None where nobody knows them.
+        class_names: by class id, for orders by name; None where nobody knows them.
 
     Raises:
         ConfigError: an unknown name, a file that cannot be read, or no permutation of 0..C-1.
@@ -70,15 +70,19 @@ def class_order(
             return sorted(range(count), key=lambda c: str(class_names[c]))
         elif re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", order):  # an override without brackets: 2,0,1
             order = [int(word) for word in order.split(",")]
+        elif "," in order and "/" not in order:  # names without brackets: ant,bee,cat
+            order = [word.strip() for word in order.split(",")]
         elif order.endswith(_FILES) or "/" in order or "\\" in order:
             return _of_file(order, count, class_names)
         else:
             names = ["numpy-1993", "alphabetical", *_ORDERS]
             raise ConfigError(
                 f'scenario.class_order: there is no order "{order}"{nearest(order, names)}; known: '
-                f"numpy-<seed>, alphabetical, {', '.join(_ORDERS)}, a list of class ids, "
+                f"numpy-<seed>, alphabetical, {', '.join(_ORDERS)}, a list of class ids or names, "
                 f"or a file ({', '.join(_FILES)})"
             )
+    if any(isinstance(entry, str) for entry in order):
+        return _permutation(order, count, class_names, "scenario.class_order", "entry")
     problem = _problem(order, count)
     if problem:
         raise ConfigError(
@@ -114,11 +118,28 @@ def _of_file(path: str, count: int, class_names: Sequence[str] | None) -> list[i
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"scenario.class_order: {path} cannot be read: {reason}") from None
 
+    return _permutation(entries, count, class_names, f"scenario.class_order: {path}", unit)
+
+
+def _permutation(
+    entries: Sequence[int | str], count: int, class_names: Sequence[str] | None, where: str, unit: str
+) -> list[int]:
+    """Class ids of entries, which are ids throughout or else names.
+
+    Args:
+        entries: what is listed.
+        count: C.
+        class_names: by class id; None where nobody knows them.
+        where: the list, for messages.
+        unit: what one position of it is called there.
+
+    Raises:
+        ConfigError: an unknown name, or not each class once.
+    """
+
     def refused(position: int | None, problem: str) -> ConfigError:
         place = "" if position is None else f", {unit} {position + 1}"
-        return ConfigError(
-            f"scenario.class_order: {path}{place}: {problem}; it must hold each of the {count} classes once"
-        )
+        return ConfigError(f"{where}{place}: {problem}; it must hold each of the {count} classes once")
 
     order = [entry for entry in entries if isinstance(entry, int)]
     if len(order) < len(entries):

@@ -27,7 +27,7 @@ def plan(
     base_classes: Annotated[int, at_least(1)] = 60,
     ways: Annotated[int, at_least(1)] = 5,
     shots: Annotated[int, at_least(1)] = 5,
-    class_order: list[Annotated[int, at_least(0)]] | FilePath | None = None,
+    class_order: list[Annotated[int, at_least(0)] | str] | FilePath | None = None,
     shuffle: bool = True,
     class_names: Sequence[str] | None = None,
 ) -> Plan:

@@ -51,7 +51,7 @@ def plan(
     seed: int = 0,
     classes_per_experience: Annotated[int, at_least(1)] = 10,
     base_classes: Annotated[int, at_least(0)] = 0,
-    class_order: list[Annotated[int, at_least(0)]] | FilePath | None = None,
+    class_order: list[Annotated[int, at_least(0)] | str] | FilePath | None = None,
     shuffle: bool = False,
     threshold: Annotated[float, above(0), below(1)] = 0.8,
     class_names: Sequence[str] | None = None,
@@ -66,7 +66,8 @@ def plan(
         seed: decides the class order when ``shuffle`` is on.
         classes_per_experience: y.
         base_classes: x; 0: the first experience is like the others.
-        class_order: a permutation of the class ids, the name of a published one, or a file; as for `split`.
+        class_order: a permutation of the class ids or names, the name of a published one, or a file; as for
+            `split`.
         shuffle: draw the class order from the seed; False keeps that of the ids (as published: alphabetical).
         threshold: probability above which a label counts as predicted in CF1 and OF1; the ranking behind mAP
             does not need it.

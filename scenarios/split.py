@@ -27,7 +27,7 @@ def plan(
     experiences: Annotated[int, at_least(1)] = 10,
     base_classes: Annotated[int, at_least(0)] = 0,
     classes_per_experience: list[Annotated[int, at_least(1)]] | None = None,
-    class_order: list[Annotated[int, at_least(0)]] | FilePath | None = None,
+    class_order: list[Annotated[int, at_least(0)] | str] | FilePath | None = None,
     shuffle: bool = True,
     long_tail: LongTail | None = None,
     imbalance: Imbalance | None = None,
@@ -41,9 +41,9 @@ def plan(
         experiences: T, the number of experiences.
         base_classes: classes of the first experience ("Bk" protocols); 0: the same share as the others.
         classes_per_experience: explicit class counts instead of ``experiences`` and ``base_classes``.
-        class_order: a permutation of the class ids; the name of a published one: "numpy-1993" (numpy's draw
-            for that seed), "icarl-cifar100"; "alphabetical", by class name; or a file of all class ids or
-            class names (.txt with one a line, .json, .yaml, .npy).
+        class_order: a permutation of the class ids or names; the name of a published one: "numpy-1993"
+            (numpy's draw for that seed), "icarl-cifar100"; "alphabetical", by class name; or a file of all
+            class ids or class names (.txt with one a line, .json, .yaml, .npy).
         shuffle: draw the class order from the seed; False keeps the order of the ids.
         long_tail: "ordered" (class sizes fall along the stream), "shuffled" (places in the tail are drawn) or
             "by_class_id"; None uses all samples.

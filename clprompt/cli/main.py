@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clprompt.cli import commands
+from clprompt.cli import commands, runs
 from clprompt.cli.screen import data, hint, show
-from clprompt.errors import ClpromptError, ConfigError, DataError, Interrupted, RunFolderError, RunsFailed
+from clprompt.errors import ClpromptError, ConfigError, DataError, Interrupted, RunsFailed
 from clprompt.system import launched
 
 if TYPE_CHECKING:
@@ -269,8 +269,9 @@ def resume(runs: tuple[str, ...], checkpoint: Path | None) -> None:
     folders = list(dict.fromkeys(Path(folder) for folder in runs))
     for folder in folders:
         if not (folder / "config.yaml").is_file():
-            what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
-            raise RunFolderError(f"{folder} is not the folder of a run: {what}")
+            from clprompt.reporting.finished import not_a_run
+
+            raise not_a_run(folder)
     from clprompt.experiment import run as experiment
     from clprompt.system import progress
 
@@ -627,9 +628,14 @@ def config_(config: str, overrides: tuple[str, ...], against: str | None) -> Non
     from clprompt.experiment import config as configs
 
     if against is None:
-        data(configs.to_yaml(configs.load(config, overrides)))
+        text = configs.to_yaml(configs.load(config, overrides))
+        base = configs.base_of(config, overrides)
+        data(text if base is None else f"# base: {base}\n{text}")
         return
     from clprompt.cli.listing import beside_released
 
     for line in beside_released(config, overrides):
         show(line)
+
+
+group.add_command(runs.group)

@@ -37,10 +37,10 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
             files[key.strip()] = value.strip()
         else:
             rest.append(text)
-    values, folder = _values(name, rest)
-    find = paths.beside([folder])
+    values, folders = _values(name, rest)
+    find = paths.beside(folders)
     scenario = config.named(values.get("scenario"), "scenario")
-    scenario = paths.section_with_paths(scenario, registry.scenarios, find)
+    scenario = config.section_with_paths(scenario, "scenario", find)
     seed, *others = config.check_seed(values.get("seed", 0))
     if others:
         tell(f"the stream of seed {seed}; of others: seed={others[0]}")
@@ -51,7 +51,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
         plan = make_plan(scenario, targets, seed=seed, data=source)
         notes = plan.notes(targets, targets)
     else:
-        data = paths.section_with_paths(config.named(values["data"], "data"), registry.datasets, find)
+        data = config.section_with_paths(config.named(values["data"], "data"), "data", find)
         bundle = registry.datasets.get(data["name"]).target(**_arguments(data))
         targets, names, source = bundle.train.targets, bundle.class_names, data["name"]
         plan = plan_over(bundle, scenario, seed)
@@ -61,23 +61,24 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[StreamMap, Path]:
     return StreamMap.of(plan, targets, title, names, notes), out
 
 
-def _values(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
+def _values(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], list[Path]]:
     """The top level of the configuration of that name, or of one with the scenario of that name alone; and
-    the folder of the file.
+    the folders of its files.
     """
     scenarios = registry.scenarios.names()
     if name.replace("-", "_") in {scenario.replace("-", "_") for scenario in scenarios}:
         raw: dict[str, Any] = {"scenario": {"name": name}}
-        path = Path(name)
+        path, folders = Path(name), []
     else:
         try:
             path = overlay.find(name)
         except ConfigError as error:
             raise ConfigError(f"{error}, or a scenario ({', '.join(scenarios)})") from None
-        raw = overlay.read(path)
+        raw, files, overrides = overlay.read_based(path, overrides, config.NAMED_SECTIONS)
+        folders = [file.parent for file in files]
     overlay.apply(raw, overrides, sections={"data", "scenario"})
     schema.check_keys(raw, config.KEYS, "")
-    return overlay.resolve(raw, path), path.parent
+    return overlay.resolve(raw, path), folders
 
 
 def _arguments(section: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Config:
         runs_dir: where run folders are written.
         export: what model.safetensors holds at the end: the method's tensors alone, which need the backbone's
             source to be loaded, or "full" with those of the backbone.
+        note: what its owner wants to know of the runs; see `clprompt runs`.
+        tags: words by which `clprompt runs` finds them.
         data: `name` and the arguments of what is registered under it.
         scenario: as for `data`.
         strategy: as for `data`.
@@ -65,6 +67,8 @@ class Config:
     retrieval: bool = False
     runs_dir: str = "runs"
     export: Literal["method", "full"] = "method"
+    note: str | None = None
+    tags: list[str] = field(default_factory=list)
     compare: list[dict[str, Any]] = field(default_factory=list)
     training: Training = field(default_factory=Training)
     online: Online | None = None
@@ -91,7 +95,7 @@ class Config:
 # The order of the keys in a resolved configuration, which is the order of the packaged files.
 PLAIN_KEYS = (
     *("name", "label", "seed", "precision", "query_precision", "device", "deterministic", "retrieval"),
-    *("runs_dir", "export"),
+    *("runs_dir", "export", "note", "tags"),
 )
 KEYS = (
     *PLAIN_KEYS,
@@ -105,6 +109,8 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "scenario": ("targets", "seed", "class_names", "domains", "domain_names"),
     "strategy": ("backbone", "seed"),
 }
+#: The sections whose value may be a bare name.
+NAMED_SECTIONS = frozenset({*REGISTRIES, "backbone"})
 #: The sections that hold settings and no name.
 SETTINGS: dict[str, type] = {"training": Training, "online": Online, "memory": Memory}
 
@@ -120,14 +126,16 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
         overrides: `section.key=value`, `key=value`, or `section=name`, which replaces the whole section by
             that name's defaults. Replacements come first whatever the order, then dotted keys as they stand.
 
-    A file or folder that is not where one stands is looked for beside the YAML file.
+    A file or folder that is not where one stands is looked for beside the YAML file. That may name another
+    one as its `base`, over which it lies: what it says counts, and of a section without a name the keys that
+    it has.
 
     Raises:
         ConfigError: whatever a user can get wrong, in one line.
     """
     path = find(str(name_or_path))
-    raw = overlay.read(path)
-    overlay.apply(raw, overrides, sections={*REGISTRIES, "backbone"})
+    raw, files, overrides = overlay.read_based(path, overrides, NAMED_SECTIONS)
+    overlay.apply(raw, overrides, sections=NAMED_SECTIONS)
     try:
         config = from_dict(overlay.resolve(raw, path), name=path.stem)
     except ConfigError as error:
@@ -138,7 +146,17 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
                 more = f"write {section}={name} to leave the keys of the one before behind"
                 raise ConfigError(f"{error}; {more}") from None
         raise
-    return with_paths(config, paths.beside([path.parent]))
+    return with_paths(config, paths.beside(file.parent for file in files))
+
+
+def base_of(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Path | None:
+    """The file over which a configuration lies; None where its key `base` names none.
+
+    Raises:
+        ConfigError: see `load`.
+    """
+    _, files, _ = overlay.read_based(find(str(name_or_path)), overrides, NAMED_SECTIONS)
+    return files[1] if len(files) > 1 else None
 
 
 def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bool = False) -> Config:
@@ -195,12 +213,22 @@ def with_paths(config: Config, find: paths.Find) -> Config:
     weights = {} if checkpoint is None else {"checkpoint": find(str(checkpoint))}
     return dataclasses.replace(
         config,
-        data=paths.section_with_paths(config.data, registry.datasets, find),
-        scenario=paths.section_with_paths(config.scenario, registry.scenarios, find),
-        strategy=paths.section_with_paths(config.strategy, registry.strategies, find),
-        compare=[paths.section_with_paths(one, registry.strategies, find) for one in config.compare],
+        data=section_with_paths(config.data, "data", find),
+        scenario=section_with_paths(config.scenario, "scenario", find),
+        strategy=section_with_paths(config.strategy, "strategy", find),
+        compare=[section_with_paths(section, "strategy", find) for section in config.compare],
         backbone=config.backbone | weights,
     )
+
+
+def section_with_paths(section: dict[str, Any], kind: str, find: paths.Find) -> dict[str, Any]:
+    """A section of a kind, a key of ``REGISTRIES``, every path in it replaced."""
+    targets = [REGISTRIES[kind].get(section["name"]).target]
+    if kind == "strategy":
+        from clprompt.prompting.build import serving
+
+        targets += [short.target for short in serving(targets[0])]
+    return paths.section_with_paths(section, targets, find)
 
 
 # -------------------------------------------------------------------------------------------- sections

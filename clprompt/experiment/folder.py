@@ -3,7 +3,8 @@
 ==================== ==================================================================================
 config.yaml          the resolved configuration of this one run
 environment.json     versions, source revision, machine, parameter counts, backbone source and fingerprint
-run.log              what happened, with times
+run.log              what happened, with times: how well each experience went, why a run failed
+notes.json           what `clprompt runs note` and `tag` wrote, if they did
 metrics.jsonl        every record (append-only, no times: equal for equal runs)
 *tfevents*           what TensorBoard shows (append-only); it calls the run what the folder is called
 checkpoint/          from which ``clprompt resume`` continues to the same bits

@@ -34,6 +34,7 @@ from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import Plugin
 from clprompt.prompting.text.model import TextModel
 from clprompt.prompting.text.names import as_text, check_read_apart
+from clprompt.reporting.finished import not_a_run
 from clprompt.reporting.markup import csv_table
 from clprompt.schema import above, at_least, at_most, not_empty
 from clprompt.system.documents import read_json
@@ -113,8 +114,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / "model.json"
     if not path.exists():
         if not (folder / "config.yaml").exists():
-            what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
-            raise RunFolderError(f"{folder} is not the folder of a run: {what}")
+            raise not_a_run(folder)
         raise RunFolderError(f"{folder} holds no trained model; finish the run first")
     facts = read_json(path, runfolder.UNCOVERED)
     try:

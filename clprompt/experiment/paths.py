@@ -53,22 +53,24 @@ def of_run(folder: Path) -> Find:
     return found
 
 
-def section_with_paths(section: dict[str, Any], registered: registry.Registry, find: Find) -> dict[str, Any]:
-    """A section, every path in it replaced; what is no argument of what it names stays."""
-    target = registered.get(section["name"]).target
-    arguments = schema.parameters(target)[0]
-    if registered is registry.strategies:
-        from clprompt.prompting.build import serving
+def section_with_paths(
+    section: dict[str, Any], targets: Iterable[Callable[..., Any]], find: Find
+) -> dict[str, Any]:
+    """A section, every path in it replaced; what is no argument of what it names stays.
 
-        for short in serving(target):
-            arguments |= schema.parameters(short.target)[0]
+    Args:
+        section: checked.
+        targets: what its values are passed to.
+        find: gives a path for a path.
+    """
+    arguments = {name: one for target in targets for name, one in schema.parameters(target)[0].items()}
     replaced = {
         key: schema.replace_paths(value, arguments[key].hint, find) if key in arguments else value
         for key, value in section.items()
     }
     for key, value in section.items():
         if isinstance(value, dict) and value.get("name") in registry.datasets.names():  # data made of data
-            replaced[key] = section_with_paths(value, registry.datasets, find)
+            replaced[key] = section_with_paths(value, [registry.datasets.get(value["name"]).target], find)
     return replaced
 
 

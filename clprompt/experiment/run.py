@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -204,6 +204,19 @@ def _saying_how_to_resume(folder: Path) -> Iterator[None]:
         raise ProcessError(f"{folder}: {error}; continue with: {again}") from error
 
 
+@contextmanager
+def _failure_in_log(folder: Path) -> Iterator[None]:
+    """What ends a run stands in its run.log."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        with suppress(ClpromptError):  # the folder may be what is wrong
+            runfolder.log(folder, f"failed: {' '.join(str(error).split()) or type(error).__name__}")
+        raise
+
+
 def _run_folder(
     folder: Path,
     builder: Builder,
@@ -242,7 +255,9 @@ def _run_folder(
                     f"{folder}: the checkpoint is of another configuration; different: {', '.join(different)}"
                 )
         parts = builder.build(config, restored=checkpoint is not None)
-        return Session(folder, config, parts, checkpoint, progress, stop, processes).run()
+        session = Session(folder, config, parts, checkpoint, progress, stop, processes)
+        with _failure_in_log(folder):
+            return session.run()
 
 
 class Session:

@@ -53,7 +53,7 @@ from clprompt.system.files import plain_name
 
 _SHARED = (
     *("seed", "precision", "query_precision", "device", "deterministic", "retrieval", "runs_dir", "export"),
-    *("data", "backbone", "training", "online", "memory"),
+    *("note", "tags", "data", "backbone", "training", "online", "memory"),
 )
 _LAID = (*(key for key in _SHARED if key != "runs_dir"), "scenario", "compare")
 _GRID = ("scenario", "scenarios", "strategies", "sweep", "tuned")
@@ -235,12 +235,12 @@ def _experiment_rows(values: Mapping[str, Any], name: str) -> list[_Row]:
             named = schema.check(label if of_label is None else of_label, str, where)
             try:
                 found = overlay.find(named)
-                before = overlay.read(found)
+                before, files, _ = overlay.read_based(found, (), configuration.NAMED_SECTIONS)
                 raw = dict(before)
                 for layer in (shared, section):
                     _lay(layer, over=raw)
                 config = configuration.from_dict(overlay.resolve(raw, found) | {"name": name})
-                config = configuration.with_paths(config, paths.beside([found.parent]))
+                config = configuration.with_paths(config, paths.beside(file.parent for file in files))
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from None
             changes = _changes(before, raw)
@@ -252,18 +252,9 @@ def _experiment_rows(values: Mapping[str, Any], name: str) -> list[_Row]:
 
 
 def _lay(layer: Mapping[str, Any], *, over: dict[str, Any]) -> None:
-    """Replace what a file holds; of a section without a name, the keys that it has.
-
-    ``over`` gets new sections, its own are left as they are.
-    """
+    """Replace what a file holds; see :func:`clprompt.system.overlay.lay`."""
     layer = plain_yaml.read(overlay.write(layer))  # escaped: what is below is not resolved yet
-    for key, value in layer.items():
-        below = over.get(key)
-        if isinstance(below, str) and key in _SECTIONS:
-            below = {"name": below}
-        if isinstance(value, dict) and isinstance(below, dict) and "name" not in value:
-            value = {**below, **value}
-        over[key] = value
+    overlay.lay(layer, over=over, sections=_SECTIONS)
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from clprompt.system.files import FolderLock, atomic_write, one_line_errors
 
 # What may differ between a finished run and the study without any effect on its results.
 _NO_MATTER = {
-    *("device", "runs_dir", "export", "compare", "data.download"),
+    *("device", "runs_dir", "export", "note", "tags", "compare", "data.download"),
     *(f"training.{key}" for key in ("eval_mb_size", "workers", "checkpoint_every", "log_every")),
 }
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clprompt import schema
-from clprompt.errors import CheckpointError, ClpromptError, ConfigError
+from clprompt.errors import CheckpointError, ClpromptError, ConfigError, RunFolderError
 from clprompt.metrics.accuracy import domain_metrics
 from clprompt.metrics.measure import (
     TITLES,
@@ -34,9 +34,12 @@ from clprompt.system.overlay import flat, read_written
 #: What may differ between runs whose results are the same, or says nothing about them.
 NO_MATTER = {
     *("seed", "device", "deterministic", "runs_dir", "export", "compare", "retrieval"),
+    *("note", "tags"),
     *("data.path", "data.source.path", "data.download"),
     *(f"training.{key}" for key in ("eval_mb_size", "workers", "checkpoint_every", "log_every")),
 }
+#: Runs that a message names, the newest.
+_NAMED = 5
 #: The sections that make up a stream.
 STREAM = ("data", "scenario")
 
@@ -122,6 +125,20 @@ def find_runs(path: Path) -> list[Path]:
             below.clear()  # nothing inside a run folder is another
         below.sort()
     return sorted(folders)
+
+
+def not_a_run(folder: Path) -> RunFolderError:
+    """The mistake of naming a folder that is none of a run; names those below it."""
+    text = f"{folder} is not the folder of a run: "
+    if not folder.is_dir():
+        return RunFolderError(text + "there is no such folder")
+    below = find_runs(folder)
+    if not below:
+        return RunFolderError(text + "it holds no config.yaml")
+    more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
+    return RunFolderError(
+        f"{text}it holds no config.yaml, but below it are {', '.join(map(str, below[-_NAMED:]))}{more}"
+    )
 
 
 # ------------------------------------------------------------------------------------- what the files hold

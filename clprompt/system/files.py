@@ -239,6 +239,21 @@ class FolderLock:
             self._descriptor = None
 
 
+def is_locked(folder: str | os.PathLike[str]) -> bool:
+    """Whether a process holds the lock of a folder; nothing is written."""
+    try:
+        descriptor = os.open(Path(folder) / "lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)  # with it a lock of ours is gone
+    return False
+
+
 # A forked child (a data loader's worker) would share the lock until it ends too. Children close their copy at
 # once, so that a killed run can be resumed while its orphaned workers are still on their way out.
 _held: weakref.WeakSet[FolderLock] = weakref.WeakSet()

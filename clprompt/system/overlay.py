@@ -12,6 +12,9 @@ from clprompt import plain_yaml, schema
 from clprompt.errors import ConfigError, nearest
 from clprompt.system.files import read_bytes
 
+#: The key of a configuration that names another one, over which it lies.
+BASE = "base"
+
 
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, interpolations as they are written.
@@ -40,6 +43,58 @@ def read(path: Path) -> dict[str, Any]:
         kind = "a list" if isinstance(values, list) else "a single value"
         raise ConfigError(f"{path}: must hold a mapping of sections, not {kind}")
     return values
+
+
+def read_based(
+    path: Path, overrides: Sequence[str], sections: Container[str]
+) -> tuple[dict[str, Any], list[Path], list[str]]:
+    """What `read` gives, laid over the file that its key `base` names, if it names one.
+
+    Args:
+        path: of the file; a base that is not where one stands is looked for beside it.
+        overrides: of which `base=FILE` counts here.
+        sections: see `lay`.
+
+    Returns:
+        The values; the files, the base behind; the other overrides.
+
+    Raises:
+        ConfigError: see `read`; a base with a base of its own.
+    """
+    values = read(path)
+    given = [text for text in overrides if text.partition("=")[0].strip() == BASE]
+    rest = [text for text in overrides if text not in given]
+    named = [values.pop(BASE, None), *(text.partition("=")[2].strip() or None for text in given)]
+    base = schema.check(named[-1], str | None, BASE)
+    if base is None:
+        return values, [path], rest
+    beside = path.parent / base
+    try:
+        below = find(str(beside) if not Path(base).exists() and beside.exists() else base)
+        under = read(below)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {BASE}: {error}") from None
+    if under.get(BASE) is not None:
+        raise ConfigError(f"{path}: {BASE}: {below} has a base itself; one level is allowed")
+    lay(values, over=under, sections=sections)
+    return under, [path, below], rest
+
+
+def lay(layer: Mapping[str, Any], *, over: dict[str, Any], sections: Container[str]) -> None:
+    """Replace values by those of a layer; of a section without a name, the keys that the layer has.
+
+    Args:
+        layer: what lies above.
+        over: gets new sections, its own are left as they are.
+        sections: keys whose value may be a bare string, short for {name: string}.
+    """
+    for key, value in layer.items():
+        below = over.get(key)
+        if isinstance(below, str) and key in sections:
+            below = {"name": below}
+        if isinstance(value, dict) and isinstance(below, dict) and "name" not in value:
+            value = {**below, **value}
+        over[key] = value
 
 
 def read_written(path: Path) -> dict[str, Any]:

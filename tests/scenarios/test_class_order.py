@@ -134,6 +134,20 @@ def test_names_that_nobody_knows_or_that_two_classes_have_are_told(tmp_path: Pat
 
 
 @STREAMS
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_list_of_names_gives_their_order(stream: Any, as_text: bool) -> None:
+    names = [NAMES[c] for c in ORDER]
+    found = stream(class_order=",".join(names) if as_text else names, class_names=NAMES)
+    assert found.fingerprint() == stream(class_order=ORDER).fingerprint()
+
+
+def test_a_name_of_no_class_in_a_list_is_told_with_its_place() -> None:
+    with pytest.raises(ConfigError, match='class_order, entry 2: there is no class "elk"') as told:
+        of_split(class_order=["dog", "elk", "ant", "bee", "cow"], class_names=NAMES)
+    assert "\n" not in str(told.value)
+
+
+@STREAMS
 def test_a_list_says_what_keeps_it_from_being_an_order(stream: Any) -> None:
     for order, problem in (([0, 1, 1, 2, 3], "class 1 is there twice"), ([0, 1], "class 2 and 2 more are")):
         with pytest.raises(ConfigError, match=f"permutation of the class ids 0..4: {problem}"):
