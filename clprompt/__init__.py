@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clprompt.backbones.attention import BlockPrompt as BlockPrompt
     from clprompt.backbones.vit import FrozenViT as FrozenViT
     from clprompt.experiment.inference import load as load
+    from clprompt.experiment.run import run as run
     from clprompt.prompting.model import Cache as Cache
     from clprompt.prompting.model import PromptModel as PromptModel
     from clprompt.prompting.plugin import Plugin as Plugin
@@ -76,6 +77,7 @@ _NAMES, _find, _listed = lazy_names(
         "fit": "clprompt.training.fit",
         "load": "clprompt.experiment.inference",
         "optim": "clprompt.training",
+        "run": "clprompt.experiment.run",
         "uniform": "clprompt.prompting.prompts",
     },
 )

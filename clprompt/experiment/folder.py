@@ -187,6 +187,13 @@ def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
     }
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory` count from now on, so that of runs in one process each has its own."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    memory.forget_peak()
+
+
 def peak_memory(device: torch.device) -> int:
     """Peak bytes: of the GPU's allocator, or of the whole process on a CPU."""
     if device.type == "cuda":

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from clprompt.system import checkpoint as state
 from clprompt.system import launched, overlay
 from clprompt.system.documents import write_json
 from clprompt.system.files import FolderLock, plain_name
-from clprompt.system.progress import Stopwatch
+from clprompt.system.progress import Stopwatch, create
 from clprompt.system.runtime import find_device, reproducible, stop_signal
 from clprompt.tracking.records import RECORDS, read_records
 from clprompt.tracking.tracker import RunTracker
@@ -58,6 +58,7 @@ class Result:
         records: every record of metrics.jsonl.
         summary: the metrics of results.json.
         groups: the class ids of each class group.
+        class_names: by class id.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class Result:
     records: list[dict[str, Any]]
     summary: dict[str, Any]
     groups: list[list[int]]
+    class_names: list[str] = field(default_factory=list)
 
     @property
     def matrix(self) -> np.ndarray:
@@ -78,18 +80,39 @@ class Result:
         return measure.trained_head_summary(self.records)
 
 
+class Results(list[Result]):
+    """Finished runs, in the order in which they ran."""
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each run: strategy, seed, metrics as fractions, folder.
+
+        Raises:
+            ClpromptError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ClpromptError("to_frame needs pandas: pip install pandas") from None
+        return pandas.DataFrame(
+            {"strategy": one.name, "seed": one.seed, **one.summary, "folder": str(one.folder)} for one in self
+        )
+
+
 # -------------------------------------------------------------------------------------------- run and resume
 
 
-def run(config: Config | Mapping[str, Any], *, progress: ProgressLike | None = None) -> list[Result]:
+def run(
+    config: Config | Mapping[str, Any] | str | Path, *, progress: ProgressLike | bool | None = None
+) -> Results:
     """Run every seed and every compared strategy of a configuration, each in a run folder of its own.
 
     Of several processes that torchrun started the first writes the folders and gets the results; the others
     get none.
 
     Args:
-        config: a checked configuration, or the same as nested dictionaries.
-        progress: a display.
+        config: a checked configuration, the same as nested dictionaries, or what :func:`clprompt run` takes:
+            the name of a packaged one or a YAML file.
+        progress: a display; True for a bar in a terminal or notebook, and lines elsewhere.
 
     Raises:
         ClpromptError: a mistake of the user, found before any folder is made where that is possible.
@@ -97,11 +120,17 @@ def run(config: Config | Mapping[str, Any], *, progress: ProgressLike | None = N
         ProcessError: another process of the run has ended; none of the runs goes on.
         Interrupted: a signal stopped a run; its checkpoint is written, the folders to resume are named.
     """
-    if not isinstance(config, Config):
+    if progress is True:
+        with create() as display:
+            return run(config, progress=display)
+    progress = progress or None
+    if isinstance(config, str | Path):
+        config = configuration.load(config)
+    elif not isinstance(config, Config):
         config = configuration.from_dict(config)
     jobs = [(suffix, configuration.with_paths(job, paths.absolute)) for suffix, job in expand(config)]
     builder = Builder()
-    results: list[Result] = []
+    results = Results()
     failures: dict[Path, ClpromptError] = {}
     with together() as processes, stop_signal() as stop:  # a signal between two runs counts
         with processes.main_first() if processes and config.data.get("download") else nullcontext():
@@ -255,6 +284,7 @@ def _run_folder(
                     f"{folder}: the checkpoint is of another configuration; different: {', '.join(different)}"
                 )
         parts = builder.build(config, restored=checkpoint is not None)
+        runfolder.forget_peak_memory(parts.device)
         session = Session(folder, config, parts, checkpoint, progress, stop, processes)
         with _failure_in_log(folder):
             return session.run()
@@ -430,8 +460,7 @@ class Session:
             self.engine.run()
             self.tracker.settings(overlay.flat(config.to_dict()))
             summary = self.tracker.finish()
-            if self.measure.shows_stream:
-                stream_map.draw(self.folder, self.parts.plan, bundle.train.targets, bundle.class_names)
+            stream_map.draw(self.folder, self.parts.plan, bundle.train.targets, bundle.class_names)
         except Interrupted as stopped:
             runfolder.log(self.folder, f"stopped by signal {stopped.signal} at {self.engine.position}")
             raise
@@ -447,6 +476,7 @@ class Session:
             list(self.tracker.records),
             summary,
             self.groups,
+            list(bundle.class_names),
         )
 
     def results(self, summary: Mapping[str, float]) -> dict[str, Any]:

@@ -54,7 +54,6 @@ class Measure(ABC):
         final_plots: the drawings that a finished run has besides; on a dashboard they are charts.
         curve_titles: the titles of each of ``curves`` and of its vertical axis.
         reference_title: what the lines of ``references`` are called.
-        shows_stream: whether a finished run draws what arrived when.
         told: the scalars that a run tells after each experience, by tag, with their titles and units.
     """
 
@@ -71,7 +70,6 @@ class Measure(ABC):
     final_plots: ClassVar[Sequence[str]] = ()
     curve_titles: ClassVar[Mapping[str, tuple[str, str]]]
     reference_title: ClassVar[str] = ""
-    shows_stream: ClassVar[bool] = False
     told: ClassVar[Mapping[str, tuple[str, str]]]
 
     @classmethod
@@ -455,7 +453,6 @@ class Online(Accuracy):
         "anytime_accuracy",
         "confusion_matrix",
     )
-    shows_stream: ClassVar[bool] = True
 
     def summarise(self, records: Iterable[Record]) -> dict[str, float]:
         """The protocol's own metrics, then those of :class:`Accuracy`."""

@@ -20,6 +20,21 @@ def percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
+def group_label(group: Sequence[int], names: Sequence[str], width: int = 24) -> str:
+    """The names of a group's classes, "cat, hammer", shortened; "" where names are numbers and tell nothing.
+
+    Args:
+        group: class ids.
+        names: of the classes 0..C-1.
+        width: characters at most.
+    """
+    own = [str(names[c]) for c in group if c < len(names)]
+    if not own or all(name.strip().isdigit() for name in own):
+        return ""
+    label = ", ".join(own)
+    return label if len(label) <= width else f"{label[: width - 1].rstrip(' ,')}…"
+
+
 def accuracy_lines(matrix: NDArray[np.float64], domains: Sequence[str] | None = None) -> list[str]:
     """The accuracy matrix; of many groups every n-th, the first and the last always among them.
 

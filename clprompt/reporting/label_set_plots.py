@@ -9,11 +9,25 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from clprompt.reporting.plots import _ANNOTATED, _NAMED, _UNSEEN, _experience_axis, _ticks, short
+from clprompt.reporting.plots import (
+    _ANNOTATED,
+    _NAMED,
+    _UNSEEN,
+    _experience_axis,
+    _ticks,
+    group_title,
+    short,
+)
 
 
-def map_curves(seen: ArrayLike, groups: ArrayLike) -> Figure:
-    """mAP over all seen classes after each experience [T], and over the classes of each group [T, groups]."""
+def map_curves(seen: ArrayLike, groups: ArrayLike, labels: Sequence[str] = ()) -> Figure:
+    """mAP over all seen classes after each experience [T], and over the classes of each group [T, groups].
+
+    Args:
+        seen: fractions, [T].
+        groups: fractions, [T, groups].
+        labels: which classes each group holds, [groups] or more; "" for nothing to say.
+    """
     seen, groups = 100 * np.asarray(seen, dtype=np.float64), 100 * np.asarray(groups, dtype=np.float64)
     done, count = groups.shape if groups.ndim == 2 else (len(seen), 0)
     figure = Figure(figsize=(8.0, 4.8))
@@ -27,7 +41,7 @@ def map_curves(seen: ArrayLike, groups: ArrayLike) -> Figure:
             marker="o",
             markersize=4,
             linewidth=1.3,
-            label=f"classes of experience {group + 1}",
+            label=group_title(group, labels),
         )
     axes.plot(np.arange(1, done + 1), seen, "k--", marker="s", markersize=4, label="all seen classes")
     _experience_axis(axes, max(count, done), "Mean average precision")

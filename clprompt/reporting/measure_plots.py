@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from clprompt.metrics import accuracy, label_sets
 from clprompt.metrics.measure import Measure
+from clprompt.metrics.text import group_label
 from clprompt.reporting import label_set_plots, plots
 
 Record = Mapping[str, Any]
@@ -33,6 +34,10 @@ class _Drawn:
     record: Record
     names: Sequence[str]
     groups: Sequence[Sequence[int]]
+
+    def labels(self) -> list[str]:
+        """Which classes each class group holds, as legends say it."""
+        return [group_label(group, self.names) for group in self.groups]
 
 
 def of_evaluation(
@@ -95,7 +100,7 @@ def _accuracy_curves(drawn: _Drawn) -> Figure:
     names = accuracy.group_names(drawn.records)
     line = drawn.measure.references(drawn.records).get("average_accuracy")
     beside = {} if line is None else {drawn.measure.reference_title: line}
-    return plots.accuracy_curves(accuracy.accuracy_matrix(drawn.records), names, beside)
+    return plots.accuracy_curves(accuracy.accuracy_matrix(drawn.records), names, beside, drawn.labels())
 
 
 def _anytime_accuracy(drawn: _Drawn) -> Figure:
@@ -117,7 +122,7 @@ def _forgetting(drawn: _Drawn) -> Figure:
 
 def _map_curves(drawn: _Drawn) -> Figure:
     seen, by_group = label_sets.curve(drawn.records), label_sets.group_matrix(drawn.records, drawn.groups)
-    return label_set_plots.map_curves(seen, by_group)
+    return label_set_plots.map_curves(seen, by_group, drawn.labels())
 
 
 def _class_ap(drawn: _Drawn) -> Figure:

@@ -89,6 +89,7 @@ def accuracy_curves(
     matrix: ArrayLike,
     names: Sequence[str] | None = None,
     references: Mapping[str, ArrayLike] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Figure:
     """One line per group over the experiences, with their average: how each group is remembered.
 
@@ -96,6 +97,7 @@ def accuracy_curves(
         matrix: fractions, [T, T].
         names: see :func:`accuracy_matrix`.
         references: lines that the average is held against by what they are called, fractions [T].
+        labels: which classes each class group holds, [T] or more; "" for nothing to say.
     """
     percent = 100 * np.asarray(matrix, dtype=np.float64)
     size = len(percent)
@@ -113,7 +115,7 @@ def accuracy_curves(
             marker=marker,
             markersize=4,
             linewidth=1.3 if size <= _ANNOTATED else 0.8,
-            label=f"group {group + 1}" if names is None else _text(short(names[group])),
+            label=group_title(group, labels) if names is None else _text(short(names[group])),
         )
     axes.plot(
         experiences,
@@ -443,6 +445,12 @@ def _group_ticks(
     else:
         labels = [short(names[tick]) for tick in ticks]
         axes.set_xticks(ticks + first, labels, rotation=90, parse_math=False)
+
+
+def group_title(group: int, labels: Sequence[str] | None) -> str:
+    """What a class group is called in a legend: "3: cat, hammer"."""
+    label = labels[group] if labels and group < len(labels) else ""
+    return f"{group + 1}: {_text(label)}" if label else f"group {group + 1}"
 
 
 def _text(name: str) -> str:

@@ -297,7 +297,8 @@ class Stopwatch:
 
 
 def create(stream: TextIO | None = None) -> Progress:
-    """A bar where the stream (stderr unless told) is a terminal that can redraw a line, else plain lines.
+    """A bar where the stream (stderr unless told) is a terminal that can redraw a line, or a notebook, else
+    plain lines.
 
     Of several processes of one run the first alone reports.
     """
@@ -307,7 +308,8 @@ def create(stream: TextIO | None = None) -> Progress:
 
     stream = stream or sys.stderr
     console = Console(file=stream)
-    return Bar(console) if console.is_terminal and not console.is_dumb_terminal else Lines(stream)
+    redraws = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+    return Bar(console) if redraws else Lines(stream)
 
 
 def _of(index: int, total: int) -> str:

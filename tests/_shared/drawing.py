@@ -18,13 +18,14 @@ def same_picture() -> Iterator[None]:
     """Every picture of a run is the same, whatever it shows."""
     from matplotlib.figure import Figure
 
-    from clprompt.reporting import plots
+    from clprompt.reporting import plots, stream_map
 
     blank = Figure()
     with pytest.MonkeyPatch.context() as patch:
         picture = plots.png(plots.accuracy_curves(np.eye(1)), dpi=20)
         for name in _PLOTS:
             patch.setattr(plots, name, lambda *_, **__: blank)
+        patch.setattr(stream_map.StreamMap, "figure", lambda _: blank)
         patch.setattr(plots, "png", lambda *_, **__: picture)
         yield
 

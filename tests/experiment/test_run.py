@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def test_a_finished_run_folder_holds_what_is_promised_and_no_more(results):
             *("checkpoint/state.pt", "model.safetensors", "model.json"),
             *("accuracy_matrix.csv", "per_class_accuracy.csv", "confusion_matrix.csv"),
             *(f"figures/{name}.png" for name in ("accuracy_matrix", "accuracy_curves", "forgetting")),
-            "figures/confusion_matrix.png",
+            *("figures/confusion_matrix.png", "figures/stream_map.png"),
         }
 
 
@@ -131,6 +132,18 @@ def test_the_configuration_in_a_run_folder_is_that_of_this_run_alone(results):
         assert config.strategy["name"] == result.name
         assert config.compare == []
         assert config.training.train_epochs == (1 if result.name == "ncm" else 2)
+
+
+def test_results_are_a_table_where_pandas_is_installed(results, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ClpromptError, match="to_frame needs pandas: pip install pandas"):
+            results.to_frame()
+    pandas = pytest.importorskip("pandas")
+    frame = results.to_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame["strategy"]) == ["linear_probe", "ncm", "linear_probe", "ncm"]
+    assert list(frame["average_accuracy"]) == [result.summary["average_accuracy"] for result in results]
 
 
 def test_the_log_of_a_run_says_how_well_each_experience_went(results):

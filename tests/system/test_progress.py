@@ -107,6 +107,14 @@ def test_a_bar_shows_experience_epoch_and_the_time_left() -> None:
         assert part in text
 
 
+def test_a_notebook_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    import rich.console
+
+    assert isinstance(progress.create(io.StringIO()), progress.Lines)
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    assert isinstance(progress.create(io.StringIO()), progress.Bar)
+
+
 def test_library_code_may_pass_a_display_that_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.Progress() as silent:
         silent.start("method", 1)
