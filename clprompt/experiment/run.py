@@ -40,6 +40,7 @@ from clprompt.system.documents import write_json
 from clprompt.system.files import FolderLock, plain_name
 from clprompt.system.progress import Stopwatch, create
 from clprompt.system.runtime import find_device, reproducible, stop_signal
+from clprompt.tracking.mean_run import write_mean
 from clprompt.tracking.records import RECORDS, read_records
 from clprompt.tracking.tracker import RunTracker
 from clprompt.training.engine import Engine, Listener, ProgressLike
@@ -156,9 +157,22 @@ def run(
                 failures[folder] = error
             else:
                 results += [] if result is None else [result]
+    _write_means(results)
     if failures:
         raise RunsFailed(failures, results) from next(iter(failures.values()))
     return results
+
+
+def _write_means(results: Sequence[Result]) -> None:
+    """Beside the runs of each strategy, their mean over several seeds, for TensorBoard."""
+    of_label: dict[str, list[Result]] = {}
+    for result in results:  # 20260101-120000-seed0-mvp
+        start, _, label = result.folder.name.partition(f"-seed{result.seed}-")
+        of_label.setdefault(f"{start}-mean-{label}", []).append(result)
+    for name, several in of_label.items():
+        if len(several) > 1:
+            runs = [(result.records, result.groups) for result in several]
+            write_mean(several[0].folder.parent / name, runs)
 
 
 def _create(config: Config, jobs: Sequence[tuple[str, Config]], processes: Processes | None) -> list[Path]:

@@ -28,8 +28,8 @@ last among them: see :mod:`clprompt.tracking.pictures`. Numbers are shown after 
 TensorBoard's HPARAMS tab shows the settings of finished runs beside their last metrics, `final/<metric>`
 among them.
 
-Its custom-scalars tab shows the accuracies of all class groups in one chart, which is the forgetting, the
-average accuracy with the forgetting as one number in a second, and the loss terms in a third.
+Its custom-scalars tab has a chart of the average accuracy and one of the forgetting, with a line for each run
+that is selected, and of one run a chart of the accuracies of all its class groups and one of its loss terms.
 
 torch is not needed here; matplotlib and tensorboard are imported when a tracker is made.
 """
@@ -66,7 +66,7 @@ from clprompt.tracking.tensorboard import TensorBoard
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LOSSES = {"loss terms": [r"^train/(?!(accuracy|lr)$)"]}
+_LOSSES = {"loss terms (select one run)": [r"^train/(?!(accuracy|lr)$)"]}
 
 
 class RunTracker:

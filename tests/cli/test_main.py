@@ -227,7 +227,7 @@ def test_a_run_ends_with_its_results(capsys: pytest.CaptureFixture[str], tmp_pat
     runs = tmp_path / "my runs"
     assert main([*tiny(f"runs_dir={runs}", "seed=0,1"), "strategy=ncm"]) == 0
     out, err = capsys.readouterr()
-    folders = sorted((runs / "quickstart").iterdir())
+    folders = sorted((runs / "quickstart").glob("*-seed?-*"))
     assert len(folders) == 2
     assert all(str(folder) in out for folder in folders)
     assert out.endswith(f"\ntensorboard --logdir '{runs / 'quickstart'}'\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clprompt.backbones.build import make_backbone
 from clprompt.data import datasets_for, digits
@@ -132,6 +133,16 @@ def test_the_configuration_in_a_run_folder_is_that_of_this_run_alone(results):
         assert config.strategy["name"] == result.name
         assert config.compare == []
         assert config.training.train_epochs == (1 if result.name == "ncm" else 2)
+
+
+def test_tensorboard_has_the_mean_over_seeds_as_a_run_of_its_own(results):
+    (folder,) = results[0].folder.parent.glob("*-mean-ncm")
+    reader = EventAccumulator(str(folder)).Reload()
+    means = np.mean([accuracy.accuracy_curve(results[number].matrix) for number in (1, 3)], axis=0)
+    found = [(event.step, event.value) for event in reader.Scalars("accuracy/average")]
+    assert [step for step, _ in found] == [1, 2]
+    assert [value for _, value in found] == pytest.approx(means.tolist())
+    assert not list(folder.parent.glob("*-mean-*-2"))
 
 
 def test_results_are_a_table_where_pandas_is_installed(results, monkeypatch):

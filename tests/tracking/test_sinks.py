@@ -142,7 +142,7 @@ def test_a_sink_is_told_what_a_method_says_of_itself(tmp_path):
 
 
 def test_a_sink_knows_the_charts_before_the_first_number(tmp_path):
-    assert tracker_in(tmp_path).sinks[1].title == "accuracy per class group"
+    assert tracker_in(tmp_path).sinks[1].title == "average accuracy"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 4])
