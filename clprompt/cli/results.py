@@ -19,6 +19,7 @@ def results(finished: Sequence[Result]) -> str:
         finished: what was run, of one or several strategies and seeds.
     """
     from clprompt.metrics.accuracy import group_names
+    from clprompt.metrics.text import group_label
     from clprompt.reporting import summary
 
     groups: dict[str, dict[int, Result]] = {}  # strategy -> seed -> result
@@ -37,7 +38,11 @@ def results(finished: Sequence[Result]) -> str:
     tables = {label: (result.matrix, result.summary) for label, result in labelled.items()}
     names = {label: group_names(result.records) for label, result in labelled.items()}
     heads = {label: result.trained_head for label, result in labelled.items()}
-    parts = [summary.text_summary(tables, names, heads).rstrip("\n")]
+    classes = {
+        label: [group_label(group, result.class_names) for group in result.groups]
+        for label, result in labelled.items()
+    }
+    parts = [summary.text_summary(tables, names, heads, classes).rstrip("\n")]
     if several:
         parts.append("\n".join(_over_seeds(groups)))
     parts.append("\n".join(columns([(label, str(result.folder)) for label, result in labelled.items()])))

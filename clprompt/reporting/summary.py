@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ def text_summary(
     results: Mapping[str, tuple[ArrayLike, Summary]],
     group_names: Mapping[str, Sequence[str] | None] | None = None,
     trained_heads: Mapping[str, Summary | None] | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """The block that is printed at the end of a run, plain text of at most 80 columns where words allow it.
 
@@ -27,12 +29,16 @@ def text_summary(
             table compares them.
         group_names: by strategy, the domains that are its groups; None for class groups.
         trained_heads: by strategy, the metrics of its trained head; None where nothing else answered.
+        classes: by strategy, which classes each of its class groups holds; "" for nothing to say.
     """
     blocks, rows = [], []
     for name, (matrix, summary) in results.items():
         title, measure = _shortened(name, WIDTH), measure_behind([summary])
         names = (group_names or {}).get(name)
         lines = measure.matrix_lines(np.asarray(matrix, dtype=np.float64), names)
+        held = [f"{number} {text}" for number, text in enumerate((classes or {}).get(name, ()), 1) if text]
+        if held and names is None:
+            lines += textwrap.wrap(f"class groups: {'; '.join(held)}", WIDTH, break_on_hyphens=False)
         lines.append(measure.headline(summary))
         rows.append((name, summary))
         trained = (trained_heads or {}).get(name)

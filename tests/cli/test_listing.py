@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,14 @@ def test_one_seed_needs_no_seed_in_its_label_and_no_mean() -> None:
     assert "seed" not in text
     assert "±" not in text
     assert text.splitlines()[-4:] == ["alpha  runs/x/a", "beta   runs/x/b", "", "tensorboard --logdir runs/x"]
+
+
+def test_the_classes_of_each_group_stand_below_the_matrix_where_they_have_names() -> None:
+    run = result("a", 0, 0.5, "runs/x/a")
+    named = dataclasses.replace(run, class_names=["cat", "hammer"])
+    assert "class groups: 1 cat; 2 hammer" in results.results([named]).splitlines()
+    numbered = dataclasses.replace(run, class_names=["0", "1"])
+    assert "class groups" not in results.results([numbered])
 
 
 def test_several_seeds_are_summed_up_by_strategy() -> None:

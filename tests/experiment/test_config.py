@@ -82,6 +82,8 @@ def toy_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     known["datasets"].register("blobs")(blobs)
     for name, toy in known.items():
         monkeypatch.setattr(registry, name, toy)
+    for key, name in (("data", "datasets"), ("scenario", "scenarios"), ("strategy", "strategies")):
+        monkeypatch.setitem(config.REGISTRIES, key, known[name])
 
 
 Load = Callable[..., Config]

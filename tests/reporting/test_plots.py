@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clprompt.metrics import text
 from clprompt.metrics.measure import MEASURES
 from clprompt.reporting import measure_plots, plots
 
@@ -15,6 +16,17 @@ NAN = float("nan")
 
 def lower_triangle(size):
     return np.where(np.tri(size, dtype=bool), 0.5, NAN)
+
+
+def test_a_legend_says_which_classes_a_group_holds():
+    labels = [
+        text.group_label(group, ["cat", "hammer", "a very long name of a class", "3"])
+        for group in ([0, 1], [2, 1], [3])
+    ]
+    assert labels == ["cat, hammer", "a very long name of a c…", ""]
+    (axes, *_) = plots.accuracy_curves(lower_triangle(3), None, {}, labels).axes
+    legend = [entry.get_text() for entry in axes.get_legend().get_texts()]
+    assert legend == ["1: cat, hammer", "2: a very long name of a c…", "group 3", "average"]
 
 
 @pytest.mark.filterwarnings("error")
