@@ -196,7 +196,7 @@ WRONG_OVERRIDES = [
         "stratgy.length=1",
         'unknown key "stratgy"; did you mean "strategy"?; allowed: backbone, compare, data, ',
     ),
-    ("lr=0.1", 'unknown key "lr"; allowed: '),
+    ("lr=0.1", 'unknown key "lr"; did you mean "training.lr"?'),
     (
         "training.train_mbsize=1",
         'unknown key "training.train_mbsize"; did you mean "train_mb_size"?; allowed: ',
