@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,8 @@ def results(finished: Sequence[Result]) -> str:
     parts = [summary.text_summary(tables, names, heads, classes).rstrip("\n")]
     if several:
         parts.append("\n".join(_over_seeds(groups)))
-    parts.append("\n".join(columns([(label, str(result.folder)) for label, result in labelled.items()])))
+    places = [(label, str(result.folder)) for label, result in labelled.items()]
+    parts.append("\n".join(columns(places, width=sys.maxsize)))  # a path is copied: it never breaks
     folders = dict.fromkeys(str(result.folder.parent) for result in finished)
     parts.append("\n".join(shlex.join(["tensorboard", "--logdir", folder]) for folder in folders))
     return "\n\n".join(parts)

@@ -66,7 +66,8 @@ def list_(words: tuple[str, ...], top: Path, running: bool, failed: bool) -> Non
         show(f"no such run below {top}" if words or states else f"no run below {top}")
         return
     header = ("run", "strategy", "seed", "state", "figure", "age", "tags, note")
-    for line in columns([header, *(_row(run, top) for run in found)]):
+    # a line a run, however wide: paths are copied, and programs read lines
+    for line in columns([header, *(_row(run, top) for run in found)], width=sys.maxsize):
         show(line)
 
 
