@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clprompt import registry, schema
-from clprompt.errors import ConfigError
+from clprompt.errors import ConfigError, nearest
 from clprompt.experiment import paths
 from clprompt.system import overlay
 from clprompt.system.overlay import find
@@ -243,6 +243,8 @@ def _check_sections(values: Mapping[str, Any]) -> None:
             name = OTHER_NAMES.get(str(key), key) if section == "training" else key
             if name in schema.parameters(settings)[0]:
                 raise ConfigError(f'unknown key "{key}"; did you mean "{section}.{name}"?')
+        if nearest(str(key), KEYS):  # what a registry holds takes seconds to import
+            schema.check_keys([key], KEYS, "")
         for section, known in REGISTRIES.items():
             try:
                 entry = known.get(_section(values.get(section), section)["name"])
