@@ -37,6 +37,10 @@ class CheckpointError(ClpromptError, RuntimeError):
     """A checkpoint that is missing, unsafe to load, or of another configuration."""
 
 
+class ExportError(ClpromptError, RuntimeError):
+    """A model that cannot be written in another form, or what that needs is not installed."""
+
+
 class RunFolderError(ClpromptError, RuntimeError):
     """A folder that is locked, already complete, or not the folder of a run."""
 

@@ -194,8 +194,8 @@ class FlyPromptModel(PromptModel):
     @torch.no_grad()
     def route(self, query: Tensor) -> Tensor:
         """Frozen features [B, D] -> the expert of each image [B]; the first one before any was trained."""
-        if not self.router.seen.any():
-            return torch.zeros(len(query), dtype=torch.int64, device=query.device)
+        if not self.router.counted:
+            return torch.zeros(query.shape[0], dtype=torch.int64, device=query.device)
         return self.router.once("experts", self._solve)(self.expand(query)).argmax(1).to(query.device)
 
     def _solve(self, router: ClassStatistics) -> LinearMap:
@@ -216,7 +216,7 @@ class FlyPromptModel(PromptModel):
             weight, bias = self.averages()
             # of every expert, (B, E, K, C), and of each image's own, (B, K, C)
             averaged = F.linear(features, weight.flatten(0, 2)).unflatten(1, bias.shape) + bias
-            own = averaged[torch.arange(len(features), device=features.device), experts]
+            own = averaged[torch.arange(features.shape[0], device=features.device), experts]
             heads = torch.cat([self.logits(features)[:, None], own], dim=1)
             return self.together(heads.to(torch.promote_types(heads.dtype, torch.float32)))
 
@@ -229,7 +229,7 @@ class FlyPromptModel(PromptModel):
         if self.ensemble == "mean":
             return shares.logsumexp(1) - math.log(logits.shape[1])
         entropy = -(shares.exp() * shares).masked_fill(~known, 0.0).sum(2)  # (B, H)
-        return shares[torch.arange(len(shares), device=shares.device), entropy.argmin(1)]
+        return shares[torch.arange(shares.shape[0], device=shares.device), entropy.argmin(1)]
 
     # ------------------------------------------------------------------ training
 

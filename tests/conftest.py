@@ -26,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device", default="cpu", help='where the golden and conformance tests compute, such as "cuda"'
     )
+    parser.addoption(
+        "--onnx",
+        choices=["some", "all"],
+        default="some",
+        help="which strategies ONNX Runtime is asked to give the logits of",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -330,7 +330,7 @@ def _joined(x: Tensor, prompts: Sequence[BlockPrompt]) -> Tensor:
     joining = [p.tokens for p in prompts if p.kind == "carried" and p.tokens is not None]
     if not joining:
         return x
-    return torch.cat([x, *(tokens.to(x.dtype).expand(len(x), -1, -1) for tokens in joining)], dim=1)
+    return torch.cat([x, *(tokens.to(x.dtype).expand(x.shape[0], -1, -1) for tokens in joining)], dim=1)
 
 
 def _projected(
@@ -408,7 +408,7 @@ def _seen(
     mask = None
     if masks:
         total = length + sum(c.keys.shape[2] for c in added)
-        mask = query.new_zeros(max(map(len, masks)), 1, b - a, total)
+        mask = query.new_zeros(max(m.shape[0] for m in masks), 1, b - a, total)
         end = length
         for c in visible:
             if c.keys is not None:

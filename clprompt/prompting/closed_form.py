@@ -92,7 +92,7 @@ class ClosedFormModel(FrozenFeaturesModel):
 
     def classify(self, encoded: Encoded) -> Tensor:
         """Logits [B, C]; computed in float64, in float32 at least."""
-        if not self.training and bool(self.class_statistics.seen.any()):
+        if not self.training and self.class_statistics.counted:
             return self.on_statistics.classify(encoded.features)
         unit = F.normalize(self.on_statistics.expand(encoded.features), dim=1)
         return handed_out(self.class_statistics.once("means", cosine_means)(unit), encoded.features)

@@ -110,6 +110,8 @@ class OffsetCache:
             frames: parameters; a step in place counts up their version.
             framed: frame vectors [K, F] -> images.
         """
+        if torch.compiler.is_compiling():  # what is traced lies nowhere in memory
+            return patch_offsets(backbone, framed(torch.stack(frames)))
         device = frames[0].device.type
         key = (
             torch.is_autocast_enabled(device),

@@ -283,7 +283,8 @@ class DAMVPModel(PromptModel):
             offsets = self._offsets.of(self.backbone, list(self.frames), self.framed)
             return Encoded(self.backbone.prompted(self.backbone.position(patches + offsets[frame])))
         # idle frames have no gradient, and stand still: here the host has to know what the device chose
-        used = sorted(set(frame.cpu().tolist()))
+        traced = not self.training and torch.compiler.is_compiling()  # there is no host to know: all are used
+        used = list(range(len(self.frames))) if traced else sorted(set(frame.cpu().tolist()))
         inverse = torch.searchsorted(as_index(used, frame.device), frame)
         prompts = torch.stack([self.frames[k] for k in used])
         if not pixel:

@@ -189,19 +189,19 @@ class MultiLaneModel(PromptModel):
         of the newest one, and ``details`` are the logits [B, C], each lane's for its classes.
         """
         if not self.num_lanes:
-            nothing = images.new_full((len(images), self.num_classes), float("-inf"))
-            return Encoded(images.new_zeros(len(images), self.backbone.width), details=nothing)
+            nothing = images.new_full((images.shape[0], self.num_classes), float("-inf"))
+            return Encoded(images.new_zeros(images.shape[0], self.backbone.width), details=nothing)
         if self.training:
             features, frozen = self._run(images, [[self.num_lanes - 1]])
             terms = {} if frozen is None else {"key_pull": -cosine(frozen, self.keys[-1][None]).mean()}
             return Encoded(features[0][:, 0], terms)
         if not self.by_key:
             return self._encode_all(images, cached if self.keep_logits and cached is not None else {})
-        parts, frozen = self._run(images, self._groups(range(self.num_lanes), len(images)))
+        parts, frozen = self._run(images, self._groups(range(self.num_lanes), images.shape[0]))
         assert frozen is not None
         chosen = cosine(frozen, torch.stack(list(self.keys))).argmax(1)  # (B,)
         lanes = torch.cat(parts, dim=1)  # (B, T or more, D)
-        return Encoded(lanes[torch.arange(len(images)), chosen])
+        return Encoded(lanes[torch.arange(images.shape[0]), chosen])
 
     def _encode_all(self, images: Tensor, kept: Cache) -> Encoded:
         """Every lane gives the logits of its classes; those of old lanes are kept."""
@@ -209,7 +209,7 @@ class MultiLaneModel(PromptModel):
         missing = [lane for lane in range(self.num_lanes) if lane == newest or f"lane{lane}" not in kept]
         scores = {lane: kept[f"lane{lane}"] for lane in range(self.num_lanes) if lane not in missing}
         feature = images
-        groups = self._groups(missing, len(images))
+        groups = self._groups(missing, images.shape[0])
         for group, features in zip(groups, self._run(images, groups)[0], strict=True):
             for place, lane in enumerate(group):
                 if lane in scores:
@@ -221,7 +221,7 @@ class MultiLaneModel(PromptModel):
                 if lane < self.experience_index:  # frozen for good
                     kept[f"lane{lane}"] = scores[lane].detach()
         joined = torch.cat([scores[lane] for lane in range(self.num_lanes)], dim=1)
-        out = joined.new_full((len(images), self.num_classes), float("-inf"))
+        out = joined.new_full((images.shape[0], self.num_classes), float("-inf"))
         return Encoded(feature, details=out.index_copy(1, self.columns, joined))
 
     def classify(self, encoded: Encoded) -> Tensor:
@@ -229,7 +229,7 @@ class MultiLaneModel(PromptModel):
 
     def logits(self, features: Tensor) -> Tensor:
         """Head input [B, D] -> [B, C] by the rows of all lanes; -inf for a class without a lane."""
-        out = features.new_full((len(features), self.num_classes), float("-inf"))
+        out = features.new_full((features.shape[0], self.num_classes), float("-inf"))
         if not self.num_lanes:
             return out
         scores = F.linear(features, torch.cat(list(self.head_weights)), torch.cat(list(self.head_biases)))
@@ -265,7 +265,7 @@ class MultiLaneModel(PromptModel):
         if not groups:
             return [], None
         start = self.backbone.class_token
-        tokens = [start.expand(len(images), len(group), -1) for group in groups]
+        tokens = [start.expand(images.shape[0], len(group), -1) for group in groups]
         prompts = [self._lane_prompts(group) for group in groups]
         streams = [self._selector_stream(group) if self.merge_to is None else [] for group in groups]
         x = images
@@ -309,12 +309,21 @@ class MultiLaneModel(PromptModel):
         """
         selectors = [self.selectors[lane] for lane in group]
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in selectors)
+        if torch.compiler.is_compiling():  # what is traced lies nowhere in memory
+            return self._normed_selectors(selectors)
         autocast = torch.is_autocast_enabled(selectors[0].device.type)
         key = (tuple((p.data_ptr(), p._version) for p in selectors), autocast)
         kept = self._streams.get(tuple(group))
         if not learning and kept is not None and kept[0] == key:
             return kept[1]
-        stream, out = torch.stack(selectors), []  # (T, S, D)
+        out = self._normed_selectors(selectors)
+        if not learning:
+            self._streams[tuple(group)] = (key, out)
+        return out
+
+    def _normed_selectors(self, selectors: Sequence[Tensor]) -> list[Tensor]:
+        """Selectors [S, D] of some lanes through the blocks: what each block sees, [T, S, D]."""
+        stream, out = torch.stack(list(selectors)), []  # (T, S, D)
         for block in self.backbone.blocks:
             normed = block.norm1(stream)
             out.append(normed * self.backbone.width**-0.5)
@@ -322,8 +331,6 @@ class MultiLaneModel(PromptModel):
                 break
             if block is not self.backbone.blocks[-1]:
                 stream = residual_mlp(block, stream, normed)
-        if not learning:
-            self._streams[tuple(group)] = (key, out)
         return out
 
     # ------------------------------------------------------------------ growth

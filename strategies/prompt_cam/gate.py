@@ -125,7 +125,7 @@ def gated(scores: Tensor, evidence: Tensor, sizes: Sequence[int], gate: Literal[
         of_experience = torch.stack([part.logsumexp(1) for part in likely.split(list(sizes), 1)], dim=1)
     else:
         best = torch.stack([part.amax(1) for part in evidence.split(list(sizes), 1)], dim=1).argmax(1)
-        of_experience = torch.full((len(scores), len(sizes)), _BEHIND, dtype=scores.dtype).to(scores.device)
+        of_experience = scores.new_full((scores.shape[0], len(sizes)), _BEHIND)
         of_experience.scatter_(1, best[:, None], 0.0)
     parts = [
         part.log_softmax(dim=1) + of_experience[:, [number]]

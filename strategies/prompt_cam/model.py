@@ -186,7 +186,7 @@ class PromptCAMModel(PromptModel):
         """The unprompted features, by which experiences are compared, and beside them the scores [B, R]."""
         stem, query = self.query(images, self.first_block, cached)
         if not len(self.prompts):
-            return Encoded(query, details=query.new_zeros(len(query), 0))
+            return Encoded(query, details=query.new_zeros(query.shape[0], 0))
         x = self._entering_last(stem)
         experiences = range(len(self.prompts))
         if self.sees_all:
@@ -247,7 +247,8 @@ class PromptCAMModel(PromptModel):
         tokens = self.prompts[experience][-1:]  # (1, R, D), which depend on no image
         normed = block.norm1(tokens)
         query, own_key, own_value = project_stream(block.attn, normed)  # (1, H, R, d) each
-        columns = [query @ keys.mT, (query * own_key).sum(-1, keepdim=True).expand(len(keys), -1, -1, -1)]
+        own = (query * own_key).sum(-1, keepdim=True)
+        columns = [query @ keys.mT, own.expand(keys.shape[0], -1, -1, -1)]
         weights = (torch.cat(columns, dim=-1) * query.shape[-1] ** -0.5).softmax(-1)  # (B, H, R, N + 1)
         heads = weights[..., :-1] @ values + weights[..., -1:] * own_value
         outputs = residual_mlp(block, tokens, finish_attention(block.attn, normed, heads))
@@ -274,7 +275,7 @@ class PromptCAMModel(PromptModel):
         scores: Tensor = encoded.details
         if not self.training and self.gate != "none" and len(self.columns):
             scores = self._gated(scores, encoded.features)
-        logits = scores.new_full((len(scores), self.num_classes), float("-inf"))
+        logits = scores.new_full((scores.shape[0], self.num_classes), float("-inf"))
         return logits.index_copy(1, self.columns, scores)
 
     def _gated(self, scores: Tensor, query: Tensor) -> Tensor:

@@ -294,7 +294,7 @@ class TCPAModel(PromptModel):
         Gradient reaches the tokens: something learned may stand before the prompts.
         """
         matching: list[Tensor] = []
-        prompts = self._prompts(len(stem), matching)
+        prompts = self._prompts(stem.shape[0], matching)
         feature = self.backbone.prompted(stem, prompts, start=self.first_block)
         if not matching:
             return Encoded(feature)

@@ -265,7 +265,7 @@ class Statistics(Plugin):
     # ------------------------------------------------------------------ predicting
 
     def route(self, frozen: Frozen) -> Tensor | None:
-        if self.router is None or self._is_inside or not self.router.classes.seen.any():
+        if self.router is None or self._is_inside or not self.router.classes.counted:
             return None
         features = frozen()
         return self.experiences.to(features.device)[self.router.classify(features).argmax(1)]
@@ -274,12 +274,12 @@ class Statistics(Plugin):
         """Logits of the head on statistics; the trained one answers inside an experience, and before any."""
         if self._is_inside:
             return None
-        if self.uncounted:
+        if not torch.compiler.is_compiling() and self.uncounted:
             raise ProtocolError(
                 f"statistics={self.form} did not get the images of an experience: "
                 "call end_experience(samples) at its end"
             )
-        if not self.classes.seen.any():
+        if not self.classes.counted:
             return None
         return self.head.classify(features if self.source == "prompted" else frozen())
 

@@ -81,6 +81,11 @@ class ClassStatistics(nn.Module):
         return self.counts > 0
 
     @property
+    def counted(self) -> bool:
+        """Whether any class has a sample."""
+        return self.once("counted", lambda classes: bool(classes.counts.any()))
+
+    @property
     def has_label_sets(self) -> bool:
         """Whether samples came with multi-hot targets."""
         return self._counted()[1]
