@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,7 +57,12 @@ def lazy_names(
         )
         return value
 
-    return sorted(homes), find, lambda: sorted({*names, *homes})
+    def listed() -> list[str]:
+        parts = (name for name, value in names.items() if isinstance(value, ModuleType))
+        own = {name for name in parts if f"{package}.{name}" in sys.modules}
+        return sorted({*homes, *own, *(name for name in names if name.startswith("__"))})
+
+    return sorted(homes), find, listed
 
 
 _NAMES, _find, _listed = lazy_names(
