@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clprompt.testing.learning import check_boundaries as check_boundaries
     from clprompt.testing.learning import check_declarations as check_declarations
     from clprompt.testing.learning import check_declared_parameters as check_declared_parameters
+    from clprompt.testing.learning import check_everything_is_in_the_state as check_everything_is_in_the_state
     from clprompt.testing.learning import check_frozen_backbone as check_frozen_backbone
     from clprompt.testing.learning import check_kinds_of_backbone as check_kinds_of_backbone
     from clprompt.testing.learning import check_learning as check_learning
@@ -47,6 +48,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "check_cache": "clprompt.testing.prediction",
         "check_declarations": "clprompt.testing.learning",
         "check_declared_parameters": "clprompt.testing.learning",
+        "check_everything_is_in_the_state": "clprompt.testing.learning",
         "check_forward_changes_nothing": "clprompt.testing.prediction",
         "check_frozen_backbone": "clprompt.testing.learning",
         "check_kinds_of_backbone": "clprompt.testing.learning",

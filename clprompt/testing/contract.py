@@ -11,6 +11,7 @@ method: what is expected follows from what it declares (``boundaries``, ``trains
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from clprompt.testing.learning import (
     check_boundaries,
     check_declarations,
     check_declared_parameters,
+    check_everything_is_in_the_state,
     check_frozen_backbone,
     check_kinds_of_backbone,
     check_learning,
@@ -53,6 +55,7 @@ def check_strategy(
     multi_label: bool = False,
     plugins: Sequence[Plugin] = (),
     device: str = "cpu",
+    tell: Callable[[str], object] | None = print,
     **arguments: Any,
 ) -> None:
     """Run a method through every check, on tiny vision transformers and a toy stream, in a few seconds.
@@ -64,6 +67,7 @@ def check_strategy(
         multi_label: run it on multi-hot targets instead, through the checks that have a meaning there.
         plugins: every model gets copies of them.
         device: where it is tried, such as "cuda"; there with deterministic algorithms, as in any run.
+        tell: is given a line for each check that is passed; None for silence.
         **arguments: its own and short forms of plug-ins, for all checks. The backbones have 5 blocks, width
             32 and 16 patches; for a method that needs text the text tower of ``clip_letters`` is beside them.
 
@@ -75,17 +79,22 @@ def check_strategy(
     named = {**arguments, **({"plugins": [plugin.name for plugin in plugins]} if plugins else {})}
     settings = ", ".join(f"{key}={value!r}" for key, value in named.items())
     for check in MULTI_LABEL_CHECKS if multi_label else CHECKS:
+        start = time.perf_counter()
         try:
             with reproducible(torch.device(device)) if device != "cpu" else contextlib.nullcontext():
                 check(bench)
         except Exception as error:
             text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
             raise AssertionError(f"{model_class.__name__}({settings}): {check.__name__}: {text}") from error
+        if tell is not None:
+            promise = (check.__doc__ or "").partition("\n")[0]
+            tell(f"{check.__name__}: kept, {time.perf_counter() - start:.1f} s. {promise}")
 
 
 #: Every check, the quick and telling ones first.
 CHECKS: tuple[Check, ...] = (
     check_declarations,
+    check_everything_is_in_the_state,
     check_learning,
     check_boundaries,
     check_repeated_classes,

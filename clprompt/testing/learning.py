@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import BackboneError, ConfigError
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import PromptModel
@@ -169,6 +172,78 @@ def check_declared_parameters(bench: Workbench) -> None:
         other = [name for name in moved if name not in declared]
         require(not other, f"three steps changed parameters that are not declared: {other[:3]}")
         require(bool(moved), f"three steps changed none of {len(declared)} declared parameters")
+        # of a list some may be of classes or clusters that are not in the batch
+        reached = {_list_of(name) for name in declared if after[name].grad is not None}
+        idle = [name for name in declared if after[name].numel() and _list_of(name) not in reached]
+        require(not idle, f"declared parameters that got no gradient in three steps: {idle[:3]}")
+
+
+def _list_of(name: str) -> str:
+    """Where a parameter stands, without its number in a list."""
+    return ".".join(part for part in name.split(".") if not part.isdigit())
+
+
+def check_everything_is_in_the_state(bench: Workbench) -> None:
+    """What the logits hang on is a parameter or a buffer: it is saved, trained and moved to a device."""
+    model, _ = bench.begun(
+        experience=0
+    )  # one that has not answered yet: what it keeps of answers is no matter
+    model.observe(bench.batch(0)[1])
+    loose = dict(_loose(model))
+    for path, tensor in loose.items():
+        require(
+            not tensor.requires_grad,
+            f"{path} is a parameter that the model does not know of, so it is neither trained nor saved nor "
+            "moved to a device; assign it to an attribute, or put it into an nn.ParameterList",
+        )
+    logits = _logits(model, bench)
+    for path, tensor in loose.items():
+        if tensor.is_floating_point() and tensor.numel():
+            kept = tensor.clone()
+            tensor.add_(torch.ones_like(tensor))
+            moved = not torch.equal(_logits(model, bench), logits)
+            tensor.copy_(kept)
+            require(
+                not moved,
+                f"{path} decides on the logits and is no part of the state: make it a parameter, or call "
+                "register_buffer",
+            )
+
+
+@torch.no_grad()
+def _logits(model: PromptModel, bench: Workbench) -> Tensor:
+    """Of a few images, in eval mode, by a copy that keeps nothing of them."""
+    return copy.deepcopy(model).eval()(bench.probes[:4]).nan_to_num()
+
+
+def _loose(model: PromptModel) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that a model holds beside its parameters and buffers, by where they are; not the backbone's."""
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    met: set[int] = set()
+
+    def within(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+        if id(value) in met or isinstance(value, FrozenViT):
+            return
+        met.add(id(value))
+        if isinstance(value, Tensor):
+            if id(value) not in known:
+                yield path, value
+        elif isinstance(value, nn.Module):
+            for name, part in vars(value).items():
+                yield from within(path if name in _REGISTERED else f"{path}.{name}", part)
+        elif isinstance(value, Mapping):
+            registered = path == "self"
+            for key, part in value.items():
+                yield from within(f"{path}.{key}" if registered else f"{path}[{key!r}]", part)
+        elif isinstance(value, list | tuple):
+            for number, part in enumerate(value):
+                yield from within(f"{path}[{number}]", part)
+
+    return within("self", model)
+
+
+#: Where torch keeps what a module knows of.
+_REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 def _declared(model: PromptModel) -> list[str]:

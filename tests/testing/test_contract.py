@@ -353,6 +353,36 @@ class TakesPositionalArguments(Sound):
         super().__init__(backbone, seed=seed)
 
 
+class KeepsItsPromptsInAList(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        del self.prompts
+        self.slots = [uniform(2, backbone.width, seed=seed, name="prompts", index=slot) for slot in range(3)]
+
+    @property
+    def prompts(self) -> Tensor:
+        return torch.stack(self.slots)
+
+    def set_stage(self) -> None:
+        self.keys.requires_grad_(False)
+
+
+class ShiftsByAPlainTensor(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        self.shifts = {"features": torch.zeros(backbone.width)}
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        encoded = super().encode(images, cached)
+        return encoded._replace(features=encoded.features + self.shifts["features"])
+
+
+class DeclaresWhatItDoesNotUse(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        self.idle = uniform(3, seed=seed, name="idle")
+
+
 BROKEN: list[tuple[type[PromptModel], Callable[[Workbench], None], str]] = [
     (LearnsNothing, testing.check_learning, "accuracy 0"),
     (TrainsTheBackbone, testing.check_frozen_backbone, "training changed"),
@@ -403,11 +433,25 @@ BROKEN: list[tuple[type[PromptModel], Callable[[Workbench], None], str]] = [
     (PredictsPastItsPlugins, testing.check_declarations, "forward is no method's own"),
     (LearnsPastItsPlugins, testing.check_declarations, "training_loss is no method's own"),
     (TakesPositionalArguments, testing.check_declarations, "length must be keyword-only"),
+    (
+        KeepsItsPromptsInAList,
+        testing.check_everything_is_in_the_state,
+        "self.slots[0] is a parameter that the model does not know of",
+    ),
+    (
+        ShiftsByAPlainTensor,
+        testing.check_everything_is_in_the_state,
+        "self.shifts['features'] decides on the logits",
+    ),
+    (DeclaresWhatItDoesNotUse, testing.check_declared_parameters, "got no gradient in three steps: ['idle']"),
 ]
 
 
-def test_a_sound_method_passes_every_check() -> None:
-    testing.check_strategy(Sound, length=3)
+def test_a_sound_method_passes_every_check_and_each_is_told() -> None:
+    told: list[str] = []
+    testing.check_strategy(Sound, length=3, tell=told.append)
+    assert [line.partition(":")[0] for line in told] == [check.__name__ for check in testing.CHECKS]
+    assert "s. It learns above chance on a separable problem" in told[2]
 
 
 @pytest.mark.parametrize(
