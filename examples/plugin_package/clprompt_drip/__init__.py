@@ -1,0 +1,1 @@
+"""Two methods, a stream and a data set for clprompt."""
