@@ -569,25 +569,55 @@ def explain(
     bad.finish(len(paths) - (len(bad) - folders) if plots else 0)
 
 
+@group.command(short_help="Write a trained model as ONNX, as an exported program or with its backbone.")
+@_run_argument
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["onnx", "torch-export", "safetensors"]),
+    required=True,
+    help="onnx for ONNX Runtime, torch-export for torch.export.load, safetensors for clprompt.load.",
+)
+@click.option(
+    "--out",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="A file; for safetensors a folder.  [default: in RUN]",
+)
+@_import_option
+def export(run: Path, form: Any, out: Path | None) -> None:
+    """Write the model of a finished run, backbone included, in a form that other programs serve.
+
+    RUN is the folder of the run. onnx and torch-export take images in batches of any size; names of the
+    classes and how images are prepared stand in their metadata.
+    """
+    from clprompt.experiment import export as exports
+
+    written = exports.export(run, form, out)
+    show(f"written: {written.path}")
+    if written.difference is not None:
+        show(f"largest difference from the model's logits, on noise: {written.difference:.1e} of the largest")
+
+
 @group.command(short_help="Draw what arrives when in a stream: a table and a PNG.")
-@click.argument("stream", metavar="CONFIG|SCENARIO", shell_complete=_complete_config)
+@click.argument("stream", metavar="CONFIG|STUDY|SCENARIO", shell_complete=_complete_config)
 @_overrides_argument
 @_import_option
 def stream(stream: str, overrides: tuple[str, ...]) -> None:
     """Draw what arrives when in a stream; no model is loaded.
 
-    The stream is that of a configuration, or a scenario by name (`clprompt list scenarios`) with data=NAME
-    or labels=FILE.npy (class ids). Overrides are those of a run (scenario.n=30, seed=3);
+    The stream is that of a configuration, those of a study, or a scenario by name (`clprompt list scenarios`)
+    with data=NAME or labels=FILE.npy (class ids). Overrides are those of a run (scenario.n=30, seed=3);
     out=FILE.png says where to draw.
     """
     from clprompt.cli.stream import read
     from clprompt.reporting import plots
     from clprompt.system import files
 
-    drawn, out = read(stream, overrides)
-    show(drawn.table())
-    files.atomic_write(out, plots.png(drawn.figure()))
-    show(f"\ndrawn: {out}")
+    for number, (drawn, out) in enumerate(read(stream, overrides)):
+        show(("\n" if number else "") + drawn.table())
+        files.atomic_write(out, plots.png(drawn.figure()))
+        show(f"\ndrawn: {out}")
 
 
 @group.command(

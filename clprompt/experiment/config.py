@@ -8,6 +8,8 @@ under it; their keys are checked against its signature. `training` and `online` 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import itertools
 import typing
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -103,14 +105,26 @@ KEYS = (
 )
 #: What stands by name in a section, by the section's key.
 REGISTRIES = {"data": registry.datasets, "scenario": registry.scenarios, "strategy": registry.strategies}
-#: Arguments of what a section names that the run provides itself.
-GIVEN: dict[str, tuple[str, ...]] = {
+_GIVEN: dict[str, tuple[str, ...]] = {
     "data": (),
-    "scenario": ("targets", "seed", "class_names", "domains", "domain_names"),
+    "scenario": ("seed", "class_names", "domains", "domain_names"),  # and the labels, its first argument
     "strategy": ("backbone", "seed"),
 }
 #: The sections whose value may be a bare name.
 NAMED_SECTIONS = frozenset({*REGISTRIES, "backbone"})
+
+
+def given(kind: str, target: Callable[..., Any]) -> tuple[str, ...]:
+    """Arguments of what a section names that the run provides itself.
+
+    Args:
+        kind: the section, or "compare".
+        target: what it names.
+    """
+    names = _GIVEN.get(kind, _GIVEN["strategy"])
+    return (*itertools.islice(inspect.signature(target).parameters, kind == "scenario"), *names)
+
+
 #: The sections that hold settings and no name.
 SETTINGS: dict[str, type] = {"training": Training, "online": Online, "memory": Memory}
 
@@ -250,7 +264,7 @@ def _check_sections(values: Mapping[str, Any]) -> None:
                 entry = known.get(_section(values.get(section), section)["name"])
             except ConfigError:
                 continue
-            if key in schema.parameters(entry.target, GIVEN[section])[0]:
+            if key in schema.parameters(entry.target, given(section, entry.target))[0]:
                 raise ConfigError(f'unknown key "{key}"; did you mean "{section}.{key}"?')
         schema.check_keys([key], KEYS, "")
 
@@ -287,6 +301,11 @@ def _settings(kind: Callable[..., S], section: Any, path: str) -> S:
     if not isinstance(section, Mapping):
         raise ConfigError(f"{path} must be a mapping, got {schema.show(section)}")
     schema.check_keys(section, schema.parameters(kind)[0], path, OTHER_NAMES)
+    for key, value in section.items():
+        if callable(value):
+            raise ConfigError(
+                f"{path}.{key}: a run writes its configuration down; name the function as module:function"
+            )
     return kind(**section)
 
 
@@ -376,7 +395,7 @@ def named(given: Any, path: str, online: bool = False, *, of_run: bool = False) 
     if of_run:
         arguments = entry.of_today(arguments, schema.parameters(entry.target)[0])
     training = {"training": section["training"]} if "training" in section and kind == "compare" else {}
-    skip = GIVEN.get(kind, GIVEN["strategy"])
+    skip = given(kind, entry.target)
     plugins: list[Callable[..., Any]] = []
     if registered is registry.strategies:
         from clprompt.prompting.build import refuse_short_forms, serving

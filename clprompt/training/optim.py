@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from clprompt import schema
 from clprompt.errors import CheckpointError, ConfigError
 from clprompt.prompting.model import PromptModel
-from clprompt.training.settings import Schedule, Training
+from clprompt.training.settings import Schedule, Training, function_of
 
 #: Adam's eps for weights in float16, where a second moment (beta2 = 0.999) that is too small is 0, as are the
 #: usual 1e-8: nan. With this one the step of such a weight is no longer than the learning rate.
@@ -52,9 +52,12 @@ def build(
     if not filled and not empty:
         return None
     groups = filled or groups
+    optimizer: Optimizer
     shared: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    if settings.optimizer == "sgd":
-        optimizer: Optimizer = torch.optim.SGD(groups, momentum=settings.momentum, **shared)
+    if settings.optimizer not in ("adam", "adamw", "sgd"):
+        optimizer = _of_ones_own(settings, groups, shared)
+    elif settings.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, momentum=settings.momentum, **shared)
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
         if any(parameter.dtype == torch.float16 for group in groups for parameter in group["params"]):
@@ -62,6 +65,30 @@ def build(
         optimizer = kind(groups, **shared)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _of_ones_own(settings: Training, groups: list[dict[str, Any]], shared: Mapping[str, Any]) -> Optimizer:
+    """What a user's function makes of the groups.
+
+    Raises:
+        ConfigError: the function cannot be found or called so, or returns something else.
+    """
+    factory = function_of(settings.optimizer, "training.optimizer")
+    called = getattr(factory, "__name__", str(factory))
+    try:
+        optimizer = factory(groups, **shared)
+    except TypeError as error:
+        raise ConfigError(
+            f"training.optimizer: {called} must take groups of parameters, lr= and weight_decay=: {error}"
+        ) from error
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"training.optimizer: {called} must return a torch.optim.Optimizer, "
+            f"got {type(optimizer).__name__}"
+        )
+    if [group.get("names") for group in optimizer.param_groups] != [group["names"] for group in groups]:
+        raise ConfigError(f"training.optimizer: {called} must keep the groups that it is given")
     return optimizer
 
 
@@ -123,7 +150,8 @@ def set_learning_rate(
 
     Args:
         optimizer: whose groups have their full rate under ``initial_lr``.
-        schedule: "constant"; "cosine" falls to 0 by half a cosine from the end of the warm-up on, step by
+        schedule: a function of (step, steps, epochs) that returns the share of the full rate, or "constant";
+            "cosine" falls to 0 by half a cosine from the end of the warm-up on, step by
             step; "cosine-coda" has the full rate in the first two epochs of E and then cos(99 pi (e - 1) /
             (200 (E - 1))) of it in epoch e = 2 ... E - 1. A warm-up is a factor of that: no epoch is shifted.
         step: from 0.
@@ -142,6 +170,8 @@ def set_learning_rate(
     if schedule == "cosine-coda":
         number = max(step * epochs // max(steps, 1) - 1, 0)  # the second epoch is number 0, too
         factor *= math.cos(99 * math.pi * number / (200 * max(epochs - 1, 1)))
+    if schedule not in ("constant", "cosine", "cosine-coda"):
+        factor *= float(function_of(schedule, "training.schedule")(step, steps, epochs))
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

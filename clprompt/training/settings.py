@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import os
+import re
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,11 +21,55 @@ from clprompt.schema import above, at_least, at_most, below
 if TYPE_CHECKING:
     from clprompt.prompting.model import PromptModel
 
+
+class _NamesAFunction(type):
+    """Says of a value whether it is a function, or names one as "module:function"."""
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        if isinstance(value, str):
+            return bool(re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value))
+        return callable(value)
+
+
+if TYPE_CHECKING:
+    Factory = str | Callable[..., Any]
+else:
+
+    class Factory(metaclass=_NamesAFunction):
+        """The type of a setting that is a user's own function: "module:function", or in Python itself."""
+
+    Factory.__name__ = "module:function"  # what messages call it
+
+
+def function_of(factory: Any, key: str) -> Callable[..., Any]:
+    """The function that a setting is, or names; the current folder counts among the places of modules.
+
+    Args:
+        factory: the setting, a :class:`Factory`.
+        key: its dotted key, for messages.
+
+    Raises:
+        ConfigError: no such module, or nothing of that name in it that can be called.
+    """
+    if not isinstance(factory, str):
+        return factory  # type: ignore[no-any-return]
+    module, _, name = factory.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the module raises
+        raise ConfigError(f"{key} {factory} cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise ConfigError(f"{key} {factory} must be a function, got {type(function).__name__}")
+    return function  # type: ignore[no-any-return]
+
+
 Count = Annotated[int, at_least(1)]
 #: Number format of a forward pass: 32 bits, or autocast to one of 16.
 Precision = Literal["float32", "bf16", "fp16"]
 #: How the learning rate goes within an experience, see :func:`clprompt.training.optim.set_learning_rate`.
-Schedule = Literal["constant", "cosine", "cosine-coda"]
+Schedule = Literal["constant", "cosine", "cosine-coda"] | Factory
 
 
 #: What fields of :class:`Training` are called elsewhere, for hints.
@@ -98,14 +146,15 @@ class Training:
     """passes over each experience"""
     lr: Annotated[float, above(0)] = 0.005
     """learning rate"""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """what takes the steps"""
+    optimizer: Literal["adam", "adamw", "sgd"] | Factory = "adam"
+    """what takes the steps; a function of your own gets the parameter groups, lr= and weight_decay="""
     weight_decay: Annotated[float, at_least(0)] = 0.0
     """of the optimizer"""
     momentum: Annotated[float, at_least(0), below(1)] = 0.0
     """of sgd"""
     schedule: Schedule = "constant"
-    """of the learning rate within an experience; "cosine" falls step by step, "cosine-coda" epoch by epoch"""
+    """of the learning rate within an experience; "cosine" falls step by step, "cosine-coda" epoch by epoch;
+    a function of your own gets step, steps and epochs, and returns the share of the full rate"""
     warmup: Annotated[float, at_least(0), below(1)] = 0.0
     """share of an experience's steps over which the learning rate rises to its full value"""
     clean_query: bool = False

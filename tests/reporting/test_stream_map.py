@@ -5,8 +5,10 @@ import time
 import numpy as np
 import pytest
 
+from clprompt import registry
 from clprompt.cli import stream
 from clprompt.cli.main import main
+from clprompt.data.plan import Plan
 from clprompt.errors import ConfigError, DataWarning
 from clprompt.experiment import config
 from clprompt.reporting import plots
@@ -108,7 +110,7 @@ def test_labels_alone_are_enough(tmp_path, capsys):
 
 
 def test_the_stream_of_a_configuration_is_drawn_with_its_overrides():
-    found, out = stream.read("quickstart-siblurry", ["scenario.sessions=3", "strategy.pool_size=4"])
+    ((found, out),) = stream.read("quickstart-siblurry", ["scenario.sessions=3", "strategy.pool_size=4"])
     assert found.counts.shape == (3, 10)
     assert out.name == "stream-si_blurry-seed1.png"
 
@@ -134,10 +136,34 @@ def test_every_form_that_a_run_takes_draws_its_stream(form, tmp_path, recwarn):
     others = [f"{key}: {name}\n" for key, name in sections.items() if not form.startswith(key)]
     path.write_text("".join(others) + form)
     assert config.load(path).seeds[0] == (3 if form == "seed: 3" else 0)
-    _, out = stream.read(str(path))
+    ((_, out),) = stream.read(str(path))
     assert out.name == f"stream-split-seed{config.load(path).seeds[0]}.png"
     told = [str(warning.message) for warning in recwarn if warning.category is DataWarning]
     assert told == ["the stream of seed 0; of others: seed=1"] * ("1" in form)
+
+
+def drip(labels, *, first: int = 2, seed: int = 0) -> Plan:
+    """The first classes together, then one class after the other; labels by a name of their own."""
+    classes = np.unique(labels)
+    groups = [classes[:first], *classes[first:, None]]
+    indices = tuple(np.flatnonzero(np.isin(labels, group)) for group in groups)
+    return Plan(indices, tuple(tuple(map(int, group)) for group in groups), int(classes[-1]) + 1)
+
+
+def test_a_study_draws_its_streams_whatever_a_scenario_calls_its_labels(tmp_path, capsys, monkeypatch):
+    registry.scenarios.names()  # the built-in ones first
+    monkeypatch.setattr(registry.scenarios, "_entries", dict(registry.scenarios._entries))
+    registry.scenarios.register("drip")(drip)
+    path = tmp_path / "both.yaml"
+    path.write_text(
+        "data: digits\nscenarios: {split: {experiences: 5}, slow: {name: drip, first: 4}}\n"
+        "backbone: vit_letters\nstrategies: {ncm: {}, linear_probe: {}}\nseed: 3,4\n"
+    )
+    assert main(["stream", str(path), f"out={tmp_path / 'map.png'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "split stream of digits, seed 3" in printed
+    assert "drip stream of digits, seed 3" in printed
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["map-slow.png", "map-split.png"]
 
 
 def test_a_seed_is_wrong_to_a_stream_as_it_is_to_a_run(tmp_path):

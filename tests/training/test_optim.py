@@ -1,12 +1,13 @@
 """Optimizers follow a model that grows, freezes and is loaded again."""
 
 import math
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from clprompt.errors import CheckpointError
+from clprompt.errors import CheckpointError, ConfigError
 from clprompt.prompting.heads import grown
 from clprompt.training import optim
 
@@ -235,3 +236,66 @@ def test_the_rate_rises_over_the_warm_up_and_then_follows_the_schedule():
     assert rates == pytest.approx([0.1 * factor for factor in wanted])
     flat = [optim.set_learning_rate(optimizer, "constant", step, 10, 0.5) for step in range(10)]
     assert flat == pytest.approx([0.02, 0.04, 0.06, 0.08] + [0.1] * 6)
+
+
+# ------------------------------------------------------------------------------------------ of one's own
+
+
+def slow_sgd(groups, *, lr, weight_decay):
+    return torch.optim.SGD(groups, lr=lr / 10, weight_decay=weight_decay)
+
+
+def halves(step, steps, epochs):
+    return 0.5 ** (step * epochs // steps)
+
+
+def test_a_function_of_ones_own_makes_the_optimizer_and_it_follows_a_model_that_grows(tmp_path, monkeypatch):
+    (tmp_path / "my_optimizers.py").write_text(
+        "import torch\n\n"
+        "def slow(groups, *, lr, weight_decay):\n"
+        "    return torch.optim.SGD(groups, lr=lr / 10)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for factory in (slow_sgd, "my_optimizers:slow"):
+        model = Growing()
+        optimizer = optim.build(model, optimizer=factory, lr=0.2)
+        assert isinstance(optimizer, torch.optim.SGD)
+        assert [group["initial_lr"] for group in optimizer.param_groups] == [
+            0.1,
+            0.02,
+        ]  # the group's own, lr / 10
+        model.step(optimizer)
+        model.grow(2)
+        optim.sync(optimizer, model)
+        assert optimizer.param_groups[1]["params"][0] is model.head
+    monkeypatch.delitem(sys.modules, "my_optimizers")
+
+
+def test_a_function_of_ones_own_is_the_schedule():
+    optimizer = optim.build(Growing(), lr=0.2)
+    rates = [optim.set_learning_rate(optimizer, halves, step, 4, epochs=2) for step in range(4)]
+    assert rates == [0.1, 0.1, 0.05, 0.05]
+
+
+@pytest.mark.parametrize(
+    ("factory", "says"),
+    [
+        ("no_such_module:make", "cannot be imported: ModuleNotFoundError"),
+        ("torch:nothing", "cannot be imported: AttributeError"),
+        ("torch:__version__", "must be a function, got TorchVersion"),
+        (
+            "addam",
+            'must be one of "adam", "adamw", "sgd" or module:function, got "addam"; did you mean "adam"',
+        ),
+        (lambda groups: None, "must take groups of parameters, lr= and weight_decay="),
+        (lambda groups, lr, weight_decay: None, "must return a torch.optim.Optimizer, got NoneType"),
+        (
+            lambda groups, lr, weight_decay: torch.optim.SGD([p for g in groups for p in g["params"]], lr=lr),
+            "must keep the groups that it is given",
+        ),
+    ],
+)
+def test_what_makes_no_optimizer_is_one_line(factory, says):
+    with pytest.raises(ConfigError, match=r"training\.optimizer") as caught:
+        optim.build(Growing(), optimizer=factory)
+    assert says in str(caught.value)
