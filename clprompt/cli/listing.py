@@ -119,7 +119,7 @@ def _registered(known: registry.Registry, name: str, key: str) -> Section:
         ]
         facts.append(f"Serves: {', '.join(methods)}")
     refused = [f"{key} is no argument: {only.reason}" for key, only in entry.refused.items()]
-    given = () if known is registry.plugins else config.given(key, entry.target)
+    given = () if known is registry.plugins else config.provided(key, entry.target)
     return Section(entry.name, known.kind, key, entry.target, given, facts, [*refused, *closing])
 
 

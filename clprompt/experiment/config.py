@@ -114,7 +114,7 @@ _GIVEN: dict[str, tuple[str, ...]] = {
 NAMED_SECTIONS = frozenset({*REGISTRIES, "backbone"})
 
 
-def given(kind: str, target: Callable[..., Any]) -> tuple[str, ...]:
+def provided(kind: str, target: Callable[..., Any]) -> tuple[str, ...]:
     """Arguments of what a section names that the run provides itself.
 
     Args:
@@ -264,7 +264,7 @@ def _check_sections(values: Mapping[str, Any]) -> None:
                 entry = known.get(_section(values.get(section), section)["name"])
             except ConfigError:
                 continue
-            if key in schema.parameters(entry.target, given(section, entry.target))[0]:
+            if key in schema.parameters(entry.target, provided(section, entry.target))[0]:
                 raise ConfigError(f'unknown key "{key}"; did you mean "{section}.{key}"?')
         schema.check_keys([key], KEYS, "")
 
@@ -395,7 +395,7 @@ def named(given: Any, path: str, online: bool = False, *, of_run: bool = False) 
     if of_run:
         arguments = entry.of_today(arguments, schema.parameters(entry.target)[0])
     training = {"training": section["training"]} if "training" in section and kind == "compare" else {}
-    skip = given(kind, entry.target)
+    skip = provided(kind, entry.target)
     plugins: list[Callable[..., Any]] = []
     if registered is registry.strategies:
         from clprompt.prompting.build import refuse_short_forms, serving
