@@ -36,8 +36,8 @@ SHALLOW: dict[str, dict[str, Any]] = {
     "mvp": {"g_layers": (0,), "e_layers": (1,)},
 }
 #: Strategies whose graphs hold all operators that need care; `pytest --onnx all` asks of every one.
-#: A stable sort, a top-k with masks, lanes, frames, experiences apart, float64.
-IN_ONNX = ("dualprompt", "tcpa", "multilane", "damvp", "prompt_cam", "slda")
+#: A stable sort, a top-k with masks, lanes, float64.
+IN_ONNX = ("dualprompt", "tcpa", "multilane", "slda")
 
 
 def trained(name: str) -> PromptModel:
