@@ -83,12 +83,13 @@ def class_order(
             )
     if any(isinstance(entry, str) for entry in order):
         return _permutation(order, count, class_names, "scenario.class_order", "entry")
-    problem = _problem(order, count)
+    ids = [int(c) for c in order]
+    problem = _problem(ids, count)
     if problem:
         raise ConfigError(
             f"scenario.class_order must be a permutation of the class ids 0..{count - 1}: {problem[1]}"
         )
-    return [int(c) for c in order]
+    return ids
 
 
 def _problem(order: Sequence[int], count: int) -> tuple[int | None, str] | None:

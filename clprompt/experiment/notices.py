@@ -90,8 +90,8 @@ def many_prompt_tokens(model: PromptModel) -> list[str]:
         return []
     share = max(1, round(tokens * patches / _PUBLISHED_TOKENS))
     return [
-        f"{tokens} prompt tokens stand beside {patches} of the image and outweigh them, at a cost in "
-        f"accuracy; published lengths are meant for {_PUBLISHED_TOKENS}: in proportion, {share} in all"
+        f"{tokens} prompt tokens stand beside {patches} of the image, a share of a short sequence that can "
+        f"cost accuracy; published lengths are meant for {_PUBLISHED_TOKENS}: in proportion, {share} in all"
     ]
 
 
