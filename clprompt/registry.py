@@ -191,7 +191,10 @@ _MODULES = (
     "clprompt.prompting.text.anchors.short_form",
     "clprompt.prompting.text.trajectory",
     "clprompt.prompting.train_experiences",
+    "clprompt.tracking.mlflow",
+    "clprompt.tracking.scalar_table",
     "clprompt.tracking.tensorboard",
+    "clprompt.tracking.wandb",
 )
 
 _loaded = False
@@ -243,7 +246,7 @@ strategies = Registry("strategy", load_builtin)
 scenarios = Registry("scenario", load_builtin)
 datasets = Registry("data set", load_builtin)
 #: where runs are shown, see :mod:`clprompt.tracking.sink`
-sinks = Registry("sink", load_builtin)
+sinks = Registry("tracker", load_builtin)
 #: Short forms of plug-ins: a function of the keys that stand beside a method's own, which returns the
 #: plug-in, several, or None. ``serves`` says of a method whether it can carry it, ``lacking`` why another
 #: cannot.

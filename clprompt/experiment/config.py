@@ -8,6 +8,7 @@ under it; their keys are checked against its signature. `training` and `online` 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import itertools
 import typing
@@ -48,6 +49,8 @@ class Config:
         strategy: as for `data`.
         backbone: `name`, `pretrained`, `checkpoint`, and what else timm takes; for `clip` the arguments of
             `clprompt.backbones.clip.clip_backbone`.
+        trackers: where curves and drawings go beside the files of the run folder: `tensorboard`, `csv`,
+            `wandb`, `mlflow`, or one of an installed package, by name; [] for none.
         compare: further strategies on the same stream and seeds; a `training` mapping in one of them holds
             overrides of training settings for that strategy alone.
         training: see `Training`.
@@ -71,6 +74,7 @@ class Config:
     export: Literal["method", "full"] = "method"
     note: str | None = None
     tags: list[str] = field(default_factory=list)
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     compare: list[dict[str, Any]] = field(default_factory=list)
     training: Training = field(default_factory=Training)
     online: Online | None = None
@@ -97,7 +101,7 @@ class Config:
 # The order of the keys in a resolved configuration, which is the order of the packaged files.
 PLAIN_KEYS = (
     *("name", "label", "seed", "precision", "query_precision", "device", "deterministic", "retrieval"),
-    *("runs_dir", "export", "note", "tags"),
+    *("runs_dir", "export", "trackers", "note", "tags"),
 )
 KEYS = (
     *PLAIN_KEYS,
@@ -188,6 +192,8 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bo
     fields = {key: values[key] for key in KEYS if key in values}
     if fields.get("name") is None:
         fields["name"] = name
+    if isinstance(fields.get("trackers"), str):
+        fields["trackers"] = [name.strip() for name in fields["trackers"].split(",")]
     hints = typing.get_type_hints(Config)
     for key in PLAIN_KEYS:
         if key in fields:  # what costs no import is checked first
@@ -210,6 +216,7 @@ def from_dict(values: Mapping[str, Any], name: str = "experiment", *, of_run: bo
     online = fields.get("online") is not None
     for key in REGISTRIES:  # from here on the registries are asked, which import torch
         fields[key] = named(fields[key], key, online, of_run=of_run)
+    _check_trackers(fields.get("trackers") or [])
     fields["compare"] = [
         named(section, f"compare.{index}", online, of_run=of_run) for index, section in enumerate(compare)
     ]
@@ -267,6 +274,20 @@ def _check_sections(values: Mapping[str, Any]) -> None:
             if key in schema.parameters(entry.target, provided(section, entry.target))[0]:
                 raise ConfigError(f'unknown key "{key}"; did you mean "{section}.{key}"?')
         schema.check_keys([key], KEYS, "")
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker that there is not, or whose package is not installed."""
+    for name in names:
+        try:
+            tracker: Any = registry.sinks.get(name).target
+        except ConfigError as error:
+            raise ConfigError(f"trackers: {error}") from None
+        if tracker.package and importlib.util.find_spec(tracker.package) is None:
+            extra = f"pip install 'clprompt[{tracker.package}]'"
+            raise ConfigError(f"trackers: {name} needs the package {tracker.package}: {extra}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"trackers names one twice: {schema.show(list(names))}")
 
 
 def _check_name(name: str) -> None:

@@ -157,7 +157,8 @@ def run(
                 failures[folder] = error
             else:
                 results += [] if result is None else [result]
-    _write_means(results)
+    if "tensorboard" in config.trackers:
+        _write_means(results)
     if failures:
         raise RunsFailed(failures, results) from next(iter(failures.values()))
     return results
@@ -403,7 +404,7 @@ class Session:
             checkpoint and checkpoint["sizes"],
             checksums=checkpoint and checkpoint.get("checksums"),
             measure=self.measure,
-            sinks=[registry.sinks.get(name).target for name in registry.sinks.names()],  # type: ignore[misc]
+            sinks=[registry.sinks.get(name).target for name in config.trackers],  # type: ignore[misc]
             experiences=len(parts.plan.indices),
         )
         listeners.append(self.tracker)

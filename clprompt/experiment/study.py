@@ -53,7 +53,7 @@ from clprompt.system.files import plain_name
 
 _SHARED = (
     *("seed", "precision", "query_precision", "device", "deterministic", "retrieval", "runs_dir", "export"),
-    *("note", "tags", "data", "backbone", "training", "online", "memory"),
+    *("trackers", "note", "tags", "data", "backbone", "training", "online", "memory"),
 )
 _LAID = (*(key for key in _SHARED if key != "runs_dir"), "scenario", "compare")
 _GRID = ("scenario", "scenarios", "strategies", "sweep", "tuned")

@@ -34,7 +34,7 @@ from clprompt.system.overlay import flat, read_written
 #: What may differ between runs whose results are the same, or says nothing about them.
 NO_MATTER = {
     *("seed", "device", "deterministic", "runs_dir", "export", "compare", "retrieval"),
-    *("note", "tags"),
+    *("note", "tags", "trackers"),
     *("data.path", "data.source.path", "data.download"),
     *(f"training.{key}" for key in ("eval_mb_size", "workers", "checkpoint_every", "log_every")),
 }

@@ -7,19 +7,21 @@
     class MyDashboard(Sink):
         def scalars(self, step, values): ...
 
-Every registered sink takes part in every run: TensorBoard, those of installed packages (entry points of the
-group `clprompt.sinks`) and those that `clprompt --import my_module` registers. One that needs a switch asks
-for it itself, for instance by an environment variable.
+Those that a configuration names under `trackers` take part in a run: `tensorboard` unless it says otherwise,
+`csv`, `wandb`, `mlflow`, those of installed packages (entry points of the group `clprompt.sinks`) and those
+that `clprompt --import my_module` registers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clprompt.system.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +41,8 @@ class Sink:
 
     #: Files in the run folder that only grow: paths inside it, "*" allowed.
     files: ClassVar[Sequence[str]] = ()
+    #: The package that it needs and clprompt does not install, which is an extra of that name; "" for none.
+    package: ClassVar[str] = ""
 
     def __init__(self, folder: Path, earlier: Collection[str] = ()) -> None:
         self.folder = folder
@@ -77,3 +81,22 @@ class Sink:
 
     def close(self) -> None:
         """Write what is pending and let go; a second call does nothing."""
+
+
+def kept_id(path: Path, create: Callable[[], str]) -> str:
+    """The name of a run on a server, from a file of its folder, so that a resumed run is the same one there.
+
+    Args:
+        path: of the file; it is written where it is missing.
+        create: gives a new name.
+    """
+    if not path.exists():
+        atomic_write(path, create() + "\n")
+    return path.read_text().strip()
+
+
+def step_axis(tag: str) -> str:
+    """What the steps of a tag count: optimizer "steps", "samples" or "experiences"."""
+    return {"train": "steps", "speed": "steps", "anytime": "samples"}.get(
+        tag.removeprefix("trained_head/").split("/")[0], "experiences"
+    )

@@ -209,11 +209,12 @@ def test_tensorboard_is_a_sink_like_any_other():
     assert registry.sinks.get("tensorboard").target is TensorBoard
 
 
-def test_the_sink_of_an_entry_point_takes_part_in_every_run(tmp_path, registered):
+def test_the_sink_of_an_entry_point_takes_part_where_it_is_named(tmp_path, registered):
     (result,) = experiment.run(
         {
             "name": "tiny",
             "runs_dir": str(tmp_path),
+            "trackers": ["tensorboard", "shown"],
             "data": {"name": "synthetic", "classes": 4, "train_per_class": 4, "size": 8},
             "scenario": {"name": "split", "experiences": 2},
             "backbone": {"name": "vit_letters"},

@@ -1,0 +1,133 @@
+"""Trackers that a configuration names: a table of scalars, Weights & Biases and MLflow without a server."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from clprompt import registry
+from clprompt.errors import ConfigError
+from clprompt.experiment import config as configuration
+from clprompt.tracking.sink import step_axis
+from clprompt.tracking.tracker import RunTracker
+
+pytestmark = pytest.mark.usefixtures("same_picture")
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    absent = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(absent, reason=f"{package} is not installed: pip install 'clprompt[{package}]'")
+
+
+def train(step: int) -> dict[str, Any]:
+    return {"kind": "train", "step": step, "terms": {"loss": 1 / step}, "lr": 0.01}
+
+
+def tracked(folder: Path, name: str, sizes: dict[str, int] | None = None) -> RunTracker:
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker: Any = registry.sinks.get(name).target
+    return RunTracker(folder, ["zero", "one"], [[0], [1]], sizes, sinks=[tracker])
+
+
+def stopped_and_resumed(folder: Path, name: str, between: Callable[[], object] = lambda: None) -> None:
+    """A run that was killed after its second step and went on from its first.
+
+    ``between``: what ends with the process of the first.
+    """
+    killed = tracked(folder, name)
+    killed.record(train(1))
+    sizes = killed.flush()
+    killed.record(train(2))
+    killed.flush()
+    killed.close()
+    between()
+    tracker = tracked(folder, name, sizes)
+    tracker.record(train(2))
+    tracker.record(train(3))
+    figure = Figure()
+    figure.add_subplot().plot([0, 1])
+    tracker.diagnostics(1, {"keys/spread": np.arange(5.0), "keys/drawn": figure})
+    tracker.settings({"seed": 0, "strategy.name": "ncm"})
+    tracker.close()
+    tracker.close()
+
+
+def test_the_table_of_scalars_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    stopped_and_resumed(tmp_path, "csv")
+    step, *lines = csv.reader((tmp_path / "scalars.csv").read_text().splitlines())
+    assert step == ["step", "tag", "value"]
+    assert lines == [
+        cells
+        for step in (1, 2, 3)
+        for cells in ([str(step), "train/loss", str(1 / step)], [str(step), "train/lr", "0.01"])
+    ]
+
+
+@needs("wandb")
+def test_a_resumed_run_is_the_same_one_in_weights_and_biases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "one" / "run"
+    import wandb
+
+    stopped_and_resumed(folder, "wandb", between=wandb.teardown)  # its service, which knows runs by their ids
+    identity = (folder / "wandb-id.txt").read_text().strip()
+    files = list((folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert files
+    assert {file.stem for file in files} == {f"run-{identity}"}
+    told = b"".join(file.read_bytes() for file in files)
+    for word in (b"train/loss", b"keys/spread", b"keys/drawn", b"strategy.name"):
+        assert word in told
+
+
+@needs("mlflow")
+@needs("sqlalchemy")
+def test_a_resumed_run_is_the_same_one_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    stopped_and_resumed(tmp_path / "one" / "run", "mlflow")
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("one")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "run"
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"seed": "0", "strategy.name": "ncm"}
+    points = {(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train/loss")}
+    assert points == {(1, 1.0), (2, 0.5), (3, 1 / 3)}
+    drawn = client.list_artifacts(run.info.run_id, "keys/drawn")
+    assert [artifact.path for artifact in drawn] == ["keys/drawn/0001.png"]
+
+
+def test_steps_are_counted_in_what_a_tag_is_about() -> None:
+    tags = ("train/loss", "anytime/accuracy", "accuracy/average", "trained_head/anytime/accuracy")
+    assert [step_axis(tag) for tag in tags] == ["steps", "samples", "experiences", "samples"]
+
+
+@pytest.mark.parametrize(
+    ("trackers", "message"),
+    [
+        ("tensorbord", 'trackers: unknown tracker "tensorbord"; did you mean "tensorboard"?'),
+        ("csv,csv", "trackers names one twice"),
+    ],
+)
+def test_trackers_that_there_are_not_are_refused_in_one_line(trackers: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configuration.load("quickstart", [f"trackers={trackers}"])
+    assert message in str(caught.value)
+
+
+def test_a_tracker_whose_package_is_absent_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry.sinks.get("csv").target, "package", "no_such_package_here")
+    with pytest.raises(ConfigError, match=r"csv needs the package no_such_package_here: pip install"):
+        configuration.load("quickstart", ["trackers=csv"])
