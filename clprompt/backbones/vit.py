@@ -285,7 +285,8 @@ class FrozenViT(nn.Module):
         Returns:
             Keys and values, [B, H, N, d] each.
         """
-        keys, values = project(self.blocks[block].attn, self.blocks[block].norm1(tokens), "kv")
+        of_timm: Any = self.blocks[block]
+        keys, values = project(of_timm.attn, of_timm.norm1(tokens), "kv")
         rotary = self.family.rotary(tokens.shape[1])[block]
         return (keys if rotary is None else rotary(keys)), values
 

@@ -32,7 +32,7 @@ def draw_map(cluster_map: ClusterMap, first: int, experience: int) -> Figure:
         members = cluster_map.points[cluster_map.labels == label]
         colour, mark = COLOURS[label % len(COLOURS)], MARKERS[label % len(MARKERS)]  # 7 x 8 pairs
         name = f"{first + label + 1}: {len(members)}"
-        dots = {"s": 14, "color": colour, "marker": mark, "alpha": 0.6, "linewidths": 0}
+        dots: dict[str, Any] = {"s": 14, "color": colour, "marker": mark, "alpha": 0.6, "linewidths": 0}
         axes.scatter(members[:, 0], members[:, 1], label=name, **dots)
         axes.scatter([x], [y], s=190, color="white", marker="o", edgecolors=[colour], linewidths=2, zorder=3)
         axes.text(x, y, str(first + label + 1), ha="center", va="center", fontsize=8, zorder=4)

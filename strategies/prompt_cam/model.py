@@ -243,7 +243,8 @@ class PromptCAMModel(PromptModel):
             seen: keys and values of the stream in the last block, [B, H, N, d] each.
             experience: which.
         """
-        block, (keys, values) = self.backbone.blocks[self.last_block], seen
+        block: Any = self.backbone.blocks[self.last_block]
+        keys, values = seen
         tokens = self.prompts[experience][-1:]  # (1, R, D), which depend on no image
         normed = block.norm1(tokens)
         query, own_key, own_value = project_stream(block.attn, normed)  # (1, H, R, d) each
