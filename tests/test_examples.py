@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import clprompt
 from clprompt import registry
@@ -22,6 +23,7 @@ from clprompt.prompting.model import PromptModel
 from clprompt.scenarios import split
 from clprompt.strategies.dualprompt import DualPromptModel
 from clprompt.testing import check_strategy
+from clprompt.training import optim
 from clprompt.training.settings import Training
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -149,6 +151,71 @@ def test_strategies_are_found_without_avalanche(plain: tuple[str, Path]) -> None
 def test_another_seed_gives_other_logits(expected: Tensor, logits: Callable[[PromptModel], Tensor]) -> None:
     function = runpy.run_path(str(EXAMPLES / "avalanche_script.py"))["main"]
     assert not torch.equal(logits(function(epochs=1, seed=SEED + 1).model), expected)
+
+
+# ------------------------------------------------------------------------------------ somebody else's trainer
+
+
+def other_loop(package: str) -> dict[str, Any]:
+    """The names of the example for a trainer, which clprompt does not install."""
+    pytest.importorskip(package, reason=f"the example for {package} runs where {package} is installed")
+    if torch.cuda.is_available():
+        pytest.skip("these trainers choose the GPU, whose bits are others")
+    return runpy.run_path(str(EXAMPLES / f"{package}_loop.py"))
+
+
+@pytest.mark.parametrize("package", ["lightning", "accelerate"])
+def test_another_trainer_gives_the_logits_of_the_command_line(
+    expected: Tensor,
+    logits: Callable[[PromptModel], Tensor],
+    package: str,
+    capsys: pytest.CaptureFixture[str],
+    plain: tuple[str, Path],
+) -> None:
+    model = other_loop(package)["main"](epochs=1, seed=SEED)
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
+    told = [
+        [line for line in printed.splitlines() if line.startswith("after experience")]
+        for printed in (capsys.readouterr().out, plain[0])
+    ]
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("package", ["lightning", "accelerate"])
+def test_another_trainer_trains_what_grew_within_an_experience(
+    backbone: clprompt.FrozenViT, package: str
+) -> None:
+    names = other_loop(package)
+    shape = 12, backbone.in_chans, *backbone.image_size
+    images = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0] * 8 + [0, 1] * 2)  # class 1 comes with the third batch, unannounced
+    batches = DataLoader(TensorDataset(images, labels), batch_size=4)
+
+    def begun() -> DualPromptModel:
+        model = DualPromptModel(backbone, mask="seen", g_layers=(0,), e_layers=(1,))
+        model.begin_experience([0])
+        return model.train()
+
+    wanted = begun()
+    optimizer = optim.build(wanted, lr=0.01)
+    grown = []
+    for batch in batches:
+        grown.append(wanted.observe(batch[1]))
+        if grown[-1]:
+            optim.sync(optimizer, wanted)
+        optimizer.zero_grad()
+        wanted.training_loss(*batch).loss.backward()
+        optimizer.step()
+    assert grown == [False, False, True]
+
+    model = begun()
+    if package == "lightning":
+        names["trainer"](1).fit(names["Learner"](model), batches)
+    else:
+        accelerator = names["Accelerator"]()
+        names["train_epoch"](accelerator, model, accelerator.prepare(optim.build(model, lr=0.01)), batches)
+    for name, value in wanted.method_state().items():
+        torch.testing.assert_close(model.method_state()[name], value, rtol=0, atol=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------- a new method
