@@ -44,3 +44,7 @@ class SLDAModel(ClosedFormModel):
         shrinkage: Annotated[float, at_least(0), at_most(1)] | None = None,
     ) -> None:
         super().__init__(backbone, LDAHead(backbone.width, shrinkage), seed=seed)
+
+    @property
+    def scores_are(self) -> str:
+        return "log posteriors of a Gaussian for each class"

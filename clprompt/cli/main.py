@@ -485,6 +485,10 @@ def predict(
     """Classify images with the model of a finished run, as CSV: path, rank, class, probability.
 
     RUN is the folder of the run; IMAGES are files, folders and patterns ("photos/**/*.jpg").
+
+    A probability is the softmax (of label sets the sigmoid) of what answers: trained logits, or with
+    "statistics" the scores of a head on class statistics, a posterior where that is LDA. Their scales differ,
+    and none is calibrated; a note on standard error says which it is.
     """
     from clprompt.data.images import MAX_PIXELS
     from clprompt.experiment import inference
@@ -492,13 +496,15 @@ def predict(
     bad = _BadImages()
     report = bad.append if on_bad_image == "skip" else None
     facts, paths = inference.read_facts(run), inference.find_images(images, report)
+    model = inference.load(run, device=device, checkpoint=checkpoint)
+    multi_label = bool(facts.get("multi_label"))
     predictions = list(
         inference.predict(
-            inference.load(run, device=device, checkpoint=checkpoint),
+            model,
             paths,
             top_k=top_k,
             batch_size=batch_size,
-            multi_label=bool(facts.get("multi_label")),
+            multi_label=multi_label,
             names=None if names is None else names.split(","),
             max_pixels=max_pixels or MAX_PIXELS,
             on_bad_image=report,
@@ -514,6 +520,8 @@ def predict(
         from clprompt.system.files import atomic_write
 
         atomic_write(out, text.encode(errors="surrogateescape"))  # names of files are bytes
+    meaning = inference.probability_is(model, multi_label=multi_label, by_name=names is not None)
+    hint(f"clprompt: note: probability is {meaning}; other heads have other scales")
     bad.finish(count)
 
 

@@ -31,7 +31,7 @@ from clprompt.experiment import sameness
 from clprompt.inputs import Corruption
 from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
-from clprompt.prompting.plugin import Plugin
+from clprompt.prompting.plugin import Plugin, overrides
 from clprompt.prompting.text.model import TextModel
 from clprompt.prompting.text.names import as_text, check_read_apart
 from clprompt.reporting.finished import not_a_run
@@ -421,6 +421,22 @@ def predict(
         for path, row, classes in zip(files, probabilities, ranked.tolist(), strict=True):
             for rank, number in enumerate(classes, start=1):
                 yield Prediction(path, rank, class_names[number], float(row[number]))
+
+
+def probability_is(model: PromptModel, *, multi_label: bool = False, by_name: bool = False) -> str:
+    """What the probabilities of :func:`predict` are, in words.
+
+    Args:
+        model: as `load` returns it.
+        multi_label: as given to :func:`predict`.
+        by_name: names are given to it.
+    """
+    answering = [plugin for plugin in model.plugins if overrides(plugin, "logits")]
+    among = "the names given" if by_name else "the classes seen"
+    what = "similarities to texts" if by_name else (*answering, model)[0].scores_are
+    if multi_label:
+        return f"the sigmoid, class by class, of {what}"
+    return f"the softmax, over {among}, of {what}"
 
 
 def checked_names(model: PromptModel, names: Sequence[str]) -> list[str]:

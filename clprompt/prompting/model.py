@@ -165,6 +165,11 @@ class PromptModel(nn.Module, ABC):
         return self.trains
 
     @property
+    def scores_are(self) -> str:
+        """What the logits between experiences are without plug-ins, in words."""
+        return "trained logits" if self.answer_is_trained else "scores made of class statistics"
+
+    @property
     def needs_two_classes(self) -> bool:
         """Whether an experience of one class trains nothing, as no class from before competes with it."""
         return self.trains and self.mask in ("experience", "batch")

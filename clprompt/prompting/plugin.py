@@ -234,6 +234,11 @@ class Plugin(nn.Module):
         """
         return None
 
+    @property
+    def scores_are(self) -> str:
+        """What its :meth:`logits` are, in words."""
+        return f"scores of the plug-in {self.name}"
+
     def predicts_untrained(self) -> bool:
         """Whether it answers for every class from what it counted, without training of its own."""
         return False

@@ -151,6 +151,10 @@ class ZeroShotModel(TextModel):
     # ------------------------------------------------------------------ what the method says of itself
 
     @property
+    def scores_are(self) -> str:
+        return "similarities to texts"
+
+    @property
     def boundaries(self) -> Boundaries:
         return "required" if self.searches or self.cache is not None else "unused"
 

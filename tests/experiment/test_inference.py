@@ -100,7 +100,10 @@ def test_predict_writes_the_likeliest_classes_of_every_image(
     capsys.readouterr()
     assert main(["predict", str(runs["shows-brightness"]), str(images), "--top-k", "3"]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err.splitlines() == [  # once, however many images there are
+        "clprompt: note: probability is the softmax, over the classes seen, of trained logits; "
+        "other heads have other scales"
+    ]
     found = rows(out)
     assert list(found[0]) == ["path", "rank", "class", "probability"]
     assert [row["rank"] for row in found] == ["1", "2", "3"] * 12
@@ -231,6 +234,17 @@ BAD = [
 ]
 
 
+def test_a_probability_says_which_head_it_comes_from(runs: dict[str, Path]) -> None:
+    model = inference.load(runs["linear_probe"])  # with statistics=lda
+    posterior = "log posteriors of a Gaussian for each class (statistics=lda)"
+    assert inference.probability_is(model) == f"the softmax, over the classes seen, of {posterior}"
+    assert inference.probability_is(model, multi_label=True) == f"the sigmoid, class by class, of {posterior}"
+    alone = inference.probability_is(inference.load(runs["shows-brightness"]), multi_label=True)
+    assert alone == "the sigmoid, class by class, of trained logits"
+    by_name = inference.probability_is(model, by_name=True)
+    assert by_name == "the softmax, over the names given, of similarities to texts"
+
+
 def test_predict_names_bad_images_and_predicts_the_rest(
     runs: dict[str, Path], mixed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,7 +254,8 @@ def test_predict_names_bad_images_and_predicts_the_rest(
     assert main([*words, str(mixed)]) == 1
     out, err = capsys.readouterr()
     assert out == good  # to the bit: the batches are those of the images that can be read
-    *notes, last = err.splitlines()
+    meaning, *notes, last = err.splitlines()
+    assert "of scores made of class statistics;" in meaning
     assert last == "clprompt: error: 3 of 6 cannot be read and are left out"
     for note, pattern in zip(notes, BAD, strict=True):
         assert re.search(rf"^clprompt: note: .*/{pattern}", note)

@@ -35,6 +35,13 @@ Form = Literal["lda", "ncm", "ridge", "align"]
 #: Which features are counted and classified: the trained head's input, or the backbone's own.
 Source = Literal["prompted", "frozen"]
 
+_SCORES: dict[Form, str] = {
+    "lda": "log posteriors of a Gaussian for each class",
+    "ncm": "cosines to the class means",
+    "ridge": "values of a ridge regression",
+    "align": "logits of the trained head, aligned",
+}
+
 
 class Statistics(Plugin):
     """A head on class statistics, beside the trained one.
@@ -282,6 +289,10 @@ class Statistics(Plugin):
         if not self.classes.counted:
             return None
         return self.head.classify(features if self.source == "prompted" else frozen())
+
+    @property
+    def scores_are(self) -> str:
+        return f"{_SCORES[self.form]} (statistics={self.form})"
 
     def predicts_untrained(self) -> bool:
         return self.head.is_closed_form
