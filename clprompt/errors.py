@@ -41,6 +41,10 @@ class ExportError(ClpromptError, RuntimeError):
     """A model that cannot be written in another form, or what that needs is not installed."""
 
 
+class HubError(ClpromptError, RuntimeError):
+    """A repository of models that cannot be found, reached or written, or holds no model of clprompt."""
+
+
 class RunFolderError(ClpromptError, RuntimeError):
     """A folder that is locked, already complete, or not the folder of a run."""
 

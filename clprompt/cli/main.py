@@ -484,17 +484,19 @@ def predict(
 ) -> None:
     """Classify images with the model of a finished run, as CSV: path, rank, class, probability.
 
-    RUN is the folder of the run; IMAGES are files, folders and patterns ("photos/**/*.jpg").
+    RUN is the folder of the run, or hf://USER/NAME[@REVISION], which `clprompt push` uploaded; IMAGES are
+    files, folders and patterns ("photos/**/*.jpg").
 
     A probability is the softmax (of label sets the sigmoid) of what answers: trained logits, or with
     "statistics" the scores of a head on class statistics, a posterior where that is LDA. Their scales differ,
     and none is calibrated; a note on standard error says which it is.
     """
     from clprompt.data.images import MAX_PIXELS
-    from clprompt.experiment import inference
+    from clprompt.experiment import hub, inference
 
     bad = _BadImages()
     report = bad.append if on_bad_image == "skip" else None
+    run = hub.local(run)
     facts, paths = inference.read_facts(run), inference.find_images(images, report)
     model = inference.load(run, device=device, checkpoint=checkpoint)
     multi_label = bool(facts.get("multi_label"))
@@ -553,13 +555,14 @@ def explain(
 ) -> None:
     """Draw how the model of a finished run sees images, where its method can; one PNG per drawing.
 
-    RUN is the folder of the run; IMAGES are files, folders and patterns.
+    RUN is the folder of the run, or hf://USER/NAME[@REVISION]; IMAGES are files, folders and patterns.
     """
     from clprompt.data.images import MAX_PIXELS
-    from clprompt.experiment import inference
+    from clprompt.experiment import hub, inference
 
     bad = _BadImages()
     report = bad.append if on_bad_image == "skip" else None
+    run = hub.local(run)
     inference.read_facts(run)
     paths = inference.find_images(images, report)
     folders = len(bad)
@@ -605,6 +608,33 @@ def export(run: Path, form: Any, out: Path | None) -> None:
     show(f"written: {written.path}")
     if written.difference is not None:
         show(f"largest difference from the model's logits, on noise: {written.difference:.1e} of the largest")
+
+
+@group.command(short_help="Upload a trained model with a card to the Hugging Face Hub.")
+@_run_argument
+@click.argument("repo", metavar="USER/NAME")
+@click.option("--private", is_flag=True, help="Make the repository a private one.")
+@click.option("--revision", metavar="BRANCH", help="The branch to write.  [default: the main one]")
+@click.option(
+    "--create/--no-create",
+    default=True,
+    show_default=True,
+    help="Make the repository, or the branch, where it is not there.",
+)
+@_import_option
+def push(run: Path, repo: str, private: bool, revision: str | None, create: bool) -> None:
+    """Upload the model of a finished run, backbone included, to a repository of the Hugging Face Hub.
+
+    RUN is the folder of the run. Uploaded are model.safetensors, model.json and a card (README.md) made of
+    the run; they are kept in RUN/exported. `clprompt predict hf://USER/NAME` and `clprompt.load` fetch them.
+    Who you are there is known from `hf auth login` or HF_TOKEN.
+    """
+    from clprompt.experiment import push as pushing
+
+    uploaded = pushing.push(run, repo, private=private, revision=revision, create=create)
+    show(f"uploaded: {uploaded.url}")
+    if uploaded.kept_card:
+        show(f"its README.md stays as it is; the card of this run is {run / 'exported' / 'README.md'}")
 
 
 @group.command(short_help="Draw what arrives when in a stream: a table and a PNG.")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from clprompt.backbones.build import check_exportable
 from clprompt.errors import ClpromptError, ConfigError, ExportError
 from clprompt.experiment import folder as runfolder
-from clprompt.experiment import inference
+from clprompt.experiment import inference, paths
 from clprompt.prompting.model import PromptModel
 from clprompt.system.documents import read_json, write_json
 from clprompt.system.files import atomic_write, one_line_errors
@@ -255,6 +255,7 @@ def _write_folder(run: Path, out: Path) -> Path:
         )
     data = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
     facts["backbone"] |= {"checkpoint": None, "pretrained": False}
+    facts |= {key: paths.without_folders(facts[key]) for key in ("strategy", "files") if facts.get(key)}
     facts["tensors_sha256"] = hashlib.sha256(data).hexdigest()
     with one_line_errors(f"make the folder {out}"):
         out.mkdir(parents=True, exist_ok=True)

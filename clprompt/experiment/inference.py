@@ -26,8 +26,8 @@ from clprompt.data.views import TestResize
 from clprompt.errors import BackboneError, CheckpointError, ConfigError, DataError, RunFolderError, nearest
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
+from clprompt.experiment import hub, sameness
 from clprompt.experiment import paths as places
-from clprompt.experiment import sameness
 from clprompt.inputs import Corruption
 from clprompt.prompting.build import make_method
 from clprompt.prompting.model import PromptModel
@@ -63,7 +63,8 @@ def load(
     or from the run folder.
 
     Args:
-        folder: of the run.
+        folder: of the run; or "hf://user/name" or "hf://user/name@revision", a model that `clprompt push`
+            uploaded, see :mod:`clprompt.experiment.hub`.
         device: where the model shall be; "auto" takes a GPU where there is one.
         plugins: those that the run was made with from Python; what its configuration names is known.
         checkpoint: the file of the backbone's weights, where it is not any more where the run had it.
@@ -71,11 +72,12 @@ def load(
     Raises:
         RunFolderError: not a run folder, or the run is not finished.
         CheckpointError: its model cannot be read.
+        HubError: the repository cannot be reached, or holds no such model.
         ConfigError: a checkpoint for a run that holds its backbone.
         ClpromptError: the backbone cannot be built, or a file of the strategy cannot be read, or either is
             another than in the run.
     """
-    folder = Path(folder)
+    folder = hub.local(folder)
     facts = read_facts(folder)
     tensors = _read_tensors(folder / "model.safetensors", facts.get("tensors_sha256"))
     prefix = "backbone."
@@ -481,7 +483,7 @@ def explain(
     """What the run's method has to show about how it sees these images, as plots by name.
 
     Args:
-        folder: of a finished run whose strategy has `explain(images) -> mapping of plots`.
+        folder: see `load`; its strategy has `explain(images) -> mapping of plots`.
         paths: image files; the method gets all of them as one batch.
         classes: names of classes to look at beside the predicted one, of a strategy whose `explain` takes
             their ids as `classes`; None for those that it chooses.
@@ -497,7 +499,8 @@ def explain(
         ConfigError: the strategy explains nothing, or not by class; a class that the model does not know.
         ClpromptError: see `load`.
     """
-    facts = read_facts(Path(folder))
+    folder = hub.local(folder)
+    facts = read_facts(folder)
     name = facts["strategy"]["name"]
     explaining = {
         method: explain

@@ -79,3 +79,12 @@ def with_weights(section: dict[str, Any], checkpoint: str | Path) -> dict[str, A
     their fingerprint.
     """
     return {**section, "pretrained": False, "checkpoint": os.path.abspath(checkpoint)}
+
+
+def without_folders(value: Any) -> Any:
+    """A plain value, every absolute path in it its last name: what is published tells of no machine."""
+    if isinstance(value, dict):
+        return {key: without_folders(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_folders(one) for one in value]
+    return os.path.basename(value) or value if isinstance(value, str) and os.path.isabs(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,21 @@ def test_a_run_exported_to_safetensors_is_loaded_without_its_backbone(
     loaded = clprompt.load(tmp_path / "whole")
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
     assert load_file(tmp_path / "whole" / "model.safetensors").keys() == model.state_dict().keys()
+
+
+def test_an_exported_folder_keeps_of_a_path_the_last_name(tmp_path: Path, model: PromptModel) -> None:
+    run, whole = Path(shutil.copytree(RUN, tmp_path / "run")), tmp_path / "whole"
+    facts = json.loads((run / "model.json").read_text())
+    path = "/home/ada/prompts.safetensors"  # what began from it is in the state
+    facts["strategy"]["init_file"] = path
+    facts["files"] = {"init_file": {"path": path, "sha256": "0" * 64}}
+    (run / "model.json").write_text(json.dumps(facts))
+    assert main(["export", str(run), "--format", "safetensors", "--out", str(whole)]) == 0
+    text = (whole / "model.json").read_text()
+    assert "prompts.safetensors" in text
+    assert "/home" not in text
+    loaded = clprompt.load(whole)
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
 
 
 class Asks(PromptModel):
