@@ -119,9 +119,9 @@ class FrozenViT(nn.Module):
             self.add_text(text, projection=projection, scale=scale)
 
     def with_prompts_through(
-        self, around: Callable[[Prompts, int | None, slice | None], Prompts]
+        self, around: Callable[[Prompts, int | None, slice | None], Prompts] | None
     ) -> FrozenViT:
-        """The same weights under a second face, whose prompts are ``around(prompts, block, rows)``.
+        """The same weights under a face whose prompts are ``around(prompts, block, rows)``, or as given.
 
         It is called once per run, with the block of which only ``rows`` are computed; None where all are.
         """

@@ -195,7 +195,7 @@ class PromptCAMModel(PromptModel):
         kept: Cache = {} if cached is None or self.training else cached
         seen = self.backbone.keys_and_values(self.last_block, x)
         parts = [
-            kept[key] if (key := f"scores {e}") in kept else self._own_scores(seen, e) for e in experiences
+            kept[key] if (key := f"scores {e}") in kept else self._own_scores(x, seen, e) for e in experiences
         ]
         for e, part in enumerate(parts):
             if not self.prompts[e].requires_grad:  # frozen, as all but those of the newest experience
@@ -236,13 +236,22 @@ class PromptCAMModel(PromptModel):
         block = slice(self.last_block, None)
         return self.score(self.backbone.run(x, lambda *_: prompt, blocks=block, rows=rows), experiences)
 
-    def _own_scores(self, seen: tuple[Tensor, Tensor], experience: int) -> Tensor:
+    def _own_scores(self, x: Tensor, seen: tuple[Tensor, Tensor], experience: int) -> Tensor:
         """Scores of the classes of an experience whose prompts see the stream and themselves, [B, R].
 
         Args:
-            seen: keys and values of the stream in the last block, [B, H, N, d] each.
+            x: the stream that enters the last block, [B, N, D].
+            seen: its keys and values there, [B, H, N, d] each.
             experience: which.
         """
+        prompt, rows = self._in_last([experience], x.shape[1])
+        if self.backbone.around is not None:  # plug-ins see the prompt, and may put others in its place
+            last = self.last_block if self.backbone.trim_last_block else None
+            given = self.backbone.around(lambda *_: prompt, last, rows)(self.last_block, x)
+            if given is not prompt and (isinstance(given, BlockPrompt) or tuple(given or ()) != (prompt,)):
+                plain = self.backbone.with_prompts_through(None)
+                blocks = slice(self.last_block, None)
+                return self.score(plain.run(x, lambda *_: given, blocks=blocks, rows=rows), [experience])
         block: Any = self.backbone.blocks[self.last_block]
         keys, values = seen
         tokens = self.prompts[experience][-1:]  # (1, R, D), which depend on no image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.losses import SoftLabels
+from clprompt.prompting.plugin import Pass, Plugin
 from clprompt.strategies.prompt_cam.gate import LDAEvidence, MeansEvidence, gated
 from clprompt.strategies.prompt_cam.model import PromptCAMModel
 from clprompt.testing.bench import SIDE, tiny_vit
@@ -113,6 +115,31 @@ def test_scores_in_training_are_those_of_evaluation(trained: dict[str, PromptCAM
     model = copy.deepcopy(trained["own"])
     learned = model.encode(images()).details
     torch.testing.assert_close(model.train().encode(images()).details, learned)
+
+
+class Halved(Plugin):
+    """Halves every prompt that the backbone gets."""
+
+    name = "halved"
+
+    def around(self, prompts: Any, run: Pass) -> Any:
+        def halved(block: int, x: Tensor) -> Any:
+            prompt = prompts(block, x)
+            return [replace(prompt, tokens=prompt.tokens / 2)]
+
+        return halved
+
+
+def test_a_plug_in_that_puts_another_prompt_in_its_place_is_heard(
+    trained: dict[str, PromptCAMModel],
+) -> None:
+    model = copy.deepcopy(trained["own"]).eval()
+    plugged = copy.deepcopy(model)
+    plugged.plug(Halved())
+    with torch.no_grad():
+        for prompt in model.prompts:
+            prompt /= 2
+        torch.testing.assert_close(plugged(images()), model(images()), rtol=0, atol=1e-5)
 
 
 def test_the_state_is_a_row_a_class_and_a_scorer_an_experience(trained: dict[str, PromptCAMModel]) -> None:
