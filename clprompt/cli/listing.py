@@ -8,6 +8,7 @@ import importlib.resources
 import inspect
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -186,7 +187,7 @@ def beside_released(config: str, overrides: Sequence[str]) -> list[str]:
         f"released: {run.run}",
         f"https://github.com/{run.repository}/tree/{run.commit}",
         "",
-        *columns(table),
+        *columns(table, width=sys.maxsize),  # it is read across
         "",
         f"{len(differing)} of {len(rows)} fields differ",
     ]

@@ -265,7 +265,7 @@ WRONG_OVERRIDES = [
     ("training.weight_decay=-0.1", "training.weight_decay must be at least 0, got -0.1"),
     (
         "training.optimizer=adm",
-        'training.optimizer must be one of "adam", "adamw", "sgd", got "adm"; did you mean ',
+        'training.optimizer must be one of "adam", "adamw", "sgd" or module:function, got "adm"; did you ',
     ),
     ("training.checkpoint_every=0", "training.checkpoint_every must be at least 1, got 0"),
     ("training.log_every=0", "training.log_every must be at least 1, got 0"),

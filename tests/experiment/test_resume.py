@@ -103,7 +103,7 @@ class Runs:
         """`clprompt run`: the exit code and the run folders."""
         path = self.configuration(config, **changes)
         code = self("run", "--import", "outsider", path, at=at, signal=signal, draw=draw)
-        return code, sorted(path.with_suffix("").iterdir())
+        return code, sorted(path.with_suffix("").glob("*-seed*"))  # beside the mean over seeds
 
     def resume(self, folder, **how):
         return self("resume", "--import", "outsider", folder, **how)

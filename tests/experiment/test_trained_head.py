@@ -91,7 +91,7 @@ def test_a_report_subtracts_one_head_from_the_other(both: dict[str, Any]) -> Non
     found = report.collect([both["two"].folder], against="linear_probe (trained head)")
     (section,) = found.sections
     assert sorted(row.label for row in section.rows) == ["linear_probe", "linear_probe (trained head)"]
-    _, differences, over_images, *_ = found.tables(section)
+    _, differences, *_, over_images = found.tables(section)
     first = section.metrics()[0]
     summary, trained = both["two"].summary, both["two"].trained_head
     assert differences[1][2] == f"{100 * (summary[first] - trained[first]):+.1f}"
