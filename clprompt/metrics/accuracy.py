@@ -41,6 +41,7 @@ class Evaluation:
             text tower reads.
         retrieval: what :func:`clprompt.metrics.retrieval.search_all` gives, and the same of frozen features
             under "frozen", where it was asked for.
+        calibration_error: see :func:`clprompt.metrics.calibration.calibration_error`.
     """
 
     accuracy: float
@@ -52,6 +53,7 @@ class Evaluation:
     trained_head: Evaluation | None = None
     names: dict[str, Any] | None = None
     retrieval: dict[str, Any] | None = None
+    calibration_error: float | None = None
 
     def record(self) -> dict[str, Any]:
         """The JSON form; the confusion as sorted cells [target, predicted, count]."""
@@ -66,6 +68,7 @@ class Evaluation:
             **({} if self.trained_head is None else {"trained_head": self.trained_head.figures()}),
             **({} if self.names is None else {"names": self.names}),
             **({} if self.retrieval is None else {"retrieval": self.retrieval}),
+            **self._calibration(),
         }
 
     def figures(self) -> dict[str, Any]:
@@ -75,7 +78,11 @@ class Evaluation:
             samples[target] += count
             right[target] += count * (target == predicted)
         per_class = [[c, samples[c], right[c]] for c in sorted(samples)]
-        return {"accuracy": self.accuracy, "groups": self.groups, "per_class": per_class, **self.of_parts}
+        figures = {"accuracy": self.accuracy, "groups": self.groups, "per_class": per_class}
+        return {**figures, **self.of_parts, **self._calibration()}
+
+    def _calibration(self) -> dict[str, float]:
+        return {} if self.calibration_error is None else {"calibration_error": self.calibration_error}
 
 
 def accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from clprompt.errors import ConfigError, DataError, nearest
 from clprompt.metrics import accuracy, label_sets, text
 from clprompt.metrics.accuracy import Evaluation
+from clprompt.metrics.calibration import CALIBRATION_METRICS, calibration_error, summarise_calibration
 from clprompt.metrics.label_sets import LabelSetEvaluation
 from clprompt.metrics.last import LastPredictions
 from clprompt.metrics.names import (
@@ -256,6 +257,7 @@ class Accuracy(Measure):
     by_choice: ClassVar[Mapping[str, str]] = {
         "average_incremental_accuracy_by_samples": "incremental by samples",
         "nonnegative_forgetting": "nonnegative forgetting",
+        **CALIBRATION_METRICS,
         **NAMES_METRICS,
         **RETRIEVAL_METRICS,
     }
@@ -319,6 +321,7 @@ class Accuracy(Measure):
             confusion=Counter(zip(targets.tolist(), predicted.tolist(), strict=True)),
             measure=self.name,
             group_names=self.group_names,
+            calibration_error=calibration_error(logits, targets),
         )
 
     def predictions(
@@ -352,12 +355,18 @@ class Accuracy(Measure):
             scalars |= _by_group("forgetting", accuracy.group_forgetting(matrix), names)
         scalars |= _of_names(record.get("names"))
         scalars |= retrieval_scalars(record.get("retrieval"))
+        scalars["accuracy/calibration_error"] = record.get("calibration_error")
         # A group that was not seen yet has no point, and no forgetting is defined after one experience.
         return _defined(scalars)
 
     def summarise(self, records: Iterable[Record]) -> dict[str, float]:
         records = list(records)
-        return {**accuracy.summarise(records), **summarise_names(records), **summarise_retrieval(records)}
+        return {
+            **accuracy.summarise(records),
+            **summarise_names(records),
+            **summarise_retrieval(records),
+            **summarise_calibration(records),
+        }
 
     def matrix(self, records: Iterable[Record], groups: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """The accuracy matrix, [T, T]."""
@@ -444,7 +453,7 @@ class Online(Accuracy):
         "F_last": "F_last",
     }
     reported: ClassVar[Mapping[str, str]] = columns
-    by_choice: ClassVar[Mapping[str, str]] = {**NAMES_METRICS, **RETRIEVAL_METRICS}
+    by_choice: ClassVar[Mapping[str, str]] = {**CALIBRATION_METRICS, **NAMES_METRICS, **RETRIEVAL_METRICS}
     deciding: ClassVar[Sequence[str]] = ("A_auc", "A_avg", "A_last")
     plots: ClassVar[Sequence[str]] = (
         "accuracy_matrix",
@@ -721,7 +730,10 @@ TITLES = {
 
 #: Those of which less is better.
 LESS_IS_BETTER = frozenset(
-    {"forgetting", "nonnegative_forgetting", "F_last", "performance_drop", "zero_shot_template_std"}
+    {
+        *("forgetting", "nonnegative_forgetting", "F_last", "performance_drop", "calibration_error"),
+        "zero_shot_template_std",
+    }
 )
 
 

@@ -10,6 +10,7 @@ the value after k experiences stands at k; the forgetting starts at 2):
 | `train/<term>`, `train/accuracy`, `train/lr` | scalar | optimizer steps |
 | `speed/images_per_second` | scalar | optimizer steps |
 | `accuracy/group_<jj>`, `accuracy/average`, `accuracy/forgetting` | scalar | experiences |
+| `accuracy/calibration_error` | scalar | experiences |
 | `anytime/accuracy` | scalar | training samples |
 | `final/<metric of results.json>` | scalar | experiences, one point |
 | `accuracy_matrix`, `accuracy_curves`, `confusion_matrix` | image | experiences |

@@ -27,7 +27,7 @@ OLD = Path(__file__).parents[1] / "fixtures" / "old-run"
 # from a record's keys, checksums, and metrics that came later.
 ADDED = {
     *("measure", "checksum", "checksums", "format"),
-    *("average_incremental_accuracy_by_samples", "nonnegative_forgetting"),
+    *("average_incremental_accuracy_by_samples", "nonnegative_forgetting", "calibration_error"),
 }
 
 

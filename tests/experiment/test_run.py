@@ -20,7 +20,7 @@ from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
 from clprompt.experiment import run as experiment
 from clprompt.experiment.inference import load
-from clprompt.metrics import accuracy
+from clprompt.metrics import Accuracy, accuracy
 from clprompt.system import checkpoint
 from clprompt.system.files import FolderLock
 from clprompt.system.progress import Progress
@@ -182,7 +182,7 @@ def test_results_hold_the_metrics_of_the_records_as_fractions_and_the_cost_apart
         found = json.loads((result.folder / "results.json").read_text())
         lines = (result.folder / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == result.records
-        expected = accuracy.summarise(result.records)
+        expected = Accuracy().summarise(result.records)
         assert result.summary == expected
         for key, value in expected.items():
             assert found[key] == value

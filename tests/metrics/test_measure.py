@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from clprompt.errors import DataError
+from clprompt.metrics.calibration import calibration_error
 from clprompt.metrics.measure import (
     MEASURES,
     Accuracy,
@@ -183,6 +184,7 @@ def test_accuracy_is_scored_over_samples_and_by_group(measure):
         "accuracy": 0.75,
         "groups": [0.5, 1.0],
         "confusion": [[0, 0, 1], [1, 0, 1], [2, 2, 2]],
+        "calibration_error": calibration_error(LOGITS, LABELS),
     }
     assert json.loads(json.dumps(record)) == record
 

@@ -102,8 +102,9 @@ def test_the_record_of_two_heads_is_that_of_one_and_the_figures_of_the_trained_o
     alone = make_evaluator().run(Counting([4, 1, 7])).record()
     trained = record.pop("trained_head")
     assert record.keys() == alone.keys()
-    assert trained.keys() == {"accuracy", "groups", "per_class"}
-    assert (trained["accuracy"], trained["groups"]) == (alone["accuracy"], alone["groups"])
+    assert trained.keys() == {"accuracy", "groups", "per_class", "calibration_error"}
+    for figure in ("accuracy", "groups", "calibration_error"):
+        assert trained[figure] == alone[figure]
     assert [row[:2] for row in trained["per_class"]] == [[1, 9], [4, 9], [7, 9]]
     assert sum(right for *_, right in trained["per_class"]) == round(27 * alone["accuracy"])
 

@@ -110,7 +110,7 @@ def test_an_evaluation_charts_its_searches(model):
 
 def test_figures_of_a_trained_head_beside_another_keep_the_searches(model):
     record = {"when": "experience", "experience": 0, **evaluator().run(model, 0, beyond=True).record()}
-    head = {"accuracy": 0.5, "groups": record["groups"], "per_class": []}
+    head = {"accuracy": 0.5, "groups": record["groups"], "per_class": [], "calibration_error": 0.5}
     (trained,) = of_trained_head([{"kind": "evaluation", **record, "trained_head": head}])
     assert trained["retrieval"] == record["retrieval"]
 
