@@ -105,6 +105,11 @@ class Runs:
         code = self("run", "--import", "outsider", path, at=at, signal=signal, draw=draw)
         return code, sorted(path.with_suffix("").glob("*-seed*"))  # beside the mean over seeds
 
+    def table(self):
+        """The rows of the CSV that the last command printed, without its notes."""
+        lines = [line for line in self.said.splitlines() if not line.startswith("clprompt: note:")]
+        return list(csv.DictReader(lines))
+
     def resume(self, folder, **how):
         return self("resume", "--import", "outsider", folder, **how)
 
@@ -370,8 +375,8 @@ def test_a_run_on_names_that_is_killed_resumes_to_the_same_bits_and_predicts_wit
     image = warm.folder / "digit.png"
     Image.fromarray(images[0]).save(image)
     assert warm("predict", folder, image) == 0, warm.said
-    rows = list(csv.DictReader(warm.said.splitlines()))
+    rows = warm.table()
     assert {row["class"] for row in rows} == {f"digit_{word}" for word in WORDS}
     assert warm("predict", folder, image, "--names", "digit nine,digit_one") == 0, warm.said
-    rows = list(csv.DictReader(warm.said.splitlines()))
+    rows = warm.table()
     assert sorted(row["class"] for row in rows) == ["digit nine", "digit one"]
