@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Callable
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +38,19 @@ def tracked(folder: Path, name: str, sizes: dict[str, int] | None = None) -> Run
     return RunTracker(folder, ["zero", "one"], [[0], [1]], sizes, sinks=[tracker])
 
 
-def stopped_and_resumed(folder: Path, name: str, between: Callable[[], object] = lambda: None) -> None:
-    """A run that was killed after its second step and went on from its first.
+def stopped(folder: Path, name: str) -> dict[str, int]:
+    """A run that is stopped after its second step; the sizes of its files after the first."""
+    tracker = tracked(folder, name)
+    tracker.record(train(1))
+    sizes = tracker.flush()
+    tracker.record(train(2))
+    tracker.flush()
+    tracker.close()
+    return sizes
 
-    ``between``: what ends with the process of the first.
-    """
-    killed = tracked(folder, name)
-    killed.record(train(1))
-    sizes = killed.flush()
-    killed.record(train(2))
-    killed.flush()
-    killed.close()
-    between()
+
+def resumed(folder: Path, name: str, sizes: dict[str, int]) -> None:
+    """The same run, which goes on from its first step."""
     tracker = tracked(folder, name, sizes)
     tracker.record(train(2))
     tracker.record(train(3))
@@ -57,6 +60,10 @@ def stopped_and_resumed(folder: Path, name: str, between: Callable[[], object] =
     tracker.settings({"seed": 0, "strategy.name": "ncm"})
     tracker.close()
     tracker.close()
+
+
+def stopped_and_resumed(folder: Path, name: str) -> None:
+    resumed(folder, name, stopped(folder, name))
 
 
 def test_the_table_of_scalars_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
@@ -76,16 +83,25 @@ def test_a_resumed_run_is_the_same_one_in_weights_and_biases(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = tmp_path / "one" / "run"
-    import wandb
-
-    stopped_and_resumed(folder, "wandb", between=wandb.teardown)  # its service, which knows runs by their ids
+    program = (
+        "import json, pathlib, sys; import test_trackers as own; folder = pathlib.Path(sys.argv[1]); "
+        "sizes = json.loads(sys.argv[2]); "
+        "print(json.dumps(own.resumed(folder, 'wandb', sizes) if sizes else own.stopped(folder, 'wandb')))"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    sizes = "{}"
+    for _ in range(2):  # its service lives as long as a process, and knows runs by their ids
+        said = subprocess.run(
+            [sys.executable, "-c", program, str(folder), sizes], check=True, capture_output=True, text=True
+        )
+        sizes = said.stdout.splitlines()[-1]
     identity = (folder / "wandb-id.txt").read_text().strip()
     files = list((folder / "wandb").glob("offline-run-*/*.wandb"))
     assert files
     assert {file.stem for file in files} == {f"run-{identity}"}
+    words = (b"train/loss", b"keys/spread", b"keys/drawn", b"strategy.name")
     told = b"".join(file.read_bytes() for file in files)
-    for word in (b"train/loss", b"keys/spread", b"keys/drawn", b"strategy.name"):
-        assert word in told
+    assert [word for word in words if word not in told] == []
 
 
 @needs("mlflow")
