@@ -13,7 +13,7 @@ from clprompt.backbones.attention import BlockPrompt
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import ConfigError, ProtocolError
 from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, Mask, PromptModel
-from clprompt.prompting.plugin import LearnedPrompts, PromptSet, Samples
+from clprompt.prompting.plugin import LearnedPrompts, PromptSet, Samples, most_tokens
 from clprompt.prompting.prompts import chosen_similarity, cosine, match, uniform
 from clprompt.registry import Only, strategies
 from clprompt.schema import at_least
@@ -110,12 +110,7 @@ class DualPromptModel(PromptModel):
 
     @property
     def prompt_tokens(self) -> int:
-        if self.form != "fresh" or not self.g_layers + self.e_layers:
-            return 0
-        sets = self.prompt_sets().values()
-        return max(
-            sum(one.length for one in sets if block in one.blocks) for block in self.g_layers + self.e_layers
-        )
+        return most_tokens(self.prompt_sets().values()) if self.form == "fresh" else 0
 
     def prompt_sets(self) -> dict[str, PromptSet]:
         return {

@@ -16,7 +16,7 @@ from clprompt.errors import ConfigError
 from clprompt.prompting.heads import count_in
 from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logits
 from clprompt.prompting.model import Blocks, Boundaries, Cache, Encoded, PromptModel
-from clprompt.prompting.plugin import LearnedPrompts, PromptSet
+from clprompt.prompting.plugin import LearnedPrompts, PromptSet, most_tokens
 from clprompt.prompting.prompts import cosine
 from clprompt.registry import Only, strategies
 from clprompt.schema import above, at_least, at_most
@@ -165,12 +165,7 @@ class MVPModel(PromptModel):
 
     @property
     def prompt_tokens(self) -> int:
-        if self._kind != "fresh" or not self.g_layers + self.e_layers:
-            return 0
-        sets = self.prompt_sets().values()
-        return max(
-            sum(one.length for one in sets if block in one.blocks) for block in self.g_layers + self.e_layers
-        )
+        return most_tokens(self.prompt_sets().values()) if self._kind == "fresh" else 0
 
     def prompt_sets(self) -> dict[str, PromptSet]:
         slots, _, _, length, _ = self.e_prompts.shape

@@ -10,6 +10,7 @@ coordinate: true}``), which are registered in :data:`clprompt.registry.plugins`;
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -47,6 +48,14 @@ class PromptSet:
     parameters: Sequence[nn.Parameter]
     slots: int = 1
     taken: int = 1
+
+
+def most_tokens(sets: Iterable[PromptSet]) -> int:
+    """The most tokens that one block gets of sets of prompts, a slot of each; 0 where no block gets any."""
+    of_block: Counter[int] = Counter()
+    for one in sets:
+        of_block.update(dict.fromkeys(one.blocks, one.length))
+    return max(of_block.values(), default=0)
 
 
 @dataclass(frozen=True)
