@@ -7,7 +7,6 @@ stands in the file's metadata.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -25,7 +24,7 @@ from clprompt.errors import ClpromptError, ConfigError, ExportError
 from clprompt.experiment import folder as runfolder
 from clprompt.experiment import inference, paths
 from clprompt.prompting.model import PromptModel
-from clprompt.system.documents import read_json, write_json
+from clprompt.system.documents import read_json
 from clprompt.system.files import atomic_write, one_line_errors
 
 Format = Literal["onnx", "torch-export", "safetensors"]
@@ -243,8 +242,6 @@ def _first_line(error: Exception) -> str:
 
 def _write_folder(run: Path, out: Path) -> Path:
     """Model and backbone as a folder that :func:`clprompt.load` reads."""
-    from safetensors.torch import save
-
     model = inference.load(run)
     facts = read_json(run / "model.json", runfolder.UNCOVERED)
     check_exportable(facts["backbone"])
@@ -253,12 +250,9 @@ def _write_folder(run: Path, out: Path) -> Path:
         raise ExportError(
             f"strategy.{files[0]} names a file, which a loaded model reads again and which cannot go along"
         )
-    data = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
     facts["backbone"] |= {"checkpoint": None, "pretrained": False}
     facts |= {key: paths.without_folders(facts[key]) for key in ("strategy", "files") if facts.get(key)}
-    facts["tensors_sha256"] = hashlib.sha256(data).hexdigest()
     with one_line_errors(f"make the folder {out}"):
         out.mkdir(parents=True, exist_ok=True)
-    atomic_write(out / "model.safetensors", data)
-    write_json(out / "model.json", facts, uncovered=runfolder.UNCOVERED)
+    runfolder.write_model(out, model.state_dict(), facts)
     return out

@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from clprompt.data.bundle import DataBundle
 from clprompt.errors import CheckpointError, ClpromptError, RunFolderError
@@ -204,29 +205,30 @@ def peak_memory(device: torch.device) -> int:
 def export_model(folder: Path, model: PromptModel, config: Config, bundle: DataBundle) -> None:
     """Write the tensors (with `export: full` the backbone's too) and what else the model is built from."""
     state = model.state_dict() if config.export == "full" else model.method_state()
-    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    data = save(tensors)
-    atomic_write(folder / "model.safetensors", data)
     backbone = model.backbone
     files = {
         key: {"path": config.strategy[key], "sha256": sha256}
         for key, sha256 in sameness.of_files(model).items()
         if key in config.strategy
     }
-    write_json(
-        folder / "model.json",
-        {
-            "strategy": config.strategy,
-            **({"files": files} if files else {}),
-            "seed": config.seeds[0],
-            "backbone": {**config.backbone, "sha256": backbone.fingerprint()},
-            "class_names": bundle.class_names,
-            "multi_label": is_label_sets(bundle.train.targets),
-            "transform": backbone.inputs.facts(),
-            "tensors_sha256": hashlib.sha256(data).hexdigest(),
-        },
-        uncovered=UNCOVERED,
-    )
+    facts = {
+        "strategy": config.strategy,
+        **({"files": files} if files else {}),
+        "seed": config.seeds[0],
+        "backbone": {**config.backbone, "sha256": backbone.fingerprint()},
+        "class_names": bundle.class_names,
+        "multi_label": is_label_sets(bundle.train.targets),
+        "transform": backbone.inputs.facts(),
+    }
+    write_model(folder, state, facts)
+
+
+def write_model(folder: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write tensors as model.safetensors, and beside them as model.json the facts with their checksum."""
+    data = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+    atomic_write(folder / "model.safetensors", data)
+    checksum = hashlib.sha256(data).hexdigest()
+    write_json(folder / "model.json", {**facts, "tensors_sha256": checksum}, uncovered=UNCOVERED)
 
 
 def _processor() -> str:
