@@ -502,16 +502,12 @@ def explain(
     folder = hub.local(folder)
     facts = read_facts(folder)
     name = facts["strategy"]["name"]
-    explaining = {
-        method: explain
-        for method in registry.strategies.names()
-        if callable(explain := getattr(registry.strategies.get(method).target, "explain", None))
-    }
-    draws = explaining.get(name)
+    draws = _explain_of(name)
     if draws is None:
+        others = [method for method in registry.strategies.names() if _explain_of(method) is not None]
         raise ConfigError(
             f"strategy {name} explains nothing: it has no explain(images); "
-            f"those that have are {', '.join(explaining)}"
+            f"those that have are {', '.join(others)}"
         )
     chosen: dict[str, list[int]] = {}
     if classes is not None:
@@ -526,6 +522,12 @@ def explain(
     for _, images in readable:
         return model.explain(images, **chosen)
     return {}
+
+
+def _explain_of(method: str) -> Callable[..., Any] | None:
+    """What draws for a strategy; None where nothing does."""
+    explain = getattr(registry.strategies.get(method).target, "explain", None)
+    return explain if callable(explain) else None
 
 
 def _class_id(name: str, class_names: Sequence[str]) -> int:
