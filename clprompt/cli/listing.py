@@ -9,14 +9,13 @@ import inspect
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from clprompt import registry, schema
 from clprompt.errors import ClpromptError, ConfigError, nearest
-from clprompt.reporting.tables import columns
+from clprompt.reporting.tables import columns, paragraph
 from clprompt.system import overlay
 
 # timm's names of vision transformers with parallel, post-norm or differential blocks, or grouped queries
@@ -151,14 +150,7 @@ def about(name: str, kinds: Collection[str] = (), width: int = 80) -> list[str]:
 
 def _about(section: Section, width: int) -> list[str]:
     def wrapped(text: str, indent: str = "") -> list[str]:
-        return textwrap.wrap(
-            text,
-            width,
-            initial_indent=indent,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        return paragraph(text, width, indent).splitlines()
 
     lines = [f"{section.name} ({section.kind})", *wrapped(section.summary())]
     for fact in section.facts:

@@ -267,11 +267,10 @@ def resume(runs: tuple[str, ...], checkpoint: Path | None) -> None:
     RUN is the folder of a run, as `clprompt run` printed it.
     """
     folders = list(dict.fromkeys(Path(folder) for folder in runs))
-    for folder in folders:
-        if not (folder / "config.yaml").is_file():
-            from clprompt.reporting.finished import not_a_run
+    from clprompt.experiment.manage import check_run
 
-            raise not_a_run(folder)
+    for folder in folders:
+        check_run(folder)
     from clprompt.experiment import run as experiment
     from clprompt.system import progress
 

@@ -49,19 +49,19 @@ def local(place: str | Path) -> Path:
         HubError: it cannot be fetched, or is no model of clprompt.
         CheckpointError: its model.json cannot be read, or names weights that are elsewhere.
     """
-    address = _ADDRESS.fullmatch(str(place))
-    if address is None:
+    named = _ADDRESS.fullmatch(str(place))
+    if named is None:
         return Path(place)
-    repo, revision = checked(address["repo"]), address["revision"]
+    repo, revision = checked(named["repo"]), named["revision"]
     with _asking(repo, revision):
         folder = Path(_api().snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
     for name in FILES:
         if not (folder / name).is_file():
-            raise HubError(f"{_shown(repo, revision)} holds no model of clprompt: it has no {name}")
+            raise HubError(f"{address(repo, revision)} holds no model of clprompt: it has no {name}")
     backbone = read_json(folder / "model.json", runfolder.UNCOVERED).get("backbone")
     if isinstance(backbone, dict) and (backbone.get("pretrained") or backbone.get("checkpoint")):
         # nobody's model makes a file of this machine be read, or another repository be fetched
-        raise CheckpointError(f"{_shown(repo, revision)}: model.json names a backbone that is elsewhere")
+        raise CheckpointError(f"{address(repo, revision)}: model.json names a backbone that is elsewhere")
     return folder
 
 
@@ -99,7 +99,7 @@ def upload(
         if create:
             api.create_repo(repo, exist_ok=True, **({"private": True} if private else {}))
         if private and not api.model_info(repo).private:
-            raise HubError(f"{_shown(repo)} is there already, and public; nothing was uploaded")
+            raise HubError(f"{address(repo)} is there already, and public; nothing was uploaded")
         if create and revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         kept = api.file_exists(repo, CARD, revision=revision)
@@ -131,17 +131,17 @@ def _asking(repo: str, revision: str | None) -> Iterator[None]:
         raise
     except utils.GatedRepoError as error:
         raise HubError(
-            f"{_shown(repo)}: your account has no access to it yet; ask for it on its page"
+            f"{address(repo)}: your account has no access to it yet; ask for it on its page"
         ) from error
     except utils.RepositoryNotFoundError as error:
         raise HubError(
-            f"{_shown(repo)}: there is no such repository, or your token does not open it (hf auth login)"
+            f"{address(repo)}: there is no such repository, or your token does not open it (hf auth login)"
         ) from error
     except utils.RevisionNotFoundError as error:
-        raise HubError(f'{_shown(repo)} has no revision "{revision}"') from error
+        raise HubError(f'{address(repo)} has no revision "{revision}"') from error
     except utils.LocalEntryNotFoundError as error:
         raise HubError(
-            f"{_shown(repo, revision)} cannot be fetched, and the cache holds no copy: "
+            f"{address(repo, revision)} cannot be fetched, and the cache holds no copy: "
             f"{_reason(error.__cause__ or error)}"
         ) from error
     except utils.HfHubHTTPError as error:
@@ -149,9 +149,9 @@ def _asking(repo: str, revision: str | None) -> Iterator[None]:
             reason = "there is no token, or it does not allow this (hf auth login)"
         else:
             reason = _reason(error)
-        raise HubError(f"{_shown(repo, revision)}: {reason}") from error
+        raise HubError(f"{address(repo, revision)}: {reason}") from error
     except Exception as error:  # whatever its HTTP library raises, which is not the same in all versions
-        raise HubError(f"{_shown(repo, revision)}: {_reason(error)}") from error
+        raise HubError(f"{address(repo, revision)}: {_reason(error)}") from error
 
 
 @contextmanager
@@ -175,5 +175,6 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _shown(repo: str, revision: str | None = None) -> str:
+def address(repo: str, revision: str | None = None) -> str:
+    """The address of a model, hf://user/name or hf://user/name@revision."""
     return f"hf://{repo}" + (f"@{revision}" if revision else "")

@@ -76,9 +76,16 @@ def _wrapped(cell: str, width: int) -> list[str]:
     return textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False)
 
 
-def paragraph(text: str, width: int = WIDTH) -> str:
-    """A line of words as lines of at most so many columns."""
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+def paragraph(text: str, width: int = WIDTH, indent: str = "") -> str:
+    """A line of words as lines of at most so many columns, each behind an indent."""
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def mean_and_error(values: Iterable[float | None], *, signed: bool = False) -> str:

@@ -185,9 +185,8 @@ def _list_of(name: str) -> str:
 
 def check_everything_is_in_the_state(bench: Workbench) -> None:
     """What the logits hang on is a parameter or a buffer: it is saved, trained and moved to a device."""
-    model, _ = bench.begun(
-        experience=0
-    )  # one that has not answered yet: what it keeps of answers is no matter
+    # one that has not answered yet: what it keeps of answers is no matter
+    model, _ = bench.begun(experience=0)
     model.observe(bench.batch(0)[1])
     loose = dict(_loose(model))
     for path, tensor in loose.items():
