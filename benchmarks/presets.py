@@ -77,9 +77,10 @@ def measure(
         targets = targets_for(loaded, batch, experience, device)
         samples = partial(iter, [(images, targets)])
         if has_experiences:
-            model.end_experience(samples)
             begin(model, range(CLASSES * experience, CLASSES * (experience + 1)), samples)
         receive(model, None, targets)
+        if has_experiences and not experience:
+            model.end_experience(samples)
     optimizer = optim.build(model, training)
     cache: dict[str, Tensor] = {}
     model.eval()
