@@ -131,7 +131,7 @@ def check_kinds_of_backbone(bench: Workbench) -> None:
         if kind == "class token":  # what the other checks train on
             continue
         train = bench.train if bench.online else bench.few  # what is masked when is not to be learned, too
-        records = bench.run(model, epochs=4, experiences=1, train=train)
+        records = bench.run(model, epochs=6, experiences=1, train=train)
         finite_losses(records, where)
         accuracy = records[-1]["accuracy"]
         require(accuracy >= 0.75, f"accuracy {accuracy:.2f}{where}; at least 0.75 is expected, chance is 0.5")
