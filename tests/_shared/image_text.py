@@ -166,7 +166,7 @@ def golden_learner(
 ) -> Learner:
     """A model whose six classes are seen and whose experience is that of classes 2 and 3, its rows live."""
     arguments = {"rows": "live", "mask": "experience"} | arguments
-    model = method(golden_backbone(golden), **arguments).to(golden.dtype)
+    model = method(golden_backbone(golden), **arguments).to(devices.DEVICE, golden.dtype)
     model.name_classes(dict(enumerate(golden_names(golden))))
     model.begin_experience(range(6))
     model.observe(torch.arange(6))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE
 from golden_files import Golden
 from image_text import (
     COUPLED,
@@ -38,7 +39,7 @@ def base(request: pytest.FixtureRequest, golden: Any) -> Golden:
 
 def coop(base: Golden, **arguments: Any) -> Any:
     """A model with plug-ins, whose six classes are named."""
-    model = construct(CoOpModel, golden_backbone(base), **arguments).to(base.dtype)
+    model = construct(CoOpModel, golden_backbone(base), **arguments).to(DEVICE, base.dtype)
     model.name_classes(dict(enumerate(golden_names(base))))
     return model
 
@@ -70,9 +71,8 @@ def test_the_terms_of_published_features_are_the_published_ones(
 @pytest.mark.parametrize(("epochs", "mean", "std"), [(20, 15, 1), (50, 30, 30), (5, 3, 2)])
 def test_epochs_weigh_as_published(golden: Any, epochs: int, mean: float, std: float) -> None:
     base, plugin = golden("clip"), Trajectory(mean=mean, std=std)
-    weights = torch.tensor(
-        [plugin.weight_of(epoch, epochs) for epoch in range(1, epochs + 1)], dtype=torch.float64
-    )
+    given = [plugin.weight_of(epoch, epochs) for epoch in range(1, epochs + 1)]
+    weights = torch.tensor(given, dtype=torch.float64, device=DEVICE)
     base.check(weights / weights.sum(), f"gpa.weights_{epochs}_{mean}_{std}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE
 from golden_files import Golden
 from image_text import check_golden_step, golden_backbone, golden_learner, golden_names, golden_texts
 from torch import Tensor
@@ -93,7 +94,7 @@ def test_several_contexts_near_descriptions_give_the_loss_and_gradient_of_the_fo
 
 
 def test_kept_rows_are_those_of_the_context_of_their_experience(base: Golden) -> None:
-    model = CoOpModel(golden_backbone(base), length=4).to(base.dtype)
+    model = CoOpModel(golden_backbone(base), length=4).to(DEVICE, base.dtype)
     model.name_classes(dict(enumerate(golden_names(base))))
     for index, classes in enumerate(([0, 1], [2, 3], [4, 5])):
         model.begin_experience(classes)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE
 from golden_files import Golden
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def backbone() -> FrozenViT:
 
 def received(model: Any, features: Tensor, targets: Tensor) -> None:
     """What a training step tells a method of a batch."""
-    model.observe(targets)
+    model.to(DEVICE).observe(targets)
     model.received(features, targets)
 
 

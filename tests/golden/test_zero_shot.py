@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE
 from golden_files import Golden
 from image_text import golden_backbone, golden_names
 
@@ -31,7 +32,7 @@ def sentences(golden: Golden, ids) -> list[str]:
 
 def model(golden: Golden, **arguments) -> ZeroShotModel:
     made = ZeroShotModel(golden_backbone(golden), template="a photo of a {} .", **arguments)
-    made.to(golden.dtype)
+    made.to(DEVICE, golden.dtype)
     made.name_classes(dict(enumerate(golden_names(golden))))
     made.observe(torch.arange(6))
     return made.eval()
@@ -95,7 +96,7 @@ def test_the_model_with_a_filled_cache_adds_what_tfup_adds(golden: Golden, tmp_p
     templates = written(tmp_path / "t.json", [text.replace("cat", "{}") for text in first])
     cached = model(golden, templates=templates, cache_size=2)
     classes = golden["tfup.values"].argmax(1)
-    cached.cache.add(golden["tfup.keys"], classes, torch.tensor([0.9, 0.8, 0.7, 0.6]))
+    cached.cache.add(golden["tfup.keys"], classes, torch.tensor([0.9, 0.8, 0.7, 0.6], device=DEVICE))
     features = F.normalize(cached.backbone.project(cached.backbone.features(golden["eval_images"])), dim=-1)
     logits = cached(golden["eval_images"]) + (100 - cached.backbone.scale) * features @ cached.rows.T
     golden.check(logits, "tfup.logits")

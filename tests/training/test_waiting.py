@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from absent_gpu import AbsentGPU, WaitsForDevice, is_there
-from small_methods import SMALL, takes_label_sets_its_own_way
+from small_methods import takes_label_sets_its_own_way
+from step_forms import forms
 from torch import Tensor
 
 from clprompt import registry
@@ -23,42 +24,6 @@ from clprompt.training.finite import FiniteWatch
 from clprompt.training.steps import receive, train_step_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA is not available", "ignore:.*CPU")
-
-#: Forms beside each method's first that take another way through a step.
-FURTHER: dict[str, list[dict[str, Any]]] = {
-    "coda_prompt": [{"orthogonality": 0.1}],
-    "coop": [
-        {"boundary_free": True},
-        {"class_specific": True, "rows": "live"},
-        {"gate": (("a {}.", "the {}."), ("this {}.",)), "length": None},
-        {"anchor": ["self_regulation", "consistency", "equal_shifts", "direction"]},
-        {"attributes": ("shape",), "residual": False},
-    ],
-    "damvp": [{"prompt": "token", "layers": (1, 3)}, {"head": "active"}],
-    "dualprompt": [
-        {"coordinate": True, "statistics": "lda"},
-        {"boundary_free": True, "pool_size": 3, "statistics": "ncm"},
-    ],
-    "flyprompt": [{"boundary_free": True}],
-    "l2p": [{"coordinate": True, "mask": "batch"}],
-    "multilane": [
-        {"head": "task"},
-        {"selectors": 0, "merge_to": 6},
-    ],
-    "prompt_cam": [{"gate_by": "lda"}],
-    "semantic_proxies": [{"boundary_free": True}, {"form": "in_batch", "mask": "experience"}],
-    "tcpa": [{"mask_position": "after", "select": "task"}],
-}
-
-
-def forms(*, further: bool = True) -> list[Any]:
-    """(name, arguments) of every strategy, and what the table adds."""
-    found = []
-    for name in registry.strategies.names():
-        for more in [{}, *(FURTHER.get(name, []) if further else [])]:
-            title = name + "".join(f",{key}" for key in more)
-            found.append(pytest.param(name, {**SMALL.get(name, {}), **more}, id=title))
-    return found
 
 
 @pytest.fixture(scope="module")
