@@ -65,10 +65,10 @@ class Result:
     folder: Path
     name: str
     seed: int
-    records: list[dict[str, Any]]
+    records: list[dict[str, Any]] = field(repr=False)  # a notebook shows what a cell ends with
     summary: dict[str, Any]
-    groups: list[list[int]]
-    class_names: list[str] = field(default_factory=list)
+    groups: list[list[int]] = field(repr=False)
+    class_names: list[str] = field(default_factory=list, repr=False)
 
     @property
     def matrix(self) -> np.ndarray:
@@ -473,7 +473,6 @@ class Session:
         try:
             self._begin()
             self.engine.run()
-            self.tracker.settings(overlay.flat(config.to_dict()))
             summary = self.tracker.finish()
             stream_map.draw(self.folder, self.parts.plan, bundle.train.targets, bundle.class_names)
         except Interrupted as stopped:
@@ -531,6 +530,7 @@ class Session:
         folder, config, parts = self.folder, self.config, self.parts
         title = f"{config.label or config.strategy['name']}, seed {config.seeds[0]}"
         self.telling.begin(title, self.engine.position.experience)
+        self.tracker.settings(overlay.flat(config.to_dict()))
         if self._checkpoint is None:
             of_config = {"config_sha256": runfolder.config_checksum(folder)}
             facts = {**self._environment, **self._of_several(), **of_config}

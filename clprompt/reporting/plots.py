@@ -22,6 +22,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from clprompt.metrics import accuracy
 
@@ -40,6 +41,11 @@ _BEHIND = "#bbbbbb"
 def png(figure: Figure, dpi: int = 120) -> bytes:
     """The figure as the bytes of a PNG file."""
     return drawn(figure, "png", dpi)
+
+
+def image(figure: Figure, dpi: int = 120) -> Image.Image:
+    """The figure as an image of Pillow's, all of it."""
+    return Image.open(io.BytesIO(png(figure, dpi)))
 
 
 def drawn(figure: Figure, kind: str, dpi: int = 120) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from clprompt.errors import ClpromptError
 from clprompt.registry import sinks
-from clprompt.tracking.sink import Sink, kept_id
+from clprompt.tracking.sink import Sink, kept_id, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +42,13 @@ class MLflow(Sink):
             self.client.update_run(self.run_id, status="RUNNING")
 
     def _create(self) -> str:
+        from mlflow.tracking.context.registry import resolve_tags
+
         name = self.folder.absolute().parent.name
         known = self.client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self.client.create_experiment(name)
-        return str(self.client.create_run(experiment, run_name=self.folder.name).info.run_id)
+        tags = resolve_tags()  # who runs it and from where, as MLflow itself notes it
+        return str(self.client.create_run(experiment, tags=tags, run_name=title(self.folder)).info.run_id)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         from mlflow.entities import Metric
@@ -56,8 +59,11 @@ class MLflow(Sink):
             self.client.log_batch(self.run_id, metrics=points)
 
     def image(self, step: int, tag: str, figure: Figure) -> None:
+        from clprompt.reporting import plots
+
         with _one_line():
-            self.client.log_figure(self.run_id, figure, f"{_name(tag)}/{step:04d}.png")
+            # MLflow's own log_figure cuts off what stands beside the axes
+            self.client.log_image(self.run_id, plots.image(figure), f"{_name(tag)}/{step:04d}.png")
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         with _one_line():
@@ -66,10 +72,19 @@ class MLflow(Sink):
     def settings(self, values: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        told = [Param(_name(key), str(value)[:500]) for key, value in values.items()]
         with _one_line():
+            known = self.client.get_run(self.run_id).data.params  # of a resumed run, and must not change
+            told = [Param(_name(key), str(value)[:500]) for key, value in values.items()]
+            told = [param for param in told if param.key not in known]
             for first in range(0, len(told), _AT_ONCE):
                 self.client.log_batch(self.run_id, params=told[first : first + _AT_ONCE])
+            if values.get("note"):
+                self.client.set_tag(self.run_id, "mlflow.note.content", values["note"])
+            for tag in values.get("tags") or ():
+                self.client.set_tag(self.run_id, _name(tag), "")
+
+    def finish(self) -> None:
+        with _one_line():
             self.client.set_terminated(self.run_id)
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ that `clprompt --import my_module` registers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -69,7 +70,10 @@ class Sink:
         """Which scalars belong into one chart, by its title: regular expressions over tags; told first."""
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """The configuration of the run by dotted key; told when it is done."""
+        """The configuration of the run by dotted key; told before the first number, and again at a resume."""
+
+    def finish(self) -> None:
+        """The run is done, and this was all; a run that is stopped or fails is closed without it."""
 
     def flush(self) -> dict[str, int]:
         """Make durable what was told so far.
@@ -93,6 +97,14 @@ def kept_id(path: Path, create: Callable[[], str]) -> str:
     if not path.exists():
         atomic_write(path, create() + "\n")
     return path.read_text().strip()
+
+
+def title(folder: Path) -> str:
+    """A run's name where a narrow column cuts it: the folder's, with what runs have in common at the end.
+
+    "20260101-120000-seed0-mvp" is "seed0-mvp-20260101-120000".
+    """
+    return re.sub(r"(\d{8}-\d{6})-(.+)", r"\2-\1", folder.name)
 
 
 def step_axis(tag: str) -> str:

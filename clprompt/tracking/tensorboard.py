@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from clprompt.registry import sinks
 from clprompt.system.files import AppendOnlyFile
-from clprompt.tracking.sink import Sink
+from clprompt.tracking.sink import Sink, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +45,7 @@ class TensorBoard(Sink):
         kept = [path for pattern in self.files for path in folder.glob(pattern)]
         #: sizes of the event files that a resumed run goes on from
         self._kept = {path.relative_to(folder).as_posix(): path.stat().st_size for path in kept}
+        self._settings: Mapping[str, Any] = {}
         home = kept[0].parent if kept else folder
         # A name later than all that were ever here, removed ones included: a TensorBoard that is watching
         # the folder would otherwise go on reading a new file where it stopped in the old one.
@@ -67,8 +68,13 @@ class TensorBoard(Sink):
             self.events.add(0, custom_charts("class-incremental learning", charts))
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        for summary in hyperparameters(values, f"{self.folder.parent.name}/{self.folder.name}"):
-            self.events.add(0, summary)
+        self._settings = values
+
+    def finish(self) -> None:
+        if self._settings:
+            name = f"{title(self.folder)}, {self.folder.parent.name}"
+            for summary in hyperparameters(self._settings, name):
+                self.events.add(0, summary)
 
     def flush(self) -> dict[str, int]:
         file = self.events.file

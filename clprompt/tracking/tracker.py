@@ -166,12 +166,12 @@ class RunTracker:
             for sink in self.sinks:
                 sink.image(step, tag, figure)
         for tag, rows in self.measure.notes(record, self.class_names, self.groups).items():
-            table = "\n".join(markdown_table([[str(cell) for cell in row] for row in rows]))
+            table = "\n".join(markdown_table([[_cell(cell) for cell in row] for row in rows]))
             for sink in self.sinks:
                 sink.text(step, tag, table)
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """Show the settings of the run, by dotted key; called when it is done."""
+        """Show the settings of the run, by dotted key; called before the first record."""
         for sink in self.sinks:
             sink.settings(values)
 
@@ -186,7 +186,7 @@ class RunTracker:
         Args:
             step: experiences so far, the one that goes on included.
             values: by tag, a drawing (image; its latest state is a file in `figures/` too), a number or
-                one-element tensor (scalar), or any other array or tensor (histogram of its finite values). A
+                tensor without axes (scalar), or any other array or tensor (histogram of its finite values). A
                 drawing is a matplotlib Figure, or a function that makes one and is called only where pictures
                 are drawn; None from it is no picture.
         """
@@ -197,7 +197,7 @@ class RunTracker:
                 continue
             array = _as_array(value)
             for sink in self.sinks:
-                if array.size == 1:
+                if array.ndim == 0:
                     sink.scalars(step, {tag: array.item()})
                 else:
                     sink.histogram(step, tag, array)
@@ -225,15 +225,29 @@ class RunTracker:
         return sizes
 
     def finish(self) -> dict[str, float]:
-        """Write the tables and plots of the finished run and return its metrics.
+        """Write the tables and plots of the finished run, tell the sinks and return its metrics.
 
         The measure's tables and `figures/*.png`, each replaced atomically; without an evaluation at the end
         of an experience there is nothing to write.
         """
         summary = self.measure.summarise(self.records)
         last = last_evaluation(self.records)
-        if last is None:
-            return summary
+        if last is not None:
+            self._write_end(last, summary)
+        if not self._finished:
+            for sink in self.sinks:
+                sink.finish()
+            self._finished = True
+        self.flush()
+        return summary
+
+    def _write_end(self, last: Mapping[str, Any], summary: Mapping[str, float]) -> None:
+        """Tables and plots, and at the first call the final metrics.
+
+        Args:
+            last: the last evaluation at the end of an experience.
+            summary: the metrics of the run.
+        """
         from clprompt.reporting import measure_plots
 
         for name, rows in self.measure.tables(self.records, self.class_names, self.groups).items():
@@ -252,9 +266,6 @@ class RunTracker:
             }
             for sink in self.sinks:
                 sink.scalars(last["experience"] + 1, final)
-            self._finished = True
-        self.flush()
-        return summary
 
     def close(self) -> None:
         """Write what is pending and close the files; a second call does nothing."""
@@ -290,6 +301,11 @@ class RunTracker:
             (self.folder / "figures").mkdir(exist_ok=True)
         for name, figure in figures.items():
             atomic_write(self.folder / "figures" / f"{name}.png", plots.png(figure))
+
+
+def _cell(value: Any) -> str:
+    """What stands in a table that people read: the files beside it have all digits."""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _as_array(value: Any) -> NDArray[np.float64]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
+import re
 import uuid
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clprompt.errors import ClpromptError
 from clprompt.registry import sinks
-from clprompt.tracking.sink import Sink, kept_id, step_axis
+from clprompt.tracking.sink import Sink, kept_id, step_axis, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,8 @@ class WeightsAndBiases(Sink):
         try:
             self.run = wandb.init(
                 project=name,
-                name=folder.name,
+                name=title(folder),
+                group=re.sub(r"(\d{8}-\d{6})-seed\d+-(.+)", r"\2-\1", folder.name),  # its other seeds
                 id=identity,
                 dir=folder,
                 resume="allow",
@@ -71,12 +72,11 @@ class WeightsAndBiases(Sink):
 
     def image(self, step: int, tag: str, figure: Figure) -> None:
         import wandb
-        from PIL import Image
 
         from clprompt.reporting import plots
 
         # of a figure wandb asks whether it is pyplot's, which nobody has imported
-        self._log(step, {tag: wandb.Image(Image.open(io.BytesIO(plots.png(figure, dpi=80))))})
+        self._log(step, {tag: wandb.Image(plots.image(figure, dpi=80))})
 
     def histogram(self, step: int, tag: str, values: NDArray[np.float64]) -> None:
         import wandb
@@ -87,6 +87,12 @@ class WeightsAndBiases(Sink):
 
     def settings(self, values: Mapping[str, Any]) -> None:
         self.run.config.update(dict(values), allow_val_change=True)
+        if values.get("note"):
+            self.run.notes = values["note"]
+        self.run.tags = tuple(values.get("tags") or ())
+
+    def finish(self) -> None:
+        self.run.finish()
 
     def close(self) -> None:
-        self.run.finish()
+        self.run.finish(exit_code=1)  # which a finished run does not hear

@@ -55,6 +55,9 @@ class Table(Sink):
     def settings(self, values):
         self.line("", "settings", json.dumps(values))
 
+    def finish(self):
+        self.line("", "finish", "")
+
     def flush(self):
         return {"shown.csv": self.file.sync()}
 
@@ -122,7 +125,7 @@ def test_a_sink_is_told_the_accuracy_of_each_class_as_a_table(straight):
 
 
 def test_a_sink_is_told_the_final_metrics_once(straight):
-    assert straight[-1] == ["2", "final/last_accuracy", "0.5"]
+    assert straight[-2:] == [["2", "final/last_accuracy", "0.5"], ["", "finish", ""]]
     assert len([line for line in straight if line[1] == "final/last_accuracy"]) == 1
 
 
@@ -131,6 +134,7 @@ def test_a_sink_is_told_what_a_method_says_of_itself(tmp_path):
     tracker.diagnostics(3, {"keys": np.ones(5), "scale": 2.5, "picture": Figure()})
     tracker.speed(7, 12.5)
     tracker.settings({"seed": 0})
+    tracker.finish()
     tracker.close()
     assert lines(tmp_path) == [
         ["3", "keys", "5 numbers"],
@@ -138,6 +142,7 @@ def test_a_sink_is_told_what_a_method_says_of_itself(tmp_path):
         ["3", "picture", "Figure"],
         ["7", "speed/images_per_second", "12.5"],
         ["", "settings", '{"seed": 0}'],
+        ["", "finish", ""],
     ]
 
 
@@ -222,7 +227,9 @@ def test_the_sink_of_an_entry_point_takes_part_where_it_is_named(tmp_path, regis
             "training": {"train_mb_size": 512, "train_epochs": 1, "eval_mb_size": 512},
         }
     )
-    told = {tag: value for _, tag, value in lines(result.folder)}
+    shown = lines(result.folder)
+    assert (shown[0][1], shown[-1][1]) == ("settings", "finish")
+    told = {tag: value for _, tag, value in shown}
     assert float(told["final/average_accuracy"]) == result.summary["average_accuracy"]
     assert json.loads(told["settings"])["strategy.name"] == "ncm"
     assert list(result.folder.glob("*tfevents*"))

@@ -55,7 +55,7 @@ def test_the_hparams_tab_shows_unlike_strategies_together(
     tmp_path: Path,
 ) -> None:
     a_run(
-        tmp_path / "one" / "a",
+        tmp_path / "one" / "20260101-120000-seed0-a",
         0.25,
         {"seed": 0, "strategy.name": "alpha", "training.lr": 0.5, "shuffle": True},
     )
@@ -86,7 +86,7 @@ def test_the_hparams_tab_shows_unlike_strategies_together(
         values = {value.name.tag: value.value for value in group.metric_values}
         found[group.name] = (group.hparams["strategy.name"].string_value, values["final/average_accuracy"])
         assert group.hparams["layers"].string_value in ("", "[1, 2]")
-    assert found == {"one/a": ("alpha", 0.25), "one/b": ("beta", 0.75)}
+    assert found == {"seed0-a-20260101-120000, one": ("alpha", 0.25), "b, one": ("beta", 0.75)}
 
 
 def test_the_text_tab_shows_the_accuracy_of_each_class(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_the_text_tab_shows_the_accuracy_of_each_class(tmp_path: Path) -> None:
     assert datum.step == 1
     lines = datum.numpy.item().decode().splitlines()
     assert lines[0] == "| class | name | group | samples | correct | accuracy |"
-    assert lines[2:] == ["| 0 | zero | 1 | 4 | 3 | 0.75 |", "| 1 | o\\|ne | 1 | 2 | 2 | 1.0 |"]
+    assert lines[2:] == ["| 0 | zero | 1 | 4 | 3 | 0.750 |", "| 1 | o\\|ne | 1 | 2 | 2 | 1.000 |"]
 
 
 @pytest.mark.parametrize("number", [3, 2.5])

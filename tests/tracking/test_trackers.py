@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from clprompt import registry
 from clprompt.errors import ConfigError
 from clprompt.experiment import config as configuration
+from clprompt.reporting import plots
 from clprompt.tracking.sink import step_axis
 from clprompt.tracking.tracker import RunTracker
+
+RUN = "20260101-120000-seed0-ncm"
+SETTINGS = {"seed": 0, "strategy.name": "ncm", "data.path": "here", "note": "a try", "tags": ["a", "b"]}
 
 pytestmark = pytest.mark.usefixtures("same_picture")
 
@@ -41,6 +46,7 @@ def tracked(folder: Path, name: str, sizes: dict[str, int] | None = None) -> Run
 def stopped(folder: Path, name: str) -> dict[str, int]:
     """A run that is stopped after its second step; the sizes of its files after the first."""
     tracker = tracked(folder, name)
+    tracker.settings(SETTINGS)
     tracker.record(train(1))
     sizes = tracker.flush()
     tracker.record(train(2))
@@ -52,12 +58,13 @@ def stopped(folder: Path, name: str) -> dict[str, int]:
 def resumed(folder: Path, name: str, sizes: dict[str, int]) -> None:
     """The same run, which goes on from its first step."""
     tracker = tracked(folder, name, sizes)
+    tracker.settings({**SETTINGS, "data.path": "moved"})
     tracker.record(train(2))
     tracker.record(train(3))
     figure = Figure()
     figure.add_subplot().plot([0, 1])
     tracker.diagnostics(1, {"keys/spread": np.arange(5.0), "keys/drawn": figure})
-    tracker.settings({"seed": 0, "strategy.name": "ncm"})
+    tracker.finish()
     tracker.close()
     tracker.close()
 
@@ -82,7 +89,7 @@ def test_a_resumed_run_is_the_same_one_in_weights_and_biases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    folder = tmp_path / "one" / "run"
+    folder = tmp_path / "one" / RUN
     program = (
         "import json, pathlib, sys; import test_trackers as own; folder = pathlib.Path(sys.argv[1]); "
         "sizes = json.loads(sys.argv[2]); "
@@ -99,7 +106,8 @@ def test_a_resumed_run_is_the_same_one_in_weights_and_biases(
     files = list((folder / "wandb").glob("offline-run-*/*.wandb"))
     assert files
     assert {file.stem for file in files} == {f"run-{identity}"}
-    words = (b"train/loss", b"keys/spread", b"keys/drawn", b"strategy.name")
+    words = (b"train/loss", b"keys/spread", b"keys/drawn", b"strategy.name", b"a try")
+    words += (b"seed0-ncm-20260101-120000", b"\x13ncm-20260101-120000")
     told = b"".join(file.read_bytes() for file in files)
     assert [word for word in words if word not in told] == []
 
@@ -109,20 +117,28 @@ def test_a_resumed_run_is_the_same_one_in_weights_and_biases(
 def test_a_resumed_run_is_the_same_one_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    stopped_and_resumed(tmp_path / "one" / "run", "mlflow")
+    sizes = stopped(tmp_path / "one" / RUN, "mlflow")
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient()
     experiment = client.get_experiment_by_name("one")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.run_name == "run"
+    assert run.info.status == "KILLED"
+    assert run.data.params == {key: str(value) for key, value in SETTINGS.items()}
+    resumed(tmp_path / "one" / RUN, "mlflow", sizes)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "seed0-ncm-20260101-120000"
     assert run.info.status == "FINISHED"
-    assert run.data.params == {"seed": "0", "strategy.name": "ncm"}
+    assert run.data.params["data.path"] == "here"  # a setting there cannot change
+    assert run.data.tags["mlflow.note.content"] == "a try"
+    assert {"a", "b", "mlflow.user"} <= set(run.data.tags)
     points = {(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train/loss")}
     assert points == {(1, 1.0), (2, 0.5), (3, 1 / 3)}
     drawn = client.list_artifacts(run.info.run_id, "keys/drawn")
     assert [artifact.path for artifact in drawn] == ["keys/drawn/0001.png"]
+    with Image.open(client.download_artifacts(run.info.run_id, "keys/drawn/0001.png")) as picture:
+        assert picture.size == plots.image(Figure()).size  # drawn as the files of the run are
 
 
 def test_steps_are_counted_in_what_a_tag_is_about() -> None:
