@@ -22,6 +22,8 @@ def results(finished: Sequence[Result]) -> str:
     from clprompt.metrics.accuracy import group_names
     from clprompt.metrics.text import group_label
     from clprompt.reporting import summary
+    from clprompt.tracking import TensorBoard
+    from clprompt.tracking.records import growing_files
 
     groups: dict[str, dict[int, Result]] = {}  # strategy -> seed -> result
     for result in finished:
@@ -48,8 +50,10 @@ def results(finished: Sequence[Result]) -> str:
         parts.append("\n".join(_over_seeds(groups)))
     places = [(label, str(result.folder)) for label, result in labelled.items()]
     parts.append("\n".join(columns(places, width=sys.maxsize)))  # a path is copied: it never breaks
-    folders = dict.fromkeys(str(result.folder.parent) for result in finished)
-    parts.append("\n".join(shlex.join(["tensorboard", "--logdir", folder]) for folder in folders))
+    charted = [result.folder for result in finished if growing_files(result.folder, TensorBoard.files)]
+    folders = dict.fromkeys(str(folder.parent) for folder in charted)
+    if folders:
+        parts.append("\n".join(shlex.join(["tensorboard", "--logdir", folder]) for folder in folders))
     return "\n\n".join(parts)
 
 

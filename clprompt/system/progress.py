@@ -5,6 +5,7 @@ The engine reports to a `Progress` and knows no more about it. Indices start at 
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ from typing import Any, Self, TextIO
 
 from clprompt.errors import printable
 from clprompt.system import launched
+
+_NOTEBOOK_COLUMNS = 90  # beside the file browser of a notebook; what is wider is cut off there
 
 
 class Progress:
@@ -198,6 +201,7 @@ class Bar(Progress):
         from rich.console import Console
 
         self._console = console or Console(stderr=True)
+        self._notebook: bool = self._console.is_jupyter
         self._turns = Turns()
         self._live: Any = None
         self._task: Any = None
@@ -217,7 +221,7 @@ class Bar(Progress):
         # Drawn by this thread alone: a refreshing thread could hold its lock when a loader forks its workers.
         self._live = RichProgress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(20 if self._notebook else 40),
             TextColumn("{task.percentage:3.0f}%"),
             TextColumn("{task.fields[where]}"),
             TimeElapsedColumn(),
@@ -225,6 +229,8 @@ class Bar(Progress):
             TimeRemainingColumn(),
             console=self._console,
             auto_refresh=False,
+            redirect_stdout=not self._notebook,
+            redirect_stderr=not self._notebook,
         )
         self._live.start()
         self._total = max(total_experiences, 1)
@@ -255,7 +261,10 @@ class Bar(Progress):
         self._draw()
 
     def message(self, text: str) -> None:
-        self._console.print(printable(text), markup=False, highlight=False)
+        if self._notebook:  # rich would make a block of its own of each line
+            print(printable(text), flush=True)
+        else:
+            self._console.print(printable(text), markup=False, highlight=False)
 
     def close(self) -> None:
         if self._live is None:
@@ -297,8 +306,8 @@ class Stopwatch:
 
 
 def create(stream: TextIO | None = None) -> Progress:
-    """A bar where the stream (stderr unless told) is a terminal that can redraw a line, or a notebook, else
-    plain lines.
+    """A bar where the stream (stderr unless told) is a terminal that can redraw a line, or in a notebook with
+    ipywidgets, else plain lines.
 
     Of several processes of one run the first alone reports.
     """
@@ -306,9 +315,13 @@ def create(stream: TextIO | None = None) -> Progress:
         return Progress()
     from rich.console import Console
 
-    stream = stream or sys.stderr
-    console = Console(file=stream)
-    redraws = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+    console = Console(file=stream or sys.stderr)
+    if console.is_jupyter:
+        if importlib.util.find_spec("ipywidgets") is None:  # which rich draws with
+            return Lines(stream or sys.stdout)
+        console.width = min(console.width, _NOTEBOOK_COLUMNS)
+        return Bar(console)
+    redraws = console.is_terminal and not console.is_dumb_terminal
     return Bar(console) if redraws else Lines(stream)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,24 @@ def test_a_table_that_is_wider_all_the_same_goes_on_below() -> None:
     ]
 
 
+@pytest.fixture
+def charted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes run folders that TensorBoard shows."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(folder: str) -> str:
+        Path(folder).mkdir(parents=True)
+        Path(folder, "events.out.tfevents.1.host.1.0").touch()
+        return folder
+
+    return make
+
+
 def test_one_seed_needs_no_seed_in_its_label_and_no_mean() -> None:
     text = results.results([result("alpha", 0, 0.5, "runs/x/a"), result("beta", 0, 0.6, "runs/x/b")])
     assert "seed" not in text
     assert "±" not in text
-    assert text.splitlines()[-4:] == ["alpha  runs/x/a", "beta   runs/x/b", "", "tensorboard --logdir runs/x"]
+    assert text.splitlines()[-3:] == ["", "alpha  runs/x/a", "beta   runs/x/b"]
 
 
 def test_the_classes_of_each_group_stand_below_the_matrix_where_they_have_names() -> None:
@@ -95,6 +109,12 @@ def test_the_classes_of_each_group_stand_below_the_matrix_where_they_have_names(
     assert "class groups: 1 cat; 2 hammer" in results.results([named]).splitlines()
     numbered = dataclasses.replace(run, class_names=["0", "1"])
     assert "class groups" not in results.results([numbered])
+
+
+def test_a_result_shows_its_figures_and_not_its_records() -> None:
+    shown = repr(experiment.Results([result("alpha", 0, 0.5, "runs/x/a")]))
+    assert "'average_accuracy': 0.5" in shown
+    assert "evaluation" not in shown
 
 
 def test_several_seeds_are_summed_up_by_strategy() -> None:
@@ -120,8 +140,11 @@ def test_a_strategy_that_is_compared_with_itself_has_two_labels() -> None:
     assert sum("±" in line and line.startswith("alpha") for line in lines) == 2
 
 
-def test_runs_in_several_folders_have_a_tensorboard_line_each() -> None:
-    lines = results.results([result("a", 0, 0.5, "runs/x/1"), result("b", 0, 0.5, "runs/y z/1")]).splitlines()
+def test_runs_in_several_folders_have_a_tensorboard_line_each(charted: Callable[[str], str]) -> None:
+    runs = [
+        result(name, 0, 0.5, charted(folder)) for name, folder in (("a", "runs/x/1"), ("b", "runs/y z/1"))
+    ]
+    lines = results.results([*runs, result("c", 0, 0.5, "runs/without/1")]).splitlines()
     assert lines[-2:] == ["tensorboard --logdir runs/x", "tensorboard --logdir 'runs/y z'"]
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import io
+import sys
+import types
+from importlib.machinery import ModuleSpec
+from typing import Any
 
 import pytest
 
@@ -107,12 +113,56 @@ def test_a_bar_shows_experience_epoch_and_the_time_left() -> None:
         assert part in text
 
 
-def test_a_notebook_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+class Output(contextlib.nullcontext):
+    """A widget of ipywidgets that shows what is displayed within it."""
+
+    def clear_output(self, wait: bool) -> None:
+        """What it shows next stands in the place of this."""
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """This process is a notebook's kernel; what it displays."""
     import rich.console
 
-    assert isinstance(progress.create(io.StringIO()), progress.Lines)
+    shown: list[Any] = []
     monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
-    assert isinstance(progress.create(io.StringIO()), progress.Bar)
+    for name, content in (("ipywidgets", {"Output": Output}), ("IPython.display", {"display": shown.append})):
+        module = types.ModuleType(name)
+        module.__dict__.update(content, __spec__=ModuleSpec(name, None))
+        monkeypatch.setitem(sys.modules, name, module)
+    return shown
+
+
+def test_a_notebook_has_a_bar_and_plain_lines_below_it(
+    notebook: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.create() as bar:
+        bar.turn(2, 12)
+        bar.start("coda_prompt, seed 0", 10)
+        bar.experience(9, 10)
+        bar.epoch(0, 10, 1)
+        bar.step()
+        bar.message("experience 1/10: average accuracy 50.0 %")
+        print("of a method")
+    written = capsys.readouterr()
+    assert written.out == "experience 1/10: average accuracy 50.0 %\nof a method\n"
+    assert written.err == ""
+    last = [one.text.strip() for one in notebook if hasattr(one, "text")][-2]
+    assert len(last) <= 90
+    for part in ("run 2 of 12", "coda_prompt, seed 0", "experience 10/10  epoch 1/10", "ETA 0:00:00"):
+        assert part in last
+
+
+@pytest.mark.usefixtures("notebook")
+def test_a_notebook_without_widgets_has_lines_and_no_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with progress.create() as lines:
+        lines.start("method", 1)
+    assert capsys.readouterr().out == "method: 1 experience\n"
+    assert not recwarn.list
 
 
 def test_library_code_may_pass_a_display_that_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:

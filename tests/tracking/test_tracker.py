@@ -259,6 +259,7 @@ def test_diagnostics_become_pictures_histograms_and_scalars(tmp_path):
             "prompts/usage": np.array([1, 2, 2, 5]),
             "prompts/keys": keys,
             "prompts/same": np.ones(5),
+            "prompts/first": np.ones((1, 1)),  # there will be more of them
             "prompts/none": np.full(3, NAN),
             "prompts/empty": np.empty(0),
             "prompts/scale": torch.tensor(2.5),
@@ -271,7 +272,9 @@ def test_diagnostics_become_pictures_histograms_and_scalars(tmp_path):
     assert points(reader) == {"prompts/scale": [(7, 2.5)], "prompts/count": [(7, 3.0)]}
     assert pictures(reader) == {"prompts/picture": [7]}
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["prompts_picture.png"]
-    assert sorted(reader.Tags()["histograms"]) == ["prompts/keys", "prompts/same", "prompts/usage"]
+    assert sorted(reader.Tags()["histograms"]) == [
+        f"prompts/{name}" for name in ("first", "keys", "same", "usage")
+    ]
     (usage,) = reader.Histograms("prompts/usage")
     value = usage.histogram_value
     assert (usage.step, value.min, value.max, value.num, value.sum, value.sum_squares) == (7, 1, 5, 4, 10, 34)
