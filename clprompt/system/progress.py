@@ -218,10 +218,14 @@ class Bar(Progress):
         from rich.progress import Progress as RichProgress
 
         self.close()
+        title = self._turns.title(description)
+        if self._notebook:  # beside the title there is no room for the times
+            print(printable(title), flush=True)
+            title = ""
         # Drawn by this thread alone: a refreshing thread could hold its lock when a loader forks its workers.
         self._live = RichProgress(
             TextColumn("{task.description}"),
-            BarColumn(20 if self._notebook else 40),
+            BarColumn(),
             TextColumn("{task.percentage:3.0f}%"),
             TextColumn("{task.fields[where]}"),
             TimeElapsedColumn(),
@@ -236,7 +240,7 @@ class Bar(Progress):
         self._total = max(total_experiences, 1)
         self._index = self._epoch = self._done = 0
         self._begun = False
-        self._task = self._live.add_task(self._turns.title(description), total=float(self._total), where="")
+        self._task = self._live.add_task(title, total=float(self._total), where="")
         self._draw(force=True)
 
     def experience(self, index: int, total: int) -> None:
