@@ -52,6 +52,16 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
     return re.sub(r":(?:class|func|meth|mod|data|attr|exc):(?=<code)", "", html)
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """The link to the repository does not ask its host, for each reader, how many stars it has."""
+    return output.replace('data-md-component="source"', "")
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """The same of the page for addresses that there are not."""
+    return on_post_page(output, None, config)
+
+
 def _about(section: Section) -> list[str]:
     documentation = inspect.getdoc(section.target) or ""
     prose, *_ = re.split(r"^(?:Args|Attributes|Returns|Raises):$", documentation, flags=re.MULTILINE)
