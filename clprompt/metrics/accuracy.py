@@ -138,7 +138,7 @@ def domain_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, 
     if names is None:
         return {}
     matrix = accuracy_matrix(records)
-    done = 1 + max((int(record["experience"]) for record in _session_ends(records)), default=-1)
+    done = 1 + max((int(record["experience"]) for record in session_ends(records)), default=-1)
     matrix = matrix[:done, :done]
     last, lost = (matrix[-1], group_forgetting(matrix)) if done else ((), ())
     return {
@@ -168,7 +168,7 @@ def few_shot_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     Sources: Tao et al. 2020 (arXiv 2004.10956; the protocol, the drop), Peng et al. 2022 (ALICE, arXiv
     2208.00147; the harmonic mean).
     """
-    ends = _session_ends(records)
+    ends = session_ends(records)
     first, last = (ends[0], ends[-1]) if ends else ({}, {})
     base, novel = last.get("base_accuracy"), last.get("novel_accuracy")
     return {
@@ -185,7 +185,7 @@ def harmonic_mean_curve(records: Iterable[Mapping[str, Any]]) -> FloatArray:
     return np.array(
         [
             harmonic_mean(record["base_accuracy"], record["novel_accuracy"])
-            for record in _session_ends(records)
+            for record in session_ends(records)
         ],
         dtype=np.float64,
     )
@@ -216,7 +216,7 @@ def average_incremental_accuracy_by_samples(records: Iterable[Mapping[str, Any]]
 
     Source: PILOT's "Average Accuracy", which rounds each experience to 0.01 %; here nothing is rounded.
     """
-    return mean_of_defined(np.array([_number(record["accuracy"]) for record in _session_ends(records)]))
+    return mean_of_defined(np.array([_number(record["accuracy"]) for record in session_ends(records)]))
 
 
 def group_forgetting(matrix: ArrayLike) -> FloatArray:
@@ -285,7 +285,7 @@ def class_accuracy_matrix(records: Iterable[Mapping[str, Any]]) -> FloatArray:
 
     From the confusion counts, or from the "per_class" of records that have none.
     """
-    ends = _session_ends(records)
+    ends = session_ends(records)
     named = [c for record in ends for cell in record.get("confusion", ()) for c in cell[:2]]
     named += [c for record in ends for c, *_ in record.get("per_class", ())]
     return np.array([np.nan_to_num(_class_accuracy(record, 1 + max(named, default=-1))) for record in ends])
@@ -314,7 +314,7 @@ def online_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     1e-5.
     """
     records = list(records)
-    ends = [_number(record["accuracy"]) for record in _session_ends(records)]
+    ends = [_number(record["accuracy"]) for record in session_ends(records)]
     return {
         "A_auc": mean_of_defined(np.array([_number(record["accuracy"]) for record in _anytime(records)])),
         "A_avg": average_incremental_accuracy_by_samples(records),
@@ -323,7 +323,7 @@ def online_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _session_ends(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def session_ends(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The evaluations at the ends of sessions, in order; the last one of a session if there are several."""
     ends = {
         int(record["experience"]): record

@@ -420,6 +420,7 @@ class Accuracy(Measure):
                 ["true class \\ predicted class", *names],
                 *([name, *row] for name, row in zip(names, counts.tolist(), strict=True)),
             ]
+            tables["per_class_history.csv"] = _class_history(records, names, groups)
         return tables
 
     def notes(self, record: Record, names: Sequence[str], groups: Sequence[Sequence[int]]) -> dict[str, Rows]:
@@ -916,4 +917,28 @@ def _class_rows(counts: NDArray[np.int64], names: Sequence[str], groups: Sequenc
         samples, correct = int(counts[c].sum()), int(counts[c, c])
         share = correct / samples if samples else None
         rows.append([c, name, group_of.get(c, ""), samples, correct, share])
+    return rows
+
+
+def _class_history(records: Iterable[Record], names: Sequence[str], groups: Sequence[Sequence[int]]) -> Rows:
+    """Class by class its accuracy after each experience, and what most of its other images were taken for."""
+    matrices = {
+        int(record["experience"]) + 1: accuracy.confusion_matrix(record["confusion"], len(names))
+        for record in accuracy.session_ends(records)
+        if record.get("confusion") is not None
+    }
+    group_of = _group_of(groups)
+    rows: Rows = [
+        ["class", "name", "group", "after_experience", "samples", "correct", "accuracy", "taken_for", "times"]
+    ]
+    for c, name in enumerate(names):
+        for after, counts in matrices.items():
+            samples, correct = int(counts[c].sum()), int(counts[c, c])
+            if not samples:
+                continue
+            others = counts[c].copy()
+            others[c] = 0
+            most = int(others.argmax())
+            taken: list[object] = [names[most], int(others[most])] if others[most] else [None, 0]
+            rows.append([c, name, group_of.get(c, ""), after, samples, correct, correct / samples, *taken])
     return rows

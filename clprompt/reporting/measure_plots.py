@@ -112,7 +112,7 @@ def _confusion_matrix(drawn: _Drawn) -> Figure | None:
     if drawn.record.get("confusion") is None:
         return None
     counts = accuracy.confusion_matrix(drawn.record["confusion"], len(drawn.names))
-    return plots.confusion_matrix(counts, drawn.names)
+    return plots.confusion_matrix(counts, drawn.names, drawn.groups)
 
 
 def _forgetting(drawn: _Drawn) -> Figure:

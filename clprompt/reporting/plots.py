@@ -385,9 +385,20 @@ def _reference(axes: Axes, at: NDArray[Any], percent: NDArray[np.float64], title
     return line
 
 
-def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
-    """Heat map of the confusion counts [C, C]: the colour is the share of the true class."""
-    counts = np.asarray(counts)
+def confusion_matrix(
+    counts: NDArray[np.int64], class_names: Sequence[str], groups: Sequence[Sequence[int]] = ()
+) -> Figure:
+    """Heat map of the confusion counts [C, C]: the colour is the share of the true class.
+
+    Args:
+        counts: by true class (rows) and predicted class (columns).
+        class_names: of the classes 0..C-1.
+        groups: the class ids of each group, in whose order the classes stand; without any by their ids.
+    """
+    arrived = [c for group in groups for c in group]
+    order = list(dict.fromkeys([*arrived, *range(len(counts))]))
+    counts = np.asarray(counts)[order][:, order]
+    class_names = [class_names[c] for c in order]
     samples = counts.sum(axis=1, keepdims=True)
     share = np.divide(
         100.0 * counts, samples, out=np.full(counts.shape, np.nan, dtype=np.float64), where=samples > 0
@@ -406,8 +417,12 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str]) -> F
     # A class may be called "$5_bill$": names are text, not formulas.
     axes.set_xticks(ticks, names, rotation=90, fontsize=font, parse_math=False)
     axes.set_yticks(ticks, names, fontsize=font, parse_math=False)
-    axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix")
-    figure.colorbar(image, ax=axes, label="share of the true class (%)", fraction=0.046, pad=0.03)
+    axes.set(
+        xlabel="predicted class",
+        ylabel="true class",
+        title="Confusion matrix" + (", classes as they arrived" if arrived else ""),
+    )
+    figure.colorbar(image, ax=axes, label="share of the true class (%), root scale", fraction=0.046, pad=0.03)
     return figure
 
 

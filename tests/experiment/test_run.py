@@ -120,7 +120,8 @@ def test_a_finished_run_folder_holds_what_is_promised_and_no_more(results):
             *("config.yaml", "environment.json", "run.log", "metrics.jsonl", "lock", "results.json"),
             "predictions.npz",
             *("checkpoint/state.pt", "model.safetensors", "model.json"),
-            *("accuracy_matrix.csv", "per_class_accuracy.csv", "confusion_matrix.csv"),
+            *("accuracy_matrix.csv", "confusion_matrix.csv"),
+            *("per_class_accuracy.csv", "per_class_history.csv"),
             *(f"figures/{name}.png" for name in ("accuracy_matrix", "accuracy_curves", "forgetting")),
             *("figures/confusion_matrix.png", "figures/stream_map.png"),
         }

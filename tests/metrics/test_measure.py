@@ -377,7 +377,7 @@ def test_the_zero_shot_line_of_an_online_run_is_by_the_samples_at_which_sessions
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def test_accuracy_leaves_three_tables():
+def test_accuracy_leaves_four_tables():
     assert Accuracy().tables(accuracies(), NAMES, GROUPS) == {
         "accuracy_matrix.csv": [["after_experience", "group_1", "group_2"], [1, 0.9, None], [2, 0.5, 0.7]],
         "per_class_accuracy.csv": [
@@ -391,6 +391,22 @@ def test_accuracy_leaves_three_tables():
             ["ant", 1, 0, 1],
             ["bee", 0, 3, 0],
             ["cat", 0, 0, 0],
+        ],
+        "per_class_history.csv": [
+            [
+                "class",
+                "name",
+                "group",
+                "after_experience",
+                "samples",
+                "correct",
+                "accuracy",
+                "taken_for",
+                "times",
+            ],
+            [0, "ant", 1, 1, 2, 2, 1.0, None, 0],
+            [0, "ant", 1, 2, 2, 1, 0.5, "cat", 1],
+            [1, "bee", 1, 2, 3, 3, 1.0, None, 0],
         ],
     }
 

@@ -46,6 +46,14 @@ def test_every_figure_can_be_drawn_for_any_number_of_groups(size):
         assert Image.open(io.BytesIO(data)).format == "PNG"
 
 
+def test_classes_of_a_confusion_matrix_stand_as_they_arrived():
+    counts = np.arange(9).reshape(3, 3)
+    axes = plots.confusion_matrix(counts, ["ant", "bee", "cat"], [[2], [0]]).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "ant", "bee"]
+    share = np.asarray(axes.images[0].get_array())
+    assert share[0].tolist() == pytest.approx([100 * n / 21 for n in (8, 6, 7)])
+
+
 def test_domains_stand_in_the_drawings_by_name():
     names = ["$x$/y", "a very long name of a domain", "art"]
     matrix, curves, lost = (
