@@ -11,11 +11,10 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
-from clprompt import FrozenViT, PromptModel
+from clprompt import FrozenViT, PromptModel, optim
 from clprompt.data import datasets_for, digits, training_batches
 from clprompt.scenarios import split
 from clprompt.strategies.dualprompt import DualPromptModel
-from clprompt.training import optim
 
 
 def train_epoch(
@@ -52,7 +51,7 @@ def main(epochs: int = 2, seed: int = 0) -> DualPromptModel:
     for experience, (indices, classes) in enumerate(zip(plan.indices, plan.classes, strict=True)):
         data = torch.utils.data.Subset(train, indices.tolist())
         model.begin_experience(classes)
-        optimizer = accelerator.prepare(optim.build(model, lr=0.01))
+        optimizer = accelerator.prepare(optim.build(model, lr=0.01, empty=True))
         for epoch in range(epochs):
             batches = training_batches(data, seed=seed, experience=experience, epoch=epoch, batch_size=32)
             train_epoch(accelerator, model, optimizer, batches)

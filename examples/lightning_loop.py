@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from clprompt import FrozenViT, PromptModel
+from clprompt import FrozenViT, PromptModel, optim
 from clprompt.data import datasets_for, digits, training_batches
 from clprompt.scenarios import split
 from clprompt.strategies.dualprompt import DualPromptModel
-from clprompt.training import optim
 
 
 class Learner(lightning.LightningModule):
@@ -42,7 +41,7 @@ class Learner(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Called by each ``fit``: old moments would move old rows."""
-        return optim.build(self.model, lr=0.01)
+        return optim.build(self.model, lr=0.01, empty=True)
 
     def on_train_batch_start(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         if self.model.observe(batch[1]):

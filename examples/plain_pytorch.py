@@ -5,11 +5,10 @@ python examples/plain_pytorch.py
 
 import torch
 
-from clprompt import FrozenViT
+from clprompt import FrozenViT, optim
 from clprompt.data import datasets_for, digits, training_batches
 from clprompt.scenarios import split
 from clprompt.strategies.dualprompt import DualPromptModel
-from clprompt.training import optim
 
 
 def main(epochs: int = 2, seed: int = 0) -> DualPromptModel:
@@ -24,7 +23,9 @@ def main(epochs: int = 2, seed: int = 0) -> DualPromptModel:
     for experience, (indices, classes) in enumerate(zip(plan.indices, plan.classes, strict=True)):
         data = torch.utils.data.Subset(train, indices.tolist())
         model.begin_experience(classes)
-        optimizer = optim.build(model, lr=0.01)  # a new one per experience: old moments would move old rows
+        optimizer = optim.build(
+            model, lr=0.01, empty=True
+        )  # a new one per experience: old moments would move old rows
         model.train()
         for epoch in range(epochs):
             for batch, targets in training_batches(

@@ -69,8 +69,10 @@ class Stubs:
         backbone = found.pop("backbone")
         lines = [f"        backbone: {backbone},", *(f"        {n}: {kind}," for n, kind in found.items())]
         name = model.__name__.removesuffix("Model")
+        self.imports.setdefault(model.__module__, set()).add(model.__name__)
         return "\n".join(
-            ["", f"class {name}(PromptStrategy):", "    def __init__(", "        self,", "        *,"]
+            ["", f"class {name}(PromptStrategy):", f"    model: {model.__name__}", ""]
+            + ["    def __init__(", "        self,", "        *,"]
             + lines
             + ["    ) -> None: ...", ""]
         )

@@ -6,6 +6,26 @@ from typing import Any, Literal
 from clprompt.avalanche.strategy import PromptStrategy as PromptStrategy
 from clprompt.backbones.vit import FrozenViT
 from clprompt.prompting.model import PromptModel
+from clprompt.strategies.coda_prompt import CODAPromptModel
+from clprompt.strategies.coop.model import CoOpModel
+from clprompt.strategies.damvp.model import DAMVPModel
+from clprompt.strategies.dualprompt import DualPromptModel
+from clprompt.strategies.flyprompt import FlyPromptModel
+from clprompt.strategies.joint import JointModel
+from clprompt.strategies.l2p import L2PModel
+from clprompt.strategies.linear_probe import LinearProbeModel
+from clprompt.strategies.maple.model import MaPLeModel
+from clprompt.strategies.multilane.model import MultiLaneModel
+from clprompt.strategies.mvp import MVPModel
+from clprompt.strategies.ncm import NCMModel
+from clprompt.strategies.prompt_cam.model import PromptCAMModel
+from clprompt.strategies.ranpac import RanPACModel
+from clprompt.strategies.ridge import RidgeModel
+from clprompt.strategies.semantic_proxies import SemanticProxiesModel
+from clprompt.strategies.slda import SLDAModel
+from clprompt.strategies.tcpa.model import TCPAModel
+from clprompt.strategies.vpt_deep import VPTDeepModel
+from clprompt.strategies.zero_shot.model import ZeroShotModel
 from clprompt.training.settings import Training
 
 COMMANDS: dict[str, str]
@@ -13,6 +33,8 @@ COMMANDS: dict[str, str]
 def __getattr__(name: str) -> Any: ...  # strategies that other packages register
 
 class CODAPrompt(PromptStrategy):
+    model: CODAPromptModel
+
     def __init__(
         self,
         *,
@@ -72,6 +94,8 @@ class CODAPrompt(PromptStrategy):
     ) -> None: ...
 
 class CoOp(PromptStrategy):
+    model: CoOpModel
+
     def __init__(
         self,
         *,
@@ -153,6 +177,8 @@ class CoOp(PromptStrategy):
     ) -> None: ...
 
 class DAMVP(PromptStrategy):
+    model: DAMVPModel
+
     def __init__(
         self,
         *,
@@ -224,6 +250,8 @@ class DAMVP(PromptStrategy):
     ) -> None: ...
 
 class DualPrompt(PromptStrategy):
+    model: DualPromptModel
+
     def __init__(
         self,
         *,
@@ -285,6 +313,8 @@ class DualPrompt(PromptStrategy):
     ) -> None: ...
 
 class FlyPrompt(PromptStrategy):
+    model: FlyPromptModel
+
     def __init__(
         self,
         *,
@@ -341,6 +371,8 @@ class FlyPrompt(PromptStrategy):
     ) -> None: ...
 
 class Joint(PromptStrategy):
+    model: JointModel
+
     def __init__(
         self,
         *,
@@ -379,6 +411,8 @@ class Joint(PromptStrategy):
     ) -> None: ...
 
 class L2P(PromptStrategy):
+    model: L2PModel
+
     def __init__(
         self,
         *,
@@ -438,6 +472,8 @@ class L2P(PromptStrategy):
     ) -> None: ...
 
 class LinearProbe(PromptStrategy):
+    model: LinearProbeModel
+
     def __init__(
         self,
         *,
@@ -485,6 +521,8 @@ class LinearProbe(PromptStrategy):
     ) -> None: ...
 
 class MVP(PromptStrategy):
+    model: MVPModel
+
     def __init__(
         self,
         *,
@@ -555,6 +593,8 @@ class MVP(PromptStrategy):
     ) -> None: ...
 
 class MaPLe(PromptStrategy):
+    model: MaPLeModel
+
     def __init__(
         self,
         *,
@@ -630,6 +670,8 @@ class MaPLe(PromptStrategy):
     ) -> None: ...
 
 class MultiLane(PromptStrategy):
+    model: MultiLaneModel
+
     def __init__(
         self,
         *,
@@ -692,6 +734,8 @@ class MultiLane(PromptStrategy):
     ) -> None: ...
 
 class NCM(PromptStrategy):
+    model: NCMModel
+
     def __init__(
         self,
         *,
@@ -729,6 +773,8 @@ class NCM(PromptStrategy):
     ) -> None: ...
 
 class PromptCAM(PromptStrategy):
+    model: PromptCAMModel
+
     def __init__(
         self,
         *,
@@ -782,6 +828,8 @@ class PromptCAM(PromptStrategy):
     ) -> None: ...
 
 class RanPAC(PromptStrategy):
+    model: RanPACModel
+
     def __init__(
         self,
         *,
@@ -819,6 +867,8 @@ class RanPAC(PromptStrategy):
     ) -> None: ...
 
 class Ridge(PromptStrategy):
+    model: RidgeModel
+
     def __init__(
         self,
         *,
@@ -856,6 +906,8 @@ class Ridge(PromptStrategy):
     ) -> None: ...
 
 class SLDA(PromptStrategy):
+    model: SLDAModel
+
     def __init__(
         self,
         *,
@@ -892,6 +944,8 @@ class SLDA(PromptStrategy):
     ) -> None: ...
 
 class SemanticProxies(PromptStrategy):
+    model: SemanticProxiesModel
+
     def __init__(
         self,
         *,
@@ -958,6 +1012,8 @@ class SemanticProxies(PromptStrategy):
     ) -> None: ...
 
 class TCPA(PromptStrategy):
+    model: TCPAModel
+
     def __init__(
         self,
         *,
@@ -1025,6 +1081,8 @@ class TCPA(PromptStrategy):
     ) -> None: ...
 
 class VPTDeep(PromptStrategy):
+    model: VPTDeepModel
+
     def __init__(
         self,
         *,
@@ -1080,6 +1138,8 @@ class VPTDeep(PromptStrategy):
     ) -> None: ...
 
 class ZeroShot(PromptStrategy):
+    model: ZeroShotModel
+
     def __init__(
         self,
         *,

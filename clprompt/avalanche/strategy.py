@@ -571,6 +571,11 @@ def make_strategy(model_class: type[PromptModel]) -> type[PromptStrategy]:
     parameters = {n: p for signature in signatures for n, p in signature.parameters.items() if n != "seed"}
 
     def __init__(self: PromptStrategy, **arguments: Any) -> None:
+        if "model" in arguments:
+            raise ConfigError(
+                f"{name} makes its own model on a backbone (a FrozenViT); "
+                "clprompt.avalanche.PromptStrategy(model=...) takes one of yours"
+            )
         if "backbone" not in arguments:
             raise ConfigError(f"{name} needs a backbone (a FrozenViT)")
         model_arguments = {key: arguments.pop(key) for key in parameters if key in arguments}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +20,18 @@ from clprompt.training.settings import Schedule, Training, function_of
 #: Adam's eps for weights in float16, where a second moment (beta2 = 0.999) that is too small is 0, as are the
 #: usual 1e-8: nan. With this one the step of such a weight is no longer than the learning rate.
 _FLOAT16_EPS = math.sqrt(torch.finfo(torch.float16).smallest_normal / 1024 / (1 - 0.999))
+
+
+@overload
+def build(
+    model: PromptModel, training: Training | None = None, *, empty: Literal[True], **fields: Any
+) -> Optimizer: ...
+
+
+@overload
+def build(
+    model: PromptModel, training: Training | None = None, *, empty: bool = False, **fields: Any
+) -> Optimizer | None: ...
 
 
 def build(

@@ -331,9 +331,12 @@ def test_on_an_online_stream_a_received_batch_is_counted_once_over_its_iteration
     assert int(made.model.counts.sum()) == len(toy()[0])
 
 
-def test_a_strategy_without_a_backbone_says_so() -> None:
+def test_a_strategy_without_a_backbone_or_with_a_model_says_so() -> None:
+    made = make_strategy(strategies.get("dualprompt").target)
     with pytest.raises(ConfigError, match="DualPrompt needs a backbone"):
-        make_strategy(strategies.get("dualprompt").target)()
+        made()
+    with pytest.raises(ConfigError, match="DualPrompt makes its own model on a backbone"):
+        made(backbone=tiny_vit(), model=nn.Identity())
 
 
 def answered() -> list[tuple[str, str]]:
