@@ -208,6 +208,10 @@ def test_each_configuration_is_understood(block: Block, tmp_path: Path) -> None:
             read = meta_init.read(str(file), [])
             if meta_init.own_module(read) is None:
                 meta_init.from_values(read)
+        elif "strategies" in values:
+            file = tmp_path / "study.yaml"
+            file.write_text(text)
+            study.load(str(file), [])
         elif {*values} & {*config.KEYS}:
             config.from_dict(overlay.read(overlay.find("quickstart")) | values)
         else:  # names of classes
