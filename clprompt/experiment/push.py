@@ -65,7 +65,7 @@ def card(run: Path, repo: str, revision: str | None = None) -> str:
     Raises:
         ClpromptError: the run cannot be read.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     facts, config = inference.read_facts(run), read_written(run / "config.yaml")
     results = read_results(run)
@@ -76,7 +76,20 @@ def card(run: Path, repo: str, revision: str | None = None) -> str:
     classes += f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     figures = measure_behind([results]).shown([results])
     trained = {key: _shown(config[key]) for key in _SECTIONS if config.get(key) is not None}
+    measured = {key: value for key in figures if (value := results.get(key)) is not None}
     header = ModelCardData(
+        model_name=repo.partition("/")[2],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=config["data"]["name"],
+                dataset_name=f"{config['data']['name']}, {config['scenario']['name']}",
+                metric_type=key,
+                metric_name=f"{TITLES[key]} (%)",
+                metric_value=round(100 * value, 2),
+            )
+            for key, value in measured.items()
+        ],
         library_name="clprompt",
         pipeline_tag="image-classification",
         tags=["clprompt", "continual-learning", "class-incremental-learning", "prompt-tuning", name],

@@ -210,6 +210,10 @@ def test_the_card_says_what_the_model_is_and_tells_nothing_of_the_machine(run: P
     assert card.data.pipeline_tag == "image-classification"
     assert {"continual-learning", "vpt_deep"} <= set(card.data.tags)
     assert card.data.license is None
+    figures = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    told = json.loads((run / "results.json").read_text())
+    assert figures == {key: round(100 * told[key], 2) for key in figures}
+    assert "average_accuracy" in figures
     for line in (
         *("- **Strategy**: vpt_deep (Jia et al., ", "- **Data set**: imagefolder", "- **Stream**: split"),
         *(
