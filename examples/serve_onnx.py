@@ -8,21 +8,36 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def load(path):
     """The session, and what clprompt wrote of classes and images."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    about = json.loads(session.get_modelmeta().custom_metadata_map["clprompt.json"])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        about = json.loads(session.get_modelmeta().custom_metadata_map["clprompt.json"])
+    except Exception as error:  # onnxruntime has a class for each way in which a file is no model
+        reason = " ".join(str(error).split())
+        raise SystemExit(f"{path}: no model of clprompt export --format onnx: {reason}") from None
     if about["preprocessing"].get("corrupt"):
         raise SystemExit("the model was trained on images that are drawn otherwise (data.corrupt)")
     return session, about
 
 
+def upright(image):
+    """A PIL image as clprompt reads it: turned as its EXIF data say, 16 bits of grey scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).clip(0, 65535)
+    values = values if 0 < values.max() <= 255 else values // 257  # some 16-bit files hold 8 bits
+    return Image.fromarray(values.astype(np.uint8))
+
+
 def prepare(image, spec):
-    """A PIL image -> normalised float32 [C, H, W]: cover the size, keep the centre."""
+    """A PIL image -> normalised float32 [C, H, W]: upright, cover the size, keep the centre."""
     height, width = spec["image_size"]
+    image = upright(image)
     image = image.convert("L" if spec["channels"] == 1 else "RGB")
     resize, resample = spec.get("test_resize"), Image.Resampling[spec["interpolation"].upper()]
     if resize == "squash":
@@ -50,9 +65,24 @@ def classify(session, about, images):
     return [(about["class_names"][row.argmax()], float(row.max())) for row in probabilities]
 
 
-if __name__ == "__main__":
-    model, *paths = sys.argv[1:]
-    served = load(model)
-    answers = classify(*served, [Image.open(path) for path in paths])
-    for path, (name, probability) in zip(paths, answers, strict=True):
+def main(model, *paths):
+    """Print a line for each image; one that cannot be read is told on stderr, and the others are served."""
+    session, about = load(model)
+    images = {}
+    for path in paths:
+        try:
+            images[path] = Image.open(path)
+            images[path].load()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            images.pop(path, None)
+            print(f"{path}: {error}", file=sys.stderr)
+    answers = classify(session, about, images.values()) if images else []
+    for path, (name, probability) in zip(images, answers, strict=True):
         print(f"{path}: {name} ({100 * probability:.1f} %)")
+    return 0 if len(images) == len(set(paths)) else 1
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit("usage: serve_onnx.py MODEL.onnx IMAGE...")
+    sys.exit(main(*sys.argv[1:]))

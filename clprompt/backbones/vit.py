@@ -24,7 +24,7 @@ from clprompt.backbones.attention import (
 from clprompt.backbones.digest import digest
 from clprompt.backbones.sources import Normalise, create_vit, embedded_text, image_spec
 from clprompt.backbones.text import FrozenText
-from clprompt.errors import BackboneError, ConfigError
+from clprompt.errors import BackboneError, ConfigError, ProtocolError
 from clprompt.inputs import ImageSpec
 
 if TYPE_CHECKING:
@@ -214,6 +214,39 @@ class FrozenViT(nn.Module):
     def blocks(self) -> Sequence[Block]:
         """The frozen blocks."""
         return self.vit.blocks  # type: ignore[return-value]
+
+    def check_images(self, images: Any) -> None:
+        """Refuse what is no batch of images as ``inputs`` says; nothing is asked while torch traces.
+
+        Shape and number format alone are looked at, for which no device is waited for.
+
+        Args:
+            images: [B, C, H, W]; with ``dynamic_img_size`` of any size.
+
+        Raises:
+            ProtocolError: anything else.
+        """
+        if torch.compiler.is_compiling():
+            return
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            what = f"the shape {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise ProtocolError(f"images must be a tensor [B, C, H, W], got {what}")
+        channels, (height, width) = self.inputs.channels, self.inputs.size
+        wanted = [channels, height, width]
+        if not getattr(self.vit.patch_embed, "strict_img_size", True):
+            wanted[1:] = images.shape[2:]
+        if list(images.shape[1:]) != wanted:
+            raise ProtocolError(
+                f"images must be [B, {channels}, {height}, {width}], as backbone.inputs says, "
+                f"got {list(images.shape)}"
+            )
+        if images.dtype != self.dtype and not (
+            images.is_floating_point() and torch.is_autocast_enabled(images.device.type)
+        ):
+            helps = "; model.placed(images) normalises bytes" if images.dtype == torch.uint8 else ""
+            raise ProtocolError(
+                f"images must be {self.dtype}, normalised as backbone.inputs says, got {images.dtype}{helps}"
+            )
 
     def patches(self, images: Tensor) -> Tensor:
         """The patch embedding alone, without positions: [B, 3, H, W] -> [B, n, D]; see ``linear_patches``.

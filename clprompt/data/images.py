@@ -137,6 +137,24 @@ def read_image(
         raise UnreadableImage(f"{name}: the image cannot be read: {reason_of(error, data)}") from error
 
 
+def as_read(image: Image.Image) -> Image.Image:
+    """An image that Pillow has opened, as :func:`read_image` gives it: upright, 8 bits, grey ("L") or "RGB".
+
+    The one difference: of colours with 16 bits Pillow has kept the upper 8, and the lower ones are gone.
+
+    Args:
+        image: of any mode but floating-point numbers; it is not changed.
+
+    Raises:
+        DataError: its pixels are floating-point numbers.
+    """
+    # without an orientation exif_transpose would copy the image
+    return _plain(ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image)
+
+
+_ORIENTATION = 0x0112
+
+
 def _decode(file: BinaryIO, size: int, max_pixels: int) -> Image.Image:
     if size == 0:
         raise ValueError("it is empty")
@@ -190,7 +208,7 @@ def _plain(image: Image.Image) -> Image.Image:
     if mode in ("L", "RGB"):
         return image
     if mode == "F":
-        raise ValueError("its pixels are floating-point numbers; store 8 or 16 bits")
+        raise DataError("its pixels are floating-point numbers; store 8 or 16 bits")
     if mode == "I" or mode.startswith("I;16"):
         values = np.asarray(image).clip(0, 65535).astype(np.uint32)
         if not 0 < values.max() <= 255:

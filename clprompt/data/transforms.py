@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from clprompt.data.corruption import corrupted
+from clprompt.data.images import as_read, read_image
 from clprompt.data.views import Augment, Interpolation, TestResize
 from clprompt.errors import ConfigError, DataError
 from clprompt.inputs import Corruption, TakesImages
@@ -38,7 +41,16 @@ class Transform:
         return self.normalise(self.varied(fixed))
 
     def __call__(self, image: Any) -> Tensor:
-        """[channels, H, W], float32."""
+        """[channels, H, W], float32.
+
+        Args:
+            image: a path, or the bytes of a file, read by :func:`clprompt.data.images.read_image`; an image
+                of Pillow's, made upright and 8 bits deep as that makes it; an array [H, W] or [H, W,
+                channels]; or a tensor [channels, H, W], uint8 or float in [0, 1].
+
+        Raises:
+            DataError: a file that cannot be read, or a shape that is no image's.
+        """
         return self.rest(self.fixed(image))
 
 
@@ -49,7 +61,7 @@ def make_transform(
     crop_scale: tuple[float, float] = (0.08, 1.0),
     crop_interpolation: Interpolation = None,
 ) -> Transform:
-    """Image -> tensor [channels, H, W] as the backbone expects it.
+    """Image -> tensor [channels, H, W] as the backbone expects it; :class:`Transform` says what it takes.
 
     Images of 8 bits are resized in 8 bits, as timm does it: the weights have seen nothing else, and it is
     several times as fast as in floating point.
@@ -152,6 +164,10 @@ class _Pixels:
     corrupt: Corruption | None = None
 
     def __call__(self, image: Any) -> Tensor:
+        if isinstance(image, str | os.PathLike | bytes):
+            image = read_image(image)
+        elif isinstance(image, Image.Image):
+            image = as_read(image)
         tensor = image if isinstance(image, Tensor) else F.to_image(image)
         tensor = tensor.as_subclass(Tensor)  # torchvision's own class would dispatch every operation twice
         if tensor.ndim == 2:

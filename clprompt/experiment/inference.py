@@ -58,9 +58,9 @@ def load(
     """The trained model of a finished run folder, in eval mode.
 
     It carries `class_names`, by class id, and `transform`, which makes the tensor [C, H, W] that the model
-    expects from a PIL image. The backbone is built again from where the run had it, unless the run has
-    `export: full`; files that keys of its strategy name are read again, where model.json says that they are,
-    or from the run folder.
+    expects from a path, the bytes of a file or an image of Pillow's: the pixels of `clprompt predict`. The
+    backbone is built again from where the run had it, unless the run has `export: full`; files that keys of
+    its strategy name are read again, where model.json says that they are, or from the run folder.
 
     Args:
         folder: of the run; or "hf://user/name" or "hf://user/name@revision", a model that `clprompt push`

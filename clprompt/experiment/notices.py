@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,7 +35,9 @@ def notices(config: Config, parts: Parts, evaluator: Evaluator | None) -> list[s
     sentences += [*config.training.notes(), *_precision(config, parts)]
     if not is_label_sets(test.targets):
         if config.online is None and config.memory is None:
-            sentences += one_class_experiences(model, parts.plan.classes)
+            alone = one_class_experiences(model, parts.plan.classes)
+            model.told_of_one_class = bool(alone)
+            sentences += alone
         sentences += few_test_images(test.targets, parts.plan.classes)
     return sentences + many_prompt_tokens(model)
 
@@ -54,11 +55,9 @@ def one_class_experiences(model: PromptModel, classes: Sequence[Sequence[int]]) 
     which = f"experience {alone[0]} has"
     if len(alone) > 1:
         which = f"{len(alone)} of {len(classes)} experiences have"
-    takes_mask = "mask" in inspect.signature(type(model)).parameters
-    helps = "; with strategy.mask=seen all classes seen compete" if takes_mask else ""
     return [
         f"{which} one class: only classes of one {model.mask} compete (mask={model.mask}), so its loss is 0, "
-        f"nothing is learnt of it, and what was never learnt is not forgotten{helps}"
+        f"nothing is learnt of it, and what was never learnt is not forgotten{model.help_for_one_class()}"
     ]
 
 

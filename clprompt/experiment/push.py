@@ -119,7 +119,8 @@ def card(run: Path, repo: str, revision: str | None = None) -> str:
         ),
         "## How to load it",
         f'```python\nimport clprompt\nmodel = clprompt.load("{address}")\n```',
-        "`model.transform` makes a tensor of an image, `model.class_names` names the columns of the logits. "
+        '`model.transform("photo.jpg")` makes a tensor of an image, `model.class_names` names the columns of '
+        "the logits. "
         "From the command line:",
         f"```bash\nclprompt predict {address} images/\n```",
         "## How it was trained",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from clprompt import schema
 from clprompt.backbones.vit import FrozenViT, Prompts
-from clprompt.errors import ConfigError, ProtocolError
+from clprompt.errors import ConfigError, ProtocolError, tell
 from clprompt.prompting.heads import LinearHead, grow_rows
 from clprompt.prompting.losses import SoftLabels, classification_loss, mask_logits
 from clprompt.prompting.plugin import Frozen, LearnedPrompts, Pass, Plugin, PromptSet, Samples, overrides
@@ -67,6 +68,7 @@ class PromptModel(nn.Module, ABC):
         experience_index: of the current or last experience, from 0; -1 before the first.
         seen_classes: ids of the classes observed so far.
         current_classes: ids of the classes of the current or last experience, rising.
+        told_of_one_class: whether it was said that an experience of one class trains nothing.
 
     Raises:
         ConfigError: a mask that there is not, or the mask of the experience where there are no experiences.
@@ -136,6 +138,7 @@ class PromptModel(nn.Module, ABC):
         self.experience_index = -1
         self.seen_classes: set[int] = set()
         self.current_classes: list[int] = []
+        self.told_of_one_class = False
         #: of an unbound method, so that a copy of the model computes with itself
         self._compiled: Callable[..., tuple[Encoded, Tensor, dict[str, Tensor]]] | None = None
         self._host_targets: Tensor | None = None  # of the step that is computed, see on_host
@@ -173,6 +176,12 @@ class PromptModel(nn.Module, ABC):
     def needs_two_classes(self) -> bool:
         """Whether an experience of one class trains nothing, as no class from before competes with it."""
         return self.trains and self.mask in ("experience", "batch")
+
+    def help_for_one_class(self) -> str:
+        """What lets a class that is alone compete, as the end of a sentence; "" where nothing does."""
+        if "mask" not in inspect.signature(type(self)).parameters:
+            return ""
+        return '; with strategy.mask=seen (in Python: mask="seen") all classes seen compete'
 
     @property
     def prompt_tokens(self) -> int:
@@ -520,7 +529,20 @@ class PromptModel(nn.Module, ABC):
         return self.head(features)
 
     def forward(self, images: Tensor, cached: Cache | None = None) -> Tensor:
-        """Logits [B, C], -inf for classes never observed; independent of batch companions in eval mode."""
+        """Logits [B, C], -inf for classes never observed; independent of batch companions in eval mode.
+
+        An empty batch gives [0, C], and before the first class there is no column: [B, 0].
+
+        Args:
+            images: [B, 3, H, W], normalised, as ``backbone.inputs`` says.
+            cached: see :meth:`encode`.
+
+        Raises:
+            ProtocolError: images of another form or number format.
+        """
+        self.backbone.check_images(images)
+        if not torch.compiler.is_compiling() and len(images) == 0:
+            return images.new_zeros((0, self.num_classes), dtype=self.dtype)
         encode, plugged = self._answered(images, cached)
         return mask_logits(self.classify(encode()) if plugged is None else plugged, self.predictable())
 
@@ -575,7 +597,10 @@ class PromptModel(nn.Module, ABC):
                 no use for.
         """
         targets = checked_targets(targets)
-        _check_batch(images, targets if self._part is None else targets[self._part.rows])
+        self.backbone.check_images(images)
+        rows = len(targets if self._part is None else targets[self._part.rows])
+        if len(images) != rows:
+            raise ProtocolError(f"a batch has {len(images)} images and {rows} targets")
         if self.stopped:
             return self._untrained_step(images, targets)
         self.check_targets(targets)
@@ -821,11 +846,16 @@ class PromptModel(nn.Module, ABC):
         Returns:
             Whether parameters grew: then call :func:`clprompt.training.optim.sync`.
 
+        A :class:`clprompt.errors.DataWarning` says once where one class alone makes the experience and the
+        batch, and ``mask`` lets no other compete with it.
+
         Raises:
             ProtocolError: targets that are neither labels [B] nor multi-hot [B, C], or no class ids.
         """
         classes = classes_in(checked_targets(targets))
         check_ids(classes)
+        if targets.ndim == 1:
+            self._tell_of_one_class(classes)
         grew = self._grow(classes)
         new = [c for c in classes if c not in self.seen_classes]
         if new:
@@ -834,8 +864,26 @@ class PromptModel(nn.Module, ABC):
         self._received = True
         return grew
 
+    def _tell_of_one_class(self, received: Sequence[int]) -> None:
+        """Say once that nothing is learnt; a memory that mixes in other classes lets them compete."""
+        if self.told_of_one_class or not self.is_open or len(received) != 1:
+            return
+        if self.current_classes != list(received) or not self.needs_two_classes or self.stopped:
+            return
+        if self.revisits != "never" or any(overrides(plugin, "logits") for plugin in self.plugins):
+            return
+        self.told_of_one_class = True
+        tell(
+            f"class {received[0]} is alone in experience {self.experience_index + 1}: under mask={self.mask} "
+            f"no other competes with it, so its loss is 0 and it is not learnt{self.help_for_one_class()}"
+        )
+
     def begin_experience(self, classes: Iterable[int], samples: Samples | None = None) -> None:
         """Open an experience. Calling it again for the open experience does nothing.
+
+        Another experience that is still open is ended first, as :meth:`end_experience` does it. Nothing
+        begins by itself: labels of other classes that :meth:`observe` is shown meanwhile belong to the open
+        experience, and are trained with its prompts.
 
         Args:
             classes: the class ids of the experience.
@@ -901,6 +949,10 @@ class PromptModel(nn.Module, ABC):
 
     def end_experience(self, samples: Samples | None = None) -> None:
         """Close the experience; does nothing when none is open.
+
+        Until it is called the experience stays open: plug-ins that answer between experiences do not, what
+        is made at an end (statistics of classes, frozen prompts) is not made, and a state that is saved has
+        none of it.
 
         Args:
             samples: as in :meth:`begin_experience`, handed over again since a run that was resumed within an
@@ -1039,7 +1091,8 @@ class PromptModel(nn.Module, ABC):
         """Load a state of any size; the backbone may be left out of it.
 
         Raises:
-            ProtocolError: the state of other plug-ins than the model has, or of other arguments of theirs.
+            ProtocolError: the state of other plug-ins than the model has, or of other arguments of theirs; a
+                state that is not finite.
             RuntimeError: whatever else torch finds.
         """
         if strict:
@@ -1052,11 +1105,31 @@ class PromptModel(nn.Module, ABC):
                 state = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
                 plugin.resize_to(state)
                 plugin.follow()
+        broken = self.broken_in(state_dict)
+        if broken is not None:
+            raise ProtocolError(f"the state is of a training that diverged, and is not loaded: {broken}")
         backbone = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
         result = super().load_state_dict({**backbone, **state_dict}, strict=strict, assign=assign)
         self._mirror()
         self._restage()
         return result
+
+    def broken_in(self, state: Mapping[str, Any]) -> str | None:
+        """The first tensor of a state of the method that is not finite, and what it holds; None for none.
+
+        Infinity may be meant in a buffer, nan only where the method says so.
+
+        Args:
+            state: by name; what is the backbone's is passed over.
+        """
+        parameters = {name for name, _ in self.named_parameters()}
+        for name, value in state.items():
+            if name.startswith("backbone.") or name in self.unknown_as_nan or not isinstance(value, Tensor):
+                continue
+            wrong = ~value.isfinite() if name in parameters else value.isnan()
+            if bool(wrong.any()):
+                return f"{name} holds {float(value.detach()[wrong][0])}"
+        return None
 
     def _check_plugged(self, state: Mapping[str, Any]) -> None:
         """Refuse a state that lacks what a plug-in stores, or holds parts that the model does not have."""
@@ -1156,15 +1229,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def _check_batch(images: Tensor, targets: Tensor) -> None:
-    """Refuse what is no batch of images, or another number of them than of targets."""
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        what = f"the shape {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ProtocolError(f"images must be a tensor [B, C, H, W], got {what}")
-    if len(images) != len(targets):
-        raise ProtocolError(f"a batch has {len(images)} images and {len(targets)} targets")
 
 
 class Glimpse(Protocol):

@@ -277,7 +277,7 @@ def check_soft_labels(bench: Workbench) -> None:
 
 
 def check_refusals(bench: Workbench) -> None:
-    """Labels never observed, bad labels and empty batches are refused, in one line each."""
+    """Labels never observed, bad labels, bad images and empty batches are refused, in one line each."""
     model, optimizer = bench.begun()
     images, targets = bench.batch(1)
     receive(model, optimizer, targets)
@@ -288,6 +288,9 @@ def check_refusals(bench: Workbench) -> None:
         refused(partial(model.training_loss, images, wrong), f"label {label}, never observed,")
     refused(lambda: model.training_loss(images[:0], targets[:0]), "an empty batch")
     refused(lambda: model.training_loss(images, targets[:-1]), "a batch of fewer labels than images")
+    refused(lambda: model.training_loss(images[..., 1:], targets), "a batch of images of another size")
+    refused(lambda: model(images[0]), "an image that is no batch")
+    refused(lambda: model(images.to(torch.uint8)), "images of bytes")
     refused(lambda: model.observe(targets - 8), "a negative label")
     refused(lambda: model.observe(targets + MOST_CLASSES), f"a label above {MOST_CLASSES}")
     no_targets: dict[str, Any] = {

@@ -140,7 +140,7 @@ def check_state(model: PromptModel, what: str) -> None:
     Raises:
         ProtocolError: naming the first tensor.
     """
-    broken = broken_state(model)
+    broken = model.broken_in(model.method_state())
     if broken is not None:
         raise ProtocolError(f"{what}: {broken}; {_LOWER if model.trains else _RECEIVED}")
 
@@ -209,20 +209,6 @@ def blame(model: PromptModel, images: Tensor, what: str, names: Names, *, traine
     return ProtocolError(
         f"{what}; no step was made before, and images and backbone are finite: "
         f"a setting of {type(model).__name__} is out of range"
-    )
-
-
-def broken_state(model: PromptModel) -> str | None:
-    """The first tensor of a method's state that is not finite, and what it holds; None where all are."""
-    state = model.method_state()
-    parameters = {name for name, _ in model.named_parameters()}
-    # infinity may be meant in a buffer, nan only where the method says so
-    return broken_weight({k: v for k, v in state.items() if k in parameters}) or broken_weight(
-        {
-            k: v.masked_fill(v.isinf(), 0)
-            for k, v in state.items()
-            if k not in parameters and k not in model.unknown_as_nan
-        }
     )
 
 

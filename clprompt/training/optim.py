@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clprompt import schema
-from clprompt.errors import CheckpointError, ConfigError
+from clprompt.errors import CheckpointError, ConfigError, ProtocolError
 from clprompt.prompting.model import PromptModel
 from clprompt.training.settings import Schedule, Training, function_of
 
@@ -114,7 +114,20 @@ def sync(optimizer: Optimizer, model: PromptModel) -> None:
 
     New parameters join the group of their name, frozen ones leave with their state. A parameter that grew is
     another object under the same name: its moments are padded with zeros, so old rows keep theirs.
+
+    Args:
+        optimizer: made by :func:`build`, of any class: its groups have the names of their parameters.
+        model: that it was made for.
+
+    Raises:
+        ProtocolError: an optimizer that was made otherwise; which of its parameters grew cannot be known.
     """
+    if any("names" not in group or "group" not in group for group in optimizer.param_groups):
+        kind = type(optimizer).__name__
+        raise ProtocolError(
+            f"optim.sync needs an optimizer that optim.build made, and this {kind} is none: "
+            f"optim.build(model, optimizer={kind}, lr=...) makes one of the same class"
+        )
     moments = {
         name: optimizer.state.pop(parameter)
         for group in optimizer.param_groups

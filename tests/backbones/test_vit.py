@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from clprompt.backbones.attention import BlockPrompt, project
 from clprompt.backbones.vit import FrozenViT
-from clprompt.errors import BackboneError, ConfigError
+from clprompt.errors import BackboneError, ConfigError, ProtocolError
+from clprompt.strategies.linear_probe import LinearProbeModel
+from clprompt.testing.bench import tiny_model, tiny_vit
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
 MODELS: dict[str, tuple[str, dict]] = {
@@ -289,3 +291,46 @@ def test_pixels_may_stay_in_the_unit_interval():
         ) as told:
             FrozenViT("vit_letters", normalise=odd)
         assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda images: images[0], r"a tensor \[B, C, H, W\], got the shape \[3, 16, 16\]"),
+        (lambda images: images.tolist(), r"a tensor \[B, C, H, W\], got list"),
+        (lambda images: images[..., :8], r"\[B, 3, 16, 16\], as backbone.inputs says, got \[2, 3, 16, 8\]"),
+        (lambda images: images[:, :1], r"\[B, 3, 16, 16\], .* got \[2, 1, 16, 16\]"),
+        (
+            lambda images: images.to(torch.uint8),
+            r"torch.float32, .* got torch.uint8; model.placed\(images\) normalises bytes",
+        ),
+        (lambda images: images.double(), r"torch.float32, normalised as .* got torch.float64$"),
+    ],
+)
+def test_what_is_no_batch_of_the_backbones_images_is_one_line(change, says):
+    model = tiny_model(LinearProbeModel, tiny_vit(depth=1))
+    model.begin_experience([0, 1])
+    model.observe(torch.tensor([0, 1]))
+    images, targets = torch.zeros(2, 3, 16, 16), torch.tensor([0, 1])
+    for call in (model, lambda wrong: model.training_loss(wrong, targets)):
+        with pytest.raises(ProtocolError, match=r"\Aimages must be " + says):
+            call(change(images))
+    assert model(images).shape == (2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images.bfloat16()).shape == (2, 2)
+
+
+def test_an_empty_batch_has_logits_without_a_row():
+    model = tiny_model(LinearProbeModel, tiny_vit(depth=1)).eval()
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 0)
+    model.observe(torch.tensor([0, 2]))
+    empty = model(torch.zeros(0, 3, 16, 16))
+    assert (empty.shape, empty.dtype) == ((0, 3), torch.float32)
+
+
+def test_a_backbone_of_any_image_size_takes_any():
+    backbone = FrozenViT("vit_tiny_patch16_224", **TINY, dynamic_img_size=True)
+    height, width = backbone.image_size
+    backbone.check_images(torch.zeros(1, 3, 2 * height, width))
+    with pytest.raises(ProtocolError, match="images must be"):
+        backbone.check_images(torch.zeros(1, 1, height, width))

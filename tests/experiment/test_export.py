@@ -86,13 +86,16 @@ def test_onnxruntime_alone_serves_an_exported_run(
     assert main(["export", str(RUN), "--format", "onnx", "--out", str(file)]) == 0
     assert str(file) in capsys.readouterr().out
     images = sorted((OLD / "images").iterdir())
+    (broken := tmp_path / "broken.png").write_bytes(images[0].read_bytes()[:60])
     served = subprocess.run(
-        [sys.executable, "-X", "importtime", str(EXAMPLE), str(file), *map(str, images)],
+        [sys.executable, "-X", "importtime", str(EXAMPLE), str(file), str(broken), *map(str, images)],
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert served.returncode == 0, served.stderr
+    assert served.returncode == 1, served.stderr
+    (told,) = [line for line in served.stderr.splitlines() if not line.startswith("import time:")]
+    assert told.startswith(f"{broken}: ")
     imported = {line.split("|")[-1].strip() for line in served.stderr.splitlines()}
     assert "onnxruntime" in imported
     assert not {"torch", "clprompt", "timm"} & imported

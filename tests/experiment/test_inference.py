@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from PIL import Image
 import clprompt
 from clprompt import registry
 from clprompt.cli.main import main
+from clprompt.data import datasets_for, imagefolder
 from clprompt.data.images import MAX_PIXELS
 from clprompt.errors import CheckpointError, DataError
 from clprompt.experiment import inference
@@ -148,7 +150,7 @@ def test_all_probabilities_of_an_image_add_up_to_one_whatever_the_batch_size(
 
 @pytest.mark.parametrize("name", ["shows-brightness", "linear_probe"])
 def test_predictions_are_those_of_the_evaluation(name: str, runs: dict[str, Path]) -> None:
-    from clprompt.data import datasets_for, digits
+    from clprompt.data import digits
 
     bundle = digits(test_fraction=0.6)
     model = clprompt.load(runs[name])
@@ -192,6 +194,41 @@ def test_an_image_may_be_grey_coloured_transparent_deep_or_turned(
     assert tensors.shape == (6, 3, 32, 32)
     for path, tensor in zip(paths, tensors, strict=True):
         assert torch.allclose(tensor, tensors[0], atol=1e-4), path
+
+
+def test_a_file_has_the_same_pixels_in_a_run_in_predict_in_the_models_transform_and_served(
+    tmp_path: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra clprompt[export] is not installed")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    serve_onnx = importlib.import_module("serve_onnx")
+    colours = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    picture, grey = Image.fromarray(colours), Image.fromarray(colours[..., 0])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for folder in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        picture.save(tmp_path / folder / "plain.png")
+        picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / folder / "turned.png", exif=exif)
+        picture.convert("CMYK").save(tmp_path / folder / "cmyk.tif")
+        picture.quantize(256, dither=Image.Dither.NONE).save(tmp_path / folder / "palette.png")
+        Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / folder / "deep.png")
+        grey.convert("LA").save(tmp_path / folder / "grey-alpha.png")
+    model = clprompt.load(runs["ncm"])
+    paths = sorted((tmp_path / "test" / "a").iterdir())
+    test = datasets_for(imagefolder(path=str(tmp_path)), model.backbone)[2]
+    ((_, predicted),) = inference.batches(model, paths, 99)
+    about = model.backbone.inputs.facts()
+    for number, (path, pixels) in enumerate(zip(paths, predicted, strict=True)):
+        with Image.open(path) as image:
+            assert torch.equal(model.transform(image), pixels), path
+            torch.testing.assert_close(torch.from_numpy(serve_onnx.prepare(image, about)), pixels)
+        for same in (test[number][0], model.transform(path), model.transform(path.read_bytes())):
+            assert torch.equal(same, pixels), path
+    names = [path.stem for path in paths]
+    deep, plain, turned = (predicted[names.index(name)] for name in ("deep", "plain", "turned"))
+    assert torch.equal(turned, plain)
+    assert torch.equal(deep[0], plain[0])
 
 
 def test_names_are_refused_by_a_strategy_that_reads_no_text(

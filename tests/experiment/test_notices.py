@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from clprompt import registry
 from clprompt.backbones.attention import BlockPrompt
+from clprompt.errors import DataWarning
 from clprompt.experiment import notices
 from clprompt.prompting.model import PromptModel
+from clprompt.prompting.statistics import Statistics
 from clprompt.testing.bench import SIDE, tiny_model
 
 #: Every method that looks at images alone, and further forms with tokens in the sequence.
@@ -98,7 +101,14 @@ def test_a_method_says_whether_an_experience_of_one_class_trains_nothing(
     if model.boundaries != "unused":
         model.training_loss(*images([0, 1]))
         model.end_experience(lambda: iter([images([0, 1])]))
-    begin(model, [2])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        begin(model, [2])
+        model.observe(images([2])[1])
+    lines = [
+        str(w.message) for w in told if w.category is DataWarning and "is alone in exp" in str(w.message)
+    ]
+    assert len(lines) == (model.needs_two_classes and model.is_open)
     terms = model.training_loss(*images([2])).terms
     # a pull of keys goes on all the same
     losses = {key: float(value.detach()) for key, value in terms.items()}
@@ -106,11 +116,23 @@ def test_a_method_says_whether_an_experience_of_one_class_trains_nothing(
     assert (base == 0.0) == model.needs_two_classes, losses
 
 
+def test_a_class_that_is_alone_is_told_of_unless_others_compete_or_statistics_answer() -> None:
+    for arguments, classes, received in (({"mask": "seen"}, [2], [2]), ({}, [2, 3], [2]), ({}, [2], [0, 2])):
+        model = begin(made("vpt_deep", arguments), [0, 1])
+        model.begin_experience(classes)
+        model.observe(torch.tensor(received))
+        assert not model.told_of_one_class, (arguments, classes, received)
+    model = begin(made("vpt_deep", {}).plug(Statistics("ncm")), [0, 1])
+    model.begin_experience([2], lambda: iter([images([2])]))
+    model.observe(torch.tensor([2]))
+    assert not model.told_of_one_class
+
+
 def test_experiences_of_one_class_are_told_with_what_helps() -> None:
     model = made("vpt_deep", {})
     (sentence,) = notices.one_class_experiences(model, [[0, 1], [2], [3]])
     assert sentence.startswith("2 of 3 experiences have one class")
-    assert sentence.endswith("with strategy.mask=seen all classes seen compete")
+    assert sentence.endswith('with strategy.mask=seen (in Python: mask="seen") all classes seen compete')
     assert notices.one_class_experiences(model, [[0, 1], [2, 3]]) == []
     assert notices.one_class_experiences(made("vpt_deep", {"mask": "seen"}), [[0, 1], [2]]) == []
 

@@ -226,3 +226,20 @@ def test_a_device_is_not_waited_for_until_the_flag_is_asked_for():
     with pytest.raises(ProtocolError, match="at step 2"):
         watch.check()
     watch.check()  # told once
+
+
+def test_a_state_of_a_training_that_diverged_is_not_loaded():
+    model = LinearProbeModel(trained("linear_probe")[1].backbone)
+    model.observe(torch.tensor([0, 1]))
+    good, bad = ({name: value.clone() for name, value in model.method_state().items()} for _ in range(2))
+    bad["head.weight"][1, 2] = math.nan
+    with pytest.raises(ProtocolError, match=r"diverged, and is not loaded: head\.weight holds nan$"):
+        model.load_state_dict(bad)
+    assert all(torch.equal(value, good[name]) for name, value in model.method_state().items())
+
+
+def test_nan_that_a_method_means_is_loaded():
+    model = Workbench(method("damvp")).make()
+    state = model.method_state()
+    assert state["tau"].isnan().any()
+    model.load_state_dict(state)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from clprompt.errors import CheckpointError, ConfigError
+from clprompt.errors import CheckpointError, ConfigError, ProtocolError
 from clprompt.prompting.heads import grown
 from clprompt.training import optim
 
@@ -299,3 +299,17 @@ def test_what_makes_no_optimizer_is_one_line(factory, says):
     with pytest.raises(ConfigError, match=r"training\.optimizer") as caught:
         optim.build(Growing(), optimizer=factory)
     assert says in str(caught.value)
+
+
+def test_an_optimizer_made_by_hand_is_not_synced():
+    model = Growing()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = list(optimizer.param_groups[0]["params"])
+    model.grow(1)
+    with pytest.raises(ProtocolError, match=r"optim\.build\(model, optimizer=SGD, lr=\.\.\.\) makes one"):
+        optim.sync(optimizer, model)
+    assert optimizer.param_groups[0]["params"] == before
+    optimizer = optim.build(model, optimizer=torch.optim.SGD, lr=0.1)
+    model.grow(1)
+    optim.sync(optimizer, model)
+    assert any(p is model.head for group in optimizer.param_groups for p in group["params"])
