@@ -29,7 +29,7 @@ from clprompt.system import launched
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-KINDS = ("strategies", "scenarios", "datasets", "plugins", "configs", "studies", "backbones")
+KINDS = ("strategies", "scenarios", "datasets", "plugins", "trackers", "configs", "studies", "backbones")
 SECTIONS = ("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory")
 
 #: Commands that torchrun may start.
@@ -302,7 +302,12 @@ def resume(runs: tuple[str, ...], checkpoint: Path | None) -> None:
 @click.option("--only", metavar="LABEL", multiple=True, help="Only this strategy. Repeatable.")
 @click.option("--scenario", metavar="LABEL", multiple=True, help="Only this scenario. Repeatable.")
 @click.option("--seed", metavar="K", type=int, multiple=True, help="Only this seed. Repeatable.")
-@click.option("--again", is_flag=True, help="Run again, from the start, what has another configuration now.")
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Run again, from the start, what was begun with another configuration: of those runs only notes and "
+    "tags are kept, results and checkpoints go.",
+)
 @click.option("--dry-run", is_flag=True, help="Print one command for each run that is left, and run nothing.")
 @click.option("--launcher", default="local", show_default=True, help="local, or ray (extra clprompt[ray]).")
 @click.option(
@@ -315,7 +320,8 @@ def study(study: str, overrides: tuple[str, ...], **options: Any) -> None:
 
     STUDY is the name of a packaged study (`clprompt list studies`) or a path to a .yaml file;
     overrides are those of `clprompt run`. What is finished is skipped, what was interrupted goes on;
-    the report comes at the end.
+    the report comes at the end. Where a run's folder holds another configuration than this call's (tuned=FILE
+    forgotten, say), nothing is run: one line says what is different.
     """
     from clprompt.cli import study as study_command
 
@@ -663,13 +669,15 @@ def stream(stream: str, overrides: tuple[str, ...]) -> None:
 @click.argument("kind", metavar="[KIND|NAME]", required=False, shell_complete=_complete_kind)
 @_import_option
 def list_(kind: str | None) -> None:
-    """List strategies, scenarios, datasets, plugins, configs, studies or backbones; all without an argument.
+    """List strategies, scenarios, datasets, plugins, trackers (sinks), configs, studies or backbones; all
+    without an argument.
 
-    NAME is that of a strategy, scenario, data set or plug-in, or of a section of settings (training, online,
-    memory): its arguments are listed, each with its type, default and meaning.
+    NAME is that of a strategy, scenario, data set, plug-in or tracker, or of a section of settings (training,
+    online, memory): its arguments are listed, each with its type, default and meaning.
     """
     from clprompt.cli import listing
 
+    kind = "trackers" if kind == "sinks" else kind
     if kind is not None and kind not in KINDS:
         for line in listing.about(kind, KINDS):
             show(line)

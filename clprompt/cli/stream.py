@@ -87,7 +87,7 @@ def _study(name: str, overrides: Sequence[str]) -> studies.Study | None:
         path = overlay.find(name, "study")
     except ConfigError:
         return None
-    is_study = set(overlay.read(path)) & {"strategies", "scenarios", "experiments"}
+    is_study = config.STUDY_KEYS & set(overlay.read(path))
     return studies.load(path, overrides) if is_study else None
 
 

@@ -40,12 +40,11 @@ def run(
     for note in whole.notes:
         hint(note)
     state = study_runs.survey(part, again=again)
+    study_runs.refuse_changed(part, state)
     if dry_run:
         _print_commands(state.waiting, name, overrides, imports, again)
         hint(f"# {len(state.waiting)} to run, {len(state.finished)} finished; at the end, for the report:")
         hint(f"# {studies.command(name, overrides)}")
-        for line in study_runs.failures({}, state.changed):
-            hint(f"# {line}")
         return
     if state.finished:
         hint(f"{len(state.finished)} of {len(part.runs)} runs are finished already")
@@ -63,7 +62,7 @@ def run(
         words += [word for label in scenario for word in ("--scenario", label)]
         words += [word for number in seed for word in ("--seed", str(number))]
         raise Interrupted(stop.signal, again=["clprompt", "study", name, *overrides, *words]) from None
-    lines = study_runs.failures(failed, state.changed)
+    lines = study_runs.failures(failed)
     if part.runs == whole.runs:
         _end(whole)
     elif not lines:
@@ -72,10 +71,7 @@ def run(
     for line in lines:
         hint(line)
     if lines:
-        of = f"of {len(part.runs)} runs"
-        text = f"{len(failed)} {of} failed" if failed else ""
-        left = f"{len(state.changed)} {of} left out, of another configuration (--again runs them again)"
-        raise study_runs.StudyFailed("; ".join(filter(None, [text, left if state.changed else ""])))
+        raise study_runs.StudyFailed(f"{len(failed)} of {len(part.runs)} runs failed")
 
 
 def _end(study: studies.Study) -> None:

@@ -107,6 +107,8 @@ KEYS = (
     *PLAIN_KEYS,
     *("data", "scenario", "backbone", "strategy", "compare", "training", "online", "memory"),
 )
+#: Keys that a study has and a configuration has not.
+STUDY_KEYS = frozenset({"strategies", "scenarios", "experiments"})
 #: What stands by name in a section, by the section's key.
 REGISTRIES = {"data": registry.datasets, "scenario": registry.scenarios, "strategy": registry.strategies}
 _GIVEN: dict[str, tuple[str, ...]] = {
@@ -153,6 +155,11 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = find(str(name_or_path))
     raw, files, overrides = overlay.read_based(path, overrides, NAMED_SECTIONS)
+    if STUDY_KEYS & set(raw):
+        raise ConfigError(
+            f"{name_or_path} is a study, not a configuration: clprompt study {name_or_path} runs it, with "
+            "--dry-run it says which runs it has"
+        )
     overlay.apply(raw, overrides, sections=NAMED_SECTIONS)
     try:
         config = from_dict(overlay.resolve(raw, path), name=path.stem)

@@ -5,7 +5,8 @@
     data: {name: letters}               # these, precision, device, runs_dir and export as in an experiment
     backbone: {name: vit_letters}
     training: {train_epochs: 3}
-    scenario: {name: split}             # or scenarios: {LABEL: section, ...}
+    scenario: {name: split}             # or scenarios: {LABEL: section, ...}; beside the keys of its stream a
+                                        #   section may hold its own `online`, or null
     strategies:                         # LABEL: section; the name is the label unless it is given
       l2p:
       l2p 20: {name: l2p, pool_size: 20, training: {lr: 0.01}}
@@ -147,6 +148,11 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Study:
 
 def from_dict(values: Mapping[str, Any], name: str = "study") -> Study:
     """A checked study from plain nested values; see `load`."""
+    if "base" in values:
+        raise ConfigError(
+            "base lays a configuration over another one, and a study has none: write its keys here, or list "
+            "whole configurations under experiments"
+        )
     schema.check_keys(values, KEYS, "")
     name = schema.check(values.get("name") or name, str, "name")
     metric = schema.check(values.get("metric"), typing.Literal[METRICS] | None, "metric")
@@ -184,6 +190,7 @@ def _grid_rows(values: Mapping[str, Any], name: str) -> tuple[list[_Row], list[s
     best = _tuned(Path(tuned)) if tuned else {}
     shared = {key: values[key] for key in _SHARED if key in values} | {"name": name}
     training = _mapping(values.get("training"), "training")
+    scenarios = _scenarios(values)
     rows: list[_Row] = []
     untuned = []
     for label, section in _labelled(values, "strategies").items():
@@ -199,9 +206,9 @@ def _grid_rows(values: Mapping[str, Any], name: str) -> tuple[list[_Row], list[s
                 into, _, argument = key.partition(".")
                 (settings if into == "training" else strategy)[argument] = value
             of_run = " ".join([label, *(f"{key.rpartition('.')[2]}={_text(v)}" for key, v in point.items())])
-            for scenario, stream in _scenarios(values).items():
+            for scenario, stream in scenarios.items():
                 sections = shared | {
-                    "scenario": stream,
+                    **stream,
                     "strategy": strategy,
                     "training": settings,
                     "label": of_run,
@@ -214,6 +221,8 @@ def _grid_rows(values: Mapping[str, Any], name: str) -> tuple[list[_Row], list[s
                     raise ConfigError(f"strategies.{label}: {text}") from None
                 rows.append(_Row(of_run, label, scenario, point, config))
     notes = [f"not in {tuned}, so with the study's own values: {', '.join(untuned)}"] if untuned else []
+    if values.get("online") is not None:
+        notes += _online_note(scenarios)
     return rows, notes
 
 
@@ -343,13 +352,35 @@ def _labelled(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     return labelled
 
 
-def _scenarios(values: Mapping[str, Any]) -> dict[str, Any]:
+def _scenarios(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By label, what a scenario says of a run: the section `scenario`, and perhaps `online`."""
     several, one = values.get("scenarios"), values.get("scenario")
     if several is not None and one is not None:
         raise ConfigError(
             "give scenario (one section) or scenarios (a mapping of labels to sections), not both"
         )
-    return {"": one} if several is None else dict(_labelled(values, "scenarios"))
+    if several is None:
+        return {"": {"scenario": one}}
+    scenarios = {}
+    for label, section in _labelled(values, "scenarios").items():
+        own = {"online": section.pop("online")} if "online" in section else {}
+        try:
+            scenarios[label] = {"scenario": configuration.named(section, "scenario"), **own}
+        except ConfigError as error:
+            text = str(error).replace("scenario.", f"scenarios.{label}.", 1)
+            raise ConfigError(f"scenarios.{label}: {text}") from None
+    return scenarios
+
+
+def _online_note(scenarios: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line where the study's `online` counts for several kinds of streams, which is easily overlooked."""
+    labels = [label for label, of_run in scenarios.items() if "online" not in of_run]
+    if len({scenarios[label]["scenario"]["name"] for label in labels if label}) < 2:
+        return []
+    return [
+        f"online counts for the scenarios {', '.join(labels)}: all of them are trained online; one that is "
+        f"not says so: scenarios.{labels[0]}.online=null"
+    ]
 
 
 def _grid(sweep: Any, path: str) -> list[dict[str, Any]]:

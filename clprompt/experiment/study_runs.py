@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clprompt.errors import CheckpointError, ClpromptError, Interrupted
+from clprompt import schema
+from clprompt.errors import CheckpointError, ClpromptError, Interrupted, RunFolderError
 from clprompt.experiment import config as configuration
 from clprompt.experiment import folder as runfolder
-from clprompt.experiment import paths
+from clprompt.experiment import manage, paths
 from clprompt.experiment.launch import Launcher, Outcome
 from clprompt.experiment.study import Planned, Study
 from clprompt.metrics.measure import measure_behind
@@ -28,13 +29,14 @@ from clprompt.system.files import FolderLock, atomic_write, one_line_errors
 
 # What may differ between a finished run and the study without any effect on its results.
 _NO_MATTER = {
-    *("device", "runs_dir", "export", "note", "tags", "compare", "data.download"),
+    *("device", "runs_dir", "export", "trackers", "note", "tags", "compare", "data.download"),
     *(f"training.{key}" for key in ("eval_mb_size", "workers", "checkpoint_every", "log_every")),
 }
+_SHOWN = 3  # differences that a refusal names
 
 
 class StudyFailed(ClpromptError):
-    """Some runs of a study failed, or are of another configuration; they were listed."""
+    """Some runs of a study failed; they were listed."""
 
 
 @dataclass
@@ -44,12 +46,12 @@ class State:
     Attributes:
         finished: runs with results.
         waiting: runs to start or continue.
-        changed: runs whose folder holds another configuration, with a line about it.
+        changed: runs whose folder holds another configuration, begun or not, with what is different.
     """
 
     finished: list[Planned] = field(default_factory=list)
     waiting: list[Planned] = field(default_factory=list)
-    changed: dict[Planned, str] = field(default_factory=dict)
+    changed: dict[Planned, list[str]] = field(default_factory=dict)
 
 
 def survey(study: Study, *, again: bool = False) -> State:
@@ -62,34 +64,62 @@ def survey(study: Study, *, again: bool = False) -> State:
     state = State()
     for run in study.runs:
         done = (run.folder / runfolder.RESULTS).exists()
-        other = _other(run, done)
-        if other and not again:
-            state.changed[run] = f"{run.folder} {other}"
-        elif done and not other:
+        others = _others(run)
+        if others and not again:
+            state.changed[run] = others
+        elif done and not others:
             state.finished.append(run)
         else:
             state.waiting.append(run)
     return state
 
 
-def _other(run: Planned, done: bool) -> str:
-    """What is different in the configuration of a run's folder, as the rest of a sentence; "" for nothing."""
+def refuse_changed(study: Study, state: State) -> None:
+    """Refuse a study whose folders hold another configuration, before anything is run or written.
+
+    A study that goes on with other values than it began with would be half of each.
+
+    Args:
+        study: all the runs of this call.
+        state: of those runs.
+
+    Raises:
+        RunFolderError: there are such folders; the line says what is different in how many of them.
+    """
+    if not state.changed:
+        return
+    folders: dict[str, list[Planned]] = {}
+    for run, others in state.changed.items():
+        for text in others:
+            folders.setdefault(text, []).append(run)
+    parts = [
+        f"{text} ({f'in {len(runs)} folders' if len(runs) > 1 else runs[0].folder})"
+        for text, runs in sorted(folders.items(), key=lambda one: -len(one[1]))
+    ]
+    more = f", and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
+    raise RunFolderError(
+        f"{len(state.changed)} of {len(study.runs)} runs have a folder of another configuration than this "
+        f"call's: {'; '.join(parts[:_SHOWN])}{more}; nothing was run or written. Repeat what the call before "
+        f"was given (tuned=FILE, KEY=VALUE), or give name=NEW for a study beside it, or --again to run these "
+        "again from the start"
+    )
+
+
+def _others(run: Planned) -> list[str]:
+    """What is different in the configuration of a run's folder, a text for each key; [] for nothing."""
     if not (run.folder / "config.yaml").is_file():
-        return ""
-    if not done and not _has_checkpoint(run.folder):
-        return ""  # nothing to lose: it starts with the configuration of now
+        return []
     try:
         there = runfolder.read_config(run.folder)
     except ClpromptError as error:
-        return f"has a configuration that cannot be read: {error}"
+        return [f"a configuration that cannot be read: {error}"]
     # a run keeps absolute paths
     old, new = (configuration.with_paths(one, paths.absolute).to_dict() for one in (there, run.config))
-    before, now = overlay.flat(old), overlay.flat(new)
+    before, now = (
+        {key: schema.show(value) for key, value in overlay.flat(one).items()} for one in (old, new)
+    )
     keys = [key for key in overlay.difference(old, new) if key not in _NO_MATTER]
-    if not keys:
-        return ""
-    key, more = keys[0], f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-    return f"was run with {key}={before.get(key)}, not {now.get(key)}{more}"
+    return [f"{key}={before.get(key, '(not there)')}, now {now.get(key, '(not there)')}" for key in keys]
 
 
 def _has_checkpoint(folder: Path) -> bool:
@@ -126,13 +156,14 @@ def prepare(run: Planned) -> None:
     with one_line_errors(f"make the folder {run.folder}"):
         run.folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(run.folder):
-        if _has_checkpoint(run.folder) and not _other(run, False):
+        others = _others(run)
+        if _has_checkpoint(run.folder) and not others:
             return  # its own configuration stays as the checkpoint knows it
-        if _other(run, (run.folder / runfolder.RESULTS).exists()):
+        if others:
             for path in run.folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-                elif path.name != "lock":
+                elif path.name not in ("lock", manage.NOTES):  # what its owner wrote stays
                     path.unlink()
         config = configuration.with_paths(run.config, paths.absolute)
         atomic_write(run.folder / "config.yaml", configuration.to_yaml(config))
@@ -199,14 +230,13 @@ def _headline(folder: Path) -> str:
 # -------------------------------------------------------------------------------------- the end of a study
 
 
-def failures(failed: dict[Planned, Outcome], changed: dict[Planned, str]) -> list[str]:
+def failures(failed: dict[Planned, Outcome]) -> list[str]:
     """One line for every reason, with the runs that it stopped."""
     alike: dict[str, list[str]] = {}
     for run, outcome in failed.items():
         reason = outcome.reason.removeprefix(f"{run.folder}: ").replace(str(run.folder), "its folder")
         alike.setdefault(reason, []).append(str(run))
-    lines = [f"failed: {'; '.join(runs)}: {reason}" for reason, runs in alike.items()]
-    return lines + [f"left out: {run}: {reason}" for run, reason in changed.items()]
+    return [f"failed: {'; '.join(runs)}: {reason}" for reason, runs in alike.items()]
 
 
 def write_report(study: Study, finished: Sequence[Planned]) -> tuple[str, list[Path]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +41,8 @@ NO_MATTER = {
 }
 #: Runs that a message names, the newest.
 _NAMED = 5
+#: What a study calls the folders of its runs.
+_OF_STUDY = re.compile(r"seed\d+")
 #: The sections that make up a stream.
 STREAM = ("data", "scenario")
 
@@ -136,6 +139,8 @@ def not_a_run(folder: Path) -> RunFolderError:
     if not below:
         return RunFolderError(text + "it holds no config.yaml")
     more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
+    if all(_OF_STUDY.fullmatch(run.name) for run in below):
+        more += "; they are runs of a study, which goes on when its command, clprompt study ..., is repeated"
     return RunFolderError(
         f"{text}it holds no config.yaml, but below it are {', '.join(map(str, below[-_NAMED:]))}{more}"
     )

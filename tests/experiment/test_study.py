@@ -12,6 +12,7 @@ import yaml
 
 from clprompt.cli.main import main
 from clprompt.errors import ConfigError
+from clprompt.experiment import config as configuration
 from clprompt.experiment import study
 from clprompt.system import overlay
 
@@ -52,6 +53,20 @@ def test_several_scenarios_stand_between_study_and_label() -> None:
     assert found.runs[0].folder == Path("out/tiny/two/l2p/seed0")
     assert found.runs[0].config.scenario["experiences"] == 2
     assert found.runs[1].config.scenario["name"] == "split"
+
+
+def test_a_scenario_may_have_online_of_its_own() -> None:
+    blurry = {"name": "si_blurry", "online": {"iterations": 2}}
+    streams = {"split": None, "blurry": blurry}
+    found = a_study(scenario=None, scenarios=streams, seed=0, strategies={"mvp": None})
+    assert [run.config.online and run.config.online.iterations for run in found.runs] == [None, 2]
+    assert found.notes == ()
+    shared: Any = {"scenario": None, "scenarios": {"split": None, "blurry": "si_blurry"}, "online": {}}
+    found = a_study(**shared, strategies={"mvp": None})
+    assert found.notes == (
+        "online counts for the scenarios split, blurry: all of them are trained online; one that is not says "
+        "so: scenarios.split.online=null",
+    )
 
 
 def test_a_label_is_the_strategys_name_unless_it_has_one() -> None:
@@ -150,6 +165,11 @@ def test_a_choice_of_no_run_is_one_line() -> None:
         ({"strategies": {"l2p": 3}}, r"strategies\.l2p must be a mapping, got 3"),
         ({"strategies": {"-": "l2p"}}, "a label must hold a letter or a digit"),
         ({"strategies": {"a b": "l2p", "a-b": "ncm"}}, '"a b" and "a-b" would share the folder'),
+        (
+            {"scenario": None, "scenarios": {"two": {"name": "split", "experience": 2}}},
+            r'scenarios\.two: unknown key "scenarios\.two\.experience"; did you mean',
+        ),
+        ({"base": "mine.yaml"}, "base lays a configuration over another one, and a study has none"),
         ({"scenarios": {"split": None}}, "give scenario .* or scenarios .*, not both"),
         ({"scenario": None}, "scenario is missing"),
         ({"sweep": {"training.lr": []}}, r"sweep\.training\.lr must be a list of different values"),
@@ -167,6 +187,13 @@ def test_a_choice_of_no_run_is_one_line() -> None:
 def test_a_mistake_is_one_line(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
         a_study(**changes)
+
+
+def test_a_study_in_place_of_a_configuration_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    with pytest.raises(ConfigError, match=r"compare\.yaml is a study, not a configuration: clprompt study "):
+        configuration.load(path)
 
 
 PACKAGED = [name for name, _ in overlay.names("study") if not name.startswith("published-")]

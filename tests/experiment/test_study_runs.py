@@ -22,7 +22,7 @@ from warm_process import WarmProcess
 
 from clprompt.cli.main import main
 from clprompt.errors import RunFolderError
-from clprompt.experiment import config, launch, run, study_runs
+from clprompt.experiment import config, launch, manage, run, study_runs
 from clprompt.experiment import study as studies
 from clprompt.system.files import FolderLock
 from clprompt.system.parent import PARENT
@@ -113,22 +113,31 @@ def test_the_report_of_a_study_shows_the_metrics_that_it_names(finished: Path, r
     assert "average accuracy" not in header
 
 
-def test_a_run_of_another_configuration_is_left_out_with_one_line(
+def test_a_study_of_another_configuration_than_its_folders_is_refused_before_anything_is_written(
     finished: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["study", str(finished), "strategies.ncm.training.lr=0.5"]) == 2
-    err = capsys.readouterr().err
-    assert "seed0 was run with training.lr=0.01, not 0.5" in err
-    assert err.splitlines()[-1].startswith("clprompt: error: 1 of 3 runs left out")
-    assert "ncm" not in (runs / "report" / "report.md").read_text()
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    assert main(["study", str(finished), "strategies.probe.training.weight_decay=0.1", "seed=[0,1]"]) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 of 6 runs have a folder of another configuration" in line
+    assert "training.weight_decay=0.0, now 0.1 (in 2 folders); nothing was run" in line
 
 
-def test_nothing_is_called_best_by_metrics_that_do_not_count(
-    finished: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_whose_run_has_not_begun_counts_as_one_of_another_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["study", str(finished), "strategies.probe.training.weight_decay=0.1"]) == 2
-    assert "probe" not in (runs / "report" / "report.md").read_text()
-    assert "(at the edge)" not in capsys.readouterr().out
+    tuned = tmp_path / "best.yaml"
+    tuned.write_text("{study: other, metric: average_accuracy, strategies: {ncm: {training.lr: 0.001}}}")
+    file = write(tmp_path, strategies={"ncm": None})
+    (planned,) = studies.load(file, [f"tuned={tuned}"]).runs
+    study_runs.prepare(planned)
+    words = ["study", str(file), "--dry-run"]
+    assert main(words) == 2
+    assert f"training.lr=0.001, now 0.01 ({planned.folder})" in capsys.readouterr().err
+    assert main([*words, f"tuned={tuned}"]) == 0
+    assert main([*words, "name=beside"]) == 0
+    assert main([*words, "--again"]) == 0
 
 
 def test_settings_that_change_no_result_leave_nothing_to_run(
@@ -164,10 +173,12 @@ def test_a_printed_command_runs_its_run_alone(tmp_path: Path, capsys: pytest.Cap
 def test_again_starts_a_run_over(tmp_path: Path) -> None:
     file = write(tmp_path, strategies={"nearest mean": "ncm", "probe": "linear_probe"})
     words = ["study", str(file), "--only", "nearest mean", "--seed", "0"]
-    assert main(words) == 0
-    assert main([*words, "training.train_mb_size=8", "--again"]) == 0
     folder = tmp_path / "runs" / "tiny" / "nearest-mean" / "seed0"
+    assert main(words) == 0
+    manage.write_notes(folder, note="for the paper", add=["kept"])
+    assert main([*words, "training.train_mb_size=8", "--again"]) == 0
     assert config.load(folder / "config.yaml").training.train_mb_size == 8
+    assert (manage.read(folder).note, manage.read(folder).tags) == ("for the paper", ("kept",))
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert sum(record["kind"] == "evaluation" for record in records) == 2  # nothing of the run before
 
