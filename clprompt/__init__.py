@@ -83,6 +83,7 @@ _NAMES, _find, _listed = lazy_names(
         "fit": "clprompt.training.fit",
         "load": "clprompt.experiment.inference",
         "optim": "clprompt.training",
+        "results": "clprompt.reporting.frame",
         "run": "clprompt.experiment.run",
         "uniform": "clprompt.prompting.prompts",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -114,6 +115,19 @@ class DataBundle:
             "training images": self.train.fingerprint(),
             "test images": self.test.fingerprint(),
         }
+
+
+def files_of_test_images(bundle: DataBundle) -> tuple[list[str], str]:
+    """The path of each test image's file, and what those of all images begin with, cut at a folder's name.
+
+    Returns:
+        [] and "" where the images are no files of their own.
+    """
+    train, test = bundle.train.files(), bundle.test.files()
+    if train is None or test is None:
+        return [], ""
+    common = os.path.commonprefix([*train, *test])  # noqa: RUF071 - cut at the end of a folder's name
+    return test, common[: common.rfind("/") + 1]
 
 
 def plan_over(bundle: DataBundle, section: Mapping[str, Any], seed: int) -> Plan:

@@ -67,6 +67,16 @@ class ImageSource:
             **fingerprints.of_images(self.load, np.arange(len(self))),
         }
 
+    def files(self) -> list[str] | None:
+        """The path of each image's file; None where images are no files of their own."""
+        return files_of(self.load, np.arange(len(self)))
+
+
+def files_of(load: Callable[[int], Any], indices: np.ndarray) -> list[str] | None:
+    """The paths that a loader reads these images from; None where it has no method ``files(indices)``."""
+    method = getattr(load, "files", None)
+    return method(indices) if callable(method) else None
+
 
 # ----------------------------------------------------------------------------------------------- decoding
 
@@ -203,6 +213,27 @@ def is_image(prefix: bytes) -> bool:
     return any(accepts is not None and accepts(prefix) is True for accepts in checks)
 
 
+#: By how a file begins, what it has at its end; behind it cameras and archives may write more.
+_ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}
+_TAIL = 4096
+
+
+def looks_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as an image does, and ends so where its kind shows it; it is not decoded.
+
+    A file that does not may be an image all the same. Nothing is said of how many pixels it has.
+    """
+    try:
+        with open(path, "rb") as file:
+            prefix = file.read(16)
+            end = next((end for begin, end in _ENDS.items() if prefix.startswith(begin)), b"")
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - _TAIL, 0))
+            return is_image(prefix) and end in file.read()
+    except OSError:
+        return False
+
+
 def _plain(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode in ("L", "RGB"):
@@ -286,7 +317,10 @@ class ImageFiles:
             raise UnreadableImage(f"{error}{self.hint}") from error
 
     def fingerprint(self, indices: np.ndarray) -> Fingerprint:
-        return fingerprints.of_files([str(self.paths[index]) for index in indices])
+        return fingerprints.of_files(self.files(indices))
+
+    def files(self, indices: np.ndarray) -> list[str]:
+        return [str(self.paths[index]) for index in indices]
 
 
 @dataclass(frozen=True)
@@ -344,6 +378,9 @@ class Selected:
 
     def fingerprint(self, indices: np.ndarray) -> Fingerprint:
         return fingerprints.of_images(self.load, self.indices[indices])
+
+    def files(self, indices: np.ndarray) -> list[str] | None:
+        return files_of(self.load, self.indices[indices])
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from clprompt import schema
-from clprompt.data.images import MAX_PIXELS, ImageFiles, MaxPixels, reason_of, unreadable
+from clprompt.data.images import MAX_PIXELS, ImageFiles, MaxPixels, looks_whole, reason_of, unreadable
 from clprompt.errors import DataError, tell
 
 OnBadImage = Literal["error", "skip"]
+#: Of more files (a minute of them) beginnings and ends are not looked at.
+_LOOKED_AT, _THREADS = 200_000, 16
 HINT = "; mend or remove it, or set data.on_bad_image=skip"
 
 
@@ -23,7 +26,8 @@ class Reading:
     """How images are read; the arguments of the same names of every data set that has them.
 
     Attributes:
-        on_bad_image: "error" names an image that cannot be read; "skip" leaves it out.
+        on_bad_image: "error" names an image that cannot be read: of files before anything is trained, if its
+            beginning or end shows it, else when it is met; "skip" reads all at the start and leaves it out.
         max_pixels: an encoded image with more pixels cannot be read.
         cache: keep prepared images in memory.
     """
@@ -96,4 +100,11 @@ def readable_files(
                 place = "" if places is None else f"{places[position]}: "
                 raise DataError(f"{place}{path}: the image cannot be read: {problem}{HINT}")
     load = ImageFiles(list(paths), HINT, reading.max_pixels)
+    if reading.on_bad_image == "error" and len(paths) <= _LOOKED_AT:
+        with ThreadPoolExecutor(_THREADS) as pool:  # a disk or a server may be far away
+            whole = list(pool.map(looks_whole, paths))
+        bad = unreadable(load, np.flatnonzero(np.logical_not(whole)))
+        for position, message in bad.items():
+            place = "" if places is None else f"{places[position]}: "
+            raise DataError(f"{place}{message}")
     return load, readable(name, load, len(paths), reading.on_bad_image)

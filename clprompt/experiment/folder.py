@@ -10,6 +10,7 @@ metrics.jsonl        every record (append-only, no times: equal for equal runs)
 checkpoint/          from which ``clprompt resume`` continues to the same bits
 figures/, *.csv      drawings and tables of the metrics
 predictions.npz      what the last evaluation predicted, image by image; see clprompt.reporting.predictions
+test_images.csv      which file each of those images is, where the data are files
 model.safetensors    the method's tensors (and the backbone's, as `export` says); model.json says which
                      method, backbone, classes and transforms
 results.json         written last: its presence means that the run is done

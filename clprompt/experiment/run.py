@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clprompt import registry
+from clprompt.data.bundle import files_of_test_images
 from clprompt.data.dataset import datasets_for
 from clprompt.errors import (
     CheckpointError,
@@ -33,6 +34,7 @@ from clprompt.experiment.notices import notices
 from clprompt.experiment.telling import Telling
 from clprompt.metrics import measure
 from clprompt.reporting import predictions, stream_map
+from clprompt.reporting.frame import data_frame
 from clprompt.seeding import derive, preserved_rng, rng_state, set_rng_state
 from clprompt.system import checkpoint as state
 from clprompt.system import launched, overlay
@@ -90,11 +92,7 @@ class Results(list[Result]):
         Raises:
             ClpromptError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise ClpromptError("to_frame needs pandas: pip install pandas") from None
-        return pandas.DataFrame(
+        return data_frame(
             {"strategy": one.name, "seed": one.seed, **one.summary, "folder": str(one.folder)} for one in self
         )
 
@@ -429,6 +427,10 @@ class Session:
         if last is not None and at.experience == len(self.parts.plan.indices):
             last = replace(last, test_set=sameness.known_by(self._fingerprints["test images"]))
             self._predictions = {predictions.PREDICTIONS: predictions.write(self.folder, last)}
+            files, common = files_of_test_images(self.parts.bundle)
+            if files:
+                names = self.parts.bundle.class_names
+                predictions.write_images(self.folder, last, files, common, names)
         payload = {
             "config": self.config.to_dict(),
             "sizes": sizes,
@@ -555,3 +557,8 @@ class Session:
                 runfolder.log(
                     folder, "the checkpoint holds no fingerprints: classes and images are not compared"
                 )
+        if config.training.compile:
+            self.telling.note(
+                "torch compiles the training step when it is first taken, and anew when the model grows; "
+                "each time takes minutes in which nothing is told"
+            )

@@ -11,6 +11,10 @@ Arrays only, one place for each image, images ascending:
   its place.
 
 `results.json` holds the checksum of the file.
+
+`test_images.csv` beside it says of data that are files which file each index is: `index`, `path` below the
+folder that all images of the data set have in common, `class` (of label sets all of them, with "; " between),
+and of labels the class `predicted`.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -28,9 +32,11 @@ from numpy.typing import NDArray
 
 from clprompt.errors import CheckpointError
 from clprompt.metrics.last import LastPredictions
+from clprompt.reporting.markup import csv_table
 from clprompt.system.files import atomic_write, read_bytes
 
 PREDICTIONS = "predictions.npz"
+TEST_IMAGES = "test_images.csv"
 _TRAINED_HEAD = "trained_head_"
 Form = tuple[str, tuple[int, ...]]  # kind and shape of an array
 
@@ -56,6 +62,34 @@ def write(folder: Path, predictions: LastPredictions) -> str:
     data = buffer.getvalue()
     atomic_write(folder / PREDICTIONS, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def write_images(
+    folder: Path, predictions: LastPredictions, files: Sequence[str], common: str, class_names: Sequence[str]
+) -> None:
+    """Write `test_images.csv` of a run folder, atomically.
+
+    Args:
+        folder: of the run.
+        predictions: of the last evaluation.
+        files: the path of each test image.
+        common: what the paths of all images begin with, which is left out.
+        class_names: by class id.
+
+    Raises:
+        ClpromptError: the operating system refused.
+    """
+    rows: list[Sequence[object]] = [("index", "path", "class", "predicted")]
+    if predictions.classes is not None:
+        rows = [("index", "path", "class")]
+    for number, index in enumerate(predictions.images.tolist()):
+        target = predictions.targets[number]
+        ids = [target] if predictions.classes is None else predictions.classes[target.astype(bool)]
+        names = ["; ".join(class_names[c] for c in ids)]
+        if predictions.classes is None:
+            names.append(class_names[predictions.outputs[number]])
+        rows.append((index, PurePath(files[index].removeprefix(common)), *names))
+    atomic_write(folder / TEST_IMAGES, csv_table(rows).encode(errors="surrogateescape"))
 
 
 def read(folder: Path, checksum: str | None) -> LastPredictions:

@@ -157,10 +157,12 @@ def test_without_a_split_the_seed_draws_a_share_of_the_images(form: Form, tmp_pa
 
 
 @every_form
-def test_an_image_that_cannot_be_read_is_named_when_it_is_loaded(form: Form, tmp_path: Path) -> None:
-    bundle = form.read(path=form.write(tmp_path, LABELS, SPLIT, bad=[4]))
+def test_an_image_that_cannot_be_read_is_named_at_the_latest_when_it_is_loaded(
+    form: Form, tmp_path: Path
+) -> None:
+    path = form.write(tmp_path, LABELS, SPLIT, bad=[4])
     with pytest.raises(DataError, match=r"4.*: the image cannot be read: .* set data\.on_bad_image=skip"):
-        shades(bundle.train)
+        shades(form.read(path=path).train)
 
 
 @every_form

@@ -161,12 +161,12 @@ def test_images_of_every_kind_train_together(mode: str, folder: Path) -> None:
 
 def test_labels_are_read_without_decoding_an_image(folder: Path) -> None:
     for path in folder.glob("*/*.png"):
-        path.write_bytes(b"not an image")
+        path.write_bytes(b"\x89PNG\r\n\x1a\n not an image IEND")
     assert len(imagefolder(path=str(folder)).train) == 16
 
 
 def test_an_unreadable_image_is_named_when_it_is_loaded(folder: Path) -> None:
-    (folder / "dog" / "1.png").write_bytes(b"not an image")
+    (folder / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n not an image IEND")
     bundle = imagefolder(path=str(folder))
     with pytest.raises(DataError, match=r"dog/1\.png: .* set data\.on_bad_image=skip") as told:
         shades(bundle.train), shades(bundle.test)
@@ -176,6 +176,19 @@ def test_an_unreadable_image_is_named_when_it_is_loaded(folder: Path) -> None:
 def test_an_empty_file_is_named_before_anything_is_trained(folder: Path) -> None:
     (folder / "dog" / "1.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"dog/1\.png: the image cannot be read: it is empty; .*=skip"):
+        imagefolder(path=str(folder))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_image_that_is_cut_or_none_is_named_before_anything_is_trained(folder: Path, kind: str) -> None:
+    data = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(data, kind)
+    path = folder / "dog" / "1.png"
+    path.write_bytes(data.getvalue() + b"what a camera adds" * (kind != "WEBP"))
+    assert len(imagefolder(path=str(folder)).train) == 16
+    path.write_bytes(data.getvalue()[:-200] if kind != "WEBP" else data.getvalue()[1:])
+    with pytest.raises(DataError, match=r"dog/1\.png: the image cannot be read: .*=skip"):
         imagefolder(path=str(folder))
 
 

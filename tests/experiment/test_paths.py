@@ -96,6 +96,21 @@ def test_a_run_keeps_absolute_paths(runs: dict[str, Path], world: Path) -> None:
     assert config.backbone["checkpoint"] == str(world / "weights.pth")
 
 
+def test_predictions_of_files_say_which_file_each_image_is(runs: dict[str, Path], world: Path) -> None:
+    rows = [line.split(",") for line in (runs["done"] / "test_images.csv").read_text().splitlines()]
+    assert rows[0] == ["index", "path", "class", "predicted"]
+    names = dict(zip("abcd", ["ant", "bee", "cat", "dog"], strict=True))
+    paths = clprompt.data.imagefolder(path=str(world / "photos")).test.files()
+    with np.load(runs["done"] / "predictions.npz") as held:
+        wanted = [
+            (str(index), os.path.relpath(paths[index], world / "photos"), "abcd"[target], "abcd"[predicted])
+            for index, target, predicted in zip(
+                *(held[key].tolist() for key in ("images", "targets", "predicted")), strict=True
+            )
+        ]
+    assert rows[1:] == [[i, path, names[target], names[predicted]] for i, path, target, predicted in wanted]
+
+
 def test_a_model_is_loaded_from_anywhere(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

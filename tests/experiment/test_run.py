@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import clprompt
 from clprompt.backbones.build import make_backbone
 from clprompt.data import datasets_for, digits
 from clprompt.errors import CheckpointError, ClpromptError, ConfigError, Interrupted, RunFolderError
@@ -156,6 +157,10 @@ def test_results_are_a_table_where_pandas_is_installed(results, monkeypatch):
     assert isinstance(frame, pandas.DataFrame)
     assert list(frame["strategy"]) == ["linear_probe", "ncm", "linear_probe", "ncm"]
     assert list(frame["average_accuracy"]) == [result.summary["average_accuracy"] for result in results]
+    read = clprompt.results(results[0].folder.parent).to_frame().set_index(["label", "seed"])
+    assert sorted(read.index) == sorted((result.name, result.seed) for result in results)
+    last = results[-1]
+    assert read.loc[(last.name, last.seed), "average_accuracy"] == last.summary["average_accuracy"]
 
 
 def test_the_log_of_a_run_says_how_well_each_experience_went(results):
