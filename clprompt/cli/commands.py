@@ -30,6 +30,16 @@ class Group(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted({*super().list_commands(context), *places()})
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] == "compare" and self.get_command(context, args[0]) is None:
+            context.fail(
+                "No such command 'compare'. clprompt run CONFIG compare=NAME,NAME trains methods beside one "
+                "another; clprompt report RUNS --against LABEL compares runs that are finished."
+            )
+        return super().resolve_command(context, args)
+
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         builtin = super().get_command(context, name)
         if builtin is not None or name not in places():

@@ -38,6 +38,7 @@ def listing(kind: str, short: bool = False) -> list[str]:
         "scenarios": registry.scenarios,
         "datasets": registry.datasets,
         "plugins": registry.plugins,
+        "trackers": registry.sinks,
     }[kind]
     entries = [registered.get(name) for name in registered.names()]
     if kind != "strategies":
@@ -136,16 +137,27 @@ def about(name: str, kinds: Collection[str] = (), width: int = 80) -> list[str]:
     """
     known = sections()
     named = [section for section in known if section.name == name.replace("-", "_")]
+    if not named and name.replace("-", "_") in registry.sinks.names():
+        return _about_tracker(name, width)
     if not named:
         if name in dict(overlay.names()):
             raise ConfigError(f'"{name}" is a configuration: clprompt config {name} prints it')
-        hint = nearest(name, [*kinds, *(section.name for section in known)])
+        hint = nearest(name, [*kinds, *(section.name for section in known), *registry.sinks.names()])
         raise ConfigError(f'nothing is called "{name}"{hint}; clprompt list shows all names')
     lines: list[str] = []
     for section in named:
         lines += [""] if lines else []
         lines += _about(section, width)
     return lines
+
+
+def _about_tracker(name: str, width: int) -> list[str]:
+    entry = registry.sinks.get(name)
+    tracker: Any = entry.target
+    lines = [f"{entry.name} (tracker)", *paragraph(schema.one_line(entry.summary), width).splitlines()]
+    if tracker.package:
+        lines.append(f"Needs the package {tracker.package}: pip install 'clprompt[{tracker.package}]'")
+    return [*lines, "A run names its trackers, one or several: trackers=NAME,NAME"]
 
 
 def _about(section: Section, width: int) -> list[str]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clprompt.cli.screen import show
+from clprompt.cli.screen import hint, show
 from clprompt.errors import ConfigError
+from clprompt.system.files import plain_name
 
 if TYPE_CHECKING:
     from clprompt.experiment.manage import Kept
@@ -53,7 +54,7 @@ def group() -> None:
 @click.option("--running", is_flag=True, help="Only those that run.")
 @click.option("--failed", is_flag=True, help="Only those that failed or broke off.")
 def list_(words: tuple[str, ...], top: Path, running: bool, failed: bool) -> None:
-    """List runs: name, strategy, seed, state, main figure, age, tags and note.
+    """List runs: name, state, main figure, age, tags and note; strategy and seed, unless all names tell them.
 
     FILTER are words; a run is listed when all stand in its name, strategy, state, tags or note.
     """
@@ -66,9 +67,24 @@ def list_(words: tuple[str, ...], top: Path, running: bool, failed: bool) -> Non
         show(f"no such run below {top}" if words or states else f"no run below {top}")
         return
     header = ("run", "strategy", "seed", "state", "figure", "age", "tags, note")
+    rows = [header, *(_row(run, top) for run in found)]
+    figures = {run.figure.rsplit(" ", 2)[0] for run in found if run.figure.endswith(" %")}
+    if len(figures) == 1:  # a terminal has 80 columns: what all lines would say is said once
+        (title,) = figures
+        rows = [(*row[:4], row[4].removeprefix(f"{title} "), *row[5:]) for row in rows]
+    if all(_names_itself(run) for run in found):
+        rows = [(row[0], *row[3:]) for row in rows]
     # a line a run, however wide: paths are copied, and programs read lines
-    for line in columns([header, *(_row(run, top) for run in found)], width=sys.maxsize):
+    for line in columns(rows, width=sys.maxsize):
         show(line)
+    if len(figures) == 1:
+        hint(f"figure: {title}")
+
+
+def _names_itself(run: Kept) -> bool:
+    """Whether the last two folders of a run name its strategy and seed."""
+    name = "/".join(run.folder.parts[-2:])
+    return plain_name(run.label) in name and f"seed{run.seed}" in name
 
 
 def _row(run: Kept, top: Path) -> tuple[str, ...]:

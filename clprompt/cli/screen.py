@@ -8,6 +8,7 @@ from typing import TextIO
 import click
 
 from clprompt.errors import printable
+from clprompt.system.progress import write_line
 
 
 def show(text: object) -> None:
@@ -17,7 +18,7 @@ def show(text: object) -> None:
 
 def hint(text: str) -> None:
     """Print lines for eyes on standard error."""
-    print(_for(sys.stderr, text), file=sys.stderr, flush=True)
+    write_line(_for(sys.stderr, text), sys.stderr)
 
 
 def _for(stream: TextIO, text: str) -> str:

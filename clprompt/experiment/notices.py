@@ -75,9 +75,9 @@ def few_test_images(targets: np.ndarray, classes: Sequence[Sequence[int]]) -> li
         return []
     fewest = int(few.min())
     return [
-        f"{len(few)} of {len(trained)} classes have fewer than {_FEW_TEST_IMAGES} test images: of {fewest}, "
-        f"one is {100 / fewest:.1f} points of the accuracy on a class, which no error over seeds on the same "
-        "images shows"
+        f"{len(few)} of {len(trained)} classes have fewer than {_FEW_TEST_IMAGES} test images, the fewest "
+        f"{fewest}: there a single image is worth {100 / fewest:.1f} points of the class's accuracy. An "
+        "error over seeds does not show how much that matters, as all seeds are tested on the same images"
     ]
 
 

@@ -6,6 +6,7 @@ The engine reports to a `Progress` and knows no more about it. Indices start at 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -108,6 +109,15 @@ class Turns:
         return f"{text}: {description}" if text else description
 
 
+def write_line(text: str, stream: TextIO) -> None:
+    """Write a line; one that nobody reads any more, as of `| head`, goes nowhere, as do those behind it."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
 def clock(seconds: float) -> str:
     """Seconds as hours, minutes and seconds: 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -170,6 +180,8 @@ class Lines(Progress):
             return
         epoch, epochs, began = self._epoch
         self._epoch = None
+        if not self._done:  # a resumed run whose checkpoint was written at the epoch's end
+            return
         experience, left = "", ""
         if self._experience:
             index, total, _ = self._experience
@@ -187,7 +199,7 @@ class Lines(Progress):
         self._print(f"experience {_of(index, total)}: {time.perf_counter() - began:.1f} s")
 
     def _print(self, text: str) -> None:
-        print(printable(text), file=self._stream, flush=True)
+        write_line(printable(text), self._stream)
 
 
 class Bar(Progress):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,6 +82,9 @@ def stop_signal() -> Iterator[Callable[[], int | None]]:
     def handle(number: int, frame: Any) -> None:
         received.append(number)
         signal.signal(number, previous[number])
+        if launched.rank() == 0 and sys.stderr is not None:  # a step may take minutes, where it is compiled
+            with contextlib.suppress(OSError, ValueError):  # not print: the signal may have come in one
+                os.write(2, _STOPS)
 
     previous: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:
@@ -90,6 +94,9 @@ def stop_signal() -> Iterator[Callable[[], int | None]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+_STOPS = b"stops after the step that is on, with a checkpoint (a second signal ends it at once)\n"
 
 
 @contextlib.contextmanager

@@ -99,6 +99,9 @@ class Position:
     samples: _Count = 0
     evaluated: _Count = 0
 
+    def __str__(self) -> str:
+        return f"experience {self.experience + 1}, epoch {self.epoch + 1}, batch {self.batch + 1}"
+
 
 @dataclass(frozen=True)
 class _Scaler:

@@ -40,6 +40,15 @@ def result(
     return experiment.Result(Path(folder), name, seed, records, summary, [[0], [1]])
 
 
+def test_a_tracker_is_listed_and_says_what_it_needs() -> None:
+    assert [
+        line.split()[0] for line in listing.listing("trackers") if line[0] != " "
+    ] == registry.sinks.names()
+    lines = listing.about("wandb")
+    assert lines[0] == "wandb (tracker)"
+    assert "Needs the package wandb: pip install 'clprompt[wandb]'" in lines
+
+
 @pytest.mark.parametrize(
     ("values", "text"),
     [

@@ -210,6 +210,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("predict .", "Missing argument 'IMAGES...'"),
     ("explain nowhere x.png", "nowhere is not the folder of a run: there is no such folder"),
     ("resume nowhere", "nowhere is not the folder of a run: there is no such folder"),
+    ("compare a b", "clprompt report RUNS --against LABEL compares runs that are finished"),
     ("resume .", ". is not the folder of a run: it holds no config.yaml"),
     ("config quickstart seed=-1", "seed must be between 0 and 4294967295, got -1"),
 ]

@@ -72,13 +72,28 @@ def test_every_run_is_listed_with_its_state_and_main_figure(
         rows = listed(capsys)
     shown = {row[0]: row[1:5] for row in rows}
     assert shown == {
-        "own/a-done": ["mvp", "0", "done", "average accuracy 70.0 %"],
-        "own/b-failed": ["mvp", "1", "failed 2/5", "average accuracy 61.0 %"],
-        "own/c-stopped": ["ncm", "0", "stopped 2/5", "average accuracy 61.0 %"],
+        "own/a-done": ["mvp", "0", "done", "70.0 %"],
+        "own/b-failed": ["mvp", "1", "failed 2/5", "61.0 %"],
+        "own/c-stopped": ["ncm", "0", "stopped 2/5", "61.0 %"],
         "own/d-broken": ["mvp", "0", "broken off", "-"],
         "own/e-waiting": ["mvp", "0", "not begun", "-"],
-        "own/f-running": ["mvp", "0", "running 2/5", "average accuracy 61.0 %"],
+        "own/f-running": ["mvp", "0", "running 2/5", "61.0 %"],
     }
+
+
+def test_a_run_whose_name_tells_strategy_and_seed_fits_a_terminal(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("20260101-120000-seed0-dualprompt", "start", "done", strategy="dualprompt", done=True)
+    told = "experience 2/5: average accuracy 61.0 %, forgetting 3.0 points, 2.0 s, ETA 0:00:09"
+    make("20260101-120000-seed1-dualprompt", "start", told, strategy="dualprompt", seed=1)
+    assert main(["runs"]) == 0
+    out, err = capsys.readouterr()
+    header, first, second = out.splitlines()
+    assert header.split() == ["run", "state", "figure", "age", "tags,", "note"]
+    assert first.split()[:4] == ["own/20260101-120000-seed0-dualprompt", "done", "70.0", "%"]
+    assert max(len(first), len(second)) <= 80
+    assert err == "figure: average accuracy\n"
 
 
 def test_runs_are_found_by_words_and_by_state(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +122,15 @@ def test_runs_are_found_by_words_and_by_state(make: Make, capsys: pytest.Capture
         ("--running",): ["own/d"],
         ("--dir", "runs/own"): ["a", "b", "c", "d"],
     }
+
+
+def test_resume_of_the_folder_of_a_study_says_what_goes_on_with_it(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("mvp/seed0", "start", "stopped by signal 2 at ...")
+    assert main(["resume", "runs/own"]) == 2
+    err = capsys.readouterr().err
+    assert "mvp/seed0; they are runs of a study, which goes on when its command, clprompt study" in err
 
 
 def test_notes_and_tags_are_written_beside_the_configuration(

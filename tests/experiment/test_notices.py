@@ -140,7 +140,9 @@ def test_experiences_of_one_class_are_told_with_what_helps() -> None:
 def test_few_test_images_of_classes_that_are_trained_are_told() -> None:
     targets = np.repeat([0, 1, 2, 3], [40, 6, 19, 2])
     (sentence,) = notices.few_test_images(targets, [[0, 1], [2]])
-    assert sentence.startswith("2 of 3 classes have fewer than 20 test images: of 6, one is 16.7 points")
+    assert sentence.startswith(
+        "2 of 3 classes have fewer than 20 test images, the fewest 6: there a single image is worth 16.7"
+    )
     assert notices.few_test_images(targets, [[0]]) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
 import re
 import sys
 import types
@@ -48,15 +49,32 @@ def test_an_epoch_that_was_resumed_midway_has_its_line_too() -> None:
     assert stream.getvalue().startswith("experience 2/2, epoch 1/1: 1 step, ")
 
 
+def test_an_epoch_that_was_done_before_the_run_was_resumed_has_no_line() -> None:
+    stream = io.StringIO()
+    with progress.Lines(stream) as lines:
+        lines.epoch(1, 2, 0)
+    assert stream.getvalue() == ""
+
+
+def test_lines_that_nobody_reads_any_more_stop_nothing() -> None:
+    reader, writer = os.pipe()
+    with open(writer, "w") as stream, progress.Lines(stream) as lines:
+        lines.message("read by head")
+        os.close(reader)
+        lines.message("read by nobody")
+        lines.message("nor this")
+
+
 def test_what_came_of_an_experience_stands_in_place_of_its_own_line() -> None:
     stream = io.StringIO()
     with progress.Lines(stream) as lines:
         lines.start("method, seed 0", 1)
         lines.experience(0, 1)
         lines.epoch(0, 1, 1)
+        lines.step()
         lines.evaluated("experience 1/1: average accuracy 50.0 %, 1.0 s")
     _, epoch, last = stream.getvalue().splitlines()
-    assert epoch.startswith("experience 1/1, epoch 1/1: 0 steps, ")
+    assert epoch.startswith("experience 1/1, epoch 1/1: 1 step, ")
     assert last == "experience 1/1: average accuracy 50.0 %, 1.0 s"
 
 
