@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 
 from clprompt.errors import ConfigError, ProtocolError
-from clprompt.system.runtime import reproducible
+from clprompt.system.runtime import reproducible, stop_signal
 
 CPU = torch.device("cpu")
 
@@ -51,3 +54,10 @@ def test_a_lack_of_memory_is_one_line_that_names_the_batch_sizes():
 def test_errors_of_ours_pass_as_they_are():
     with pytest.raises(ProtocolError, match="deterministic"), reproducible(CPU):
         raise ProtocolError("a deterministic mistake")
+
+
+def test_a_signal_is_answered_at_once_as_a_step_may_take_minutes(capfd):
+    with stop_signal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop() == signal.SIGTERM
+    assert "stops after the step that is on" in capfd.readouterr().err
