@@ -7,7 +7,9 @@ line that the command line prints. Any other exception is a bug of ours and keep
 from __future__ import annotations
 
 import difflib
+import linecache
 import re
+import traceback
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -142,3 +144,27 @@ class DataWarning(UserWarning):
 def tell(text: str) -> None:
     """Issue a :class:`DataWarning`."""
     warnings.warn(text, DataWarning, stacklevel=3)
+
+
+def place(error: BaseException, *kinds: type) -> str:
+    """The last line that an error came by of the files of some classes and of their packages.
+
+    Args:
+        error: with its traceback; what caused it is looked through, too.
+        kinds: classes of an author's own; of clprompt's classes their files alone.
+
+    Returns:
+        As "methods.py, line 12: index = int(self.experience)"; "" where it came by none.
+    """
+    modules = {kind.__module__ for kind in kinds}
+    packages = {module.partition(".")[0] for module in modules} - {"clprompt"}
+    found = ""
+    while error is not None:
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            module = str(frame.f_globals.get("__name__"))
+            if module in modules or module.partition(".")[0] in packages:
+                file = frame.f_code.co_filename
+                text = linecache.getline(file, line, frame.f_globals).strip()
+                found = f"{Path(file).name}, line {line}" + f": {text}" * bool(text)
+        error = error.__cause__  # type: ignore[assignment]
+    return found

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 import pkgutil
 import types
 import warnings
@@ -63,6 +64,15 @@ class Entry:
     refused: Mapping[str, Only] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
 
+    def serves(self, method: Callable[..., Any]) -> bool:
+        """Of a plug-in: whether a method can carry it; without ``serves`` every method can."""
+        return bool(self.info.get("serves", lambda _: True)(method))
+
+    @property
+    def lacking(self) -> str:
+        """Of a plug-in: why it does not serve a method, as it goes on behind the method's name."""
+        return str(self.info.get("lacking", f"is not served by the plug-in {self.name}"))
+
     def of_today(self, section: Mapping[str, Any], allowed: Collection[str]) -> dict[str, Any]:
         """An earlier run's section with the keys of today.
 
@@ -85,11 +95,18 @@ class Registry:
     Args:
         kind: what the entries are, in the singular; error messages say it.
         load: called before the first look-up, to import what registers itself.
+        check: told the name and the object before it is registered; it raises ConfigError for what cannot be.
     """
 
-    def __init__(self, kind: str, load: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        load: Callable[[], None] | None = None,
+        check: Callable[[str, Callable[..., Any]], None] | None = None,
+    ) -> None:
         self.kind = kind
         self._load = load
+        self._check = check
         self._entries: dict[str, Entry] = {}
 
     def register(
@@ -108,15 +125,20 @@ class Registry:
                 from Python, reads that (`schema.argument_answers` finds it on the object).
             renamed: names that arguments had before, with those of today; answered in the same way.
             **info: kept in the entry; `paper`, `year` and `boundaries` (what strategies answer:
-                "required", "optional" or "unused") are shown by `clprompt list`.
+                "required", "optional" or "unused") are shown by `clprompt list`. Of a plug-in `serves`, a
+                function of a method's class, says whether the method can carry it (without it: every
+                method), and `lacking` why another cannot ("has no prompts of its own").
 
         Raises:
             ConfigError: the name is taken by another object. The same one again is ignored, but a file
-                imported under two module paths (`strategies.l2p`, `clprompt.strategies.l2p`) makes two.
+                imported under two module paths (`strategies.l2p`, `clprompt.strategies.l2p`) makes two. Of a
+                plug-in: it is no function that its own name, an argument with a default, switches on.
         """
 
         def decorate(target: T) -> T:
             entry_name = name or target.__name__
+            if self._check is not None:
+                self._check(entry_name, target)
             taken = self._entries.get(_key(entry_name))
             if taken is not None:
                 if _where(taken.target) == _where(target):
@@ -242,15 +264,25 @@ def _load_entry_point(point: importlib.metadata.EntryPoint, registry: Registry) 
         warnings.warn(f"{point.group} entry point {point.name} ({point.value}) is left out: {error}")
 
 
+def _check_short_form(name: str, target: Callable[..., Any]) -> None:
+    """Refuse what would stop, or change, runs that do not name it: it is called for each of them."""
+    arguments = {} if isinstance(target, type) else dict(inspect.signature(target).parameters)
+    needed = [a.name for a in arguments.values() if a.kind is not a.KEYWORD_ONLY or a.default is a.empty]
+    if needed or _key(name) not in map(_key, arguments):
+        raise ConfigError(
+            f'plug-in "{name}" must be a function that returns the plug-in or None, with keyword-only '
+            f"arguments that have defaults and the argument {_key(name)} among them, which switches it on"
+        )
+
+
 strategies = Registry("strategy", load_builtin)
 scenarios = Registry("scenario", load_builtin)
 datasets = Registry("data set", load_builtin)
 #: where runs are shown, see :mod:`clprompt.tracking.sink`
 sinks = Registry("tracker", load_builtin)
 #: Short forms of plug-ins: a function of the keys that stand beside a method's own, which returns the
-#: plug-in, several, or None. ``serves`` says of a method whether it can carry it, ``lacking`` why another
-#: cannot.
-plugins = Registry("plug-in", load_builtin)
+#: plug-in, several, or None; see ``serves`` and ``lacking`` of :meth:`Registry.register`.
+plugins = Registry("plug-in", load_builtin, _check_short_form)
 
 ENTRY_POINTS = {
     "clprompt.strategies": strategies,

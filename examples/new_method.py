@@ -31,7 +31,7 @@ class FirstSessionModel(PromptModel):
         return Encoded(self.backbone.prompted(x, lambda block, _: BlockPrompt("fresh", self.prompt[block])))
 
     def set_stage(self) -> None:
-        self.prompt.requires_grad_(int(self.experience) <= 0)
+        self.prompt.requires_grad_(self.experience_index <= 0)
 
 
 if __name__ == "__main__":

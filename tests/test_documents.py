@@ -97,7 +97,8 @@ def is_shell(block: Block) -> bool:
 def as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a document registers is taken back at the end of the test."""
     registry.strategies.names()  # ours first
-    monkeypatch.setattr(registry.strategies, "_entries", dict(registry.strategies._entries))
+    for known in (registry.strategies, registry.plugins):
+        monkeypatch.setattr(known, "_entries", dict(known._entries))
 
 
 # ---------------------------------------------------------------------------------------------- commands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,12 @@ from clprompt import registry, testing
 from clprompt.cli.main import main
 
 PACKAGE = Path(__file__).parents[1] / "examples" / "plugin_package"
-NAMES = {"strategies": {"input_prompt", "scaled_probe"}, "scenarios": {"drip"}, "datasets": {"stripes"}}
+NAMES = {
+    "strategies": {"input_prompt", "scaled_probe"},
+    "scenarios": {"drip"},
+    "datasets": {"stripes"},
+    "plugins": {"small_logits"},
+}
 
 pytest.importorskip("build")
 pytestmark = pytest.mark.usefixtures("same_picture")
@@ -58,7 +64,11 @@ def test_its_configuration_runs_with_both_methods(tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "input_prompt" in printed
     assert "scaled_probe" in printed
-    assert len(list((tmp_path / "drip").iterdir())) == 2
+    runs = list((tmp_path / "drip").iterdir())
+    assert len(runs) == 2
+    of_input_prompt = next(run for run in runs if "input_prompt" in run.name)
+    steps = (of_input_prompt / "metrics.jsonl").read_text().splitlines()
+    assert "small_logits" in json.loads(steps[0])["terms"]
 
 
 @pytest.mark.usefixtures("installed")

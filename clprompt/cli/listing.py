@@ -114,9 +114,7 @@ def _registered(known: registry.Registry, name: str, key: str) -> Section:
             closing.append(f"Plug-ins with arguments beside these: {', '.join(served)}")
     if known is registry.plugins:
         methods = [
-            name
-            for name in registry.strategies.names()
-            if entry.info["serves"](registry.strategies.get(name).target)
+            name for name in registry.strategies.names() if entry.serves(registry.strategies.get(name).target)
         ]
         facts.append(f"Serves: {', '.join(methods)}")
     refused = [f"{key} is no argument: {only.reason}" for key, only in entry.refused.items()]

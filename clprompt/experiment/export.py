@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from clprompt.backbones.build import check_exportable
-from clprompt.errors import ClpromptError, ConfigError, ExportError
+from clprompt.errors import ClpromptError, ConfigError, ExportError, place
 from clprompt.experiment import folder as runfolder
 from clprompt.experiment import inference, paths
 from clprompt.prompting.model import PromptModel
@@ -79,7 +79,15 @@ def export(run: str | Path, form: Format, out: str | Path | None = None) -> Expo
         raise
     except Exception as error:  # whatever the exporters of torch raise
         name = about["strategy"]["name"]
-        raise ExportError(f"strategy {name} cannot be written as {form}: {_first_line(error)}") from error
+        why = [_first_line(error)]
+        where = place(error, type(model), *map(type, model.plugins))
+        if where:
+            why.append(f"({where})")
+        if "data-dependent" in why[0] or "DataDependent" in why[0]:
+            why.append(
+                "- a tensor is asked for its value there; of the experience, self.experience_index has it"
+            )
+        raise ExportError(f"strategy {name} cannot be written as {form}: {' '.join(why)}") from error
 
 
 def metadata(model: PromptModel, facts: dict[str, Any]) -> dict[str, Any]:

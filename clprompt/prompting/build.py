@@ -23,7 +23,7 @@ def short_forms(method: Callable[..., Any]) -> list[registry.Entry]:
 
 def serving(method: Callable[..., Any]) -> list[registry.Entry]:
     """The short forms that serve a method: their arguments stand beside its own in a configuration."""
-    return [entry for entry in short_forms(method) if entry.info["serves"](method)]
+    return [entry for entry in short_forms(method) if entry.serves(method)]
 
 
 def refuse_short_forms(method: Callable[..., Any], name: str, section: Mapping[str, Any], path: str) -> None:
@@ -31,7 +31,7 @@ def refuse_short_forms(method: Callable[..., Any], name: str, section: Mapping[s
     served = [entry.name for entry in serving(method)]
     for entry in short_forms(method):
         if section.get(entry.name) and entry.name not in served:
-            raise ConfigError(f"{path}.{entry.name}: strategy {name} {entry.info['lacking']}")
+            raise ConfigError(f"{path}.{entry.name}: strategy {name} {entry.lacking}")
 
 
 def construct(

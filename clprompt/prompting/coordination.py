@@ -29,6 +29,11 @@ from clprompt.prompting.prompts import Chooser, choose, normed, uniform
 from clprompt.registry import plugins
 from clprompt.schema import above, at_least, at_most
 
+_LACKING = (
+    "offers no prompt tokens that tokens could choose among; a method offers its own by "
+    "PromptModel.prompt_sets, see docs/tcpa.md"
+)
+
 
 class Coordination(Plugin):
     """Keys for the prompts of a method, and what follows from them.
@@ -70,9 +75,7 @@ class Coordination(Plugin):
     def attach(self, model: PromptModel) -> None:
         sets = model.prompt_sets()
         if not any(prompts.blocks for prompts in sets.values()):
-            raise ConfigError(
-                f"coordinate=true: {type(model).__name__} has no prompt tokens that tokens could choose among"
-            )
+            raise ConfigError(f"coordinate=true: {type(model).__name__} {_LACKING}")
         for name, prompts in sets.items():
             if prompts.blocks and prompts.taken * prompts.length < 2:
                 raise ConfigError(
@@ -235,9 +238,7 @@ def _has_prompts(method: type[PromptModel]) -> bool:
     return getattr(method, "prompt_sets", None) not in (None, PromptModel.prompt_sets)
 
 
-@plugins.register(
-    "coordinate", serves=_has_prompts, lacking="has no prompt tokens that tokens could choose among"
-)
+@plugins.register("coordinate", serves=_has_prompts, lacking=_LACKING)
 @schema.checked
 def coordinate(
     *,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clprompt.testing.learning import check_boundaries as check_boundaries
     from clprompt.testing.learning import check_declarations as check_declarations
     from clprompt.testing.learning import check_declared_parameters as check_declared_parameters
+    from clprompt.testing.learning import check_encoded as check_encoded
     from clprompt.testing.learning import check_everything_is_in_the_state as check_everything_is_in_the_state
     from clprompt.testing.learning import check_frozen_backbone as check_frozen_backbone
     from clprompt.testing.learning import check_kinds_of_backbone as check_kinds_of_backbone
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from clprompt.testing.prediction import check_batch_companions as check_batch_companions
     from clprompt.testing.prediction import check_batch_size as check_batch_size
     from clprompt.testing.prediction import check_cache as check_cache
+    from clprompt.testing.prediction import check_exportable as check_exportable
     from clprompt.testing.prediction import check_forward_changes_nothing as check_forward_changes_nothing
     from clprompt.testing.prediction import check_number_formats as check_number_formats
     from clprompt.testing.prediction import check_savings as check_savings
@@ -48,7 +50,9 @@ __all__, __getattr__, __dir__ = lazy_names(
         "check_cache": "clprompt.testing.prediction",
         "check_declarations": "clprompt.testing.learning",
         "check_declared_parameters": "clprompt.testing.learning",
+        "check_encoded": "clprompt.testing.learning",
         "check_everything_is_in_the_state": "clprompt.testing.learning",
+        "check_exportable": "clprompt.testing.prediction",
         "check_forward_changes_nothing": "clprompt.testing.prediction",
         "check_frozen_backbone": "clprompt.testing.learning",
         "check_kinds_of_backbone": "clprompt.testing.learning",

@@ -251,6 +251,11 @@ class Workbench:
         self.few = self.images(9)  # the same for what needs to train, but not to learn
         self.probes = self.test.images[::2]  # of every class, for what goes through a model one by one
 
+    @property
+    def kinds(self) -> list[type]:
+        """The classes that are tried: the method's and those of the plug-ins."""
+        return [self.model_class, *map(type, self.plugins)]
+
     def images(self, per_class: int, part: str = "train") -> Any:
         """The toy data."""
         return ToyImages(per_class, part, self.device)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from clprompt.errors import place
 from clprompt.prompting.model import PromptModel
 from clprompt.prompting.plugin import Plugin
 from clprompt.system.runtime import reproducible
@@ -27,6 +28,7 @@ from clprompt.testing.learning import (
     check_boundaries,
     check_declarations,
     check_declared_parameters,
+    check_encoded,
     check_everything_is_in_the_state,
     check_frozen_backbone,
     check_kinds_of_backbone,
@@ -40,6 +42,7 @@ from clprompt.testing.prediction import (
     check_batch_companions,
     check_batch_size,
     check_cache,
+    check_exportable,
     check_forward_changes_nothing,
     check_number_formats,
     check_savings,
@@ -85,20 +88,36 @@ def check_strategy(
                 check(bench)
         except Exception as error:
             text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            where = place(error, *bench.kinds)
+            text = " ".join(text.split()) + f" ({where})" * bool(where) + _hint(error)
             raise AssertionError(f"{model_class.__name__}({settings}): {check.__name__}: {text}") from error
         if tell is not None:
             promise = (check.__doc__ or "").partition("\n")[0]
             tell(f"{check.__name__}: kept, {time.perf_counter() - start:.1f} s. {promise}")
 
 
+#: What most often leads to an error of torch, by words of its message.
+_HINTS = {
+    "loading state_dict": "what experiences add must be there before a state is loaded: resize_to",
+    "The size of tensor": "a tensor with an entry for each class grows in grow_classes",
+}
+
+
+def _hint(error: Exception) -> str:
+    found = [] if isinstance(error, AssertionError) else [_HINTS[key] for key in _HINTS if key in str(error)]
+    return "".join(f"; {hint}" for hint in found)
+
+
 #: Every check, the quick and telling ones first.
 CHECKS: tuple[Check, ...] = (
     check_declarations,
+    check_encoded,
     check_everything_is_in_the_state,
     check_learning,
     check_boundaries,
     check_repeated_classes,
     check_frozen_backbone,
+    state.check_determinism,  # what it draws without a seed looks like other faults elsewhere
     check_declared_parameters,
     check_unseen_classes,
     check_refusals,
@@ -107,16 +126,18 @@ CHECKS: tuple[Check, ...] = (
     check_batch_size,
     check_forward_changes_nothing,
     check_cache,
+    check_exportable,
     check_savings,
     check_autocast,
     check_number_formats,
     check_kinds_of_backbone,
-    *state.CHECKS,
+    *(check for check in state.CHECKS if check is not state.check_determinism),
 )
 
 #: The checks of a method on multi-hot targets: what is special there, and what could depend on the targets.
 MULTI_LABEL_CHECKS: tuple[Check, ...] = (
     *label_sets.CHECKS,
+    check_encoded,
     check_frozen_backbone,
     check_declared_parameters,
     check_unseen_classes,

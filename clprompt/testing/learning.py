@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from clprompt.backbones.vit import FrozenViT
 from clprompt.errors import BackboneError, ConfigError
 from clprompt.prompting.losses import SoftLabels
-from clprompt.prompting.model import PromptModel
+from clprompt.prompting.model import Encoded, PromptModel
 from clprompt.targets import MOST_CLASSES, is_label_sets
 from clprompt.testing.asserts import bits, changed, chunked, finite_losses, near, refused, require, steady
 from clprompt.testing.bench import CLASSES, KINDS, Log, Workbench, tiny_backbone
 from clprompt.training.engine import Engine
+from clprompt.training.processes import Part
 from clprompt.training.steps import receive, train_step
 
 # ------------------------------------------------------------------------------------------ what it declares
@@ -59,6 +60,50 @@ def check_declarations(bench: Workbench) -> None:
         model.rehearsal_free or "rehears" in (inspect.getdoc(bench.model_class) or "").lower(),
         "rehearsal_free is False, and the class docstring does not say so",
     )
+
+
+class _Half(Part):
+    """Half of a batch, where nobody encodes the other."""
+
+    def __init__(self, total: int, rows: slice) -> None:
+        self.total, self.rows = total, rows
+
+    def means(self, own: Sequence[Tensor]) -> list[Tensor]:
+        return list(own)
+
+    def _collect(self, own: Tensor) -> Tensor:
+        return own
+
+
+@torch.no_grad()
+def check_encoded(bench: Workbench) -> None:
+    """encode gives the head's input, details with a row for each image, and terms that are means of them."""
+    model, _ = bench.begun(experience=0)
+    images, targets = bench.batch(0)
+    model.observe(targets)
+    whole = copy.deepcopy(model).encode(images)
+    require(
+        isinstance(whole, Encoded),
+        f"encode must return Encoded(features), it returned a value of type {type(whole).__name__}",
+    )
+    form, expected = (whole.features.shape, whole.features.dtype), (len(images), model.feature_width)
+    require(
+        form == (expected, model.backbone.dtype),
+        f"encode gave features {list(form[0])} of {form[1]}; {list(expected)} of {model.backbone.dtype} are "
+        "expected, for each image as many as feature_width says",
+    )
+    parts, half = [], len(images) // 2
+    for rows in (slice(0, half), slice(half, len(images))):
+        twin, part = copy.deepcopy(model), _Half(len(images), rows)
+        with twin.encoding_part(part):
+            parts.append(twin.gather(twin.encode(images[rows]), part))
+    for name, value in whole.terms.items():
+        values = [float(value), sum(float(part.terms[name]) for part in parts) / len(parts)]
+        require(
+            abs(values[0] - values[1]) <= 1e-3 * max(map(abs, values)),
+            f"the term {name} is {values[0]:.4g} over a batch and {values[1]:.4g} on average over halves; "
+            "it must be a mean over the images, and what compares images belongs into losses",
+        )
 
 
 def check_boundaries(bench: Workbench) -> None:
@@ -112,8 +157,19 @@ def check_learning(bench: Workbench) -> None:
         require(
             accuracy >= least,
             f"accuracy {accuracy:.2f} after experience {record['experience'] + 1} of a separable problem; "
-            f"at least {least:.2f} is expected, chance is {1 / seen:.2f}",
+            f"at least {least:.2f} is expected, chance is {1 / seen:.2f}{_never_found(bench, record)}",
         )
+
+
+@torch.no_grad()
+def _never_found(bench: Workbench, record: Mapping[str, Any]) -> str:
+    """Of which classes no image is found, where it is some of them."""
+    right = bench.stages[record["experience"]](bench.test.images).argmax(1).cpu() == torch.as_tensor(
+        bench.test.targets
+    )
+    seen = bench.seen(record["experience"])
+    lost = [c for c in seen if not bool(right[torch.as_tensor(bench.test.targets) == c].any())]
+    return f"; no image is found of the classes {', '.join(map(str, lost))}" if lost else ""
 
 
 def check_kinds_of_backbone(bench: Workbench) -> None:
@@ -153,9 +209,11 @@ def check_frozen_backbone(bench: Workbench) -> None:
 
 
 def check_declared_parameters(bench: Workbench) -> None:
-    """The optimizer holds what is declared and nothing of the backbone; nothing else is trained."""
+    """The optimizer holds what is declared, nothing of the backbone; all of it is trained, nothing else."""
+    ever: set[str] = set()
     for experience in range(2):
         model, optimizer = bench.begun(experience=experience)
+        ever |= {_list_of(name) for name in model.trainable()}
         images, targets = bench.batch(experience)
         receive(model, optimizer, targets)
         declared = _declared(model)
@@ -176,6 +234,13 @@ def check_declared_parameters(bench: Workbench) -> None:
         reached = {_list_of(name) for name in declared if after[name].grad is not None}
         idle = [name for name in declared if after[name].numel() and _list_of(name) not in reached]
         require(not idle, f"declared parameters that got no gradient in three steps: {idle[:3]}")
+    own = (name for name, parameter in model.own_parameters().items() if parameter.numel())
+    never = [name for name in own if _list_of(name) not in ever] if model.trains else []
+    require(
+        not never,
+        f"parameters that are trained in no experience: {never[:3]}; set_stage decides on requires_grad, and "
+        "what shall never be trained is a buffer",
+    )
 
 
 def _list_of(name: str) -> str:

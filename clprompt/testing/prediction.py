@@ -6,10 +6,14 @@ import copy
 import itertools
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from clprompt.errors import place
 from clprompt.prompting.model import PromptModel
 from clprompt.seeding import generator
 from clprompt.testing.asserts import (
@@ -118,6 +122,36 @@ def check_cache(bench: Workbench) -> None:
         train_step(model, optimizer, images, targets, cached=kept)
     steps = [copy.deepcopy(model).training_loss(images, targets, cached=cache) for cache in (None, kept)]
     require(same_bits(steps[0].loss, steps[1].loss), "what a step keeps changes the loss of a later one")
+
+
+class _AsksNoTensor(TorchDispatchMode):
+    """Raises where Python asks a tensor for its value, as ``int``, ``bool``, ``float`` and ``item`` do."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise _AskedForItsValue
+        return func(*args, **(kwargs or {}))
+
+
+class _AskedForItsValue(Exception):
+    pass
+
+
+def check_exportable(bench: Workbench) -> None:
+    """What predicts asks no tensor for its value in Python, so that it can be exported and compiled."""
+    model, images = bench.copy(), bench.probes[:3]
+    with torch.no_grad():
+        model(images)  # what is asked of the state once and kept is no matter
+        try:
+            # code may ask whether it is being compiled, and then leave out what waits for a value
+            with mock.patch.object(torch.compiler, "is_compiling", return_value=True), _AsksNoTensor():
+                model(images)
+        except _AskedForItsValue as error:
+            where = place(error, *bench.kinds) or place(error, PromptModel)
+            raise AssertionError(
+                f"a prediction asks a tensor for its value ({where}) and can be neither exported nor "
+                "compiled in one piece; the index of the experience is self.experience_index"
+            ) from None
 
 
 def check_savings(bench: Workbench) -> None:

@@ -7,7 +7,7 @@ import copy
 import itertools
 import random
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from torch.optim import Optimizer
 
 from clprompt.errors import Interrupted
 from clprompt.prompting.model import PromptModel
+from clprompt.prompting.plugin import Plugin
+from clprompt.prompting.step import Step
 from clprompt.seeding import preserved_rng, rng_state
 from clprompt.testing.asserts import bits, changed, chunked, near, refused, require, same_bits, steady
 from clprompt.testing.bench import CLASSES, CuriousLog, Log, Workbench, through_file
@@ -142,7 +144,19 @@ def check_save_and_load(bench: Workbench) -> None:
             )
             with torch.no_grad():
                 same = same_bits(other.eval()(images), logits)
-            require(same, f"{target} that loaded a state saved {where} gives other logits")
+            require(
+                same,
+                f"{target} that loaded a state saved {where} gives other logits"
+                + ("" if same else _other_numbers(model, other)),
+            )
+
+
+def _other_numbers(model: PromptModel, loaded: PromptModel) -> str:
+    """Attributes that a state does not hold and that may be why a loaded model is another."""
+    ours, its = vars(model), vars(loaded)
+    moved = [n for n, value in ours.items() if isinstance(value, int | float) and its.get(n) != value]
+    other = [f"self.{name} is {its.get(name)}, not {ours[name]}" for name in moved if name != "_received"]
+    return f"; {', '.join(other[:3])}: what the logits hang on is a buffer" if other else ""
 
 
 def check_resume(bench: Workbench) -> None:
@@ -224,17 +238,19 @@ def check_rehearsal(bench: Workbench) -> None:
         return  # declared, and said so in its docstring
     found, models = [], []
     for per_class in (4, 8):
-        train, model = bench.images(per_class), bench.make()
+        train, features = bench.images(per_class), list[Tensor]()
+        model = bench.make().plug(_Watch(features.append))
         sizes: list[tuple[int, int]] = []
         bench.engine(
             model, train=train, experiences=2, stop=lambda m=model, s=sizes: s.append(_sizes(m))
         ).run()
         found.append([max(column) for column in zip(*sizes, strict=True)])
-        models.append((model, train))
+        models.append((model, train, features))
     (state, beside), (state_twice, beside_twice) = found
     grew = "{} numbers when it has seen 8 samples of an experience and {} when 16"
-    bounds = {model.state_bound(experiences=2) for model, _ in models}
-    if bounds == {None}:
+    bounds = {model.state_bound(experiences=2) for model, *_ in models}
+    keeps_features = bounds != {None}  # and says so by max_state_size
+    if not keeps_features:
         require(state == state_twice, f"the state holds {grew.format(state, state_twice)}")
     else:  # what is stored follows from the data, up to a bound that does not
         require(len(bounds) == 1, f"max_state_size gives {bounds} for the same classes and experiences")
@@ -244,8 +260,22 @@ def check_rehearsal(bench: Workbench) -> None:
             f"the state is to hold at most {bound} numbers: {state}, {state_twice}",
         )
     require(beside == beside_twice, f"beside its state the model keeps {grew.format(beside, beside_twice)}")
-    for model, train in models:
-        _no_copies(model, train)
+    for model, train, features in models:
+        _no_copies(model, train, torch.cat(features)[:0] if keeps_features else torch.cat(features))
+
+
+class _Watch(Plugin):
+    """Hands on the features of each step as they are at that time, and keeps none."""
+
+    name = "watch_features"
+
+    def __init__(self, tell: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def terms(self, step: Step, collected: Sequence[Any]) -> Mapping[str, Tensor]:
+        self.tell(step.features)
+        return {}
 
 
 def _sizes(model: PromptModel) -> tuple[int, int]:
@@ -275,18 +305,25 @@ def _numbers(value: Any, known: set[int]) -> int:
     return 0
 
 
-def _no_copies(model: PromptModel, train: Any) -> None:
+def _no_copies(model: PromptModel, train: Any, prompted: Tensor) -> None:
     indices = np.concatenate(train.groups()[:2])
     images = train.images[indices]
-    stored = {"an image": images.flatten(1), "the features of an image": model.backbone.features(images)}
-    for what, vectors in stored.items():
+    stored = {
+        "an image": (images.flatten(1), 0.9999),
+        "the features of an image": (model.backbone.features(images), 0.9999),
+        # those of images of a class may lie so close together that a mean is near to one
+        "the features of a training image": (prompted, 1 - 1e-7),
+    }
+    for what, (vectors, most) in stored.items():
+        if not len(vectors):
+            continue
         vectors = F.normalize(vectors.double(), dim=1)  # (n, width)
         for name, value in model.method_state().items():
             if value.numel() and value.numel() % vectors.shape[1] == 0:
                 rows = F.normalize(value.detach().double().reshape(-1, vectors.shape[1]), dim=1)
                 closest = float((rows @ vectors.T).max())
                 require(
-                    closest < 0.9999,
+                    closest < most,
                     f"{name} holds {what} (cosine {closest:.6f}), and rehearsal_free is True",
                 )
 

@@ -98,7 +98,7 @@ class FeatureCache(nn.Module):
         """
         logits = features.new_zeros(len(features), len(self.keys))
         filled = (self.confidence > 0) & seen[:, None]  # (C, size)
-        if bool(filled.any()):
+        if torch.compiler.is_compiling() or bool(filled.any()):
             keys, classes = self.keys[filled].to(features), filled.nonzero()[:, 0]
             added = affinity(features, keys, rows[seen].to(features), weight=weight, sharpness=sharpness)
             logits.index_add_(1, classes, added)

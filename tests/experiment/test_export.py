@@ -164,6 +164,9 @@ def test_what_cannot_be_exported_is_refused_in_one_line_that_says_why(
     assert main(["export", str(RUN), "--format", "torch-export", "--out", str(out)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("clprompt: error: strategy vpt_deep cannot be written as torch-export: Could")
+    assert "test_export.py, line " in line
+    assert "return Encoded(features if float(images.mean()) > 0 else -features)" in line
+    assert line.endswith("self.experience_index has it")
     assert not out.exists()
 
 

@@ -145,6 +145,34 @@ def test_a_broken_entry_point_warns_and_stops_nobody() -> None:
     assert known.names() == []
 
 
+def _short_form(*, outside: bool = False) -> None:
+    """A plug-in of the tests."""
+
+
+def test_a_plug_in_of_an_entry_point_serves_every_method_unless_it_says_otherwise() -> None:
+    known = Registry("plug-in", check=registry._check_short_form)
+    registry._load_entry_point(_Point("outside", _short_form), known)  # type: ignore[arg-type]
+    assert known.get("outside").serves(_method)
+    assert known.get("outside").lacking
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        type("Plugin", (), {"__doc__": "A plug-in itself: every run would have it."}),
+        lambda *, outside: None,
+        lambda outside=0: None,
+        lambda *, weight=1.0: None,
+    ],
+    ids=["class", "no default", "positional", "no switch"],
+)
+def test_a_plug_in_that_runs_could_not_do_without_is_left_out(target: object) -> None:
+    known = Registry("plug-in", check=registry._check_short_form)
+    with pytest.warns(UserWarning, match=r"outside \(somewhere:Model\) is left out: .* the argument outside"):
+        registry._load_entry_point(_Point("outside", target), known)  # type: ignore[arg-type]
+    assert known.names() == []
+
+
 def test_importing_clprompt_and_its_registry_loads_no_torch() -> None:
     code = (
         "import sys, clprompt, clprompt.registry\n"

@@ -241,7 +241,7 @@ def test_coordination_needs_image_prompts(backbone: FrozenViT) -> None:
     assert keys[0].grad is not None
     model.end_experience()
     assert not keys[0].requires_grad
-    with pytest.raises(ClpromptError, match="has no prompt tokens"):
+    with pytest.raises(ClpromptError, match="offers no prompt tokens"):
         made(backbone, vision="none").plug(Coordination())
 
 

@@ -31,7 +31,7 @@ class Sound(PromptModel):
     def __init__(self, backbone: FrozenViT, *, seed: int = 0, length: int = 2) -> None:
         super().__init__(backbone, seed=seed, mask="experience")
         self.prompts = uniform(3, length, backbone.width, seed=seed, name="prompts")
-        self.keys = uniform(3, backbone.width, seed=seed, name="keys")
+        self.register_buffer("keys", uniform(3, backbone.width, seed=seed, name="keys").detach())
         self.register_buffer("steps", torch.tensor(0))
 
     def choose(self, similarity: Tensor) -> Tensor:
@@ -47,8 +47,7 @@ class Sound(PromptModel):
         self.steps += 1
 
     def set_stage(self) -> None:
-        self.prompts.requires_grad_(int(self.experience) <= 0)
-        self.keys.requires_grad_(False)
+        self.prompts.requires_grad_(self.experience_index <= 0)
 
 
 class LearnsNothing(Sound):
@@ -363,8 +362,7 @@ class KeepsItsPromptsInAList(Sound):
     def prompts(self) -> Tensor:
         return torch.stack(self.slots)
 
-    def set_stage(self) -> None:
-        self.keys.requires_grad_(False)
+    def set_stage(self) -> None: ...
 
 
 class ShiftsByAPlainTensor(Sound):
@@ -381,6 +379,104 @@ class DeclaresWhatItDoesNotUse(Sound):
     def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
         super().__init__(backbone, seed=seed)
         self.idle = uniform(3, seed=seed, name="idle")
+
+
+class NeverTrainsItsPrompts(Sound):
+    """Off by one."""
+
+    def set_stage(self) -> None:
+        self.prompts.requires_grad_(self.experience_index < 0)
+
+
+class AddsUpATerm(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        encoded = super().encode(images, cached)
+        return encoded._replace(terms={"norm": encoded.features.square().sum()})
+
+
+class ComparesImagesInATerm(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        encoded = super().encode(images, cached)
+        return encoded._replace(terms={"alike": (encoded.features @ encoded.features.T).square().mean()})
+
+
+class HandsOnAMean(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        encoded = super().encode(images, cached)
+        return encoded._replace(details={"mean": encoded.features.mean(0)})
+
+
+class GivesATensor(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Tensor:  # type: ignore[override]
+        return super().encode(images, cached).features
+
+
+class GivesWideFeatures(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        features = super().encode(images, cached).features
+        return Encoded(torch.cat([features, features], 1))
+
+
+class GivesDoubles(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        return Encoded(super().encode(images, cached).features.double())
+
+
+class AsksForTheExperience(Sound):
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        encoded = super().encode(images, cached)
+        return encoded._replace(features=encoded.features * (1 + 0 * int(self.experience)))
+
+
+class KeepsAPromptedFeature(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        self.register_buffer("kept", torch.zeros(4, backbone.width))
+
+    def received(self, features: Tensor, targets: Tensor) -> None:
+        self.kept[: len(features)] = features[:4]
+
+
+class KnowsTwoClasses(Sound):
+    def losses(
+        self, encoded: Encoded, targets: Tensor, soft: SoftLabels | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self.classify(encoded)
+        return logits, {"cross_entropy": F.cross_entropy(logits[:, :2], targets.clamp(max=1))}
+
+
+class CountsStepsInAnAttribute(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        self.steps_made = 0
+
+    def count_step(self, encoded: Encoded) -> None:
+        self.steps_made += 1
+
+    def logits(self, features: Tensor) -> Tensor:
+        return super().logits(features) * (1 + 0.1 * self.steps_made)
+
+
+class ForgetsItsClasses(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        self.register_buffer("shift", torch.zeros(2))
+
+    def classify(self, encoded: Encoded) -> Tensor:
+        return self.logits(encoded.features) + self.shift
+
+
+class ForgetsToResize(Sound):
+    def __init__(self, backbone: FrozenViT, *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        self.added = nn.ParameterList()
+
+    def start_experience(self, index: int, samples: Any) -> None:
+        self.added.append(uniform(self.backbone.width, seed=self.seed, name="added", index=index))
+
+    def encode(self, images: Tensor, cached: Cache | None = None) -> Encoded:
+        encoded = super().encode(images, cached)
+        return encoded._replace(features=encoded.features + sum(self.added))
 
 
 BROKEN: list[tuple[type[PromptModel], Callable[[Workbench], None], str]] = [
@@ -443,6 +539,29 @@ BROKEN: list[tuple[type[PromptModel], Callable[[Workbench], None], str]] = [
         testing.check_everything_is_in_the_state,
         "self.shifts['features'] decides on the logits",
     ),
+    (NeverTrainsItsPrompts, testing.check_declared_parameters, "trained in no experience: ['prompts']"),
+    (AddsUpATerm, testing.check_encoded, "must be a mean over the images"),
+    (ComparesImagesInATerm, testing.check_encoded, "what compares images belongs into losses"),
+    (HandsOnAMean, testing.check_encoded, "each tensor needs a row for each image"),
+    (
+        GivesATensor,
+        testing.check_encoded,
+        "must return Encoded(features), it returned a value of type Tensor",
+    ),
+    (GivesWideFeatures, testing.check_encoded, "encode gave features [8, 64] of torch.float32; [8, 32]"),
+    (
+        GivesDoubles,
+        testing.check_encoded,
+        "encode gave features [8, 32] of torch.float64; [8, 32] of torch.float32",
+    ),
+    (
+        AsksForTheExperience,
+        testing.check_exportable,
+        "(1 + 0 * int(self.experience)))) and can be neither exported",
+    ),
+    (KeepsAPromptedFeature, state.check_rehearsal, "kept holds the features of a training image"),
+    (KnowsTwoClasses, testing.check_learning, "no image is found of the classes 4"),
+    (CountsStepsInAnAttribute, state.check_save_and_load, "self.steps_made is 0, not "),
     (DeclaresWhatItDoesNotUse, testing.check_declared_parameters, "got no gradient in three steps: ['idle']"),
 ]
 
@@ -451,7 +570,7 @@ def test_a_sound_method_passes_every_check_and_each_is_told() -> None:
     told: list[str] = []
     testing.check_strategy(Sound, length=3, tell=told.append)
     assert [line.partition(":")[0] for line in told] == [check.__name__ for check in testing.CHECKS]
-    assert "s. It learns above chance on a separable problem" in told[2]
+    assert "s. It learns above chance on a separable problem" in told[3]
 
 
 @pytest.mark.parametrize(
@@ -479,6 +598,39 @@ def test_the_sentence_names_the_method_its_arguments_and_the_check() -> None:
 def test_an_error_inside_a_method_becomes_a_sentence_too() -> None:
     with pytest.raises(AssertionError, match=r"check_declarations: TypeError: .*no_such_argument"):
         testing.check_strategy(Sound, no_such_argument=1)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "check", "line", "hint"),
+    [
+        (
+            ForgetsItsClasses,
+            "check_everything_is_in_the_state",
+            "return self.logits(encoded.features) + self.shift",
+            "a tensor with an entry for each class grows in grow_classes",
+        ),
+        (
+            ForgetsToResize,
+            "check_save_and_load",
+            "",
+            "what experiences add must be there before a state is loaded: resize_to",
+        ),
+    ],
+)
+def test_an_error_inside_a_check_keeps_its_place_and_says_what_leads_on(
+    model_class: type[PromptModel], check: str, line: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = [each for each in testing.CHECKS if each.__name__ == check]
+    monkeypatch.setattr("clprompt.testing.contract.CHECKS", checks)
+    with pytest.raises(AssertionError) as caught:
+        testing.check_strategy(model_class)
+    text = str(caught.value)
+    assert text.startswith(f"{model_class.__name__}(): {check}: RuntimeError: ")
+    assert text.endswith(f"; {hint}")
+    assert "\n" not in text
+    if line:
+        assert "(test_contract.py, line " in text
+        assert line in text
 
 
 def test_tiny_backbones_are_the_same_every_time() -> None:

@@ -1,1 +1,1 @@
-"""Two methods, a stream and a data set for clprompt."""
+"""Two methods, a stream, a data set and a plug-in for clprompt."""
