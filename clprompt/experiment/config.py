@@ -436,6 +436,37 @@ def named(given: Any, path: str, online: bool = False, *, of_run: bool = False) 
     return {"name": entry.name} | checked | training
 
 
+def not_default(config: Config) -> list[str]:
+    """The dotted keys of its sections, `backbone` apart, that hold something else than their default.
+
+    Args:
+        config: of one run.
+    """
+    keys = []
+    for path in (*REGISTRIES, *SETTINGS):
+        section = getattr(config, path)
+        targets: list[Callable[..., Any]]
+        if path in SETTINGS:
+            targets = [SETTINGS[path]]
+            section = {} if section is None else dataclasses.asdict(section)
+        else:
+            targets = [REGISTRIES[path].get(section["name"]).target]
+        if path == "strategy":
+            from clprompt.prompting.build import serving
+
+            targets += [short.target for short in serving(targets[0])]
+        known = {key: of for target in targets for key, of in schema.parameters(target)[0].items()}
+        keys += [
+            f"{path}.{key}"
+            for key, value in section.items()
+            if key != "name"
+            and not (
+                key in known and not known[key].required and value == schema.plain(known[key].default, key)
+            )
+        ]
+    return keys
+
+
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML text that `load` reads back to an equal one."""
     values = config.to_dict()

@@ -2,7 +2,8 @@
 
 ==================== ==================================================================================
 config.yaml          the resolved configuration of this one run
-environment.json     versions, source revision, machine, parameter counts, backbone source and fingerprint
+environment.json     versions, source revision, machine, parameter counts, backbone source and fingerprint,
+                     the training mask, and which keys of the configuration are not the default
 run.log              what happened, with times: how well each experience went, why a run failed
 notes.json           what `clprompt runs note` and `tag` wrote, if they did
 metrics.jsonl        every record (append-only, no times: equal for equal runs)
@@ -163,7 +164,7 @@ def results(
 
 
 def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
-    """Where a run was made: versions, machine, parameters."""
+    """Where a run was made: versions, machine, parameters; and which classes compete in training."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -186,6 +187,8 @@ def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
         "parameters": {"backbone": backbone},
         "backbone": {"source": model.backbone.source, "sha256": model.backbone.fingerprint()} | activation,
         **({"files": files} if files else {}),
+        # a configuration may leave it to the method; where all images so far train, all their classes compete
+        **({"mask": model.mask} if model.trains and model.revisits == "never" else {}),
     }
 
 

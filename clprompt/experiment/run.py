@@ -534,7 +534,10 @@ class Session:
         self.telling.begin(title, self.engine.position.experience)
         self.tracker.settings(overlay.flat(config.to_dict()))
         if self._checkpoint is None:
-            of_config = {"config_sha256": runfolder.config_checksum(folder)}
+            of_config = {
+                "config_sha256": runfolder.config_checksum(folder),
+                "not_default": configuration.not_default(config),
+            }
             facts = {**self._environment, **self._of_several(), **of_config}
             write_json(folder / "environment.json", facts)
             runfolder.log(folder, f"start: {config.strategy['name']}, seed {config.seeds[0]}")

@@ -54,6 +54,7 @@ class Measure(ABC):
             :mod:`clprompt.reporting.measure_plots`.
         final_plots: the drawings that a finished run has besides; on a dashboard they are charts.
         curve_titles: the titles of each of ``curves`` and of its vertical axis.
+        two_kinds: what a report says where its table and its drawings tell two kinds of forgetting.
         reference_title: what the lines of ``references`` are called.
         told: the scalars that a run tells after each experience, by tag, with their titles and units.
     """
@@ -70,6 +71,7 @@ class Measure(ABC):
     plots: ClassVar[Sequence[str]]
     final_plots: ClassVar[Sequence[str]] = ()
     curve_titles: ClassVar[Mapping[str, tuple[str, str]]]
+    two_kinds: ClassVar[str] = ""
     reference_title: ClassVar[str] = ""
     told: ClassVar[Mapping[str, tuple[str, str]]]
 
@@ -455,6 +457,18 @@ class Online(Accuracy):
     }
     reported: ClassVar[Mapping[str, str]] = columns
     by_choice: ClassVar[Mapping[str, str]] = {**CALIBRATION_METRICS, **NAMES_METRICS, **RETRIEVAL_METRICS}
+    curve_titles: ClassVar[Mapping[str, tuple[str, str]]] = {
+        **Accuracy.curve_titles,
+        "forgetting": (
+            "Average forgetting of the class groups (not F_last)",
+            "forgetting (percentage points)",
+        ),
+    }
+    two_kinds: ClassVar[str] = (
+        "Two kinds of forgetting: F_last is a mean over single classes, each less its best accuracy after an "
+        "earlier experience; the drawing is the mean over class groups, the classes of one home experience "
+        "together."
+    )
     deciding: ClassVar[Sequence[str]] = ("A_auc", "A_avg", "A_last")
     plots: ClassVar[Sequence[str]] = (
         "accuracy_matrix",

@@ -29,9 +29,7 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> str:
     Args:
         settings: of each row by dotted key, as `clprompt.reporting.report.Run.settings` gives them.
     """
-    first, *others = settings
-    common = {key: value for key, value in first.items() if all(key in other for other in others)}
-    common = {key: value for key, value in common.items() if all(other[key] == value for other in others)}
+    common = in_common(settings)
     prefixes = ("backbone.", "training.", "online.", "memory.", "precision", "query_precision")
     off = tuple(f"{key}_" for key, value in common.items() if value in (0, False))
     return arguments(
@@ -41,6 +39,13 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> str:
             if key.startswith(prefixes) and value not in (0, False) and not key.startswith(off)
         }
     )
+
+
+def in_common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that all rows have, with one value."""
+    first, *others = settings
+    common = {key: value for key, value in first.items() if all(key in other for other in others)}
+    return {key: value for key, value in common.items() if all(other[key] == value for other in others)}
 
 
 def machines(environments: Iterable[Mapping[str, Any] | None]) -> list[str]:

@@ -108,6 +108,17 @@ class Run:
         return values
 
     @property
+    def mask(self) -> str | None:
+        """Which classes compete in training; None where nothing is trained so, or no file tells it."""
+        written = self.config["strategy"].get("mask")
+        return (self.environment or {}).get("mask", written if isinstance(written, str) else None)
+
+    @property
+    def not_default(self) -> list[str] | None:
+        """The dotted keys of its sections that are not the default; None of an older run."""
+        return (self.environment or {}).get("not_default")
+
+    @property
     def stream(self) -> str:
         """What two runs share whose metrics compare: data, scenario, class groups, boundaries or none."""
         keys = {k: v for k, v in self.settings.items() if k.split(".")[0] in STREAM}
@@ -202,6 +213,8 @@ class _Environment:
     git: dict[str, Any] | None = None
     config_sha256: str | None = None
     files: dict[str, str] | None = None
+    mask: str | None = None
+    not_default: list[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -76,23 +76,32 @@ def latex_table(
     """A table of the package booktabs; the first row is the header, columns but the first are numbers.
 
     Args:
-        rows: cells; "72.3 ± 1.4" and the like become formulas.
+        rows: cells; "72.3 ± 1.4" and the like become formulas. A row of one cell is the title of those below.
         caption: above the table.
         label: by which a text refers to it.
         marks: by row and column the command around a cell's first number, such as "mathbf".
     """
     marks = marks or {}
-    header, *lines = (
-        "    " + " & ".join(_latex_cell(cell, marks.get((i, j), "")) for j, cell in enumerate(row)) + r" \\"
-        for i, row in enumerate(rows)
-    )
+    width = len(rows[0])
+
+    def line(i: int, row: Sequence[str]) -> str:
+        if len(row) < width:
+            title = rf"\multicolumn{{{width}}}{{@{{}}l@{{}}}}{{\emph{{{as_latex(row[0])}}}}} \\"
+            return "    " + (r"\addlinespace " if i > 1 else "") + title
+        return (
+            "    "
+            + " & ".join(_latex_cell(cell, marks.get((i, j), "")) for j, cell in enumerate(row))
+            + r" \\"
+        )
+
+    header, *lines = (line(i, row) for i, row in enumerate(rows))
     return "\n".join(
         [
             r"\begin{table}",
-            r"  \centering",
+            r"  \centering\footnotesize\setlength{\tabcolsep}{3pt}",
             rf"  \caption{{{as_latex(caption)}}}",
             rf"  \label{{{label}}}",
-            rf"  \begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}",
+            rf"  \begin{{tabular}}{{@{{}}l{'r' * (width - 1)}@{{}}}}",
             r"    \toprule",
             header,
             r"    \midrule",
@@ -109,7 +118,8 @@ def _latex_cell(cell: str, mark: str) -> str:
     figures = _FIGURES.fullmatch(cell)
     if figures is None:
         return as_latex(cell)
-    first, rest = (text.replace(" .. ", r" \ldots ").replace("±", r"\pm") for text in figures.groups())
+    first, rest = (text.replace("±", r"\pm") for text in figures.groups())
+    rest = re.sub(r" \.\. ([-+]?)", r" \\ldots {\1}", rest)  # in braces a sign is none of a sum
     first = re.sub(r",(?=[0-9])", "{,}", first)
     return f"$\\{mark}{{{first}}}{rest}$" if mark else f"${first}{rest}$"
 

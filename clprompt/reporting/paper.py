@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from clprompt.errors import printable
 from clprompt.metrics.measure import LESS_IS_BETTER, TITLES
+from clprompt.metrics.paired import CONFIDENCE, RESAMPLES
 from clprompt.reporting import markup
+from clprompt.reporting.paired import Table
 from clprompt.reporting.rows import COSTS
 
 if TYPE_CHECKING:
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
 def latex(report: Report, *, underline_second: bool = False) -> str:
     """The tables of a report, each a `table` environment; of the metrics the best of each column is bold.
 
-    Rows whose means are equal as they are shown are equally good; a column of equal ones has no best.
+    What rows were told that is not the default stands above as a comment. Rows whose means are equal as they
+    are shown are equally good; a column of equal ones has no best.
 
     Args:
         report: what was found.
@@ -27,14 +31,65 @@ def latex(report: Report, *, underline_second: bool = False) -> str:
     parts = ["% needs \\usepackage{booktabs}\n"]
     for section in report.sections:
         table, marks = _metrics(section, underline_second)
-        parts.append(markup.latex_table(table, _caption(section), f"tab:{section.slug}", marks))
-        for number, more in enumerate(report.tables(section)[1:], 2):
+        label = f"tab:{section.slug}"
+        parts += [f"% {printable(' '.join(line.split()))}" for line in section.arguments()]
+        parts.append(markup.latex_table(table, _caption(section), label, marks))
+        differences = section.differences(report.against)
+        if differences:
+            parts.append(_of_differences(section, differences, report.against, f"{label}-differences"))
+        if section.compared.table:
+            parts.append(_over_images(section, report.against, f"{label}-images"))
+        for number, domains in enumerate(section.of_domains(), 1):
             caption = f"{section.title}: {_SEEDS.format(_counts(section))}."
-            parts.append(markup.latex_table(more, caption, f"tab:{section.slug}-{number}"))
+            parts.append(markup.latex_table(domains, caption, f"{label}-domains-{number}"))
     return "\n".join(parts)
 
 
 _SEEDS = "percent, mean ± standard error over {} seeds"
+
+
+def _of_differences(section: Section, tables: Sequence[Table], against: str, label: str) -> str:
+    """One table of the differences in each metric, a block each."""
+    counts = {line[1] for table in tables for line in table[1:]}
+    first = 2 if len(counts) == 1 else 1  # seeds are told once where they are everywhere the same
+    rows = [["minus " + against, *tables[0][0][first:]]]
+    for key, table in zip(section.of_differences(against), tables, strict=True):
+        rows.append([f"{TITLES[key]} {_arrow(key)}"])
+        rows += [[_minuend(line[0], against), *line[first:]] for line in table[1:]]
+    over = f"{counts.pop()} seeds" if len(counts) == 1 else "seeds"
+    caption = (
+        f"{section.title}: differences to {against} in percentage points, paired by seed, mean ± standard "
+        f"error over {over}. The {CONFIDENCE:.0%} interval and p (t): paired t test; p (sign): exact sign "
+        "test; not corrected for the number of rows."
+    )
+    return markup.latex_table(rows, caption, label)
+
+
+def _over_images(section: Section, against: str, label: str) -> str:
+    """The table of the differences over test images."""
+    header, *lines = section.compared.table
+    shared = {tuple(line[1:3]) for line in lines}
+    first = 3 if len(shared) == 1 else 1  # seeds and images, likewise
+    rows = [["minus " + against, *header[first:]]]
+    rows += [[_minuend(line[0], against), *line[first:]] for line in lines]
+    what = header[0].partition(" ")[0]
+    seeds, images = (f"{count} " for count in shared.pop()) if len(shared) == 1 else ("", "")
+    caption = (
+        f"{section.title}: differences to {against} in {what} over the same {images}test images, percentage "
+        f"points, mean over {seeds}seeds. The {CONFIDENCE:.0%} interval: paired bootstrap over test images "
+        f"({RESAMPLES} resamples), which tells nothing of other seeds."
+    )
+    if len(header) > 5:
+        caption += " McNemar's p: his exact test of each seed."
+    return markup.latex_table(rows, caption, label)
+
+
+def _minuend(label: str, against: str) -> str:
+    return label.removesuffix(f" minus {against}")
+
+
+def _arrow(key: str) -> str:
+    return "↓" if key in LESS_IS_BETTER else "↑"
 
 
 def _counts(section: Section) -> str:
@@ -45,15 +100,16 @@ def _counts(section: Section) -> str:
 
 def _caption(section: Section) -> str:
     seeds = _SEEDS.format(_counts(section)) if _counts(section) != "1" else "percent, one seed"
-    return f"{section.title}: {seeds}; the best of each column is bold."
+    same = section.same_for_every_seed()
+    zero = f" ± 0.0 of {', '.join(same)}: the same number for every seed." if same else ""
+    return f"{section.title}: {seeds}; the best of each column is bold.{zero}"
 
 
 def _metrics(section: Section, second: bool) -> tuple[list[list[str]], dict[tuple[int, int], str]]:
     """The table of its metrics, and the commands around its best cells by row and column."""
     used = section.metrics()
     seeds = ["seeds"] if len({len(row.runs) for row in section.rows}) > 1 else []
-    arrows = {key: "↓" if key in LESS_IS_BETTER else "↑" for key in used}
-    table = [["strategy", *seeds, *(f"{TITLES[key]} {arrows[key]}" for key in used)]]
+    table = [["strategy", *seeds, *(f"{TITLES[key]} {_arrow(key)}" for key in used)]]
     marks: dict[tuple[int, int], str] = {}
     for row in section.rows:
         count = [str(len(row.runs))] if seeds else []

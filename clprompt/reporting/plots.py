@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 #: How many lines of one drawing have a colour; the others are grey.
 LINES = 6
 _BEHIND = "#bbbbbb"
+_SALT = 16820  # by which methods that are often compared have no number in common
 
 
 def png(figure: Figure, dpi: int = 120) -> bytes:
@@ -214,7 +216,7 @@ def forgetting(matrix: ArrayLike, names: Sequence[str] | None = None) -> Figure:
     curve.plot(
         np.arange(1, size + 1), values, color="#0072b2", marker="o" if size <= 50 else None, markersize=4
     )
-    _experience_axis(curve, size, "Average forgetting")
+    _experience_axis(curve, size, f"Average forgetting of the {_group_word(names)}s")
     curve.set(ylabel="forgetting (percentage points)")
     evaluated = np.flatnonzero(~np.isnan(percent).all(axis=1))
     done = int(evaluated[-1]) + 1 if evaluated.size else 0
@@ -246,7 +248,8 @@ def overlay(
 ) -> Figure:
     """Several strategies over the experiences or something else: means over seeds, bands of standard error.
 
-    The first :data:`LINES` have colours, bands and marks, the rest is grey; each is named at its end.
+    The first :data:`LINES` have colours, bands and marks, the rest is grey; each is named at its end. A name
+    has its colour wherever it stands. The vertical axis begins at 0, or says that it does not.
 
     Args:
         curves: by strategy, fractions [S, T] of S seeds; nan where a value is not defined.
@@ -262,14 +265,14 @@ def overlay(
     axes = figure.add_subplot()
     size = max((np.shape(values)[1] for values in curves.values()), default=0)
     experiences = np.arange(1, size + 1) if at is None else np.asarray(at)
-    coloured = sorted(curves, key=lambda name: name != subject)[:LINES]
+    coloured = _numbered(sorted(curves, key=lambda name: name != subject)[:LINES])
     for name, values in curves.items():
         percent = 100 * np.asarray(values, dtype=np.float64)
         mean = _mean_over_seeds(percent)
         if name not in coloured:
             axes.plot(experiences, mean, color=_BEHIND, linewidth=1.0, zorder=1, label=_text(name))
             continue
-        number = coloured.index(name)
+        number = coloured[name]
         in_front = name == subject
         axes.plot(
             experiences,
@@ -294,16 +297,49 @@ def overlay(
     for number, (name, values) in enumerate(references.items()):
         line = _mean_over_seeds(100 * np.asarray(values, dtype=np.float64))
         _reference(axes, experiences, line, name, number)
+    counts = sorted({len(np.asarray(values)) for values in curves.values()})
+    if counts and counts[-1] > 1:
+        seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+        title += f"\nmean ± standard error over {seeds} seeds"
     if at is None:
         _experience_axis(axes, size, title)
     else:
         axes.set(xlabel=axis, title=title)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
-    axes.set(ylabel=label)
+    axes.set(ylabel=label + _from_zero(axes))
     axes.spines[["top", "right"]].set_visible(False)
     _name_at_ends(axes, axes.get_position().height * figure.get_figheight(), bold=_text(subject))
     return figure
+
+
+def _numbered(names: Sequence[str]) -> dict[str, int]:
+    """For each name the number of its colour and mark, the same in every drawing.
+
+    A name has a number of its own; where two have one, the later in the alphabet takes the next that is free.
+
+    Args:
+        names: at most as many as there are colours.
+    """
+    numbers: dict[str, int] = {}
+    for name in sorted(names):
+        number = zlib.crc32(f"{_SALT}{name}".encode()) % len(COLOURS)
+        while number in numbers.values():
+            number = (number + 1) % len(COLOURS)
+        numbers[name] = number
+    return numbers
+
+
+def _from_zero(axes: Axes) -> str:
+    """Let the vertical axis begin at 0 where that costs less than half of it; else what the label says."""
+    low, high = axes.get_ylim()
+    near, far = sorted((low, high), key=abs)
+    if low * high <= 0:
+        return ""
+    if abs(near) > abs(far) / 2:
+        return " (axis not from 0)"
+    axes.set_ylim(min(low, 0), max(high, 0))
+    return ""
 
 
 def _name_at_ends(axes: Axes, inches: float, bold: str) -> None:

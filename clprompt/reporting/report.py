@@ -30,7 +30,16 @@ from clprompt.reporting import facts, measure_plots, plots
 from clprompt.reporting.finished import NO_MATTER, STREAM, Run, find_runs, read_run
 from clprompt.reporting.markup import as_markdown, html_image, html_page, html_table, markdown_table
 from clprompt.reporting.paired import Comparison, compare
-from clprompt.reporting.rows import COSTS, Row, differences, labels_of, rates_of, with_trained_heads
+from clprompt.reporting.rows import (
+    COSTS,
+    Row,
+    differences,
+    is_below,
+    labels_of,
+    not_default,
+    rates_of,
+    with_trained_heads,
+)
 from clprompt.reporting.tables import columns, interval, mean_and_error, paragraph, probability
 from clprompt.system.files import atomic_write, one_line_errors
 from clprompt.system.overlay import flat
@@ -126,17 +135,69 @@ class Section:
 
         [] where there is no such row, or no other has a seed and a metric in common with it.
         """
+        tables = []
+        for key, lines in self.of_differences(against).items():
+            sign = "negative" if key in LESS_IS_BETTER else "positive"
+            title = f"{TITLES[key]} ({sign}: the first is better)"
+            header = [title, "seeds", "difference", f"{CONFIDENCE:.0%} interval", "p (t)", "p (sign)"]
+            tables.append([header, *lines])
+        return tables
+
+    def of_differences(self, against: str) -> dict[str, list[list[str]]]:
+        """The lines of those tables by metric."""
         base = self.row(against)
         others = [row for row in self.rows if row is not base] if base is not None else []
-        tables = []
-        for key in self.metrics():
-            lines = [_of_differences(row, base, key) for row in others if base is not None]
-            if any(lines):
-                sign = "negative" if key in LESS_IS_BETTER else "positive"
-                title = f"{TITLES[key]} ({sign}: the first is better)"
-                header = [title, "seeds", "difference", f"{CONFIDENCE:.0%} interval", "p (t)", "p (sign)"]
-                tables.append([header, *filter(None, lines)])
-        return tables
+        lines = {
+            key: [_of_differences(row, base, key) for row in others if base is not None]
+            for key in self.metrics()
+        }
+        return {key: [line for line in of_key if line] for key, of_key in lines.items() if any(of_key)}
+
+    def arguments(self) -> list[str]:
+        """A line for each row, what its strategy was told that is not the default; of older runs none."""
+        common = facts.in_common([run.settings for row in self.rows for run in row.runs.values()])
+        rows = [row for row in self.rows if not any(run.is_trained_head for run in row.runs.values())]
+        told = {row.label: not_default(row, common) for row in rows}
+        return [f"{label}: {arguments}" for label, arguments in told.items() if arguments is not None]
+
+    def remarks(self) -> list[str]:
+        """How its metrics are to be read, a line each, where something could mislead."""
+        measure = next(iter(self.rows[0].runs.values())).measure
+        forgetting = measure.two_kinds if self._curves("forgetting") else ""
+        return list(filter(None, [self.masks(), self.sampling_error(), self.without_error(), forgetting]))
+
+    def same_for_every_seed(self) -> list[str]:
+        """The labels of rows with a metric that several seeds have in common."""
+        found = {row.label: [list(row.values(key).values()) for key in self.metrics()] for row in self.rows}
+        return [
+            label
+            for label, of_row in found.items()
+            if any(len(values) > 1 and len(set(values)) == 1 for values in of_row)
+        ]
+
+    def masks(self) -> str:
+        """A line where rows were trained under several masks; else ""."""
+        labels: dict[str, list[str]] = {}
+        for row in self.rows:
+            for mask in dict.fromkeys(run.mask for run in row.runs.values() if run.mask is not None):
+                labels.setdefault(mask, []).append(row.label)
+        if len(labels) < 2:
+            return ""
+        named = "; ".join(f"mask={mask} ({', '.join(of)})" for mask, of in labels.items())
+        return (
+            f"Rows differ in the classes that compete in training: {named}. What lies between them is a "
+            "difference of masks as well (strategy.mask sets it)."
+        )
+
+    def without_error(self) -> str:
+        """A line that names the rows with a metric that is one number whatever the seed; else ""."""
+        labels = self.same_for_every_seed()
+        if not labels:
+            return ""
+        return (
+            f"± 0.0 ({', '.join(labels)}): the same number for every seed, as where nothing that a seed "
+            "draws changes it. It does not say that other test images would give that number."
+        )
 
     def sampling_error(self) -> str:
         """A line where test images are so few that an accuracy is uncertain by a point or more; else "".
@@ -291,6 +352,8 @@ class Report:
             first, *others = (columns(table, width) for table in self.tables(section))
             parts.append("\n".join([*heading, *first]))
             parts += ["\n".join(table) for table in others]
+            told = [paragraph(line, width, hanging="  ") for line in section.arguments()]
+            parts += ["\n".join([_TOLD, *told])] if told else []
             parts += [paragraph(remark, width) for remark in self.remarks(section)]
         parts.append("\n".join(paragraph(line, width) for line in [self.note(), *self.machines()]))
         for title, lines in (("left out", self.left_out), ("noted", self.noted)):
@@ -309,8 +372,7 @@ class Report:
         lines = (
             [_PAIRED.format(" and ".join(f"{n}: {2 ** (1 - int(n)):.2g}" for n in seeds))] if seeds else []
         )
-        sampling = section.sampling_error()
-        return [*lines, *section.compared.remarks, *([sampling] if sampling else [])]
+        return [*lines, *section.compared.remarks, *section.remarks()]
 
     def note(self) -> str:
         """What the columns are."""
@@ -353,6 +415,10 @@ class Report:
             for table in self.tables(section):
                 markdown += [*markdown_table(table), ""]
                 pages.append(html_table(table))
+            if section.arguments():
+                markdown += [_TOLD, "", *(f"* {as_markdown(line)}" for line in section.arguments()), ""]
+                items = "".join(f"<li>{html.escape(line)}</li>" for line in section.arguments())
+                pages.append(f"<p>{_TOLD}</p>\n<ul>{items}</ul>")
             for remark in self.remarks(section):
                 markdown += [as_markdown(remark), ""]
                 pages.append(f"<p>{html.escape(remark)}</p>")
@@ -383,6 +449,7 @@ class Report:
         return [folder / "report.md", folder / "report.html", *written]
 
 
+_TOLD = "What a row was told that is not the default:"
 _PAIRED = (
     "Differences are paired by seed, in percentage points, mean ± standard error. The interval and p (t) are "
     "of the paired t test, which takes differences to be normal; p (sign) is of the exact sign test, which "
@@ -482,12 +549,18 @@ def _section(runs: Sequence[Run], left_out: list[tuple[Path, str]]) -> Section:
         [Row(label, dict(sorted(g.items()))) for label, g in zip(labels_of(groups), groups, strict=True)]
     )
     first = runs[0]
+    keys = [run.not_default for run in runs]
+    # older runs do not tell which of their values are the default
+    told = None if None in keys else {key for of_run in keys for key in of_run or ()}
     sections = flat({key: first.config.get(key) for key in STREAM})
     arguments = facts.arguments(
         {
             key.split(".", 1)[1]: value
             for key, value in sections.items()
-            if value is not None and not key.endswith(".name") and _is_told(key, value)
+            if value is not None
+            and not key.endswith(".name")
+            and _is_told(key, value)
+            and (told is None or is_below(key, told))
         }
     )
     names = [str(first.config[key]["name"]) for key in STREAM]

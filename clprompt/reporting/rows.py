@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,31 @@ class Row:
         # of a list, such as the seconds of each experience, its mean
         means = {seed: sum(v) / len(v) if isinstance(v, list) and v else v for seed, v in costs.items()}
         return {seed: value for seed, value in means.items() if isinstance(value, int | float)}
+
+
+def not_default(row: Row, common: Mapping[str, Any]) -> str | None:
+    """What a row's strategy and its training were told, "length=1, training.lr=0.001"; None if nothing tells.
+
+    Args:
+        row: of a report.
+        common: dotted settings that all rows share; those of training are told with them.
+    """
+    runs = row.runs.values()
+    keys = {key for run in runs for key in run.not_default or ()}
+    if all(run.not_default is None for run in runs):
+        return None
+    settings = next(iter(runs)).settings
+    told = {
+        key.removeprefix("strategy."): value
+        for key, value in settings.items()
+        if is_below(key, keys) and (key.startswith("strategy.") or key not in common)
+    }
+    return facts.arguments(told) or "the defaults"
+
+
+def is_below(key: str, keys: Collection[str]) -> bool:
+    """Whether a dotted key is one of these, or inside one."""
+    return any(key == other or key.startswith(f"{other}.") for other in keys)
 
 
 def with_trained_heads(rows: Sequence[Row]) -> list[Row]:

@@ -76,13 +76,13 @@ def _wrapped(cell: str, width: int) -> list[str]:
     return textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False)
 
 
-def paragraph(text: str, width: int = WIDTH, indent: str = "") -> str:
-    """A line of words as lines of at most so many columns, each behind an indent."""
+def paragraph(text: str, width: int = WIDTH, indent: str = "", hanging: str = "") -> str:
+    """A line of words as lines of at most so many columns, behind an indent; after the first a larger one."""
     return textwrap.fill(
         text,
         width,
         initial_indent=indent,
-        subsequent_indent=indent,
+        subsequent_indent=indent + hanging,
         break_long_words=False,
         break_on_hyphens=False,
     )

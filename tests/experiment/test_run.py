@@ -216,6 +216,11 @@ def test_the_environment_tells_what_a_run_was_made_with(results):
     backbone = make_backbone(VIT)
     assert found["backbone"]["sha256"] == backbone.fingerprint()
     assert found["parameters"]["backbone"] == sum(p.numel() for p in backbone.parameters())
+    assert found["mask"] == "experience"  # which its configuration leaves open
+    assert "scenario.experiences" in found["not_default"]
+    assert not {"strategy.mask", "data.name", "training.optimizer"} & set(found["not_default"])
+    others = [json.loads((result.folder / "environment.json").read_text()) for result in results]
+    assert ["mask" in found for found in others] == [True, False, True, False]  # ncm trains nothing
 
 
 def test_the_log_tells_when_a_run_began_and_ended(results):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from report_runs import a_run
 
 from clprompt.cli.main import main
+from clprompt.metrics.last import LastPredictions
 from clprompt.reporting import paper, report
 from clprompt.reporting.markup import as_latex, latex_table
 
@@ -80,24 +83,56 @@ def test_a_table_is_whole(tmp_path: Path) -> None:
     text = paper.latex(report.collect([three_rows(tmp_path)], against="alpha"))
     begun, ended = (re.findall(rf"\\{word}\{{(\w+)\}}", text) for word in ("begin", "end"))
     assert sorted(begun) == sorted(ended)
-    assert begun.count("table") == 4  # the metrics, and of each the differences
+    assert begun.count("table") == 2  # the metrics, and the differences in all of them
     for table in text.split(r"\begin{tabular}")[1:]:
-        columns = len(table[1 : table.index("}")])
-        rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+        columns = table.splitlines()[0].count("l") + table.splitlines()[0].count("r")
+        lines = table.splitlines()
+        titles = [line for line in lines if rf"\multicolumn{{{columns}}}" in line]
+        rows = [line for line in lines if line.endswith(r"\\") and line not in titles]
         assert len(rows) > 1
         assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in rows} == {columns}
     bare = re.sub(r"\\.", "", text)  # without escapes and the first letters of commands
     assert bare.count("{") == bare.count("}")
     assert bare.count("$") % 2 == 0
     labels = re.findall(r"\\label\{(.*)\}", text)
-    assert len(set(labels)) == 4
+    assert len(set(labels)) == 2
+    assert len(titles) == 3
+    differences = text[text.index("differences to alpha") :]
+    assert "percentage points, paired by seed, mean $\\pm$ standard error over 2 seeds" in differences
+    assert "paired t test" in differences
+    assert "minus" not in lines_of(differences)["gamma"][0]
+
+
+def test_a_table_over_test_images_says_what_its_interval_is(tmp_path: Path) -> None:
+    for seed in range(2):
+        for name, outputs in (("alpha", [0, 0]), ("beta", [0, 1])):
+            of_image, answers = np.arange(2, dtype=np.int32), np.array(outputs, dtype=np.int32)
+            last = LastPredictions(of_image, of_image, answers, test_set=np.zeros(32, dtype=np.uint8))
+            a_run(tmp_path / f"{name}{seed}", strategy=name, seed=seed, last=last)
+    text = paper.latex(report.collect([tmp_path], against="alpha"))
+    table = text[text.index("in accuracy over the same 2 test images") :]
+    assert "mean over 2 seeds" in table
+    assert "bootstrap" in table
+    assert "McNemar's p" in table
+    assert lines_of(table)["beta"][0] == "$+50.0$"
+
+
+def test_what_rows_were_told_and_errors_of_nothing_are_said(tmp_path: Path) -> None:
+    for seed in range(2):
+        folder = a_run(tmp_path / f"a{seed}", seed=seed, arguments={"length": 4})
+        environment = {"not_default": ["strategy.length", "data.test_fraction"], "mask": "seen"}
+        (folder / "environment.json").write_text(json.dumps(environment))
+    text = paper.latex(report.collect([tmp_path]))
+    assert "% alpha: length=4\n" in text
+    assert r"$\pm$ 0.0 of alpha: the same number for every seed" in text
 
 
 def test_numbers_are_formulas_and_words_are_not() -> None:
     cells = ["x", "72.3 ± 1.4", "-3.5 .. +15.1", "1,234,567", "<0.0001", "0.07, 0.5", "lr=1", "-"]
     (line,) = (line for line in latex_table([cells], "c", "l").splitlines() if line.strip().startswith("x "))
     assert line.strip() == (
-        r"x & $72.3 \pm 1.4$ & $-3.5 \ldots +15.1$ & $1{,}234{,}567$ & $<0.0001$ & $0.07, 0.5$ & lr=1 & - \\"
+        r"x & $72.3 \pm 1.4$ & $-3.5 \ldots {+}15.1$ & $1{,}234{,}567$ & $<0.0001$ & $0.07, 0.5$ & "
+        r"lr=1 & - \\"
     )
 
 

@@ -93,6 +93,39 @@ def test_at_most_six_lines_have_a_colour_and_the_subject_stands_in_front():
     assert in_front.get_linewidth() > lines["method 0"].get_linewidth()
 
 
+def test_a_name_keeps_its_colour_whatever_its_rank_and_its_company():
+    names = [
+        "l2p",
+        "dualprompt",
+        "coda_prompt",
+        "mvp",
+        "vpt_deep",
+        "slda",
+    ]  # often compared: no two share one
+
+    def colours(order, **how):
+        (axes,) = plots.overlay({name: [[0.1, 0.2]] for name in order}, "t", "l", **how).axes
+        return {line.get_label(): (line.get_color(), line.get_marker()) for line in axes.lines}
+
+    found = colours(names)
+    assert len(set(found.values())) == 6
+    assert colours(names[::-1], subject="mvp") == found
+    assert colours(names[2:4]) == {name: found[name] for name in names[2:4]}
+    taken = colours([f"method {n}" for n in range(6)])
+    assert len(set(taken.values())) == 6
+
+
+@pytest.mark.parametrize(
+    ("values", "begins", "said"),
+    [((0.3, 0.6), True, False), ((0.7, 0.8), False, True), ((-0.1, 0.5), False, False)],
+)
+def test_an_axis_begins_at_zero_or_says_that_it_does_not(values, begins, said):
+    (axes,) = plots.overlay({"a": [values] * 3, "b": [values] * 2}, "title", "accuracy (%)").axes
+    assert bool(axes.get_ylim()[0] == 0) == begins
+    assert ("(axis not from 0)" in axes.get_ylabel()) is said
+    assert axes.get_title() == "title\nmean ± standard error over 2 to 3 seeds"
+
+
 def test_every_line_is_named_at_its_end_and_no_name_lies_on_another():
     curves = {f"method {n}": np.array([[0.2, 0.5 + 0.001 * n, NAN]]) for n in range(12)}
     figure = plots.overlay(curves, "title", "accuracy (%)", references={"line": np.full((1, 3), 0.5)})

@@ -337,6 +337,52 @@ def test_few_test_images_are_told_with_what_they_leave_uncertain(tmp_path: Path)
     assert found.remarks(found.sections[0]) == []
 
 
+def test_rows_of_other_masks_are_named(tmp_path: Path) -> None:
+    for name, mask in (("alpha", "experience"), ("beta", "seen"), ("gamma", None)):
+        folder = a_run(tmp_path / name, strategy=name)
+        (folder / "environment.json").write_text(json.dumps({"mask": mask} if mask else {}))
+    (section,) = report.collect([tmp_path]).sections
+    (line,) = section.remarks()
+    assert "mask=experience (alpha); mask=seen (beta)." in line
+    (tmp_path / "beta" / "environment.json").write_text(json.dumps({"mask": "experience"}))
+    (section,) = report.collect([tmp_path]).sections
+    assert section.remarks() == []
+    a_run(tmp_path / "older", strategy="delta", arguments={"mask": "none"})  # its configuration tells it
+    assert "mask=none (delta)" in report.collect([tmp_path]).text(500)
+
+
+def test_each_row_tells_what_is_not_the_default(tmp_path: Path) -> None:
+    of_all = ["data.test_fraction", "training.lr", "training.train_epochs"]
+    for name, lr, more in (("alpha", 0.1, ["strategy.length"]), ("beta", 0.2, []), ("gamma", 0.1, None)):
+        training = {"lr": lr, "train_epochs": 3}
+        folder = a_run(tmp_path / name, strategy=name, arguments={"length": 4, "top": 1}, training=training)
+        told = {} if more is None else {"not_default": [*of_all, *more] if lr > 0.1 or more else more}
+        (folder / "environment.json").write_text(json.dumps(told))
+    found = report.collect([tmp_path])
+    assert found.sections[0].arguments() == ["alpha: length=4, training.lr=0.1", "beta: training.lr=0.2"]
+    assert found.sections[0].details == "test_fraction=0.2, experiences=2"  # an older run is among them
+    found.write(tmp_path / "out")
+    for text in (
+        found.text(500),
+        *((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("md", "html")),
+    ):
+        assert "alpha: length=4, training.lr=0.1" in text
+    (tmp_path / "gamma" / "environment.json").write_text(json.dumps({"not_default": []}))
+    (section,) = report.collect([tmp_path]).sections
+    assert section.details == "test_fraction=0.2"
+    assert "gamma: the defaults" in section.arguments()
+
+
+def test_numbers_that_are_the_same_for_every_seed_are_told(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.5, 0.7)):
+        a_run(tmp_path / f"a{seed}", seed=seed, accuracy=accuracy, metrics={"forgetting": accuracy})
+        a_run(tmp_path / f"b{seed}", seed=seed, strategy="beta", metrics={"forgetting": accuracy})
+    a_run(tmp_path / "c", strategy="gamma")  # of one seed nothing is known
+    (section,) = report.collect([tmp_path]).sections
+    (line,) = section.remarks()
+    assert line.startswith("± 0.0 (beta): the same number for every seed")
+
+
 def test_the_command_names_the_rows_when_there_is_none_of_that_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -668,6 +714,8 @@ def test_online_runs_are_told_and_drawn_by_the_metrics_of_their_protocol(tmp_pat
     assert section.metrics() == ["A_auc", "A_avg", "A_last", "F_last"]
     assert [row.label for row in section.rows] == ["beta", "alpha"]
     assert "anytime_accuracy.png" in {path.name for path in found.write(tmp_path / "out")}
+    assert any("F_last is a mean over single classes" in line for line in section.remarks())
+    assert "not F_last" in section.drawings()["forgetting"].axes[0].get_title()
     (axes,) = plots.overlay({"a": [[0.5, 0.6]]}, "t", "l", at=[100, 200], axis="samples received").axes
     assert np.asarray(axes.lines[0].get_xdata()).tolist() == [100, 200]
     assert axes.get_xlabel() == "samples received"
