@@ -114,7 +114,7 @@ def measure_forms(options: argparse.Namespace, device: torch.device) -> dict[str
 def measure_step(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """A step of coop over its floor, of interleaved pairs."""
     text = tower(device)
-    backbone = FrozenViT("vit_base_patch16_clip_quickgelu_224").to(device)
+    backbone = FrozenViT("vit_base_patch16_clip_quickgelu_224", pretrained=False).to(device)
     projection = torch.randn(backbone.width, text.joint_width, device=device) * backbone.width**-0.5
     backbone.add_text(text, projection=projection, scale=100.0)
     model = CoOpModel(backbone, length=options.context).to(device)

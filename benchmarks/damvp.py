@@ -106,7 +106,7 @@ def clustering_seconds(times: int) -> list[float]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every metric of TARGETS, with milliseconds of the step."""
     device = torch.device(options.device)
-    backbone = FrozenViT(options.model).to(device)
+    backbone = FrozenViT(options.model, pretrained=False).to(device)
     images = torch.randn(options.batch, 3, *backbone.image_size, generator=torch.Generator().manual_seed(0))
     targets = (torch.arange(options.batch) % CLASSES).to(device)
     images = images.to(device)

@@ -111,7 +111,7 @@ def peak(model: MultiLaneModel, images: Tensor) -> int:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All metrics, by the number of lanes."""
     device = torch.device(options.device)
-    backbone = FrozenViT(options.model).to(device)
+    backbone = FrozenViT(options.model, pretrained=False).to(device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(options.batch, backbone.in_chans, *backbone.image_size, generator=generator).to(
         device

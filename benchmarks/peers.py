@@ -400,7 +400,7 @@ def main() -> None:
             if options.methods and name not in options.methods.split(","):
                 continue
             torch.manual_seed(0)
-            backbone = FrozenViT(options.model)
+            backbone = FrozenViT(options.model, pretrained=False)
             try:
                 peer = adapter(folder.resolve(), shape_of(backbone))
             except (ImportError, AttributeError, TypeError) as error:

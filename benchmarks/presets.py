@@ -152,7 +152,7 @@ def main() -> None:
         loaded = config.load(name)
         source = options.model or loaded.backbone["name"].partition(".")[0]  # random weights, any tag
         if source not in backbones:
-            backbones[source] = FrozenViT(source).to(options.device)
+            backbones[source] = FrozenViT(source, pretrained=False).to(options.device)
         for section, training in loaded.strategies():
             for word in options.precision.split(","):
                 precision = loaded.precision if word == "preset" else word

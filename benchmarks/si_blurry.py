@@ -83,7 +83,7 @@ def step(device: str, name: str, batch: int, pairs: int, classes: int = 100) -> 
     from clprompt.training.optim import build
     from clprompt.training.steps import train_step
 
-    model = MVPModel(FrozenViT(name)).to(device)
+    model = MVPModel(FrozenViT(name, pretrained=False)).to(device)
     model.observe(torch.arange(classes))
     model.to(device)
     optimizer = build(model)
@@ -135,7 +135,7 @@ def evaluation(device: str, name: str, batch: int, test: int, every: int, classe
     from clprompt.training.optim import build
     from clprompt.training.steps import train_step
 
-    model = MVPModel(FrozenViT(name)).to(device)
+    model = MVPModel(FrozenViT(name, pretrained=False)).to(device)
     model.observe(torch.arange(classes))
     model.to(device)
     optimizer = build(model)

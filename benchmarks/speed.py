@@ -155,7 +155,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The metrics of one method."""
     device = torch.device(options.device)
     precision = "bf16" if options.dtype == "bfloat16" else "float32"
-    backbone = FrozenViT(options.model).to(device)
+    backbone = FrozenViT(options.model, pretrained=False).to(device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(options.batch, backbone.in_chans, *backbone.image_size, generator=generator)
     targets = torch.arange(options.batch) % CLASSES
@@ -220,7 +220,7 @@ def avalanche_overhead(name: str, options: argparse.Namespace, device: torch.dev
 
     from clprompt.avalanche.strategy import PromptStrategy
 
-    backbone = FrozenViT(options.model).to(device)
+    backbone = FrozenViT(options.model, pretrained=False).to(device)
     count = 3 * options.batch
     images = torch.randn(count, backbone.in_chans, *backbone.image_size)
     labels = torch.arange(count) % CLASSES

@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
-    backbone = FrozenViT(options.model).to(device)
+    backbone = FrozenViT(options.model, pretrained=False).to(device)
     source = torch.Generator().manual_seed(0)
     size = (options.batch, backbone.in_chans, *backbone.image_size)
     images = torch.randn(size, generator=source).to(device)

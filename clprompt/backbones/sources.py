@@ -15,7 +15,7 @@ from clprompt import schema
 from clprompt.backbones.checkpoints import check_finite, load_weights
 from clprompt.backbones.text import FrozenText
 from clprompt.backbones.tokenizers import WordTokenizer
-from clprompt.errors import BackboneError
+from clprompt.errors import BackboneError, tell
 from clprompt.inputs import ImageSpec, per_channel
 from clprompt.seeding import preserved_rng
 
@@ -23,8 +23,21 @@ from clprompt.seeding import preserved_rng
 Normalise = Literal["backbone", "unit", "dataset"]
 
 
+#: What makes a shape of one's own of a timm model, for which there are no weights anywhere.
+_SHAPE = ("depth", "embed_dim", "num_heads", "patch_size")
+
+
+def has_random_weights(
+    source: str, pretrained: bool | None, checkpoint: Any, kwargs: Mapping[str, Any]
+) -> bool:
+    """Whether a model of timm, in the shape of its published weights, is to be built without any weights."""
+    if pretrained or checkpoint or any(key in kwargs for key in _SHAPE):
+        return False
+    return source not in (*embedded_backbones(), "clip")
+
+
 def create_vit(
-    source: str | nn.Module, pretrained: bool, checkpoint: str | Path | None, kwargs: dict[str, Any]
+    source: str | nn.Module, pretrained: bool | None, checkpoint: str | Path | None, kwargs: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The timm module and its data configuration (mean, std, interpolation)."""
     import timm
@@ -51,16 +64,21 @@ def create_vit(
         raise BackboneError(f'backbone "{source}" is neither a timm model nor an embedded one{hint}')
     try:
         with preserved_rng(0):  # random weights are the same every time, and the caller's random state stays
-            vit = timm.create_model(source, pretrained=pretrained, num_classes=0, **kwargs)
+            vit = timm.create_model(source, pretrained=bool(pretrained), num_classes=0, **kwargs)
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         raise BackboneError(f'backbone "{source}" could not be built: {_one_line(error)}') from error
     except Exception as error:
         if not pretrained:
             raise
         raise BackboneError(
-            f'backbone "{source}": its pretrained weights could not be loaded ({_one_line(error)}); give '
-            "backbone.checkpoint=FILE or backbone.pretrained=false"
+            f'backbone "{source}": its pretrained weights could not be loaded ({_one_line(error)}); give a '
+            'file of them: backbone.checkpoint=FILE (in Python: checkpoint="FILE")'
         ) from error
+    if pretrained is None and has_random_weights(source, pretrained, checkpoint, kwargs):
+        tell(
+            f"backbone {source} has random weights, as it was given neither pretrained=True nor "
+            "checkpoint=FILE; pretrained=False says that they are meant"
+        )
     if pretrained:
         check_finite(vit.state_dict(), f'backbone "{source}"')
     if "img_size" in kwargs:

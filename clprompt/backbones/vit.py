@@ -45,7 +45,9 @@ class FrozenViT(nn.Module):
         source: a timm model name, the name of an embedded backbone (``vit_letters``; ``clip_letters``, the
             same with a text tower), or a timm ``VisionTransformer`` or ``Eva`` (EVA-02, DINOv3, RoPE-ViT) of
             your own, which is frozen in place.
-        pretrained: load timm's weights for this name (needs the weights in timm's cache or a network).
+        pretrained: load timm's weights for this name (needs the weights in timm's cache or a network). False
+            for random ones; so does None, with a :class:`clprompt.errors.DataWarning` where neither a
+            checkpoint is given nor a shape of one's own (``depth``, ``embed_dim``, ...).
         checkpoint: a local file of weights: safetensors, PyTorch or npz, in the names of timm, Hugging Face,
             torchvision, CLIP or JAX. Wrappers (``state_dict``, ``model.``, ``teacher.backbone.``) are undone
             with a notice, a classifier is left out, position embeddings are resampled to the image size.
@@ -82,7 +84,7 @@ class FrozenViT(nn.Module):
         self,
         source: str | nn.Module,
         *,
-        pretrained: bool = False,
+        pretrained: bool | None = None,
         checkpoint: str | Path | None = None,
         normalise: Normalise = "backbone",
         **timm_kwargs: Any,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from clprompt.backbones.sources import has_random_weights
 from clprompt.experiment.build import Parts
 from clprompt.experiment.config import Config
 from clprompt.prompting.model import PromptModel
@@ -30,6 +32,7 @@ def notices(config: Config, parts: Parts, evaluator: Evaluator | None) -> list[s
     """
     model, test, train = parts.model, parts.bundle.test, parts.bundle.train
     sentences = parts.plan.notes(train.targets, test.targets, test.domains)
+    sentences += random_weights(config.backbone)
     sentences = [*sentences, *model.notes(), *([str(config.memory)] if config.memory else [])]
     sentences += evaluator.notes() if evaluator else []
     sentences += [*config.training.notes(), *_precision(config, parts)]
@@ -40,6 +43,21 @@ def notices(config: Config, parts: Parts, evaluator: Evaluator | None) -> list[s
             sentences += alone
         sentences += few_test_images(test.targets, parts.plan.classes)
     return sentences + many_prompt_tokens(model)
+
+
+def random_weights(backbone: Mapping[str, Any]) -> list[str]:
+    """A sentence where a model of timm is used without the weights that it is known for.
+
+    Args:
+        backbone: its section of the configuration.
+    """
+    name, given = backbone["name"], (backbone.get("pretrained"), backbone.get("checkpoint"))
+    if not has_random_weights(name, *given, backbone):
+        return []
+    return [
+        f"the weights of backbone {name} are random; backbone.pretrained=true or "
+        "backbone.checkpoint=FILE gives it trained ones"
+    ]
 
 
 def one_class_experiences(model: PromptModel, classes: Sequence[Sequence[int]]) -> list[str]:

@@ -172,6 +172,24 @@ def test_pretrained_and_checkpoint_exclude_each_other(tmp_path):
         FrozenViT("vit_tiny_patch16_224", pretrained=True, checkpoint=tmp_path / "w.pth")
 
 
+def test_random_weights_that_nobody_asked_for_are_told():
+    with pytest.warns(DataWarning, match="vit_tiny_patch16_224 has random weights, .* pretrained=False says"):
+        random = FrozenViT("vit_tiny_patch16_224", img_size=32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        meant = FrozenViT("vit_tiny_patch16_224", img_size=32, pretrained=False)
+        FrozenViT("vit_tiny_patch16_224", **TINY)
+        FrozenViT("vit_letters")
+        FrozenViT(random.vit)
+    assert meant.fingerprint() == random.fingerprint()
+
+
+def test_weights_that_cannot_be_fetched_are_told_with_what_helps_in_python_too():
+    nowhere = {"pretrained_cfg_overlay": {"url": "file:///nowhere/weights.pth", "hf_hub_id": None}}
+    with pytest.raises(BackboneError, match=r'FILE \(in Python: checkpoint="FILE"\)$'):
+        FrozenViT("vit_tiny_patch16_224", pretrained=True, **TINY, **nowhere)
+
+
 newer = pytest.mark.skipif(
     not timm.is_model("vit_base_patch16_sapiens2"), reason="this timm does not have it yet"
 )

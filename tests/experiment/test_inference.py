@@ -229,6 +229,10 @@ def test_a_file_has_the_same_pixels_in_a_run_in_predict_in_the_models_transform_
     deep, plain, turned = (predicted[names.index(name)] for name in ("deep", "plain", "turned"))
     assert torch.equal(turned, plain)
     assert torch.equal(deep[0], plain[0])
+    (tmp_path / "model.pt2").write_bytes(b"PK")
+    for file in ("model.pt2", "nothing.onnx"):
+        with pytest.raises(SystemExit, match=rf"{file}: no model of clprompt export --format onnx: [^\n]+\Z"):
+            serve_onnx.load(str(tmp_path / file))
 
 
 def test_names_are_refused_by_a_strategy_that_reads_no_text(

@@ -128,6 +128,16 @@ def test_a_class_that_is_alone_is_told_of_unless_others_compete_or_statistics_an
     assert not model.told_of_one_class
 
 
+def test_a_known_backbone_without_its_weights_is_told() -> None:
+    timms = {"name": "vit_tiny_patch16_224", "pretrained": False, "checkpoint": None}
+    (sentence,) = notices.random_weights(timms)
+    assert sentence.startswith(
+        "the weights of backbone vit_tiny_patch16_224 are random; backbone.pretrained=true"
+    )
+    for other in ({"pretrained": True}, {"checkpoint": "w.pth"}, {"depth": 2}, {"name": "vit_letters"}):
+        assert notices.random_weights(timms | other) == []
+
+
 def test_experiences_of_one_class_are_told_with_what_helps() -> None:
     model = made("vpt_deep", {})
     (sentence,) = notices.one_class_experiences(model, [[0, 1], [2], [3]])
