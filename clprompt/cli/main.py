@@ -80,6 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         about = f": {error.filename}" if error.filename is not None else ""
         return _mistake(error, f"{error.strerror or error}{about}")
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):  # its operators, compiled against another torch
+            raise
+        from importlib.metadata import version
+
+        pair = " and ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
+        return _mistake(error, f"{pair} do not fit together ({error}); install both anew, from one index")
     except SystemExit as stop:  # click ends completion and broken pipes this way
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0

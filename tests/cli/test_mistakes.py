@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 
+from clprompt.cli import listing
 from clprompt.cli.main import main
 from clprompt.errors import ClpromptError
 from clprompt.system import checkpoint as state
@@ -289,6 +291,21 @@ def _largest_file(size: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         sys.dont_write_bytecode = dont_write_bytecode
+
+
+def test_a_torchvision_of_another_torch_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listed(*_: object, **__: object) -> None:  # the sentence is torch's own
+        torch.library.register_fake("torchvision::no_such_operator")(lambda: None)
+
+    monkeypatch.setattr(listing, "listing", listed)
+    assert main(["list", "strategies"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"clprompt: error: torch {version('torch')} and torchvision {version('torchvision')}"
+    )
+    assert line.endswith("install both anew, from one index")
 
 
 def test_debug_shows_the_traceback_above_the_line(
