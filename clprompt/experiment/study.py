@@ -360,7 +360,7 @@ def _scenarios(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "give scenario (one section) or scenarios (a mapping of labels to sections), not both"
         )
     if several is None:
-        return {"": {"scenario": one}}
+        return {"": {"scenario": configuration.named(one, "scenario")}}
     scenarios = {}
     for label, section in _labelled(values, "scenarios").items():
         own = {"online": section.pop("online")} if "online" in section else {}
@@ -368,7 +368,7 @@ def _scenarios(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             scenarios[label] = {"scenario": configuration.named(section, "scenario"), **own}
         except ConfigError as error:
             text = str(error).replace("scenario.", f"scenarios.{label}.", 1)
-            raise ConfigError(f"scenarios.{label}: {text}") from None
+            raise ConfigError(text) from None
     return scenarios
 
 

@@ -741,3 +741,17 @@ def test_the_anytime_accuracy_is_held_against_the_zero_shot_line(
     section._anytime()
     (line,) = drawn[0]["references"]["zero-shot line"]
     np.testing.assert_allclose(line, [np.nan, 0.6, 0.5, np.nan])
+
+
+def test_images_of_label_sets_are_listed_with_all_their_classes(tmp_path: Path) -> None:
+    last = LastPredictions(
+        images=np.array([0, 2], np.int32),
+        targets=np.array([[1, 1], [0, 0]], np.uint8),
+        outputs=np.zeros((2, 2), np.float32),
+        classes=np.array([2, 0], np.int32),
+    )
+    files = ["/data/a/1.png", "/data/a/2.png", "/data/=b.png"]
+    predictions.write_images(tmp_path, last, files, "/data/", ["cat", "dog", "ant"])
+    assert (tmp_path / "test_images.csv").read_text().splitlines() == [
+        *("index,path,class", "0,a/1.png,ant; cat", "2,./=b.png,"),
+    ]
