@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clprompt.reporting.tables import columns, mean_and_error
+from clprompt.reporting.tables import columns, mean_and_error, paragraph
 
 if TYPE_CHECKING:
     from clprompt.experiment.run import Result
@@ -48,6 +48,8 @@ def results(finished: Sequence[Result]) -> str:
     parts = [summary.text_summary(tables, names, heads, classes).rstrip("\n")]
     if several:
         parts.append("\n".join(_over_seeds(groups)))
+    if len(finished) > 1:
+        parts += _remarks(finished)
     places = [(label, str(result.folder)) for label, result in labelled.items()]
     parts.append("\n".join(columns(places, width=sys.maxsize)))  # a path is copied: it never breaks
     charted = [result.folder for result in finished if growing_files(result.folder, TensorBoard.files)]
@@ -55,6 +57,14 @@ def results(finished: Sequence[Result]) -> str:
     if folders:
         parts.append("\n".join(shlex.join(["tensorboard", "--logdir", folder]) for folder in folders))
     return "\n\n".join(parts)
+
+
+def _remarks(finished: Sequence[Result]) -> list[str]:
+    """What a report would say below such tables."""
+    from clprompt.reporting.report import collect
+
+    sections = collect([result.folder for result in finished]).sections
+    return [paragraph(line) for section in sections for line in section.remarks()]
 
 
 def _over_seeds(groups: dict[str, dict[int, Result]]) -> list[str]:

@@ -187,9 +187,16 @@ def environment(model: PromptModel, device: torch.device) -> dict[str, Any]:
         "parameters": {"backbone": backbone},
         "backbone": {"source": model.backbone.source, "sha256": model.backbone.fingerprint()} | activation,
         **({"files": files} if files else {}),
-        # a configuration may leave it to the method; where all images so far train, all their classes compete
-        **({"mask": model.mask} if model.trains and model.revisits == "never" else {}),
+        **({"mask": mask} if (mask := training_mask(model)) else {}),
     }
+
+
+def training_mask(model: PromptModel) -> str | None:
+    """Which classes compete in training, which a configuration may leave to the method.
+
+    None where nothing is trained, or on all images so far, so that all their classes compete.
+    """
+    return model.mask if model.trains and model.revisits == "never" else None
 
 
 def forget_peak_memory(device: torch.device) -> None:

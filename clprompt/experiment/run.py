@@ -34,6 +34,7 @@ from clprompt.experiment.notices import notices
 from clprompt.experiment.telling import Telling
 from clprompt.metrics import measure
 from clprompt.reporting import predictions, stream_map
+from clprompt.reporting.facts import several_masks
 from clprompt.reporting.frame import data_frame
 from clprompt.seeding import derive, preserved_rng, rng_state, set_rng_state
 from clprompt.system import checkpoint as state
@@ -133,12 +134,16 @@ def run(
     failures: dict[Path, ClpromptError] = {}
     with together() as processes, stop_signal() as stop:  # a signal between two runs counts
         with processes.main_first() if processes and config.data.get("download") else nullcontext():
+            masks = []
             for _, job in jobs:
                 _check_processes(job, processes)
-                builder.build(job)  # mistakes show before anything is written
+                parts = builder.build(job)  # mistakes show before anything is written
+                masks.append((job.label or job.strategy["name"], runfolder.training_mask(parts.model)))
         if processes:
             stop = processes.agreed(stop)
         folders = _create(config, jobs, processes)
+        if progress and (several := several_masks(masks)):
+            progress.message(several)
         for number, folder in enumerate(folders):
             asked = stop()
             if asked is not None:

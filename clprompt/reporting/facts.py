@@ -48,6 +48,25 @@ def in_common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in common.items() if all(other[key] == value for other in others)}
 
 
+def several_masks(rows: Iterable[tuple[str, str | None]]) -> str:
+    """A line where methods are trained under several masks; else "".
+
+    Args:
+        rows: the label of each, and its mask; None where nobody knows it or none matters.
+    """
+    labels: dict[str, dict[str, None]] = {}
+    for label, mask in rows:
+        if mask is not None:
+            labels.setdefault(mask, {})[label] = None
+    if len(labels) < 2:
+        return ""
+    named = "; ".join(f"mask={mask} ({', '.join(of)})" for mask, of in labels.items())
+    return (
+        f"Rows differ in the classes that compete in training: {named}. What lies between them is a "
+        "difference of masks as well (strategy.mask sets it)."
+    )
+
+
 def machines(environments: Iterable[Mapping[str, Any] | None]) -> list[str]:
     """A line for each kind of machine, set of versions and revision, and of how many runs.
 

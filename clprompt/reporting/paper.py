@@ -100,8 +100,10 @@ def _counts(section: Section) -> str:
 
 def _caption(section: Section) -> str:
     seeds = _SEEDS.format(_counts(section)) if _counts(section) != "1" else "percent, one seed"
-    same = section.same_for_every_seed()
-    zero = f" ± 0.0 of {', '.join(same)}: the same number for every seed." if same else ""
+    same = section.without_spread()
+    zero = (
+        f" ± 0.0 ({', '.join(same)}): seeds agree, which tells nothing of other test images." if same else ""
+    )
     return f"{section.title}: {seeds}; the best of each column is bold.{zero}"
 
 

@@ -162,41 +162,33 @@ class Section:
 
     def remarks(self) -> list[str]:
         """How its metrics are to be read, a line each, where something could mislead."""
-        measure = next(iter(self.rows[0].runs.values())).measure
-        forgetting = measure.two_kinds if self._curves("forgetting") else ""
-        return list(filter(None, [self.masks(), self.sampling_error(), self.without_error(), forgetting]))
+        return list(filter(None, [self.masks(), self.sampling_error(), self.without_error()]))
 
-    def same_for_every_seed(self) -> list[str]:
-        """The labels of rows with a metric that several seeds have in common."""
-        found = {row.label: [list(row.values(key).values()) for key in self.metrics()] for row in self.rows}
+    def two_kinds(self) -> str:
+        """A line where its table and its drawings tell two kinds of forgetting; else ""."""
+        measure = next(iter(self.rows[0].runs.values())).measure
+        return measure.two_kinds if self._curves("forgetting") else ""
+
+    def without_spread(self) -> list[str]:
+        """The labels of rows with a metric whose error over seeds is shown as 0.0."""
         return [
-            label
-            for label, of_row in found.items()
-            if any(len(values) > 1 and len(set(values)) == 1 for values in of_row)
+            row.label
+            for row in self.rows
+            if any(mean_and_error(row.values(key).values()).endswith("± 0.0") for key in self.metrics())
         ]
 
     def masks(self) -> str:
         """A line where rows were trained under several masks; else ""."""
-        labels: dict[str, list[str]] = {}
-        for row in self.rows:
-            for mask in dict.fromkeys(run.mask for run in row.runs.values() if run.mask is not None):
-                labels.setdefault(mask, []).append(row.label)
-        if len(labels) < 2:
-            return ""
-        named = "; ".join(f"mask={mask} ({', '.join(of)})" for mask, of in labels.items())
-        return (
-            f"Rows differ in the classes that compete in training: {named}. What lies between them is a "
-            "difference of masks as well (strategy.mask sets it)."
-        )
+        return facts.several_masks((row.label, run.mask) for row in self.rows for run in row.runs.values())
 
     def without_error(self) -> str:
-        """A line that names the rows with a metric that is one number whatever the seed; else ""."""
-        labels = self.same_for_every_seed()
+        """A line that names the rows with a metric that all seeds agree on; else ""."""
+        labels = self.without_spread()
         if not labels:
             return ""
         return (
-            f"± 0.0 ({', '.join(labels)}): the same number for every seed, as where nothing that a seed "
-            "draws changes it. It does not say that other test images would give that number."
+            f"± 0.0 ({', '.join(labels)}): seeds agree on the number, as where next to nothing that a "
+            "seed draws changes it. That does not say that other test images would give it."
         )
 
     def sampling_error(self) -> str:
@@ -372,7 +364,7 @@ class Report:
         lines = (
             [_PAIRED.format(" and ".join(f"{n}: {2 ** (1 - int(n)):.2g}" for n in seeds))] if seeds else []
         )
-        return [*lines, *section.compared.remarks, *section.remarks()]
+        return [*lines, *section.compared.remarks, *section.remarks(), *filter(None, [section.two_kinds()])]
 
     def note(self) -> str:
         """What the columns are."""

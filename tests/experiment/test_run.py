@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import clprompt
 from clprompt.backbones.build import make_backbone
+from clprompt.cli.results import results as block
 from clprompt.data import datasets_for, digits
 from clprompt.errors import CheckpointError, ClpromptError, ConfigError, Interrupted, RunFolderError
 from clprompt.experiment import config as configuration
@@ -221,6 +222,24 @@ def test_the_environment_tells_what_a_run_was_made_with(results):
     assert not {"strategy.mask", "data.name", "training.optimizer"} & set(found["not_default"])
     others = [json.loads((result.folder / "environment.json").read_text()) for result in results]
     assert ["mask" in found for found in others] == [True, False, True, False]  # ncm trains nothing
+
+
+def test_the_block_at_the_end_says_what_the_errors_of_its_table_leave_out(results):
+    text = " ".join(block(results).split())
+    assert "Few test images: with 360 of them the sampling error" in text
+
+
+def test_several_masks_are_told_before_anything_is_trained(tmp_path):
+    class Said(Exception):
+        pass
+
+    class Display(Progress):
+        def message(self, text):
+            raise Said(text)
+
+    compare = [{"name": "vpt_deep", "mask": "seen"}, {"name": "ncm"}]
+    with pytest.raises(Said, match=r"mask=experience \(linear_probe\); mask=seen \(vpt_deep\)\."):
+        experiment.run(values(tmp_path, compare=compare), progress=Display())
 
 
 def test_the_log_tells_when_a_run_began_and_ended(results):

@@ -124,7 +124,7 @@ def test_what_rows_were_told_and_errors_of_nothing_are_said(tmp_path: Path) -> N
         (folder / "environment.json").write_text(json.dumps(environment))
     text = paper.latex(report.collect([tmp_path]))
     assert "% alpha: length=4\n" in text
-    assert r"$\pm$ 0.0 of alpha: the same number for every seed" in text
+    assert r"$\pm$ 0.0 (alpha): seeds agree, which tells nothing of other test images." in text
 
 
 def test_numbers_are_formulas_and_words_are_not() -> None:
