@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from clprompt.prompting.prompts import uniform as uniform
     from clprompt.prompting.step import Encoded as Encoded
     from clprompt.prompting.step import Step as Step
+    from clprompt.schema import above as above
     from clprompt.schema import at_least as at_least
+    from clprompt.schema import at_most as at_most
+    from clprompt.schema import below as below
     from clprompt.schema import checked as checked
     from clprompt.training import optim as optim
     from clprompt.training.evaluation import evaluate as evaluate
@@ -77,7 +80,10 @@ _NAMES, _find, _listed = lazy_names(
         "PromptModel": "clprompt.prompting.model",
         "Step": "clprompt.prompting.step",
         "Training": "clprompt.training.settings",
+        "above": "clprompt.schema",
         "at_least": "clprompt.schema",
+        "at_most": "clprompt.schema",
+        "below": "clprompt.schema",
         "checked": "clprompt.schema",
         "evaluate": "clprompt.training.evaluation",
         "fit": "clprompt.training.fit",

@@ -85,7 +85,10 @@ class BlockPrompt:
     """What one block gets beside its own tokens. Several may be given to the same block.
 
     Args:
-        kind: see the table at the top of this module.
+        kind: "prefix", keys and values as they are; "projected", keys and values through the frozen
+            projections; "fresh", tokens beside those of the image in this block alone; "carried", tokens that
+            join the sequence here and stay. The table at the top of :mod:`clprompt.backbones.attention` says
+            which method takes which.
         tokens: keys (prefix, projected) or tokens (fresh, carried), [1 or B, P, D]; None for no columns. D is
             the width of the residual stream (for ``prefix`` that of the attention: nearly always the same).
         values: [1 or B, P, D], for ``prefix`` and ``projected`` only.

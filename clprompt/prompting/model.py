@@ -64,6 +64,23 @@ class PromptModel(nn.Module, ABC):
         boundary_free: the method is used without experiences and is never told of one.
 
     Attributes:
+        optimizer_reset: "experience": a new optimizer for each experience, as old moments would move rows
+            without gradient; or "never".
+        rehearsal_free: False for a reference line that keeps or revisits old images, and says so.
+        revisits: whether training goes over the data of earlier experiences again: in "each" experience, or
+            once, in the "last", with none of the others trained on; "never" otherwise.
+        multi_label: False where a sample must have exactly one label.
+        needs_text: whether the text tower of the backbone is needed, and names of the classes with it.
+        trains: False where nothing is trained by gradient.
+        unknown_as_nan: buffers in which nan stands for "not known yet"; elsewhere in the state it is refused.
+        one_feature_space: False where the features of two experiences lie in different spaces and cannot be
+            compared.
+        chooses_by_query: whether each image's query chooses its prompts in training.
+        soft_labels: False for a loss of its own that takes neither mixed nor smoothed labels.
+        class_names: names by class id; a model that was loaded from a run folder has them.
+        transform: image -> tensor [C, H, W], likewise.
+        head: the linear head that grows with the classes; None (set in the constructor) where the method
+            answers by :meth:`classify` alone.
         is_open: whether an experience is open.
         experience_index: of the current or last experience, from 0; -1 before the first.
         seen_classes: ids of the classes observed so far.
@@ -74,29 +91,17 @@ class PromptModel(nn.Module, ABC):
         ConfigError: a mask that there is not, or the mask of the experience where there are no experiences.
     """
 
-    #: "experience": a new optimizer for each experience (old moments would move rows without gradient)
     optimizer_reset: ClassVar[Literal["experience", "never"]] = "experience"
-    #: names by class id, and image -> tensor [C, H, W]; a model that was loaded from a run folder has both
     class_names: list[str]
     transform: Callable[[Any], Tensor]
-    #: False for a reference line that keeps or revisits old images, and says so.
     rehearsal_free: ClassVar[bool] = True
-    #: Whether training goes over the data of earlier experiences again: in "each" experience, or once, in the
-    #: "last", with none of the others trained on.
     revisits: Literal["never", "each", "last"] = "never"
-    #: False where a sample must have exactly one label.
     multi_label: ClassVar[bool] = True
-    #: Whether the text tower of the backbone is needed, and names of the classes with it.
     needs_text: ClassVar[bool] = False
-    #: False where nothing is trained by gradient.
     trains: ClassVar[bool] = True
-    #: Buffers in which nan stands for "not known yet"; anywhere else in the state it is refused.
     unknown_as_nan: ClassVar[Collection[str]] = ()
-    #: False where the features of two experiences lie in different spaces and cannot be compared.
     one_feature_space: ClassVar[bool] = True
-    #: Whether each image's query chooses its prompts in training.
     chooses_by_query: ClassVar[bool] = False
-    #: False for a loss of its own that takes neither mixed nor smoothed labels.
     soft_labels: ClassVar[bool] = True
 
     @schema.checked

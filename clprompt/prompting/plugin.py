@@ -111,20 +111,23 @@ class Plugin(nn.Module):
 
     Parameters that are trained and buffers that are saved belong to the model under the plug-in's ``name``.
     State lives there only, never in plain attributes.
+
+    Attributes:
+        name: what the model calls it: the prefix of its state, and the attribute under which it is found.
+        needs_experiences: whether a stream must tell where experiences begin and end.
+        counts_at_end: whether it counts an experience's images at its end, and what is received where there
+            are none.
+        needs_label: whether it reads the one label of an image: label sets and mixed images are refused.
+        changes_features: whether it stands between the method's features and what compares them, with state
+            of its own.
+        starts_prompts: whether it says what the method's prompts start from.
     """
 
-    #: what the model calls it: the prefix of its state, and the attribute under which it is found
     name: ClassVar[str]
-    #: whether a stream must tell where experiences begin and end
     needs_experiences: bool = False
-    #: whether it counts an experience's images at its end, and what is received where there are none
     counts_at_end: ClassVar[bool] = False
-    #: whether it reads the one label of an image, so that label sets and mixed images are refused
     needs_label: ClassVar[bool] = False
-    #: whether it stands between the method's features and what compares them, with state of its own
     changes_features: bool = False
-
-    #: whether it says what the method's prompts start from
     starts_prompts: ClassVar[bool] = False
 
     _host: Any = None  # a PromptModel, whose module imports this one

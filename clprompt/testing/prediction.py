@@ -85,7 +85,11 @@ def check_forward_changes_nothing(bench: Workbench) -> None:
         with torch.no_grad():
             model.train(mode)(bench.test.images[:5])
         moved = changed(before, bits(model))
-        require(not moved, f"forward in {'training' if mode else 'eval'} mode changed {moved[:3]}")
+        require(
+            not moved,
+            f"forward in {'training' if mode else 'eval'} mode changed {moved[:3]}; "
+            "what a method counts or keeps of a batch belongs into received or count_step",
+        )
     for learner, its in ((model, optimizer), (other, other_optimizer)):
         receive(learner, its, targets)
         if learner is model:

@@ -38,11 +38,13 @@ class Sink:
         folder: the run folder; its name and its parent's tell runs apart.
         earlier: the files that were there when this process began and that fit ``files``, as paths inside the
             folder; those that no checkpoint recorded are removed by now.
+
+    Attributes:
+        files: files in the run folder that only grow: paths inside it, "*" allowed.
+        package: the package that it needs and clprompt does not install, an extra of that name; "" for none.
     """
 
-    #: Files in the run folder that only grow: paths inside it, "*" allowed.
     files: ClassVar[Sequence[str]] = ()
-    #: The package that it needs and clprompt does not install, which is an extra of that name; "" for none.
     package: ClassVar[str] = ""
 
     def __init__(self, folder: Path, earlier: Collection[str] = ()) -> None:

@@ -37,6 +37,7 @@ from clprompt.testing import state
 from clprompt.testing.asserts import bits, changed, same_bits
 from clprompt.testing.bench import CLASSES, Log, ToyImages, Workbench, tiny_vit
 from clprompt.testing.label_sets import ScenesBench
+from clprompt.tracking import Sink
 from clprompt.training.mixing import soften
 from clprompt.training.settings import Memory, Training
 
@@ -562,3 +563,14 @@ def test_a_memory_is_refused_where_a_plug_in_counts():
     with pytest.raises(ConfigError, match="a plug-in counts what is received"):
         Memory(size=10).check_model(model, np.zeros(4))
     assert same_bits(own(model).got, torch.zeros(0, dtype=torch.int64))
+
+
+# ------------------------------------------------------------------------------------------------- documents
+
+
+@pytest.mark.parametrize("kind", [PromptModel, Plugin, Sink])
+def test_help_says_what_each_class_attribute_means(kind: type) -> None:
+    explained = (inspect.getdoc(kind) or "").partition("Attributes:")[2]
+    names = [name for name in vars(kind)["__annotations__"] if not name.startswith("_")]
+    assert names
+    assert not [name for name in names if f"\n    {name}: " not in explained]
