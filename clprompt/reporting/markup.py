@@ -154,7 +154,7 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; \
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 80rem; margin: 2rem auto; \
 padding: 0 1rem; }}
 h1 {{ font-size: 1.6rem; }}
 h2 {{ font-size: 1.15rem; margin-top: 2.5rem; }}
@@ -168,7 +168,7 @@ img {{ max-width: 100%; min-width: 34rem; display: block; }}
 @media (max-width: 40rem) {{ th, td {{ padding: 0.3rem 0.5rem; }} \
 th:first-child, td:first-child {{ min-width: 7rem; white-space: normal; overflow-wrap: anywhere; }} }}
 details {{ margin: 0.8rem 0; color: #444; }}
-p {{ color: #555; overflow-wrap: anywhere; }}
+p {{ max-width: 65rem; color: #555; overflow-wrap: anywhere; }}
 </style>
 </head>
 <body>

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def latex(report: Report, *, underline_second: bool = False) -> str:
     """The tables of a report, each a `table` environment; of the metrics the best of each column is bold.
 
-    What rows were told that is not the default stands above as a comment. Rows whose means are equal as they
-    are shown are equally good; a column of equal ones has no best.
+    What rows were told that is not the default, and under which masks, stands above as a comment. Rows
+    whose means are equal as they are shown are equally good; a column of equal ones has no best.
 
     Args:
         report: what was found.
@@ -32,7 +32,11 @@ def latex(report: Report, *, underline_second: bool = False) -> str:
     for section in report.sections:
         table, marks = _metrics(section, underline_second)
         label = f"tab:{section.slug}"
-        parts += [f"% {printable(' '.join(line.split()))}" for line in section.arguments()]
+        parts += [
+            f"% {printable(' '.join(line.split()))}"
+            for line in [*section.arguments(), section.masks()]
+            if line
+        ]
         parts.append(markup.latex_table(table, _caption(section), label, marks))
         differences = section.differences(report.against)
         if differences:

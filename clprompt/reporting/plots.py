@@ -249,7 +249,7 @@ def overlay(
     """Several strategies over the experiences or something else: means over seeds, bands of standard error.
 
     The first :data:`LINES` have colours, bands and marks, the rest is grey; each is named at its end. A name
-    has its colour wherever it stands. The vertical axis begins at 0, or says that it does not.
+    has its colour wherever it stands. The vertical axis has 0 on it, or says that it has not.
 
     Args:
         curves: by strategy, fractions [S, T] of S seeds; nan where a value is not defined.

@@ -122,8 +122,11 @@ def test_what_rows_were_told_and_errors_of_nothing_are_said(tmp_path: Path) -> N
         folder = a_run(tmp_path / f"a{seed}", seed=seed, arguments={"length": 4})
         environment = {"not_default": ["strategy.length", "data.test_fraction"], "mask": "seen"}
         (folder / "environment.json").write_text(json.dumps(environment))
+    a_run(tmp_path / "b", strategy="beta", arguments={"mask": "batch"})
     text = paper.latex(report.collect([tmp_path]))
-    assert "% alpha: length=4\n" in text
+    assert (
+        "% alpha: length=4\n% Rows differ in the classes that compete in training: mask=seen (alpha)" in text
+    )
     assert r"$\pm$ 0.0 (alpha): seeds agree, which tells nothing of other test images." in text
 
 
