@@ -166,7 +166,9 @@ def _main_metric(folder: Path) -> str:
         results = read_results(folder)
     except CheckpointError:
         return "cannot be read"
-    key, title = next(iter(measure_behind([results]).reported.items()))
+    metrics = measure_behind([results]).reported.items()
+    # of an online run that was not evaluated in between the first is not known
+    key, title = next((one for one in metrics if results.get(one[0]) is not None), next(iter(metrics)))
     return f"{title} {percent(results.get(key))} %"
 
 

@@ -96,6 +96,13 @@ def test_a_run_whose_name_tells_strategy_and_seed_fits_a_terminal(
     assert err == "figure: average accuracy\n"
 
 
+def test_a_figure_that_was_not_measured_gives_way_to_the_next(make: Make) -> None:
+    folder = make("a", "start", "done", done=True)
+    results = {"strategy": "mvp", "seed": 0, "A_auc": None, "A_avg": 0.5, "A_last": 0.25, "F_last": 0.0}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert manage.read(folder).figure == "A_avg 50.0 %"
+
+
 def test_runs_are_found_by_words_and_by_state(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     make("a", "start", "failed: no", strategy="ncm")
     make("b", "start", strategy="ncm", note="with small prompts", tags="paper")
