@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -141,14 +141,24 @@ class _AskedForItsValue(Exception):
     pass
 
 
+@contextmanager
+def _as_if_compiled() -> Iterator[None]:
+    """Code may ask whether it is being compiled, and then leave out what waits for a value."""
+    asked = torch.compiler.is_compiling
+    torch.compiler.is_compiling = lambda: True
+    try:
+        yield
+    finally:
+        torch.compiler.is_compiling = asked
+
+
 def check_exportable(bench: Workbench) -> None:
     """What predicts asks no tensor for its value in Python, so that it can be exported and compiled."""
     model, images = bench.copy(), bench.probes[:3]
     with torch.no_grad():
         model(images)  # what is asked of the state once and kept is no matter
         try:
-            # code may ask whether it is being compiled, and then leave out what waits for a value
-            with mock.patch.object(torch.compiler, "is_compiling", return_value=True), _AsksNoTensor():
+            with _as_if_compiled(), _AsksNoTensor():
                 model(images)
         except _AskedForItsValue as error:
             where = place(error, *bench.kinds) or place(error, PromptModel)
