@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from clprompt.errors import printable
 from clprompt.metrics.measure import LESS_IS_BETTER, TITLES
-from clprompt.metrics.paired import CONFIDENCE, RESAMPLES
+from clprompt.metrics.paired import CONFIDENCE, RESAMPLES, over_seeds
 from clprompt.reporting import markup
 from clprompt.reporting.paired import Table
-from clprompt.reporting.rows import COSTS
+from clprompt.reporting.rows import COSTS, differences
 
 if TYPE_CHECKING:
     from clprompt.reporting.report import Report, Section
@@ -140,21 +140,39 @@ def csv(report: Report) -> str:
 
     Fractions, not percent; seconds, bytes and counts of parameters as they were measured. The columns:
     ``stream``, ``strategy``, ``metric`` (its key in `results.json`), ``n`` (seeds), ``mean``,
-    ``standard_error`` (empty for one seed), and the value of each seed.
+    ``standard_error`` (empty for one seed), and the value of each seed. A report against a row has a line for
+    each difference to it as well, paired by seed: ``minus`` is that row, ``low`` and ``high`` the interval
+    and ``p_t`` the p-value of the paired t test, ``p_sign`` that of the exact sign test.
     """
     rows = [row for section in report.sections for row in section.rows]
     seeds = sorted({seed for row in rows for seed in row.runs})
-    header = ["stream", "strategy", "metric", "n", "mean", "standard_error", *(f"seed_{s}" for s in seeds)]
-    lines: list[list[object]] = [[*header]]
+    tests = ["low", "high", "p_t", "p_sign"] if report.against else []
+    header = ["stream", "strategy", *(["minus"] if tests else []), "metric", "n", "mean", "standard_error"]
+    lines: list[list[object]] = [[*header, *tests, *(f"seed_{seed}" for seed in seeds)]]
     for section in report.sections:
+        base = section.row(report.against)
         for row in section.rows:
             values = {key: row.values(key) for key in section.metrics()}
             values |= {key: row.costs(key) for key in COSTS}
             for metric, of_seeds in values.items():
                 if of_seeds:
-                    numbers = [of_seeds.get(seed) for seed in seeds]
-                    lines.append([section.title, row.label, metric, *_moments(of_seeds), *numbers])
+                    nothing = [None] if tests else []
+                    numbers = [*_moments(of_seeds), *nothing * len(tests), *map(of_seeds.get, seeds)]
+                    lines.append([section.title, row.label, *nothing, metric, *numbers])
+        for row in section.rows if base is not None else ():
+            for metric in section.metrics() if row is not base else ():
+                of_seeds = differences(row, base, metric)
+                if of_seeds:
+                    numbers = [*_moments(of_seeds), *_tested(of_seeds), *map(of_seeds.get, seeds)]
+                    lines.append([section.title, row.label, report.against, metric, *numbers])
     return markup.csv_table(lines)
+
+
+def _tested(of_seeds: Mapping[int, float]) -> list[float | None]:
+    """Interval and p-values of differences; None where there is none."""
+    found = over_seeds(list(of_seeds.values()))
+    sign = found.sign if len(of_seeds) > 1 else math.nan
+    return [None if math.isnan(v) else v for v in (found.low, found.high, found.t, sign)]
 
 
 def _moments(of_seeds: Mapping[int, float]) -> list[float | None]:

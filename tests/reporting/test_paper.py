@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from report_runs import a_run
 
 from clprompt.cli.main import main
 from clprompt.metrics.last import LastPredictions
+from clprompt.metrics.paired import over_seeds
 from clprompt.reporting import paper, report
 from clprompt.reporting.markup import as_latex, latex_table
 
@@ -148,6 +150,26 @@ def test_the_csv_has_the_numbers_of_every_seed(tmp_path: Path) -> None:
     assert float(line["mean"]) == pytest.approx(0.5)
     assert float(line["standard_error"]) == pytest.approx(0.1)
     assert lines["gamma", "seconds"]["seed_1"] == "11.0"  # a cost is what was measured
+    assert "minus" not in line
+
+
+def test_the_csv_of_a_report_against_a_row_has_the_differences_and_their_tests(tmp_path: Path) -> None:
+    text = paper.csv(report.collect([three_rows(tmp_path)], against="alpha"))
+    read = list(csv.DictReader(text.splitlines()))
+    own = {(line["strategy"], line["metric"]): line for line in read if not line["minus"]}
+    lines = {(line["strategy"], line["metric"]): line for line in read if line["minus"] == "alpha"}
+    assert {strategy for strategy, _ in lines} == {"beta", "gamma"}
+    line = lines["gamma", "average_accuracy"]
+    both = [
+        [float(of[f"seed_{s}"]) for s in (0, 1)]
+        for of in (own["gamma", "average_accuracy"], own["alpha", "average_accuracy"])
+    ]
+    ours = [a - b for a, b in zip(*both, strict=True)]
+    assert [float(line["seed_0"]), float(line["seed_1"])] == pytest.approx(ours)
+    assert float(line["mean"]) == pytest.approx(sum(ours) / 2)
+    found = over_seeds(ours)
+    for key, value in {"low": found.low, "high": found.high, "p_t": found.t, "p_sign": found.sign}.items():
+        assert line[key] == "" if math.isnan(value) else float(line[key]) == pytest.approx(value)
 
 
 def test_the_command_writes_all_that_a_paper_needs(
