@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clprompt.backbones.vit import FrozenViT
-from clprompt.errors import BackboneError, ConfigError
+from clprompt.errors import BackboneError, ConfigError, ProtocolError
 from clprompt.prompting.losses import SoftLabels
 from clprompt.prompting.model import Encoded, PromptModel
 from clprompt.targets import MOST_CLASSES, is_label_sets
@@ -96,11 +96,15 @@ def check_encoded(bench: Workbench) -> None:
     for rows in (slice(0, half), slice(half, len(images))):
         twin, part = copy.deepcopy(model), _Half(len(images), rows)
         with twin.encoding_part(part):
-            parts.append(twin.gather(twin.encode(images[rows]), part))
+            encoded = twin.encode(images[rows])
+        try:
+            parts.append(twin.gather(encoded, part))
+        except ProtocolError as error:
+            raise AssertionError(f"features or details of what encode returns: {error}") from error
     for name, value in whole.terms.items():
         values = [float(value), sum(float(part.terms[name]) for part in parts) / len(parts)]
         require(
-            abs(values[0] - values[1]) <= 1e-3 * max(map(abs, values)),
+            not bool(value.isfinite()) or abs(values[0] - values[1]) <= 1e-3 * max(map(abs, values)),
             f"the term {name} is {values[0]:.4g} over a batch and {values[1]:.4g} on average over halves; "
             "it must be a mean over the images, and what compares images belongs into losses",
         )

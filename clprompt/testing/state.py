@@ -204,7 +204,8 @@ def check_determinism(bench: Workbench) -> None:
     moved = changed(bits(first), bits(second))
     require(
         not moved,
-        f"two runs with the same seed differ in {moved[:3]}; draw from seeding.generator(seed, ...)",
+        f"two runs with the same seed differ in {moved[:3]}; draw from seeding.generator(seed, ...), "
+        "not from the global random states, as torch's dropout does",
     )
     require(records == again, "two runs with the same seed differ in their losses or accuracies")
 

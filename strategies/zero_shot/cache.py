@@ -96,7 +96,7 @@ class FeatureCache(nn.Module):
             weight: see :func:`affinity`.
             sharpness: likewise.
         """
-        logits = features.new_zeros(len(features), len(self.keys))
+        logits = features.new_zeros(features.shape[0], self.keys.shape[0])
         filled = (self.confidence > 0) & seen[:, None]  # (C, size)
         if torch.compiler.is_compiling() or bool(filled.any()):
             keys, classes = self.keys[filled].to(features), filled.nonzero()[:, 0]

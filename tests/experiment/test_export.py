@@ -27,7 +27,7 @@ OLD = Path(__file__).parents[1] / "fixtures" / "old-run"
 RUN = OLD / "finished"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "serve_onnx.py"
 
-#: Arguments with which a method can do with two blocks.
+#: Arguments with which a method can do with two blocks, or has most in its graph.
 SHALLOW: dict[str, dict[str, Any]] = {
     "coda_prompt": {"layers": (0, 1)},
     "dualprompt": {"g_layers": (0,), "e_layers": (1,)},
@@ -35,6 +35,7 @@ SHALLOW: dict[str, dict[str, Any]] = {
     "multilane": {"prompt_blocks": 1, "selectors": 4, "prompts": 2, "lane_chunk": 1},
     "semantic_proxies": {"layers": (0, 1), "class_layers": (1,)},
     "mvp": {"g_layers": (0,), "e_layers": (1,)},
+    "zero_shot": {"cache_size": 2},  # the one form that looks at its state to predict
 }
 #: Strategies whose graphs hold all operators that need care; `pytest --onnx all` asks of every one.
 #: A stable sort, a top-k with masks, lanes, float64.
