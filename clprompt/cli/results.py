@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clprompt.errors import RunFolderError
 from clprompt.reporting.tables import columns, mean_and_error, paragraph
 
 if TYPE_CHECKING:
@@ -63,7 +64,10 @@ def _remarks(finished: Sequence[Result]) -> list[str]:
     """What a report would say below such tables."""
     from clprompt.reporting.report import collect
 
-    sections = collect([result.folder for result in finished]).sections
+    try:
+        sections = collect([result.folder for result in finished]).sections
+    except RunFolderError:  # results are shown though their folders were moved meanwhile
+        return []
     return [paragraph(line) for section in sections for line in section.remarks()]
 
 
