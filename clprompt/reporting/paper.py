@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
@@ -159,12 +160,12 @@ def csv(report: Report) -> str:
                     nothing = [None] if tests else []
                     numbers = [*_moments(of_seeds), *nothing * len(tests), *map(of_seeds.get, seeds)]
                     lines.append([section.title, row.label, *nothing, metric, *numbers])
-        for row in section.rows if base is not None else ():
-            for metric in section.metrics() if row is not base else ():
-                of_seeds = differences(row, base, metric)
-                if of_seeds:
-                    numbers = [*_moments(of_seeds), *_tested(of_seeds), *map(of_seeds.get, seeds)]
-                    lines.append([section.title, row.label, report.against, metric, *numbers])
+        others = [row for row in section.rows if row is not base]
+        for row, metric in itertools.product(others, section.metrics()):
+            of_seeds = differences(row, base, metric) if base is not None else {}
+            if of_seeds:
+                numbers = [*_moments(of_seeds), *_tested(of_seeds), *map(of_seeds.get, seeds)]
+                lines.append([section.title, row.label, report.against, metric, *numbers])
     return markup.csv_table(lines)
 
 
