@@ -23,6 +23,7 @@ from clprompt.data.reading import Reading, readable_files
 from clprompt.data.repeats import merged, tell_repeats
 from clprompt.data.selection import (
     Classes,
+    HeldOut,
     Selection,
     chosen_classes,
     drawn_test,
@@ -32,6 +33,7 @@ from clprompt.data.selection import (
 )
 from clprompt.data.views import Augment, Views
 from clprompt.errors import DataError, tell
+from clprompt.targets import is_label_sets
 
 
 @dataclass(frozen=True, init=False)
@@ -148,30 +150,57 @@ def takes_views(
 ) -> Callable[[Callable[..., DataBundle]], Callable[..., DataBundle]]:
     """Decorate a data set's function: how images and classes are shown is among its arguments.
 
-    Those are the fields of :class:`Views`, and ``class_names``. The function knows nothing of them: they are
-    set in the bundle that it returns. They stand last, or before ``cache`` where it has that argument.
+    Those are the fields of :class:`Views`, ``class_names`` and ``validation``. The function knows nothing of
+    them: they are set in the bundle that it returns. They stand last, or before ``cache`` where it has that
+    argument.
 
     Args:
         normalisation: set in the bundle, too.
         **defaults: the data set's own: ``augment="standard"``.
     """
     fields = schema.field_parameters(Views, defaults=defaults)
-    naming = schema.field_parameters(Naming)
+    further = {kind: schema.field_parameters(kind) for kind in (Naming, HeldOut)}
 
     def decorate(function: Callable[..., DataBundle]) -> Callable[..., DataBundle]:
         @functools.wraps(function)
         def showing(**named: Any) -> DataBundle:
             views = Views(**{field.name: named.pop(field.name, field.default) for field in fields})
-            naming = Naming(**{key: named.pop(key) for key in ("class_names",) if key in named})
-            bundle = function(**named)
+            naming, held_out = (
+                kind(**{field.name: named.pop(field.name) for field in of_kind if field.name in named})
+                for kind, of_kind in further.items()
+            )
+            bundle = _validated(function(**named), held_out.validation)
             bundle = replace(bundle, views=views, normalisation=normalisation or bundle.normalisation)
             return _named(bundle, naming)
 
         schema.show_fields(showing, Views, fields, before="cache")
-        schema.show_fields(showing, Naming, naming, before="cache")
+        for kind, of_kind in further.items():
+            schema.show_fields(showing, kind, of_kind, before="cache")
         return showing
 
     return decorate
+
+
+def _validated(bundle: DataBundle, share: float | None) -> DataBundle:
+    """With some training images in place of the test images; see :class:`HeldOut`."""
+    if share is None:
+        return bundle
+    train, name, selection = bundle.train, f"{bundle.name}, data.validation", Selection(test_fraction=share)
+    if is_label_sets(train.targets):
+        held_out = drawn_test_of_sets(name, train.targets, selection)
+    else:
+        held_out = drawn_test(name, train.targets, bundle.own_names, selection)
+    tell(
+        f"{bundle.name}: {held_out.sum()} training images are tested on in place of the test set, as "
+        f"data.validation={share} says"
+    )
+    return replace(bundle, train=_of(train, ~held_out), test=_of(train, held_out))
+
+
+def _of(source: ImageSource, chosen: np.ndarray) -> ImageSource:
+    rows = np.flatnonzero(chosen)
+    domains = None if source.domains is None else source.domains[rows]
+    return ImageSource(Selected(source.load, rows), source.targets[rows], source.encoded, domains)
 
 
 def _named(bundle: DataBundle, naming: Naming) -> DataBundle:

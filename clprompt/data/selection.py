@@ -55,6 +55,21 @@ class Selection:
         schema.check_fields(self, "data")
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What is tested on in place of the test set; an argument of every data set.
+
+    Attributes:
+        validation: share of each class's training images (of label sets, of all) that takes the place of the
+            test set, which is not looked at: to choose a learning rate on. The same images every time.
+    """
+
+    validation: Share | None = None
+
+    def __post_init__(self) -> None:
+        schema.check_fields(self, "data")
+
+
 def takes_selection(*, but: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a data set's function: the fields of :class:`Selection` are among its arguments.
 
