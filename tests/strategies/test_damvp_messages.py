@@ -123,8 +123,11 @@ def test_active_coordinates_run_out_in_one_line(grey_backbone):
         model.logits(features)
 
 
-def test_images_that_the_frames_do_not_fit_are_refused(grey_backbone):
-    model = build(grey_backbone, blobs(2))
+def test_images_that_the_frames_do_not_fit_are_refused():
+    shape = {"patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 0}
+    with preserved_rng(1):
+        any_size = VisionTransformer(img_size=16, dynamic_img_size=True, **shape)
+    model = build(FrozenViT(any_size), blobs(2))
     with pytest.raises(DataError, match="frames are made for images of 16 x 16, got 12 x 16"):
         model(draw(2, 1, 12, 16))
     with preserved_rng(1):

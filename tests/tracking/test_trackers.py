@@ -28,9 +28,10 @@ SETTINGS = {"seed": 0, "strategy.name": "ncm", "data.path": "here", "note": "a t
 pytestmark = pytest.mark.usefixtures("same_picture")
 
 
-def needs(package: str) -> pytest.MarkDecorator:
+def needs(package: str, extra: str = "") -> pytest.MarkDecorator:
     absent = importlib.util.find_spec(package) is None
-    return pytest.mark.skipif(absent, reason=f"{package} is not installed: pip install 'clprompt[{package}]'")
+    reason = f"{package} is not installed: pip install 'clprompt[{extra or package}]'"
+    return pytest.mark.skipif(absent, reason=reason)
 
 
 def train(step: int) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def test_a_resumed_run_is_the_same_one_in_weights_and_biases(
 
 
 @needs("mlflow")
-@needs("sqlalchemy")
+@needs("sqlalchemy", "mlflow")
 def test_a_resumed_run_is_the_same_one_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
