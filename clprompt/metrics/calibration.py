@@ -29,11 +29,14 @@ def calibration_error(logits: NDArray[Any], targets: NDArray[np.int64]) -> float
         targets: class ids, [n].
 
     Returns:
-        in [0, 1]; None without a sample.
+        in [0, 1]; None without a sample. One for which no class takes part yet is left out.
     """
+    largest = logits.max(1, keepdims=True) if logits.size else logits[:, :0]
+    known = (largest != -np.inf).any(1)  # nan stays, and shows
+    if not known.all():
+        logits, targets, largest = logits[known], targets[known], largest[known]
     if not len(logits):
         return None
-    largest = logits.max(1, keepdims=True)
     confidence = np.concatenate(
         [
             1 / np.exp(logits[at : at + _CHUNK] - largest[at : at + _CHUNK], dtype=np.float64).sum(1)

@@ -189,8 +189,8 @@ def mine(*, path: str = "data", selection: Selection, cache: bool = True) -> Dat
 
 
 def test_the_arguments_of_every_data_set_stand_in_the_signature_of_a_new_one() -> None:
-    keys = "path split_seed classes train_per_class test_per_class "
-    keys += "augment crop_scale test_resize interpolation crop_interpolation corrupt class_names validation cache"
+    keys = "path split_seed classes train_per_class test_per_class augment crop_scale "
+    keys += "test_resize interpolation crop_interpolation corrupt class_names validation cache"
     assert list(inspect.signature(mine).parameters) == keys.split()
     allowed, is_open = schema.parameters(mine)
     assert not is_open

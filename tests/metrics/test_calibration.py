@@ -33,6 +33,16 @@ def test_who_is_sure_and_right_has_none_and_who_is_sure_and_wrong_has_all() -> N
     assert calibration_error(logits[:0], np.zeros(0, dtype=np.int64)) is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_image_for_which_no_class_takes_part_is_left_out_and_nan_is_not() -> None:
+    logits = np.array([[900, 0], [-np.inf, -np.inf], [900, 0], [0, 900]], dtype=np.float32)
+    assert calibration_error(logits, np.zeros(4, dtype=np.int64)) == pytest.approx(1 / 3)
+    assert calibration_error(logits[1:2], np.zeros(1, dtype=np.int64)) is None
+    assert calibration_error(logits[:, :0], np.zeros(4, dtype=np.int64)) is None
+    logits[0] = np.nan
+    assert np.isnan(calibration_error(logits, np.zeros(4, dtype=np.int64)))
+
+
 def test_an_evaluation_has_it_last_and_so_has_its_trained_head() -> None:
     logits = np.array([[900, 0], [900, 0]], dtype=np.float32)
     evaluation = Accuracy().score(logits, np.array([0, 1]), np.array([0, 1]), [np.arange(2)])
