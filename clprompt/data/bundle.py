@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,6 +35,8 @@ from clprompt.data.selection import (
 from clprompt.data.views import Augment, Views
 from clprompt.errors import DataError, tell
 from clprompt.targets import is_label_sets
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, init=False)
@@ -165,10 +168,7 @@ def takes_views(
         @functools.wraps(function)
         def showing(**named: Any) -> DataBundle:
             views = Views(**{field.name: named.pop(field.name, field.default) for field in fields})
-            naming, held_out = (
-                kind(**{field.name: named.pop(field.name) for field in of_kind if field.name in named})
-                for kind, of_kind in further.items()
-            )
+            naming, held_out = _taken(Naming, named), _taken(HeldOut, named)
             bundle = _validated(function(**named), held_out.validation)
             bundle = replace(bundle, views=views, normalisation=normalisation or bundle.normalisation)
             return _named(bundle, naming)
@@ -179,6 +179,12 @@ def takes_views(
         return showing
 
     return decorate
+
+
+def _taken(settings: type[T], named: dict[str, Any]) -> T:
+    """Settings of what is theirs among named arguments, from which it is taken away."""
+    keys = [key for key in inspect.signature(settings).parameters if key in named]
+    return settings(**{key: named.pop(key) for key in keys})
 
 
 def _validated(bundle: DataBundle, share: float | None) -> DataBundle:
