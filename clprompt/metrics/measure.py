@@ -936,23 +936,22 @@ def _class_rows(counts: NDArray[np.int64], names: Sequence[str], groups: Sequenc
 
 def _class_history(records: Iterable[Record], names: Sequence[str], groups: Sequence[Sequence[int]]) -> Rows:
     """Class by class its accuracy after each experience, and what most of its other images were taken for."""
-    matrices = {
-        int(record["experience"]) + 1: accuracy.confusion_matrix(record["confusion"], len(names))
-        for record in accuracy.session_ends(records)
-        if record.get("confusion") is not None
-    }
+    ends = []
+    for record in accuracy.session_ends(records):
+        if record.get("confusion") is None:
+            continue
+        counts = accuracy.confusion_matrix(record["confusion"], len(names))  # one of [C, C] at a time
+        samples, correct = counts.sum(1), counts.diagonal().copy()
+        np.fill_diagonal(counts, 0)
+        ends.append((int(record["experience"]) + 1, samples, correct, counts.argmax(1), counts.max(1)))
     group_of = _group_of(groups)
     rows: Rows = [
         ["class", "name", "group", "after_experience", "samples", "correct", "accuracy", "taken_for", "times"]
     ]
     for c, name in enumerate(names):
-        for after, counts in matrices.items():
-            samples, correct = int(counts[c].sum()), int(counts[c, c])
-            if not samples:
-                continue
-            others = counts[c].copy()
-            others[c] = 0
-            most = int(others.argmax())
-            taken: list[object] = [names[most], int(others[most])] if others[most] else [None, 0]
-            rows.append([c, name, group_of.get(c, ""), after, samples, correct, correct / samples, *taken])
+        for after, *of_classes in ends:
+            number, right, most, times = (int(values[c]) for values in of_classes)
+            if number:
+                taken: list[object] = [names[most] if times else None, times]
+                rows.append([c, name, group_of.get(c, ""), after, number, right, right / number, *taken])
     return rows
