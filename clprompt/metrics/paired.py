@@ -31,7 +31,7 @@ class OverSeeds:
         high: its upper end.
         t: p-value of the paired t test that the mean is 0, both ways; nan as ``low``.
         sign: p-value of the exact sign test that either is as likely to be ahead, both ways; equal ones are
-            left out, and without others it is 1.
+            left out, and without others it is 1; nan for fewer than two seeds.
     """
 
     mean: float
@@ -54,10 +54,10 @@ def over_seeds(differences: ArrayLike) -> OverSeeds:
 
     differences = np.asarray(differences, dtype=np.float64)
     count, mean = len(differences), float(differences.mean())
+    if count < 2:
+        return OverSeeds(mean, math.nan, math.nan, math.nan, math.nan, math.nan)
     ahead, behind = int((differences > _EQUAL).sum()), int((differences < -_EQUAL).sum())
     sign = float(stats.binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
-    if count < 2:
-        return OverSeeds(mean, math.nan, math.nan, math.nan, math.nan, sign)
     error = float(differences.std(ddof=1)) / math.sqrt(count)
     if np.ptp(differences) < _EQUAL:
         return OverSeeds(mean, error, math.nan, math.nan, math.nan, sign)

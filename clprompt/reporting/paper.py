@@ -172,8 +172,7 @@ def csv(report: Report) -> str:
 def _tested(of_seeds: Mapping[int, float]) -> list[float | None]:
     """Interval and p-values of differences; None where there is none."""
     found = over_seeds(list(of_seeds.values()))
-    sign = found.sign if len(of_seeds) > 1 else math.nan
-    return [None if math.isnan(v) else v for v in (found.low, found.high, found.t, sign)]
+    return [None if math.isnan(v) else v for v in (found.low, found.high, found.t, found.sign)]
 
 
 def _moments(of_seeds: Mapping[int, float]) -> list[float | None]:

@@ -292,7 +292,7 @@ def _of_differences(row: Row, base: Row, key: str) -> list[str]:
         str(len(of_seeds)),
         mean_and_error(of_seeds, signed=True),
         interval(found.low, found.high),
-        *map(probability, (found.t, found.sign if len(of_seeds) > 1 else math.nan)),
+        *map(probability, (found.t, found.sign)),
     ]
 
 
